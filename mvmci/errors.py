@@ -1,0 +1,87 @@
+"""Every failure that mvmci expects, one class each, with the exit code that a script may rely on.
+
+A message is one sentence that says what was wrong and where; `hint` says what to do about it. The
+command line prints both and nothing else. A programmer's error is an `assert`, not one of these.
+"""
+
+from __future__ import annotations
+
+EXIT_FAILED = 1  # the job failed or was cancelled, whatever code the guest gave
+EXIT_USAGE = 2
+EXIT_LOCKED = 5
+EXIT_UNREACHABLE = 6
+EXIT_TIMED_OUT = 124
+EXIT_INTERNAL = 125  # ours, not the job's
+
+
+class MvmciError(Exception):
+    """Base of all expected failures."""
+
+    exit_code = EXIT_INTERNAL
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class Usage(MvmciError):
+    """What the user asked for cannot be done: a bad option, a bad file, an unknown id."""
+
+    exit_code = EXIT_USAGE
+
+
+class BadModule(Usage):
+    """Not WebAssembly, or it imports something that is not offered."""
+
+
+class BadWorkspace(Usage):
+    """A directory that cannot be a workspace: links that leave it, devices, names, too many files."""
+
+
+class NotFound(Usage):
+    """There is no such job, blob or artifact."""
+
+
+class IdTaken(Usage):
+    """The id belongs to another job, or to one that has ended and was forgotten."""
+
+
+class LockHeld(MvmciError):
+    """Another process is at work on the same thing."""
+
+    exit_code = EXIT_LOCKED
+
+
+class StoreUnavailable(MvmciError):
+    """The store does not answer; nobody can say whether the last write landed."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class StoreFull(StoreUnavailable):
+    """The store refuses writes for lack of room. Nothing was written."""
+
+
+class Conflict(MvmciError):
+    """A compare-and-set was refused: the job has a message after the one that was expected."""
+
+
+class NoAnswer(StoreUnavailable):
+    """A write was sent and its answer did not come: it may have landed, or land later."""
+
+
+class Fenced(MvmciError):
+    """Another run holds the job, or it has ended: stop, kill, write nothing, acknowledge nothing."""
+
+
+class JournalCorrupt(MvmciError):
+    """The bytes of a journal are not what its writers wrote."""
+
+
+class Nondeterminism(MvmciError):
+    """A workflow asked for something else than it had asked for when the journal was written."""
+
+
+class IsolationUnavailable(MvmciError):
+    """This host cannot give the isolation that was demanded."""
