@@ -18,7 +18,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_de
     """Base of requests and answers."""
 
 
-class Http(Value, tag="http"):
+class Http(Value, frozen=True, kw_only=True, tag="http"):
     """One HTTP request."""
 
     method: str
@@ -29,7 +29,7 @@ class Http(Value, tag="http"):
     idempotent: bool = False
 
 
-class Exec(Value, tag="exec"):
+class Exec(Value, frozen=True, kw_only=True, tag="exec"):
     """One native program: an argument list, run in the job's workspace."""
 
     argv: tuple[str, ...]
@@ -39,7 +39,7 @@ class Exec(Value, tag="exec"):
     idempotent: bool = False
 
 
-class Sleep(Value, tag="sleep"):
+class Sleep(Value, frozen=True, kw_only=True, tag="sleep"):
     """A pause of `ms` milliseconds from the moment that its intent names."""
 
     ms: int
@@ -50,7 +50,7 @@ class Sleep(Value, tag="sleep"):
         return True
 
 
-class Response(Value, tag="response"):
+class Response(Value, frozen=True, kw_only=True, tag="response"):
     """The answer to an `Http`."""
 
     status: int
@@ -59,7 +59,7 @@ class Response(Value, tag="response"):
     base64: bool = False
 
 
-class Exit(Value, tag="exit"):
+class Exit(Value, frozen=True, kw_only=True, tag="exit"):
     """How an `Exec` ended."""
 
     code: int
@@ -67,11 +67,11 @@ class Exit(Value, tag="exit"):
     stderr: str = ""
 
 
-class Slept(Value, tag="slept"):
+class Slept(Value, frozen=True, kw_only=True, tag="slept"):
     """The end of a `Sleep`."""
 
 
-class Error(Value, tag="error"):
+class Error(Value, frozen=True, kw_only=True, tag="error"):
     """The `effect-error` of the workflow world."""
 
     why: Literal["interrupted", "timed-out", "denied", "lost", "failed"]

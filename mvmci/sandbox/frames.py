@@ -25,14 +25,14 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame"):
 # From the parent to a slot. Paths are relative to the root directory that the nursery was given.
 
 
-class Compile(Frame, tag="compile"):
+class Compile(Frame, frozen=True, kw_only=True, tag="compile"):
     """Compile the module behind the first fd passed at the fork, write the code to the second."""
 
     component: bool
     workflow: bool  # with fuel and canonical NaNs; only components are workflows
 
 
-class RunCommand(Frame, tag="command"):
+class RunCommand(Frame, frozen=True, kw_only=True, tag="command"):
     """Run a WASI program. Its three streams are the fds passed at the fork."""
 
     code: str
@@ -44,7 +44,7 @@ class RunCommand(Frame, tag="command"):
     memory_bytes: int
 
 
-class RunWorkflow(Frame, tag="workflow"):
+class RunWorkflow(Frame, frozen=True, kw_only=True, tag="workflow"):
     """Run a component of world `mvmci:workflow/workflow` from its beginning."""
 
     code: str
@@ -55,7 +55,7 @@ class RunWorkflow(Frame, tag="workflow"):
     now_ms: int
 
 
-class RunProgram(Frame, tag="program"):
+class RunProgram(Frame, frozen=True, kw_only=True, tag="program"):
     """Run a native program in a process tree of its own. Its streams are the fds passed at the fork."""
 
     argv: tuple[str, ...]
@@ -65,7 +65,7 @@ class RunProgram(Frame, tag="program"):
     file_bytes: int
 
 
-class Answer(Frame, tag="answer"):
+class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
     """The result of the call that a workflow waits in; `now_ms` is the time of the record behind it."""
 
     now_ms: int
@@ -75,26 +75,26 @@ class Answer(Frame, tag="answer"):
 # From a slot to its parent.
 
 
-class Call(Frame, tag="call"):
+class Call(Frame, frozen=True, kw_only=True, tag="call"):
     """A workflow asks for an effect and waits for an `Answer`."""
 
     request: effect.Request
 
 
-class Log(Frame, tag="log"):
+class Log(Frame, frozen=True, kw_only=True, tag="log"):
     """A workflow says something. No answer."""
 
     level: Literal["debug", "info", "warning", "error"]
     message: str
 
 
-class Respond(Frame, tag="respond"):
+class Respond(Frame, frozen=True, kw_only=True, tag="respond"):
     """A workflow gives its early answer. No answer."""
 
     value: str
 
 
-class Progress(Frame, tag="progress"):
+class Progress(Frame, frozen=True, kw_only=True, tag="progress"):
     """A workflow says how far it is. No answer."""
 
     done: int
@@ -102,7 +102,7 @@ class Progress(Frame, tag="progress"):
     message: str
 
 
-class Ended(Frame, tag="ended"):
+class Ended(Frame, frozen=True, kw_only=True, tag="ended"):
     """How the task ended.
 
     `ok`: a workflow returned ok (`text` is its JSON), a command ended with code 0, compiling worked.

@@ -1,0 +1,232 @@
+"""One run of one job: its lease, its view of the journal, and every write that it makes.
+
+A holder writes by compare-and-set on what it has read. When a write is refused or its answer does not
+come, it reads on and lets `journal.verdict` decide (PROTOCOL §2). It never writes after it was fenced,
+and what follows a record leaves it only after that record is on disk:
+
+    intent   is on disk before its effect begins
+    result   rides with the next intent or the end, or is written after `RESULT_WAIT_S`
+    output   is held back until everything recorded before it is on disk
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from itertools import chain, repeat
+
+from mvmci.errors import Conflict, Fenced, MvmciError, NotFound, StoreUnavailable
+from mvmci.journal import (
+    AnyRecord,
+    Done,
+    Entry,
+    Intent,
+    Journal,
+    Lease,
+    Message,
+    Verdict,
+    kind_of,
+    verdict,
+)
+from mvmci.store import Chunk, Store
+
+RESULT_WAIT_S = 0.005
+RETRY_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # the last is repeated
+GIVE_UP_S = 60.0
+LOOK_EVERY_S = 1.0
+STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
+
+
+class Cancelled(Exception):
+    """A cancel stands in the journal: the only end is `cancelled`."""
+
+
+class Reread(Exception):
+    """The lease was refused because something was recorded: forget the replay, read the job afresh."""
+
+
+async def load(store: Store, job: str) -> Journal:
+    """The journal of `job`. Raises NotFound."""
+    journal = Journal(job)
+    journal.absorb(await store.journals.read(job))
+    if not journal.tail and journal.state.corrupt is None:
+        raise NotFound(f"there is no job {job}", hint="`mvmci list` shows the jobs that there are")
+    return journal
+
+
+class Holder:
+    """Writes the journal of one job for one run, and gives its output to the logs.
+
+    `failure` ends with the exception that a write in the background met: Fenced, Cancelled, Reread or
+    StoreUnavailable.
+    """
+
+    def __init__(self, store: Store, journal: Journal, lease: Lease) -> None:
+        assert journal.state.spec is not None
+        self.journal = journal
+        self.lease = lease
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._spec = journal.state.spec
+        self._store = store
+        self._unwritten: list[AnyRecord] = [lease]
+        self._durable = 0  # records of this run that are on disk
+        self._writing = asyncio.Lock()
+        self._printing = asyncio.Lock()
+        self._held_back: deque[tuple[int, Chunk]] = deque()
+        self._flush: asyncio.Task[None] | None = None
+        self._looking = asyncio.create_task(self._watch())
+        self._answered_at = _now_s()
+
+    @property
+    def leased(self) -> bool:
+        """Whether the lease is on disk."""
+        return self._durable > 0
+
+    def add(self, *records: AnyRecord) -> None:
+        """Let `records` ride with the next write; it comes within `RESULT_WAIT_S`."""
+        self._unwritten += records
+        if self._flush is None or self._flush.done():
+            self._flush = asyncio.create_task(self._flush_soon())
+
+    async def write(self, *records: AnyRecord) -> None:
+        """Make everything that waits, and `records` after it, durable as one message.
+
+        Raises Fenced, Cancelled (only `finish` may follow), Reread (only before the lease is on disk),
+        and StoreUnavailable after `GIVE_UP_S` without an answer.
+        """
+        self._unwritten += records
+        async with self._writing:
+            if self._unwritten:
+                await self._commit()
+        await self._print_durable()
+
+    async def finish(self, done: Done) -> None:
+        """Write the end. An intent that is not on disk yet is forgotten: its effect never began."""
+        self._unwritten = [record for record in self._unwritten if not isinstance(record, Intent)]
+        await self.write(done)
+
+    async def confirm(self) -> None:
+        """Look at the journal if this process may have been suspended since it last heard of it."""
+        if _now_s() - self._answered_at > STALE_S:
+            await self._look()
+
+    async def print(self, chunk: Chunk) -> None:
+        """Publish `chunk` once everything recorded before it is on disk."""
+        self._held_back.append((self._durable + len(self._unwritten), chunk))
+        await self._print_durable()
+
+    async def close(self) -> None:
+        """Stop what runs in the background. What was not written is not written."""
+        for task in (self._looking, self._flush):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        self.failure.cancel()
+
+    async def _commit(self) -> None:
+        batch = tuple(self._unwritten)
+        if self.journal.state.cancel is not None and not _cancels(batch):
+            raise Cancelled
+        await self._append(batch)
+        del self._unwritten[: len(batch)]
+        self._durable += len(batch)
+        self._answered_at = _now_s()
+        if self.journal.state.cancel is not None and not isinstance(batch[-1], Done):
+            raise Cancelled
+
+    async def _append(self, batch: tuple[AnyRecord, ...]) -> None:
+        """Write `batch`, or learn that it was written, or raise: the resolve loop."""
+        message_id = secrets.token_hex(8)
+        give_up = _now_s() + GIVE_UP_S
+        for pause_s in chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1])):
+            data, expect = self.journal.encode(batch, message_id), self.journal.tail
+            try:
+                seq = await self._store.journals.append(
+                    self.journal.job,
+                    kind_of(batch),
+                    self._spec.queue,
+                    data,
+                    message_id=message_id,
+                    expect=expect,
+                )
+                self.journal.absorb([Entry(seq=seq, data=data)])
+                return
+            except (Conflict, StoreUnavailable) as refusal:
+                if _now_s() > give_up:
+                    raise StoreUnavailable(
+                        f"the store took no record of {self.journal.job} for {GIVE_UP_S:.0f} s: {refusal}"
+                    ) from refusal
+            await asyncio.sleep(pause_s)
+            news = await self._read_on(give_up)
+            if self._decide(news, message_id) == "written":
+                return
+            # A message of ours that went unanswered before a cancel was seen may have landed since.
+            landed = [record for message in news for record in message.records]
+            batch = tuple(record for record in batch if record not in landed)
+            if self.journal.state.cancel is not None and not _cancels(batch):
+                raise Cancelled
+
+    async def _read_on(self, give_up: float) -> list[Message]:
+        """Absorb everything after the tail, and return it."""
+        while True:
+            try:
+                entries = await self._store.journals.read(self.journal.job, after=self.journal.tail)
+                self._answered_at = _now_s()
+                return self.journal.absorb(entries)
+            except StoreUnavailable:
+                if _now_s() > give_up:
+                    raise
+            await asyncio.sleep(RETRY_PAUSES_S[-1])
+
+    def _decide(self, news: list[Message], message_id: str) -> Verdict:
+        decision = verdict(
+            self.journal, news, run=self.lease.run, epoch=self.lease.epoch, message_id=message_id
+        )
+        if decision == "fenced":
+            raise Fenced(f"another run holds {self.journal.job}, or it has ended")
+        if decision == "reread":
+            raise Reread
+        return decision
+
+    async def _look(self) -> None:
+        """Absorb what others wrote: a cancel, a newer lease, an end."""
+        async with self._writing:
+            self._decide(await self._read_on(_now_s() + GIVE_UP_S), "")
+        if self.journal.state.cancel is not None:
+            raise Cancelled
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._guard(self._look())
+
+    async def _flush_soon(self) -> None:
+        await asyncio.sleep(RESULT_WAIT_S)
+        await self._guard(self.write())
+
+    async def _guard(self, step: Awaitable[None]) -> None:
+        try:
+            await step
+        except (MvmciError, Cancelled, Reread) as failure:
+            if not self.failure.done():
+                self.failure.set_exception(failure)
+
+    async def _print_durable(self) -> None:
+        async with self._printing:
+            chunks = []
+            while self._held_back and self._held_back[0][0] <= self._durable:
+                chunks.append(self._held_back.popleft()[1])
+            if chunks:
+                await self._store.logs.append(self.journal.job, self._spec.queue, chunks)
+
+
+def _cancels(batch: Sequence[AnyRecord]) -> bool:
+    return isinstance(batch[-1], Done) and batch[-1].status == "cancelled"
+
+
+def _now_s() -> float:
+    """A clock that also counts the time for which the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

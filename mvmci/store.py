@@ -1,0 +1,174 @@
+"""Where journals, hints, logs, blobs and presence live: five ports, and one object that holds them.
+
+`stores/memory.py` keeps everything in memory or in a folder, for one machine; `stores/nats.py` keeps
+it in JetStream, for a cluster. One suite in `tests/contracts` runs over all of them. A store knows
+nothing of records: journals are bytes in order, and only the compare-and-set makes them safe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import msgspec
+
+from mvmci.journal import Entry, Lease, MessageKind
+
+CHUNK_BYTES_MAX = 64 << 10
+MESSAGE_BYTES_MAX = 1 << 20  # nats-server's default limit, and ours for every store
+
+
+class Journals(Protocol):
+    """The messages of every job, in order. The only truth about a job."""
+
+    async def read(self, job: str, after: int = 0) -> list[Entry]:
+        """All messages of `job` with a sequence over `after`, in order; none if there is no such job.
+
+        Raises StoreUnavailable.
+        """
+
+    async def append(
+        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+    ) -> int:
+        """Store `data` as the job's next message if its last has sequence `expect`, and return the new one.
+
+        `expect` is 0 for a job that has none. Once this returns, the message survives a power cut.
+        Raises Conflict when the last is another (nothing was stored), NoAnswer when nobody can say
+        whether it was stored, StoreFull when there is no room.
+        """
+
+    def jobs(self) -> AsyncIterator[str]:
+        """The ids of all jobs, in no order. Raises StoreUnavailable."""
+
+
+class Delivery(Protocol):
+    """One hint, handed to one puller."""
+
+    job: str
+    fresh: bool  # the job's own spec, delivered for the first time
+
+    async def ack(self) -> None:
+        """The hint has done its work. An acknowledgement proves nothing: a lapsed one is accepted too."""
+
+    async def keep(self) -> None:
+        """The hint is still at work: do not hand it out again before another `HINT_LAPSE_S`."""
+
+
+HINT_LAPSE_S = 30.0
+
+
+class Hints(Protocol):
+    """Words that a job wants looking at. Any of them may be lost without harm, or come twice."""
+
+    async def ready(self, queue: str, job: str) -> None:
+        """Say that `job` wants looking at; a newer word replaces an older one."""
+
+    async def timer(self, queue: str, job: str, at_ms: int) -> None:
+        """Say `ready` at a time (ms since 1970), to the second; a newer timer replaces an older one."""
+
+    async def pull(self, queue: str, *, wait_s: float) -> Delivery | None:
+        """The next hint of `queue`: a new job's spec, or a `ready`. Waits at most `wait_s`, then None.
+
+        A hint that is neither acknowledged nor kept comes again after `HINT_LAPSE_S`.
+        """
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of output. Numbers count from 0 in each attempt; a replay repeats them."""
+
+    attempt: int  # the epoch for a command; 0 for a workflow, whose replays are one attempt
+    number: int
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+    at: int
+
+
+class Logs(Protocol):
+    """What jobs print, in numbered chunks. Bounded by age and size; readers drop what they have seen."""
+
+    async def append(self, job: str, queue: str, chunks: Sequence[Chunk]) -> None:
+        """Add `chunks`. They are kept as soon as the store can, not necessarily synced on return."""
+
+    async def read(self, job: str) -> list[Chunk]:
+        """All chunks of `job`, in the order of their arrival."""
+
+    def follow(self, job: str) -> AsyncIterator[Chunk]:
+        """The chunks of `job`, those that are there first, then each as it comes. Never ends by itself."""
+
+
+class Blobs(Protocol):
+    """Bytes by the SHA-256 of what they are, written `sha256:<64 hex digits>`. Never changed."""
+
+    async def put(self, data: bytes) -> str:
+        """Keep `data` and return its digest. Keeping it again is free."""
+
+    async def put_file(self, path: Path) -> str:
+        """Keep the bytes of the file at `path` and return their digest."""
+
+    async def has(self, digest: str) -> bool:
+        """Whether the blob is there, whole."""
+
+    async def get(self, digest: str) -> bytes:
+        """The bytes, checked against their digest. Raises NotFound."""
+
+    async def fetch(self, digest: str, to: Path) -> None:
+        """Write the bytes to a new file at `to`, checked against their digest. Raises NotFound."""
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit that is there, and the jobs that it holds, `id@epoch`."""
+
+    unit: str
+    incarnation: str
+    holds: tuple[str, ...] = ()
+
+
+class Presence(Protocol):
+    """Who is there, and which jobs they are at work on."""
+
+    unit: str
+    incarnation: str  # new for each process
+
+    async def claim(self, job: str, epoch: int) -> None:
+        """Say that this unit is about to hold `job` at `epoch`, before its lease is written.
+
+        Raises LockHeld where the store itself knows another live holder.
+        """
+
+    async def drop(self, job: str) -> None:
+        """This unit no longer holds `job`."""
+
+    async def live(self, lease: Lease) -> bool:
+        """Whether the holder that wrote `lease` may still be at work.
+
+        Never wrong for long: False comes at the latest some `GONE_S` after its process died, counted
+        on this reader's own clock. A wrong False costs an attempt, never a promise.
+        """
+
+    async def members(self) -> list[Member]:
+        """All units that are there."""
+
+
+GONE_S = 4.0
+
+
+@dataclass(frozen=True)
+class Store:
+    """One place with all five, and how to leave it."""
+
+    journals: Journals
+    hints: Hints
+    logs: Logs
+    blobs: Blobs
+    presence: Presence
+
+    async def close(self) -> None:
+        """Let go of everything; what was written stays."""
+
+
+def digest_of(data: bytes) -> str:
+    """The name of a blob."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
