@@ -56,7 +56,7 @@ def test_a_size_is_bytes_or_a_number_with_a_unit(text: str | int, size: int) -> 
     assert quantity.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", [*NEITHER, "1MiB", "1H", True, -1, float("nan"), float("inf"), 10**5000])
+@pytest.mark.parametrize("text", [*NEITHER, "1MiB", "1H", True, -1, float("nan"), float("inf")])
 def test_what_is_no_duration_is_refused_with_a_hint(text: str) -> None:
     with pytest.raises(errors.Usage) as caught:
         quantity.parse_duration(text)
@@ -91,6 +91,11 @@ def test_a_size_that_was_written_is_read_back_the_same(size: int) -> None:
     assert quantity.parse_size(quantity.format_size(size)) == size
 
 
+def test_a_number_too_long_to_print_is_refused_too() -> None:
+    with pytest.raises(errors.Usage, match="That number is not a duration"):
+        quantity.parse_duration(10**5000)
+
+
 @given(st.text(max_size=30) | st.integers() | st.floats())
 def test_anything_at_all_is_a_quantity_or_a_usage_error(text: str | int | float) -> None:
     for parse, pattern in (
@@ -99,8 +104,11 @@ def test_anything_at_all_is_a_quantity_or_a_usage_error(text: str | int | float)
     ):
         try:
             value = parse(text)
-        except errors.Usage as error:
-            assert len(error.message) < 200 and error.message.isprintable()
+        except errors.Usage as refused:
+            message = refused.message
         else:
+            message = "fine"
             assert value >= 0
             assert not isinstance(text, str) or re.search(pattern, text.strip())
+        assert len(message) < 200
+        assert message.isprintable()
