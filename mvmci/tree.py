@@ -1,0 +1,185 @@
+"""The manifest of a workspace: which files a directory holds, as a value that has one digest.
+
+A tree lists files (by the digest of their bytes), symbolic links (by their text) and those
+directories that are empty; all others follow from the paths. Entries are sorted, so that equal
+directories have equal trees. Modes are reduced to "executable or not"; owners and times are left out.
+
+A manifest comes from a store and is untrusted: `decode` promises that no entry lies outside of the
+root, beneath a file or a link, or twice at the same place. It does not promise that a link stays
+inside (`leaves` tells): whoever walks a directory does not follow links.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import msgspec
+
+from mvmci.errors import BadWorkspace
+
+FILES_MAX = 50_000
+WORKSPACE_BYTES_MAX = 4 << 30
+DEPTH_MAX = 256
+PATH_BYTES_MAX = 4000
+NAME_BYTES_MAX = 255
+LINK_HOPS_MAX = 40
+MANIFEST_BYTES_MAX = 64 << 20
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One thing in a workspace, at the relative path `path`.
+
+    A `file` has `digest`, `size` in bytes and `executable`; a `link` has `target`; a `dir` is empty.
+    """
+
+    path: str
+    kind: Literal["file", "link", "dir"] = "file"
+    digest: str = ""
+    size: int = 0
+    executable: bool = False
+    target: str = ""
+
+
+class Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """Entries in the order of their paths. Make one with `tree` or `decode`."""
+
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files."""
+        return sum(entry.size for entry in self.entries)
+
+
+EMPTY = Tree()
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Tree)
+
+
+def tree(entries: Iterable[Entry]) -> Tree:
+    """The tree of `entries`, in whatever order they come. Raises BadWorkspace."""
+    made = Tree(entries=tuple(sorted(entries, key=lambda entry: entry.path)))
+    check(made)
+    return made
+
+
+def encode(value: Tree) -> bytes:
+    """The canonical bytes of a tree."""
+    return _encoder.encode(value)
+
+
+def decode(data: bytes, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> Tree:
+    """The tree that `data` writes. Raises BadWorkspace unless it is whole and harmless."""
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise BadWorkspace(f"a manifest of {len(data)} bytes is over the limit of {MANIFEST_BYTES_MAX}")
+    try:
+        value = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
+        raise BadWorkspace(f"a workspace manifest cannot be read: {wrong}") from None
+    check(value, bytes_max=bytes_max)
+    return value
+
+
+def digest(value: Tree) -> str:
+    """`sha256:` and the hex digest of the canonical bytes."""
+    return "sha256:" + hashlib.sha256(encode(value)).hexdigest()
+
+
+def check(value: Tree, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> None:
+    """Raises BadWorkspace unless every entry is well formed and all fit together."""
+    if len(value.entries) > FILES_MAX:
+        raise BadWorkspace(
+            f"a workspace of {len(value.entries)} entries is over the limit of {FILES_MAX}",
+            hint="leave some out with .mvmciignore",
+        )
+    leaves_: set[str] = set()  # whatever has nothing beneath it
+    parents: set[str] = set()
+    before = ""
+    for entry in value.entries:
+        _check_entry(entry)
+        if entry.path <= before:
+            raise _bad(entry.path, "is there twice or out of order")
+        before = entry.path
+        leaves_.add(entry.path)
+        above = entry.path.rpartition("/")[0]
+        while above and above not in parents:
+            parents.add(above)
+            above = above.rpartition("/")[0]
+    for path in sorted(leaves_ & parents):
+        raise _bad(path, "has entries beneath it, but is not a directory that was left out")
+    if value.size > bytes_max:
+        raise BadWorkspace(f"a workspace of {value.size} bytes is over the limit of {bytes_max}")
+
+
+def check_path(path: str) -> None:
+    """Raises BadWorkspace unless `path` is relative, plain and not too long."""
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise BadWorkspace(f"{shown(path)}: a name that is not UTF-8") from None
+    parts = path.split("/")
+    if "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise _bad(path, "is not a plain relative path")
+    longest = max(len(part.encode()) for part in parts)
+    if size > PATH_BYTES_MAX or len(parts) > DEPTH_MAX or longest > NAME_BYTES_MAX:
+        raise _bad(path, f"is too long or lies more than {DEPTH_MAX} directories deep")
+
+
+def leaves(links: Mapping[str, str], path: str) -> bool:
+    """Whether following the link at `path` may lead out of the root; `links` maps paths to targets.
+
+    Links on the way are followed as the system would. A loop leads nowhere, and so not out.
+    """
+    todo = path.split("/")[::-1]
+    at: list[str] = []
+    hops = 0
+    while todo:
+        part = todo.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            if not at:
+                return True
+            at.pop()
+            continue
+        at.append(part)
+        target = links.get("/".join(at))
+        if target is None:
+            continue
+        hops += 1
+        if hops > LINK_HOPS_MAX:
+            return False
+        if target.startswith("/"):
+            return True
+        at.pop()
+        todo += target.split("/")[::-1]
+    return False
+
+
+def shown(path: str) -> str:
+    """`path` as it can be printed: escaped, and cut in the middle when it is long."""
+    text = path.encode("utf-8", "backslashreplace").decode()
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-80:]}"
+
+
+def _check_entry(entry: Entry) -> None:
+    check_path(entry.path)
+    is_file = entry.kind == "file"
+    if is_file != bool(DIGEST.fullmatch(entry.digest)) or entry.size < 0:
+        raise _bad(entry.path, "has no valid digest or size")
+    if not is_file and (entry.digest or entry.size or entry.executable):
+        raise _bad(entry.path, "is not a file but has the properties of one")
+    target = entry.target.encode("utf-8", "replace")
+    if (entry.kind == "link") != bool(target) or b"\0" in target or len(target) > PATH_BYTES_MAX:
+        raise _bad(entry.path, "has no valid link target")
+
+
+def _bad(path: str, what: str) -> BadWorkspace:
+    return BadWorkspace(f"workspace: {shown(path)} {what}")

@@ -1,0 +1,104 @@
+"""The manifest of a workspace: equal directories are equal, and a hostile manifest is refused."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from mvmci import tree
+from mvmci.errors import BadWorkspace
+from mvmci.tree import Entry, Tree
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def file(path: str, **more: object) -> Entry:
+    return msgspec.structs.replace(Entry(path=path, digest=DIGEST, size=1), **more)
+
+
+def link(path: str, target: str) -> Entry:
+    return Entry(path=path, kind="link", target=target)
+
+
+def test_the_order_in_which_entries_come_does_not_matter() -> None:
+    entries = [file("b"), file("a/b"), file("a-b"), link("l", "b"), Entry(path="e", kind="dir")]
+    assert tree.digest(tree.tree(entries)) == tree.digest(tree.tree(entries[::-1]))
+    assert tree.decode(tree.encode(tree.tree(entries))) == tree.tree(entries)
+
+
+def test_any_difference_changes_the_digest() -> None:
+    one = [[file("a")], [file("b")], [file("a", size=2)], [file("a", executable=True)], [link("a", "b")], []]
+    assert len({tree.digest(tree.tree(entries)) for entries in one}) == len(one)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [file("/etc/passwd")],
+        [file("../a")],
+        [file("a/../b")],
+        [file("./a")],
+        [file("a//b")],
+        [file("a/")],
+        [file("")],
+        [file("a\0")],
+        [file("a" * 256)],
+        [file("a/" * 300 + "b")],
+        [file("/".join(["a" * 200] * 30))],
+        [file("a"), file("a")],
+        [file("b"), file("a")],
+        [file("a"), file("a/b")],
+        [link("a", "/etc"), file("a/passwd")],
+        [link("a", "/etc"), file("a-b"), file("a/b/c")],
+        [Entry(path="a", kind="dir"), file("a/b")],
+        [file("a", digest="sha256:00")],
+        [file("a", digest="../../etc/passwd")],
+        [file("a", size=-1)],
+        [file("a", target="b")],
+        [Entry(path="a", kind="link")],
+        [link("a", "b\0")],
+        [link("a", "b" * 5000)],
+        [Entry(path="a", kind="dir", digest=DIGEST)],
+        [file("a", size=5 << 30)],
+    ],
+)
+def test_a_hostile_manifest_is_refused(entries: list[Entry]) -> None:
+    with pytest.raises(BadWorkspace):
+        tree.decode(tree.encode(Tree(entries=tuple(entries))))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"entries":[{"path":"\\ud800"}]}', b'{"entries":[{}]}', b"\xff"])
+def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
+    with pytest.raises(BadWorkspace):
+        tree.decode(data)
+
+
+def test_too_many_entries_are_refused_with_a_hint() -> None:
+    entries = tuple(file(f"{n:06}") for n in range(tree.FILES_MAX + 1))
+    with pytest.raises(BadWorkspace, match="over the limit of 50000") as caught:
+        tree.check(Tree(entries=entries))
+    assert caught.value.hint and ".mvmciignore" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("links", "path", "out"),
+    [
+        ({"a": "b"}, "a", False),
+        ({"a": "/etc"}, "a", True),
+        ({"a": ".."}, "a", True),
+        ({"d/a": ".."}, "d/a", False),
+        ({"d/a": "../.."}, "d/a", True),
+        ({"d/a": "../../d"}, "d/a", True),
+        ({"d": ".", "a": "d/../x"}, "a", True),
+        ({"d": "s/deep", "a": "d/../../x"}, "a", False),
+        ({"a": "b", "b": "a"}, "a", False),
+    ],
+)
+def test_a_link_that_leads_out_is_found_also_through_other_links(
+    links: dict[str, str], path: str, out: bool
+) -> None:
+    assert tree.leaves(links, path) is out
+
+
+def test_a_name_is_shown_without_control_characters() -> None:
+    assert tree.shown("a\x1b[31m\udcff\n") == "a\\x1b[31m\\udcff\\n"
