@@ -8,7 +8,7 @@ nothing of records: journals are bytes in order, and only the compare-and-set ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -141,8 +141,8 @@ class Presence(Protocol):
     async def drop(self, job: str) -> None:
         """This unit no longer holds `job`."""
 
-    async def live(self, lease: Lease) -> bool:
-        """Whether the holder that wrote `lease` may still be at work.
+    async def live(self, job: str, lease: Lease) -> bool:
+        """Whether the holder that wrote `lease` may still be at work on `job`.
 
         Never wrong for long: False comes at the latest some `GONE_S` after its process died, counted
         on this reader's own clock. A wrong False costs an attempt, never a promise.
@@ -164,9 +164,7 @@ class Store:
     logs: Logs
     blobs: Blobs
     presence: Presence
-
-    async def close(self) -> None:
-        """Let go of everything; what was written stays."""
+    close: Callable[[], Awaitable[None]]  # lets go of everything; what was written stays
 
 
 def digest_of(data: bytes) -> str:
