@@ -1,0 +1,178 @@
+"""The first code of the zipapp: looks whether it can run here, unpacks itself safely, starts mvmci.
+
+shiv's bootstrap unpacks into a cache and runs from there. This comes before it and promises that the
+cache is ours alone (whoever can write to it can run code as us), that it is whole (cleaners of cache
+folders delete file by file), and that what prevents it is said in one sentence. The checks are kept
+readable for old Pythons, which are to get a sentence too.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import stat
+import sys
+import time
+import zipfile
+
+EXIT_VERSION = 8
+EXIT_INTERNAL = 125
+LOCK_WAIT_S = 120
+LOCK_PAUSE_S = 0.05
+LOCK_SILENT_S = 1
+GLIBC_MIN = (2, 28)
+UID_UNKNOWN = 65534  # who is shown as the owner where a user namespace has no name for it
+OWN_DIRECTORY = "set SHIV_ROOT to a directory of your own (mode 0700) on a disk that may hold programs"
+
+
+def stop(message, hint, code=EXIT_INTERNAL):
+    sys.stderr.write(f"Error: {message}\nhint: {hint}\n")
+    sys.exit(code)
+
+
+def check_host(machine, pythons):
+    """Compiled modules are inside for one architecture, one C library and a few Pythons."""
+    version = "{}.{}".format(*sys.version_info[:2])
+    ours = sys.implementation.name == "cpython" and "t" not in sys.abiflags
+    if version not in pythons or not ours:
+        stop(
+            f"this file runs on CPython {pythons[0]} to {pythons[-1]}, not on {sys.executable} ({version}).",
+            f"start it with another one: python{pythons[-1]} {sys.argv[0]} …",
+            EXIT_VERSION,
+        )
+    here = os.uname().machine
+    if here != machine:
+        stop(
+            f"this file is for {machine} and this machine is {here}.",
+            f"build it on a {here} machine: ./just zipapp",
+            EXIT_VERSION,
+        )
+    try:
+        name, glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        fits = name == "glibc" and tuple(int(part) for part in glibc.split(".")[:2]) >= GLIBC_MIN
+    except (OSError, ValueError):
+        fits = False
+    if not fits:
+        stop(
+            "this file needs the GNU C library {}.{} or newer.".format(*GLIBC_MIN),
+            "run it on a distribution that has it, such as Debian 10 or later (Alpine has another one)",
+            EXIT_VERSION,
+        )
+
+
+def cache_root():
+    """The directory that holds the caches, ours alone, made when missing."""
+    root = os.environ.get("SHIV_ROOT")
+    if not root:
+        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mvmci")
+    root = os.path.realpath(os.path.expanduser(root))
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+        status = os.stat(root)
+        noexec = os.statvfs(root).f_flag & os.ST_NOEXEC
+    except OSError as error:
+        stop(f"cannot make {root}, where mvmci unpacks itself: {error.strerror}.", OWN_DIRECTORY)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        whose = "can be written to by others" if status.st_uid == os.geteuid() else "belongs to another user"
+        stop(f"{root}, where mvmci unpacks itself, {whose}, who could plant code there.", OWN_DIRECTORY)
+    check_parents(root)
+    if noexec:
+        stop(f"{root}, where mvmci unpacks itself, is on a disk mounted noexec.", OWN_DIRECTORY)
+    return root
+
+
+def check_parents(root):
+    """Whoever can rename a directory above the cache can put another in its place."""
+    above = os.path.dirname(root)
+    while True:
+        status = os.stat(above)
+        shared = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if shared or status.st_uid not in (0, os.geteuid(), UID_UNKNOWN):
+            stop(f"{above} belongs to others, who could replace {root}, where mvmci unpacks itself.", OWN_DIRECTORY)
+        if above == os.path.dirname(above):
+            return
+        above = os.path.dirname(above)
+
+
+def damaged(cache, files):
+    """The files that the cache lacks, or has in another size."""
+
+    def size(name):
+        try:
+            return os.stat(os.path.join(cache, name)).st_size
+        except OSError:
+            return None
+
+    return [name for name, expected in files.items() if size(name) != expected]
+
+
+def locked(path):
+    """A descriptor that holds the lock at `path` until it is closed."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    began = time.monotonic()
+    said = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            waited = time.monotonic() - began
+        if waited > LOCK_WAIT_S:
+            stop(f"another process holds {path} and does not finish unpacking.", "end that process, then try again")
+        if waited > LOCK_SILENT_S and not said:
+            sys.stderr.write("mvmci: waiting for another process that is unpacking it\n")
+            said = True
+        time.sleep(LOCK_PAUSE_S)
+
+
+def mend(archive, cache, names):
+    """Put single files back, each whole or not at all, under the feet of processes that run from here."""
+    for name in names:
+        path = os.path.join(cache, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        part = f"{path}.{os.getpid()}.part"
+        with open(part, "wb") as file:
+            file.write(archive.read(name))
+        os.chmod(part, archive.getinfo(name).external_attr >> 16)
+        os.replace(part, path)
+
+
+def unpack(root, build_id, files):
+    """Make the cache of this build whole. Costs one look at each file when it is."""
+    from _bootstrap import cache_path, extract_site_packages  # noqa: PLC0415
+
+    with zipfile.ZipFile(sys.argv[0]) as archive:
+        cache = cache_path(archive, root, build_id)
+        try:
+            lock = locked(os.path.join(root, ".mvmci_lock"))
+            try:
+                if os.path.exists(os.path.join(str(cache), "site-packages")):
+                    mend(archive, str(cache), damaged(str(cache), files))
+                else:
+                    extract_site_packages(archive, cache)
+            finally:
+                os.close(lock)
+        except OSError as error:
+            hint = "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else OWN_DIRECTORY
+            stop(f"cannot unpack mvmci into {cache}: {error.strerror}.", hint)
+
+
+def main():
+    build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]  # noqa: F821
+    check_host(build["machine"], build["pythons"])
+    root = cache_root()
+    cache = os.path.join(root, "{}_{}".format(os.path.basename(os.path.realpath(sys.argv[0])), build["id"]))
+    if damaged(cache, build["files"]):
+        unpack(root, build["id"], build["files"])
+    os.environ["SHIV_ROOT"] = root
+    # Nothing from elsewhere may stand before what was packed and tested together.
+    for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        while entry and entry in sys.path:
+            sys.path.remove(entry)
+
+    from _bootstrap import bootstrap  # noqa: PLC0415
+
+    bootstrap()
+
+
+main()
