@@ -70,7 +70,7 @@ def test_a_star_never_leaves_its_component(rule: str, url: str, allowed: bool) -
         "https://api%2eexample.com/",
         "https://api.example.com:0/",
         "https://api.example.com:65536/",
-        "https://api.example.com:８０/",
+        "https://api.example.com:\uff18\uff10/",
         "https://*/",
         "https://0x7f.1/",
         "https://0x7f000001/",
@@ -175,11 +175,15 @@ def test_only_a_rule_that_names_a_private_address_opens_one(rule: str, url: str,
 
 def test_a_private_rule_opens_the_address_it_names_and_no_other() -> None:
     named = Allow(http=("http://10.1.2.3/*",)).decide("http://10.1.2.3/")
-    assert named.permits("10.1.2.3") and named.permits("::ffff:10.1.2.3")
-    assert not named.permits("10.1.2.4") and not named.permits("127.0.0.1")
+    assert named.permits("10.1.2.3")
+    assert named.permits("::ffff:10.1.2.3")
+    assert not named.permits("10.1.2.4")
+    assert not named.permits("127.0.0.1")
     local = Allow(http=("http://localhost/*",)).decide("http://localhost/")
-    assert local.permits("127.0.0.1") and local.permits("::1")
-    assert not local.permits("10.1.2.3") and not local.permits("169.254.169.254")
+    assert local.permits("127.0.0.1")
+    assert local.permits("::1")
+    assert not local.permits("10.1.2.3")
+    assert not local.permits("169.254.169.254")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +226,17 @@ def test_a_program_is_allowed_by_exactly_its_name_or_path() -> None:
     allow = Allow(exec=("git", "/usr/bin/make"))
     assert allow.decide_program("git").allowed
     assert allow.decide_program("/usr/bin/make").allowed
-    for other in ("Git", "git ", "make", "/usr/bin/git", "./git", "bin/../git", "/usr/bin/../bin/make", "", "git\0"):
+    for other in (
+        "Git",
+        "git ",
+        "make",
+        "/usr/bin/git",
+        "./git",
+        "bin/../git",
+        "/usr/bin/../bin/make",
+        "",
+        "git\0",
+    ):
         assert not allow.decide_program(other).allowed
     assert 'allow: {exec: ["make"]}' in allow.decide_program("make").hint
 

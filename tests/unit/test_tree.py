@@ -67,7 +67,9 @@ def test_a_hostile_manifest_is_refused(entries: list[Entry]) -> None:
         tree.decode(tree.encode(Tree(entries=tuple(entries))))
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b'{"entries":[{"path":"\\ud800"}]}', b'{"entries":[{}]}', b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"entries":[{"path":"\\ud800"}]}', b'{"entries":[{}]}', b"\xff"]
+)
 def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
     with pytest.raises(BadWorkspace):
         tree.decode(data)
@@ -77,7 +79,8 @@ def test_too_many_entries_are_refused_with_a_hint() -> None:
     entries = tuple(file(f"{n:06}") for n in range(tree.FILES_MAX + 1))
     with pytest.raises(BadWorkspace, match="over the limit of 50000") as caught:
         tree.check(Tree(entries=entries))
-    assert caught.value.hint and ".mvmciignore" in caught.value.hint
+    assert caught.value.hint
+    assert ".mvmciignore" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,405 @@
+"""The child's side of `exec`: one native program, in a process tree that ends with it.
+
+`supervise` runs in a process that was forked for it, and makes two more:
+
+    supervisor ── init ── program ── …
+
+Init is process 1 of a PID namespace where the host has one for us (root, or unprivileged user
+namespaces), and then the kernel kills the whole tree with it. Elsewhere it is a subreaper that finds
+its descendants in /proc and kills them until none is left. In both, when `supervise` returns, the
+program and everything that it started are dead, daemons with a group of their own too; and when the
+supervisor is killed, or nobody reads the program's standard output any more, they die as well.
+
+Promised to the caller: the end of the program itself, the limits on processes and file size, and that
+the program has its three streams and no other descriptor. Not promised: a bound on memory or CPU
+time, and, as a subreaper without a uid of its own, that a program which kills init leaves nothing
+behind. Nothing here hides the host's files from the program; that is what its uid is for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import resource
+import select
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from mvmci.sandbox import frames
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+COUNT_INTERVAL_S = 0.05
+COUNT_SHARE = 10  # counting takes at most one part in so many of the time
+THREADS_PER_PROCESS = 4  # what the kernel's own limit allows beyond ours, where it is per user
+REPORT_BYTES_MAX = 64 << 10
+REASON_BYTES_MAX = 4000
+HANDOVER_FD = 64  # streams wait at or above this one while they change places
+EXIT_FAILED = 72
+
+_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
+_MS_REC_PRIVATE = 0x4000 | 1 << 18
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Tree(msgspec.Struct, frozen=True, kw_only=True):
+    """How the tree is held together."""
+
+    namespace: bool  # init is process 1 of its own PID namespace
+    own_user: bool  # the kernel counts processes for this tree alone
+
+
+def supervise(
+    task: frames.RunProgram, streams: tuple[int, int, int], uid: int | None, *, namespaces: bool = True
+) -> frames.Ended:
+    """Run `task` to its end with `streams` as its 0, 1 and 2, as user `uid` where one is given.
+
+    Returns when everything that it started is dead: outcome `exit` or `signal` with `code`, `limit`
+    for `processes`, or `invalid` where it could not be started (`text` says why). The standard output
+    is the lifeline: when its reader is gone, the tree is killed and the outcome is signal 9. The
+    process that calls this is changed for good and should end soon after.
+    """
+    try:
+        tree = _isolate(uid) if namespaces else _Tree(namespace=False, own_user=uid is not None)
+        lifeline, hold = os.pipe()
+        report, tell = os.pipe()
+        init = os.fork()
+    except OSError as error:
+        return frames.Ended(outcome="invalid", text=f"no process could be made: {error.strerror}")
+    if init == 0:
+        try:
+            os.close(hold)
+            os.close(report)
+            ended = _Init(task, streams, uid, tree, lifeline).run()
+            os.write(tell, msgspec.json.encode(ended)[:REPORT_BYTES_MAX])
+            os._exit(0)
+        finally:  # whatever happened, init never returns into its caller's code
+            os._exit(EXIT_FAILED)
+    os.close(lifeline)
+    os.close(tell)
+    os.write(hold, b"%d" % init)
+    return _follow(init, report, hold, streams[1], tree)
+
+
+def _follow(init: int, report: int, hold: int, stdout: int, tree: _Tree) -> frames.Ended:
+    """In the supervisor: wait for the report and for init's end, or bring both about."""
+    poll = select.poll()
+    poll.register(report, select.POLLIN)
+    poll.register(stdout, 0)  # POLLERR and POLLHUP only: nobody reads any more
+    while all(fd != report for fd, _ in poll.poll()):
+        poll.unregister(stdout)
+        os.close(hold)
+        os.kill(init, signal.SIGKILL if tree.namespace else signal.SIGCONT)
+    os.waitpid(init, 0)
+    data = os.read(report, REPORT_BYTES_MAX)
+    if not data:
+        return _killed("killed with its process tree")
+    return msgspec.json.decode(data, type=frames.Ended)
+
+
+def _isolate(uid: int | None) -> _Tree:
+    """Put the children to come into a PID and a mount namespace of their own, if the host allows it."""
+    me, group = os.geteuid(), os.getegid()
+    if me == 0:
+        return _Tree(namespace=_libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0, own_user=uid is not None)
+    # In a child first: a host may grant the namespaces and then refuse the maps, and nothing leads back.
+    trial = os.fork()
+    if trial == 0:
+        with contextlib.suppress(OSError):
+            _enter_user_namespace(me, group)
+            os._exit(0)
+        os._exit(1)
+    entered = os.waitpid(trial, 0)[1] == 0
+    if entered:
+        _enter_user_namespace(me, group)
+    return _Tree(namespace=entered, own_user=entered)
+
+
+def _enter_user_namespace(uid: int, gid: int) -> None:
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the maps below belong to root
+    _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNS), "unshare")
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        Path(f"/proc/self/{name}").write_text(text)
+
+
+class _Init:
+    """The process above the program: starts it, reaps, counts, and takes everything down with it."""
+
+    def __init__(
+        self,
+        task: frames.RunProgram,
+        streams: tuple[int, int, int],
+        uid: int | None,
+        tree: _Tree,
+        lifeline: int,
+    ) -> None:
+        self._task = task
+        self._streams = streams
+        self._uid = uid
+        self._tree = tree
+        self._lifeline = lifeline
+        self._directory = os.path.realpath(task.directory)
+        self._env = {
+            "PATH": DEFAULT_PATH,
+            "HOME": self._directory,
+            "TMPDIR": "/tmp",  # noqa: S108 -- a default that the caller replaces
+            "LANG": "C.UTF-8",
+            **dict(task.env),
+        }
+
+    def run(self) -> frames.Ended:
+        """Until the program has ended, was stopped, or nobody wants it any more."""
+        if self._tree.namespace:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        else:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        number = os.read(self._lifeline, 16)
+        if not number:
+            os._exit(EXIT_FAILED)  # the supervisor is dead already
+        self._root = int(number)
+        self._private_proc = self._tree.namespace and self._mount()
+        wake, poke = os.pipe()
+        os.set_blocking(wake, False)
+        os.set_blocking(poke, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
+        started = self._start()
+        ended = started if isinstance(started, frames.Ended) else self._watch(started, wake)
+        if not self._tree.namespace:
+            self._kill_descendants()
+        return ended
+
+    def _start(self) -> int | frames.Ended:
+        says, say = os.pipe()
+        try:
+            program = os.fork()
+        except OSError as error:
+            return frames.Ended(outcome="invalid", text=f"no process could be made: {error.strerror}")
+        if program == 0:
+            held = [_moved(fd) for fd in (*self._streams, say)]
+            try:
+                self._become(held)
+            except OSError as error:
+                what = self._task.argv[0] if error.filename is None else os.fsdecode(error.filename)
+                _say(held[3], f"{what}: {error.strerror}")
+            except ValueError as error:  # a NUL, or a '=' in the name of a variable
+                _say(held[3], f"{self._task.argv[0]!r}: {error}")
+            finally:
+                os._exit(EXIT_FAILED)
+        os.close(say)
+        why = os.read(says, REASON_BYTES_MAX)  # the end of file comes with the exec
+        os.close(says)
+        if why:
+            return frames.Ended(outcome="invalid", text=why.decode(errors="replace"))
+        for stream in set(self._streams):
+            os.close(stream)
+        return program
+
+    def _watch(self, program: int, wake: int) -> frames.Ended:
+        poll = select.poll()
+        poll.register(self._lifeline, select.POLLIN)
+        poll.register(wake, select.POLLIN)
+        due = time.monotonic() + COUNT_INTERVAL_S
+        while True:
+            ready = dict(poll.poll(max(0, due - time.monotonic()) * 1000))
+            if self._lifeline in ready:
+                return _killed("killed: nobody waits for it")
+            if wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+                status = dict(_reaped()).get(program)
+                if status is not None:
+                    # A program that met the kernel's limit before we looked may give up by itself.
+                    return self._crowded() or _ended(os.waitstatus_to_exitcode(status))
+            before = time.monotonic()
+            if before >= due:
+                if crowded := self._crowded():
+                    return crowded
+                after = time.monotonic()
+                due = after + max(COUNT_INTERVAL_S, (after - before) * COUNT_SHARE)
+
+    def _crowded(self) -> frames.Ended | None:
+        if self._private_proc:
+            count = sum(name.isdigit() for name in os.listdir("/proc")) - 1
+        else:
+            count = len(descendants(self._root))
+        return frames.Ended(outcome="limit", limit="processes") if count > self._task.processes_max else None
+
+    def _become(self, held: list[int]) -> NoReturn:
+        """In the program's process: leave everything of ours behind, and exec.
+
+        `held` are its streams, and what is left open until the exec.
+        """
+        parent = os.getppid()
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        for target, fd in enumerate(held[:3]):
+            os.dup2(fd, target)
+        os.closerange(3, held[3])
+        os.closerange(held[3] + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.chdir(self._directory)  # while the path to it is still open to us
+        self._limit()
+        if self._uid is not None and os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(self._uid, self._uid, self._uid)
+            os.setresuid(self._uid, self._uid, self._uid)
+        os.umask(0o022)
+        _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of uid had reset it
+        if os.getppid() != parent:
+            os._exit(EXIT_FAILED)
+        os.execvpe(self._task.argv[0], list(self._task.argv), self._env)  # noqa: S606 -- never through a shell
+
+    def _limit(self) -> None:
+        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: self._task.file_bytes}
+        # The kernel's own limit is the backstop against what grows faster than we count. It is per
+        # user, and root has none.
+        others = 0 if self._tree.own_user else _threads_of(os.geteuid())
+        limits[resource.RLIMIT_NPROC] = others + self._task.processes_max * THREADS_PER_PROCESS
+        for name, value in limits.items():
+            hard = resource.getrlimit(name)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(name, (value, value))
+
+    def _mount(self) -> bool:
+        """A /proc of our own, and a way to the workspace; whether there is such a /proc."""
+        if _libc.mount(None, b"/", None, _MS_REC_PRIVATE, None) != 0:
+            return False
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+        private: bool = _libc.mount(b"proc", b"/proc", b"proc", flags, None) == 0
+        if private and self._uid is not None and os.geteuid() == 0:
+            self._open_the_way(self._uid)
+        return private
+
+    def _open_the_way(self, uid: int) -> None:
+        """Make the absolute path of the workspace passable for the program's user.
+
+        It may lie beneath a directory that only our user enters. That directory is covered, for this
+        tree only, by an empty one that holds the way to the workspace and to TMPDIR and nothing else.
+        """
+        closed = _first_closed(self._directory, uid)
+        if closed is None:
+            return
+        keep = [self._directory]
+        temporary = os.path.realpath(self._env["TMPDIR"])
+        beneath = temporary.startswith(f"{closed}/") and not f"{temporary}/".startswith(f"{self._directory}/")
+        if beneath and os.path.isdir(temporary):
+            keep.append(temporary)
+        fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) for path in keep]
+        flags = _MS_NOSUID | _MS_NODEV
+        _checked(_libc.mount(b"tmpfs", os.fsencode(closed), b"tmpfs", flags, b"mode=755,size=1m"), closed)
+        for path, fd in zip(keep, fds, strict=True):
+            os.makedirs(path, mode=0o755, exist_ok=True)
+            _checked(_libc.mount(b"/proc/self/fd/%d" % fd, os.fsencode(path), None, _MS_BIND, None), path)
+            os.close(fd)
+
+    def _kill_descendants(self) -> None:
+        """As a subreaper: until nothing is left. Stopped first, so that none forks ahead of the kill."""
+        while True:
+            if self._uid is not None and os.geteuid() == 0:
+                _kill_all_of(self._uid)
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in descendants(os.getpid()):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(0.001)
+
+
+def descendants(root: int) -> list[int]:
+    """The processes beneath `root` in the /proc that is mounted, zombies included."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                parent = int(file.read().rpartition(b")")[2].split()[1])
+                children.setdefault(parent, []).append(int(name))
+    found: list[int] = []
+    todo = [root]
+    while todo:
+        beneath = children.pop(todo.pop(), [])
+        found += beneath
+        todo += beneath
+    return found
+
+
+def _threads_of(uid: int) -> int:
+    count = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == uid:
+                    count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
+def _reaped() -> Iterator[tuple[int, int]]:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        yield pid, status
+
+
+def _killed(why: str) -> frames.Ended:
+    return frames.Ended(outcome="signal", code=int(signal.SIGKILL), text=why)
+
+
+def _ended(code: int) -> frames.Ended:
+    return frames.Ended(outcome="signal", code=-code) if code < 0 else frames.Ended(outcome="exit", code=code)
+
+
+def _say(fd: int, text: str) -> None:
+    os.write(fd, text.encode(errors="replace")[:REASON_BYTES_MAX])
+
+
+def _moved(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HANDOVER_FD)
+
+
+def _first_closed(directory: str, uid: int) -> str | None:
+    """The first directory on the way to `directory` that user and group `uid` cannot enter."""
+    above = Path(directory).parents
+    for path in reversed(above):
+        status = path.stat()
+        bit = 0o100 if status.st_uid == uid else 0o010 if status.st_gid == uid else 0o001
+        if not status.st_mode & bit:
+            return str(path)
+    return None
+
+
+def _kill_all_of(uid: int) -> None:
+    """SIGKILL to every process of `uid` at once, which no fork outruns."""
+    killer = os.fork()
+    if killer == 0:
+        try:
+            os.setresuid(uid, uid, uid)
+            os.kill(-1, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.waitpid(killer, 0)
+
+
+def _checked(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
