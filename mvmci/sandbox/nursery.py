@@ -1,0 +1,412 @@
+"""The parent's side of slots: starts the zygote, asks it for children, talks frames with them.
+
+Owns the zygote process and every child's socket. It promises that a child ends when its `Child` is
+killed or closed, when the zygote dies, and when this process dies, however that happens; that what a
+child sends is decoded within bounds or ends it; and that a signal goes to the very process that was
+forked, never to a number that was used again. It does not perform effects and does not judge what a
+guest says. It belongs to one event loop.
+
+A zygote that died is not brought back: `fork` says so, and the caller starts another nursery.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, cast
+
+import msgspec
+
+from mvmci.errors import IsolationUnavailable, MvmciError
+from mvmci.sandbox import confinement, frames, wire, zygote
+from mvmci.sandbox.confinement import Profile
+
+START_S_MAX = 30.0
+CLOSE_S_MAX = 10.0
+RECEIVE_BYTES = 256 << 10
+STDERR_BYTES_MAX = 2000
+PACKAGES = ("mvmci", "wasmtime", "msgspec")  # what a zygote imports beyond the standard library
+
+_BOOTSTRAP = """
+import sys
+sys.path[:0] = sys.argv[2:]
+from mvmci.sandbox.zygote import main
+main(sys.argv[1])
+"""
+_STATUS_SENTENCES = {
+    wire.EXIT_ORPHANED: "it had lost its parent",
+    wire.EXIT_UNCONFINED: "it could not be confined",
+    wire.EXIT_FAILED: "it failed",
+    wire.EXIT_NO_CODE: "the compiled code was missing or was refused",
+}
+
+
+class SlotDied(MvmciError):
+    """A child ended, or was ended, without saying how its task ended."""
+
+
+class NurseryDied(MvmciError):
+    """The process that slots are forked from is gone."""
+
+
+class Child:
+    """One forked process and the frames to and from it."""
+
+    def __init__(self, pid: int, pidfd: int, connection: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._connection = connection
+        self._splitter = frames.Splitter()
+        self._received: deque[bytes] = deque()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._killed_for: str | None = None
+
+    async def send(self, frame: frames.Frame) -> None:
+        """Hand `frame` to the child, waiting while it does not read. Raises SlotDied, ValueError."""
+        data = memoryview(frames.encode(frame))
+        while data:
+            try:
+                data = data[self._connection.send(data) :]
+            except BlockingIOError:
+                await self._ready(reading=False)
+            except OSError:
+                raise await self._died() from None
+
+    async def receive(self) -> frames.ToParent:
+        """The child's next frame. Raises SlotDied when there is none, or when it is not one.
+
+        A call that is cancelled loses nothing.
+        """
+        while not self._received:
+            try:
+                data = self._connection.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                await self._ready(reading=True)
+                continue
+            except OSError:
+                data = b""
+            if not data:
+                raise await self._died()
+            try:
+                self._received.extend(self._splitter.feed(data))
+            except ValueError as error:
+                raise await self._died(f"it sent {error}") from None
+        try:
+            return frames.to_parent.decode(self._received.popleft())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise await self._died("it sent something that is not a frame") from None
+
+    def kill(self) -> None:
+        """SIGKILL, at once and for sure; nothing if it has ended."""
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Its status as `os.waitpid` gives it, once it has ended."""
+        return await asyncio.shield(self._ended)
+
+    async def close(self) -> None:
+        """Kill it if it lives, wait for its end, and let go of the socket."""
+        self.kill()
+        await self.wait()
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Let go of the socket."""
+        self._connection.close()
+
+    async def _ready(self, *, reading: bool) -> None:
+        """Until the socket can be read (or written): waiting alone, so that cancelling loses nothing."""
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        fd = self._connection.fileno()
+        add, remove = (
+            (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+        )
+        add(fd, lambda: ready.done() or ready.set_result(None))
+        try:
+            await ready
+        finally:
+            remove(fd)
+
+    async def _died(self, offence: str | None = None) -> SlotDied:
+        """Kill it, whatever it still does: it has no more to say. The first offence is remembered."""
+        self._killed_for = self._killed_for or offence
+        self.kill()
+        status = await self.wait()
+        return SlotDied(f"the slot process {self._killed_for or _sentence(status)}")
+
+    def ended(self, status: int) -> None:
+        """Called by the nursery, once, when it is known to have ended."""
+        if not self._ended.done():
+            self._ended.set_result(status)
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def _sentence(status: int) -> str:
+    """How a process ended, to stand behind "the slot process"."""
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    if code in _STATUS_SENTENCES:
+        return f"ended because {_STATUS_SENTENCES[code]}"
+    return f"ended with status {code} without saying how its task ended"
+
+
+class Nursery:
+    """Where slots come from. Made by `start`."""
+
+    def __init__(
+        self, root: Path, process: subprocess.Popen[bytes], control: socket.socket, log: int
+    ) -> None:
+        self.root = root
+        self.features: frozenset[str] = frozenset()  # the layers that a slot reaches on this host
+        self._process = process
+        self._control = control
+        self._log = log  # what the zygote writes to its standard error
+        self._children: dict[int, Child] = {}
+        self._waiting: dict[int, tuple[socket.socket, asyncio.Future[Child]]] = {}
+        self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._died: str | None = None
+        self._number = 0
+        self._writable = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        root: Path,
+        *,
+        network: bool = False,
+        without: frozenset[str] = frozenset(),
+        probe: str | None = None,
+    ) -> Self:
+        """Start a zygote whose current directory is `root`, a directory that slots' users can enter.
+
+        With `network` its children keep the host's network: for programs, not for guests. `without`
+        names layers of confinement to leave out, and `probe` a `module:function` for children of
+        profile `probe` to run: both are for tests. Raises IsolationUnavailable, NurseryDied.
+        """
+        assert without <= confinement.LAYERS
+        nursery = cls(root, *_spawn(root, network, without, probe))
+        asyncio.get_running_loop().add_reader(nursery._control, nursery._on_message)
+        try:
+            async with asyncio.timeout(START_S_MAX):
+                await nursery._ready
+                nursery.features = await nursery._layers()
+        except BaseException as error:
+            await nursery.close()
+            if isinstance(error, TimeoutError):
+                raise NurseryDied(f"the slots' zygote did not start within {START_S_MAX:.0f} s") from None
+            raise
+        return nursery
+
+    @property
+    def isolation(self) -> str:
+        """The level, one of `confinement.LEVELS`, that slots of this nursery reach."""
+        return confinement.level(self.features)
+
+    def slot_uid(self, index: int) -> int | None:
+        """The user of slot `index`; None where slots cannot have one of their own."""
+        return confinement.SLOT_UID_BASE + index if "uid" in self.features else None
+
+    async def fork(self, profile: Profile, streams: Sequence[int] = ()) -> Child:
+        """A new child, confined and ready for its first task.
+
+        `streams` are the descriptors that its task uses: three for a command or a program, module and
+        target for a compile. The caller keeps (and closes) its own. Raises NurseryDied.
+        """
+        if self._died is not None:
+            raise NurseryDied(self._died)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (ours, answer)
+        message = msgspec.json.encode(zygote.Fork(number=number, profile=profile))
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno(), *streams]))]
+        try:
+            await self._send(message, rights)
+        except BaseException:
+            self._waiting.pop(number, None)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(_discard)  # the child may come yet, and must not stay
+            raise
+
+    async def close(self) -> None:
+        """Kill every child and the zygote, and wait until they are gone."""
+        self._bury("the nursery was closed")
+        for child in list(self._children.values()):
+            child.kill()
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+        await self._all_gone()
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
+
+    async def _send(self, message: bytes, rights: list[tuple[int, int, array.array[int]]]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                self._control.sendmsg([message], rights)
+                return
+            except BlockingIOError:
+                self._writable.clear()
+                loop.add_writer(self._control, self._writable.set)
+                await self._writable.wait()
+            except OSError:
+                self._bury(self._last_words())
+                raise NurseryDied(cast(str, self._died)) from None
+
+    async def _layers(self) -> frozenset[str]:
+        uid = confinement.SLOT_UID_BASE if os.geteuid() == 0 else None
+        child = await self.fork(Profile(name="layers", uid=uid))
+        try:
+            ended = await child.receive()
+        except SlotDied as error:
+            raise IsolationUnavailable(f"no slot can be started on this host: {error}") from None
+        finally:
+            await child.close()
+        assert isinstance(ended, frames.Ended)
+        return frozenset(msgspec.json.decode(ended.text, type=list[str]))
+
+    def _on_message(self) -> None:
+        """Read one message of the zygote's; called by the loop."""
+        try:
+            space = socket.CMSG_SPACE(zygote.FDS_MAX * 4)
+            data, ancillary, _, _ = self._control.recvmsg(
+                zygote.MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        if not data:
+            self._bury(self._last_words())
+            return
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        match msgspec.json.decode(data, type=zygote.ToParent):
+            case zygote.Ready():
+                self._ready.set_result(None)
+            case zygote.Forked(number=number, pid=pid):
+                connection, answer = self._waiting.pop(number)
+                child = self._children[number] = Child(pid, fds[0], connection)
+                answer.set_result(child)
+            case zygote.Refused(number=number, why=why):
+                connection, answer = self._waiting.pop(number)
+                connection.close()
+                answer.set_exception(SlotDied(f"no slot process could be made: {why}"))
+            case zygote.Exited(number=number, status=status):
+                self._children.pop(number).ended(status)
+
+    def _bury(self, why: str) -> None:
+        """The zygote is gone, or goes now: nobody else will be born, and its children die with it."""
+        if self._died is not None:
+            return
+        self._died = why
+        self._writable.set()  # who waits to send finds out
+        asyncio.get_running_loop().remove_reader(self._control)
+        asyncio.get_running_loop().remove_writer(self._control)
+        self._control.close()
+        if not self._ready.done():
+            self._ready.set_exception(NurseryDied(why))
+            self._ready.exception()  # looked at, whether or not somebody waits
+        for connection, answer in self._waiting.values():
+            connection.close()
+            if not answer.done():
+                answer.set_exception(NurseryDied(why))
+                answer.exception()
+        self._waiting.clear()
+        for child in self._children.values():
+            self._watch(child)
+
+    def _watch(self, child: Child) -> None:
+        """Learn of the end of a child that has nobody left to report it: it was killed."""
+        loop = asyncio.get_running_loop()
+        pidfd = child.pidfd
+
+        def gone() -> None:
+            loop.remove_reader(pidfd)
+            child.ended(signal.SIGKILL)
+
+        loop.add_reader(pidfd, gone)
+
+    async def _all_gone(self) -> None:
+        async with asyncio.timeout(CLOSE_S_MAX):
+            for child in self._children.values():
+                await child.wait()
+        for child in self._children.values():
+            child.disconnect()
+        self._children.clear()
+
+    def _last_words(self) -> str:
+        size = os.fstat(self._log).st_size if self._log >= 0 else 0
+        text = os.pread(self._log, STDERR_BYTES_MAX, max(0, size - STDERR_BYTES_MAX)) if size else b""
+        lines = text.decode(errors="replace").strip().splitlines()
+        return f"the slots' zygote ended{': ' + lines[-1] if lines else ''}"
+
+
+def _discard(answer: asyncio.Future[Child]) -> None:
+    if not answer.cancelled() and answer.exception() is None:
+        child = answer.result()
+        child.kill()
+        child.disconnect()
+
+
+def _spawn(
+    root: Path, network: bool, without: frozenset[str], probe: str | None
+) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
+    """The zygote's process, our end of its control socket, and its standard error as a file."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    log = os.memfd_create("zygote-stderr", os.MFD_CLOEXEC)
+    start = zygote.Start(
+        parent=os.getpid(), network=network, without=without, control=theirs.fileno(), probe=probe
+    )
+    argument = msgspec.json.encode(start).decode()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, argument, *_roots(probe)],
+            cwd=root,
+            env={},  # clearing it later would leave it readable in /proc
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            pass_fds=(theirs.fileno(),),
+            start_new_session=True,
+        )
+    return process, ours, log
+
+
+def _roots(probe: str | None) -> list[str]:
+    """The directories that a zygote's packages are imported from, without importing them."""
+    packages = PACKAGES if probe is None else (*PACKAGES, probe.partition(".")[0])
+    return list(dict.fromkeys(_root(package) for package in packages))
+
+
+def _root(package: str) -> str:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise IsolationUnavailable(f"the package {package} is not installed")
+    return str(Path(next(iter(spec.submodule_search_locations))).resolve().parent)

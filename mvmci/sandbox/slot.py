@@ -1,0 +1,503 @@
+"""Runs guests: the inside of a slot process, and the only module that loads wasmtime.
+
+Owns the engines and what a guest can import. A command is a WASI program and the only task of its
+slot; workflows follow each other in one slot, each in a store of its own that is closed after it;
+compiling turns a module into code that the other two map. A slot trusts its parent and nothing else.
+It promises a true account of how a guest ended, as long as the guest stays inside WebAssembly; the
+parent believes nothing that it could not survive being false.
+
+Limits. `stack` and `fuel` are traps. Memory beyond the limit is refused to the guest, which then
+decides what to do; the engine does not say that it happened. So `memory` is named when a guest that
+failed (a trap, or an exit code other than 0) ended with `size + max(1 MiB, limit / 8) > limit`: it
+could not have grown much more. A guest that asked for a lot at once ends with the trap's text alone.
+Code that cannot be mapped ends the slot, not the job: the parent fetches it anew.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn, TypeVar
+
+import wasmtime
+import wasmtime._ffi as ffi
+from wasmtime import component as components
+
+from mvmci import effect
+from mvmci.replay import Chance, VirtualClock
+from mvmci.sandbox import frames, settings, wire, world
+
+MEMORIES_MAX_OF_COMPONENT = 8
+INSTANCES_MAX = 256  # core instances and memories' owners inside one component
+TABLES_MAX = 256
+TABLE_ELEMENTS_MAX = 1 << 20
+LOADED_MAX = 4  # workflows that a slot keeps mapped
+MARGIN_BYTES_MIN = 1 << 20
+TEXT_CHARS_MAX = 500
+MODULE_BYTES_MAX = 512 << 20
+EXIT_CODE_MAX = 255
+READ_BYTES = 1 << 20
+
+GUEST_TMP = "/tmp"  # noqa: S108 - a path inside the guest
+
+_MAGIC = b"\0asm"
+_KIND_AT = slice(6, 8)
+_MODULE, _COMPONENT = b"\0\0", b"\1\0"
+
+
+class Exited(Exception):
+    """A preview 1 program called `proc_exit`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class Refused(Exception):
+    """A host function does not do what the guest asked; the guest ends in a trap with this text."""
+
+
+class Invalid(Exception):
+    """The module is not something that this engine runs."""
+
+
+class Engines:
+    """The engines and linkers, made once before the first fork."""
+
+    def __init__(self) -> None:
+        self.command = _engine(settings.COMMAND)
+        self.workflow = _engine(settings.WORKFLOW)
+        self.preview1 = wasmtime.Linker(self.command)
+        self.preview1.allow_shadowing = True
+        self.preview1.define_wasi()
+        # The engine's own `proc_exit` refuses codes from 126 up; a program may have any.
+        exits = wasmtime.FuncType([wasmtime.ValType.i32()], [])
+        self.preview1.define_func("wasi_snapshot_preview1", "proc_exit", exits, _proc_exit)
+        self.preview2 = components.Linker(self.command)
+        self.preview2.add_wasip2()
+        self.host = Host()
+        self.world = components.Linker(self.workflow)
+        with self.world.root() as root, root.add_instance(world.HOST) as instance:
+            for name in world.FUNCTIONS:
+                instance.add_func(name, getattr(self.host, name))
+
+
+def _engine(attributes: dict[str, bool | int | str]) -> wasmtime.Engine:
+    config = wasmtime.Config()
+    for name, value in attributes.items():
+        setattr(config, name, value)
+    # The engine wants its (unused) asynchronous stacks to be larger than the others.
+    ffi.wasmtime_config_async_stack_size_set(
+        config.ptr(), int(attributes["max_wasm_stack"]) + settings.MEBIBYTE
+    )
+    return wasmtime.Engine(config)
+
+
+def _proc_exit(code: int) -> NoReturn:
+    raise Exited(code)
+
+
+_engines: Engines | None = None
+
+
+def prepare() -> None:
+    """Make the engines, before any fork."""
+    global _engines
+    # WASI runs on threads of its own; one that waits is enough for one guest.
+    os.environ["TOKIO_WORKER_THREADS"] = "1"
+    _engines = Engines()
+
+
+def serve(name: str, socket: int, meter: int, streams: int) -> None:
+    """Run tasks of profile `name` from `socket` until the parent closes it, or one if it is not reused.
+
+    `meter` is the open `/proc/self/statm`, `streams` the first of the descriptors passed to a compile.
+    """
+    engines = _engines
+    assert engines is not None
+    workflows = Workflows(engines, socket, Meter(meter))
+    while True:
+        task = wire.read_task(socket)
+        match task:
+            case None:
+                return
+            case frames.RunWorkflow() if name == "workflow":
+                wire.send(socket, workflows.run(task))
+                continue
+            case frames.RunCommand() if name == "command":
+                ended = run_command(engines, task, Meter(meter))
+            case frames.Compile() if name == "compile":
+                ended = compile_module(engines, task, streams, streams + 1)
+            case _:
+                raise AssertionError(f"a slot for {name} got {task}")
+        wire.send(socket, ended)
+        return
+
+
+class Meter:
+    """How much writable memory the process has taken since the start of a task."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._page = os.sysconf("SC_PAGE_SIZE")
+        self.start()
+
+    def start(self) -> None:
+        """Count from here."""
+        self._base = self._bytes()
+
+    def taken(self) -> int:
+        """Bytes since `start`: the guest's memory, and little else."""
+        return self._bytes() - self._base
+
+    def _bytes(self) -> int:
+        return int(os.pread(self._fd, 256, 0).split()[5]) * self._page
+
+
+# ---- commands
+
+
+def run_command(engines: Engines, task: frames.RunCommand, meter: Meter) -> frames.Ended:
+    """Run a WASI program to its end."""
+    store = wasmtime.Store(engines.command)
+    _limit(store, task.memory_bytes, component=task.component)
+    try:
+        store.set_wasi(_wasi(task))
+        code = _run_preview2(engines, store, task) if task.component else _run_preview1(engines, store, task)
+    except Exited as exited:
+        code = exited.code
+    except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
+        if isinstance(error, wasmtime.ExitTrap):
+            code = error.code
+        else:
+            return _trapped(error, meter.taken(), task.memory_bytes)
+    except Invalid as error:
+        return frames.Ended(outcome="invalid", text=str(error))
+    if code == 0:
+        return frames.Ended(outcome="ok", code=0)
+    # Codes are a byte, as everywhere; one that would turn into success is kept a failure.
+    code = code if 0 <= code <= EXIT_CODE_MAX else code & EXIT_CODE_MAX or EXIT_CODE_MAX
+    full = _is_full(meter.taken(), task.memory_bytes)
+    return frames.Ended(outcome="exit", code=code, limit="memory" if full else None)
+
+
+def _wasi(task: frames.RunCommand) -> wasmtime.WasiConfig:
+    if any("\0" in text for text in (*task.args, *(part for pair in task.env for part in pair))):
+        raise Invalid("an argument or a variable of the environment contains a zero byte")
+    wasi = wasmtime.WasiConfig()
+    wasi.argv = list(task.args)
+    wasi.env = [list(pair) for pair in task.env]
+    wasi.inherit_stdin()
+    wasi.inherit_stdout()
+    wasi.inherit_stderr()
+    wasi.preopen_dir(task.workspace, "/")
+    wasi.preopen_dir(task.tmp, GUEST_TMP)
+    return wasi
+
+
+def _run_preview1(engines: Engines, store: wasmtime.Store, task: frames.RunCommand) -> int:
+    module = _map(wasmtime.Module, engines.command, task.code)
+    start = engines.preview1.instantiate(store, module).exports(store).get("_start")
+    if not isinstance(start, wasmtime.Func):
+        raise Invalid("the module does not export `_start`, so it is not a WASI program")
+    start(store)
+    return 0
+
+
+def _run_preview2(engines: Engines, store: wasmtime.Store, task: frames.RunCommand) -> int:
+    component = _map(components.Component, engines.command, task.code)
+    name = next(name for name in component.type.exports(engines.command) if name.startswith(world.CLI_RUN))
+    instance = engines.preview2.instantiate(store, component)
+    run = instance.get_func(store, _index(component, name, "run"))
+    assert run is not None
+    result = run(store)
+    return 0 if result is None or getattr(result, "tag", None) == "ok" else 1
+
+
+def _index(component: components.Component, instance: str, name: str) -> components.ExportIndex:
+    outer = component.get_export_index(instance)
+    inner = component.get_export_index(name, outer)
+    if inner is None:
+        raise Invalid(f"the component's `{instance}` has no `{name}`")
+    return inner
+
+
+def _limit(store: wasmtime.Store, memory_bytes: int, *, component: bool) -> None:
+    store.set_limits(
+        memory_size=memory_bytes,
+        memories=MEMORIES_MAX_OF_COMPONENT if component else 1,
+        table_elements=TABLE_ELEMENTS_MAX,
+        tables=TABLES_MAX,
+        instances=INSTANCES_MAX if component else 1,
+    )
+
+
+Code = TypeVar("Code", wasmtime.Module, components.Component)
+
+
+def _map(kind: type[Code], engine: wasmtime.Engine, path: str) -> Code:
+    try:
+        return kind.deserialize_file(engine, path)
+    except wasmtime.WasmtimeError:
+        os._exit(wire.EXIT_NO_CODE)
+
+
+# ---- workflows
+
+
+class Host:
+    """The functions of `mvmci:workflow/host`, for the one workflow that runs."""
+
+    socket: int
+    clock: VirtualClock
+    chance: Chance
+
+    def http(self, _store: object, request: Any) -> Any:
+        """See the workflow world, as for the others here."""
+        headers = _pairs(request.headers)
+        answer = self._call(
+            effect.Http(
+                method=request.method,
+                url=request.url,
+                headers=headers,
+                body=request.body,
+                timeout_ms=getattr(request, "timeout-ms"),
+                idempotent=request.idempotent,
+            )
+        )
+        if isinstance(answer, effect.Error):
+            return _error(answer)
+        assert isinstance(answer, effect.Response)
+        listed = [_record(name=name, value=value) for name, value in answer.headers]
+        return _record(status=answer.status, headers=listed, body=answer.body, base64=answer.base64)
+
+    def exec(self, _store: object, command: Any) -> Any:
+        answer = self._call(
+            effect.Exec(
+                argv=tuple(command.argv),
+                env=_pairs(command.env),
+                stdin=command.stdin,
+                timeout_ms=getattr(command, "timeout-ms"),
+                idempotent=command.idempotent,
+            )
+        )
+        if isinstance(answer, effect.Error):
+            return _error(answer)
+        assert isinstance(answer, effect.Exit)
+        return _record(code=answer.code, stdout=answer.stdout, stderr=answer.stderr)
+
+    def sleep(self, _store: object, ms: int) -> None:
+        answer = self._call(effect.Sleep(ms=ms))
+        if isinstance(answer, effect.Error):
+            raise Refused(f"the pause of {ms} ms failed: {answer.text or answer.why}")
+
+    def log(self, _store: object, level: Any, message: str) -> None:
+        self._send(frames.Log(level=level, message=message))
+
+    def now(self, _store: object) -> int:
+        return self.clock.now()
+
+    def random(self, _store: object) -> int:
+        return self.chance.next()
+
+    def respond(self, _store: object, value: str) -> None:
+        self._send(frames.Respond(value=value))
+
+    def progress(self, _store: object, done: int, total: int, message: str) -> None:
+        self._send(frames.Progress(done=done, total=total, message=message))
+
+    def _call(self, request: effect.Request) -> effect.Answer:
+        self._send(frames.Call(request=request))
+        answer = wire.read_task(self.socket)
+        if answer is None:
+            os._exit(0)  # the parent lets go: nothing of this run may go on
+        assert isinstance(answer, frames.Answer)
+        self.clock.consume(answer.now_ms)
+        return answer.value
+
+    def _send(self, frame: frames.Frame) -> None:
+        try:
+            data = frames.encode(frame)
+        except ValueError as error:
+            raise Refused(f"what the workflow passes to the host is too large: {error}") from None
+        try:
+            wire.write(self.socket, data)
+        except OSError:
+            os._exit(0)
+
+
+class Workflows:
+    """Runs workflows one after the other, and keeps the last few mapped."""
+
+    def __init__(self, engines: Engines, socket: int, meter: Meter) -> None:
+        self._engines = engines
+        self._meter = meter
+        self._loaded: dict[str, components.Component] = {}
+        engines.host.socket = socket
+
+    def run(self, task: frames.RunWorkflow) -> frames.Ended:
+        """Run one from its beginning, in a store that is gone when this returns."""
+        component = self._load(task.code)
+        host = self._engines.host
+        host.clock, host.chance = VirtualClock(task.now_ms), Chance(task.seed)
+        self._meter.start()
+        store = wasmtime.Store(self._engines.workflow)
+        try:
+            store.set_fuel(task.fuel)
+            _limit(store, task.memory_bytes, component=True)
+            instance = self._engines.world.instantiate(store, component)
+            run = instance.get_func(store, "run")
+            assert run is not None
+            result = run(store, task.input)
+            return _returned(result)
+        except (wasmtime.WasmtimeError, Refused, MemoryError) as error:
+            return _trapped(error, self._meter.taken(), task.memory_bytes)
+        finally:
+            store.close()
+
+    def _load(self, path: str) -> components.Component:
+        component = self._loaded.pop(path, None)
+        if component is None:
+            component = _map(components.Component, self._engines.workflow, path)
+        self._loaded[path] = component
+        if len(self._loaded) > LOADED_MAX:
+            del self._loaded[next(iter(self._loaded))]
+        return component
+
+
+def _returned(result: components.Variant) -> frames.Ended:
+    ended = frames.Ended(outcome="ok" if result.tag == "ok" else "err", text=result.payload or "")
+    try:
+        frames.encode(ended)
+    except ValueError as error:
+        return frames.Ended(outcome="trap", text=f"what the workflow returns is too large: {error}")
+    return ended
+
+
+def _pairs(headers: list[Any]) -> effect.Pairs:
+    return tuple((header.name, header.value) for header in headers)
+
+
+def _record(**fields: object) -> components.Record:
+    record = components.Record()
+    for name, value in fields.items():
+        setattr(record, name, value)
+    return record
+
+
+def _error(error: effect.Error) -> components.Variant:
+    carries = error.why in ("denied", "lost", "failed")
+    return components.Variant(error.why, error.text if carries else None)
+
+
+# ---- how a guest ended
+
+
+_OF_LINKING = ("unknown import", "incompatible import", "a matching implementation was not found")
+
+
+def _is_full(size: int, limit: int) -> bool:
+    return size + max(MARGIN_BYTES_MIN, limit // 8) > limit
+
+
+def _trapped(error: Exception, size: int, limit: int) -> frames.Ended:
+    text = str(error)
+    reason = _reason(text)
+    name = None
+    if "call stack exhausted" in reason:
+        name = "stack"
+    elif "all fuel consumed" in reason:
+        name = "fuel"
+    elif any(phrase in reason for phrase in _OF_LINKING):
+        return frames.Ended(outcome="invalid", text=_clip(reason))
+    elif "exceeds memory limits" in reason or isinstance(error, MemoryError) or _is_full(size, limit):
+        name = None if isinstance(error, Refused) else "memory"
+    where = _innermost(error, text)
+    return frames.Ended(outcome="trap", text=_clip(f"{reason} in `{where}`" if where else reason), limit=name)
+
+
+def _reason(text: str) -> str:
+    """The cause in one line, without the backtrace."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith("wasm trap: "):
+            return line.removeprefix("wasm trap: ")
+    return lines[0] if lines else "trap without a reason"
+
+
+def _innermost(error: Exception, text: str) -> str:
+    """The guest function that trapped, as far as the module has names."""
+    if isinstance(error, wasmtime.Trap):
+        return next((frame.func_name for frame in error.frames if frame.func_name), "")
+    first = next((line for line in text.splitlines() if line.strip().startswith("0: ")), "")
+    return first.partition("!")[2].strip()
+
+
+def _clip(text: str) -> str:
+    line = "".join(char if char.isprintable() else " " for char in text)
+    return line if len(line) <= TEXT_CHARS_MAX else line[: TEXT_CHARS_MAX - 1] + "…"
+
+
+# ---- compiling
+
+
+def compile_module(engines: Engines, task: frames.Compile, source: int, target: int) -> frames.Ended:
+    """Compile the module behind `source` to `target`, or say why it cannot run here."""
+    try:
+        wasm = _read_module(source, component=task.component)
+        code = (
+            _compile_component(engines, wasm, task.workflow)
+            if task.component
+            else _compile_core(engines, wasm)
+        )
+        wire.write(target, code)
+    except wasmtime.WasmtimeError as error:
+        return frames.Ended(outcome="invalid", text=_clip(_flat(str(error))))
+    except Invalid as error:
+        return frames.Ended(outcome="invalid", text=_clip(str(error)))
+    except MemoryError:
+        return frames.Ended(outcome="invalid", text="compiling it takes more memory than is allowed")
+    except OSError as error:
+        return frames.Ended(outcome="invalid", text=f"its code could not be written: {error.strerror}")
+    return frames.Ended(outcome="ok")
+
+
+def _read_module(source: int, *, component: bool) -> bytes:
+    size = os.fstat(source).st_size
+    if size > MODULE_BYTES_MAX:
+        raise Invalid(f"the module has {size} bytes, more than the {MODULE_BYTES_MAX} that are allowed")
+    parts = []
+    while part := os.read(source, READ_BYTES):
+        parts.append(part)
+    wasm = b"".join(parts)
+    if wasm[:4] != _MAGIC:
+        raise Invalid("it is not WebAssembly")
+    if wasm[_KIND_AT] != (_COMPONENT if component else _MODULE):
+        raise Invalid(f"it is not a {'component' if component else 'core module'}")
+    return wasm
+
+
+def _compile_core(engines: Engines, wasm: bytes, _workflow: bool) -> bytearray:
+    module = wasmtime.Module(engines.command, wasm)
+    try:
+        engines.preview1.instantiate_pre(module)  # resolves the imports and runs nothing
+    except wasmtime.WasmtimeError as error:
+        raise Invalid(_reason(str(error))) from None
+    start = next((export for export in module.exports if export.name == "_start"), None)
+    if start is None or not isinstance(start.type, wasmtime.FuncType):
+        raise Invalid("the module does not export `_start`, so it is not a WASI program")
+    return module.serialize()
+
+
+def _compile_component(engines: Engines, wasm: bytes, workflow: bool) -> bytearray:
+    engine = engines.workflow if workflow else engines.command
+    component = components.Component(engine, wasm)
+    mismatch = world.mismatch_of_workflow if workflow else world.mismatch_of_command
+    if wrong := mismatch(component, engine):
+        raise Invalid(wrong)
+    return component.serialize()
+
+
+def _flat(text: str) -> str:
+    return ": ".join(
+        line.strip() for line in text.splitlines() if line.strip() and line.strip() != "Caused by:"
+    )

@@ -1,0 +1,110 @@
+"""What a component may import and must export, and where one differs from it.
+
+The engine binds host functions without looking at their types, so a component that was built against
+another version of the world, or by hand, is told apart here, before it is compiled. Types are
+compared as text. This module handles the engine's type objects and does not load the engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+VERSION = "0.1.0"
+PACKAGE = "mvmci:workflow/"
+HOST = f"{PACKAGE}host@{VERSION}"
+CLI_RUN = "wasi:cli/run@0.2."
+WASI = tuple(f"wasi:{name}/" for name in ("cli", "clocks", "filesystem", "io", "random", "sockets"))
+TYPE_DEPTH_MAX = 16
+
+_HEADERS = "list<record{name:string,value:string}>"
+_ERROR = "variant{interrupted,timed-out,denied(string),lost(string),failed(string)}"
+_REQUEST = f"record{{method:string,url:string,headers:{_HEADERS},body:string,timeout-ms:u32,idempotent:bool}}"
+_RESPONSE = f"record{{status:u16,headers:{_HEADERS},body:string,base64:bool}}"
+_COMMAND = f"record{{argv:list<string>,env:{_HEADERS},stdin:string,timeout-ms:u32,idempotent:bool}}"
+_EXIT = "record{code:s32,stdout:string,stderr:string}"
+
+FUNCTIONS = {
+    "http": f"({_REQUEST})->result<{_RESPONSE},{_ERROR}>",
+    "exec": f"({_COMMAND})->result<{_EXIT},{_ERROR}>",
+    "sleep": "(u64)->",
+    "log": "(enum{debug,info,warning,error},string)->",
+    "now": "()->u64",
+    "random": "()->u64",
+    "respond": "(string)->",
+    "progress": "(u32,u32,string)->",
+}
+RUN = "(string)->result<string,string>"
+
+
+def mismatch_of_workflow(component: Any, engine: object) -> str | None:
+    """Why `component` is not of world `mvmci:workflow/workflow`; None if it is."""
+    exports = component.type.exports(engine)
+    for name, item in component.type.imports(engine).items():
+        if name != HOST:
+            return _strange_import(name)
+        for function, extern in item.ty.exports(engine).items():
+            wrong = _mismatch_of_function(function, extern.ty)
+            if wrong:
+                return wrong
+    if "run" not in exports:
+        return "the component does not export `run`, so it is not a workflow"
+    found = _signature(exports["run"].ty)
+    return None if found == RUN else f"the component's `run` is {found}, and {RUN} is needed"
+
+
+def mismatch_of_command(component: Any, engine: object) -> str | None:
+    """Why `component` is not a WASI preview 2 program; None if it looks like one."""
+    for name in component.type.imports(engine):
+        if not name.startswith(WASI) or "@0.2." not in name:
+            return f"the component imports `{name}`, which is not offered to commands"
+    if not any(name.startswith(CLI_RUN) for name in component.type.exports(engine)):
+        return "the component does not export `wasi:cli/run`, so it is not a command"
+    return None
+
+
+def _strange_import(name: str) -> str:
+    if name.startswith(PACKAGE):
+        return f"the component imports `{name}`, and this engine offers version {VERSION}"
+    return f"the component imports `{name}`, which is not offered to workflows"
+
+
+def _mismatch_of_function(name: str, type_: Any) -> str | None:
+    if type(type_).__name__ != "FuncType":
+        return None  # a type that the functions use
+    if name not in FUNCTIONS:
+        return f"the component imports `{HOST}#{name}`, which is not offered"
+    found = _signature(type_)
+    if found != FUNCTIONS[name]:
+        return f"the component imports `{name}` as {found}, and it is {FUNCTIONS[name]}"
+    return None
+
+
+def _signature(type_: Any) -> str:
+    if type(type_).__name__ != "FuncType":
+        return "not a function"
+    parameters = ",".join(_text(parameter, 0) for _, parameter in type_.params)
+    return f"({parameters})->{'' if type_.result is None else _text(type_.result, 0)}"
+
+
+def _text(type_: Any, depth: int) -> str:
+    if depth > TYPE_DEPTH_MAX:
+        return "…"
+    down = depth + 1
+    match type(type_).__name__:
+        case "ListType":
+            return f"list<{_text(type_.element, down)}>"
+        case "RecordType":
+            return "record{" + ",".join(f"{name}:{_text(field, down)}" for name, field in type_.fields) + "}"
+        case "VariantType":
+            return "variant{" + ",".join(_case(name, payload, down) for name, payload in type_.cases) + "}"
+        case "EnumType":
+            return "enum{" + ",".join(type_.names) + "}"
+        case "ResultType":
+            arms = ("_" if arm is None else _text(arm, down) for arm in (type_.ok, type_.err))
+            return f"result<{','.join(arms)}>"
+        case name:
+            return name.removesuffix("Type").lower()
+
+
+def _case(name: str, payload: Any, depth: int) -> str:
+    return name if payload is None else f"{name}({_text(payload, depth)})"
