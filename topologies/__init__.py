@@ -1,1 +1,1 @@
-"""The topologies that ship: a plan function each, with its YAML file beside it."""
+"""The four accesses that ship with mvmci, one commented file each."""

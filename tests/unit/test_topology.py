@@ -1,0 +1,380 @@
+"""The cluster file: a text and what is wrong with it, as `line:column message`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvmci import document, topology
+
+SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+SMALLEST = "cluster: demo\nworkers: {count: 3}\n"
+HOSTS = "hosts: {a: {address: 10.0.0.5, user: ci}, b: {address: 10.0.0.6}, gone: {state: absent}}\n"
+
+
+def problems(text: str | bytes) -> list[str]:
+    with pytest.raises(topology.BadTopology) as caught:
+        topology.load(text, name="pool.yaml")
+    assert all(problem.where.startswith("pool.yaml:") for problem in caught.value.problems)
+    return [
+        f"{problem.where.removeprefix('pool.yaml:')} {problem.message}" for problem in caught.value.problems
+    ]
+
+
+def hints(text: str) -> list[str | None]:
+    with pytest.raises(topology.BadTopology) as caught:
+        topology.load(text, name="pool.yaml")
+    return [problem.hint for problem in caught.value.problems]
+
+
+def test_the_smallest_file_gets_a_default_for_all_else() -> None:
+    found = topology.load(SMALLEST, name="pool.yaml")
+    assert found == topology.Topology(cluster="demo", workers=topology.Workers(count=3))
+    assert (found.access, found.runtime, found.durability, found.isolation) == (
+        "per-worker",
+        "local",
+        "strict",
+        "reuse",
+    )
+    assert (found.min_isolation, found.workers.queues, found.executors) == ("process", ("default",), None)
+    assert (found.retain.jobs_ms, found.retain.logs_ms) == (7 * 86_400_000, 2 * 86_400_000)
+    assert found.broker.store_bytes == 10 << 30
+
+
+def test_every_key_is_read() -> None:
+    text = """
+        cluster: demo
+        access: pool
+        runtime: ssh
+        hosts:     {a: {address: 10.0.0.5, user: ci}, b: {address: "::1", port: 2222}, c: {state: absent}}
+        broker:    {hosts: [a], listen: "10.0.0.5:4222", store: 2GiB}
+        control_plane: {hosts: [a]}
+        executors: {hosts: [a, b], count: 2, slots: 4, url: "http://balancer:27288"}
+        workers:   {hosts: [b], count: 3, slots: 4, queues: [default, big], labels: {arch: amd64, spot: yes}}
+        allow:     {http: ["https://api.example.com/*", "*"], exec: [git, /usr/bin/make]}
+        retain:    {jobs: 30, logs: 1.5h}
+        durability: relaxed
+        min_isolation: confined
+        isolation: per-job
+    """
+    found = topology.load(text, name="pool.yaml")
+    assert found == topology.Topology(
+        cluster="demo",
+        access="pool",
+        runtime="ssh",
+        hosts={
+            "a": topology.Host(address="10.0.0.5", user="ci"),
+            "b": topology.Host(address="::1", port=2222),
+            "c": topology.Host(state="absent"),
+        },
+        broker=topology.Broker(hosts=("a",), listen="10.0.0.5:4222", store="2GiB"),
+        control_plane=topology.ControlPlane(hosts=("a",)),
+        executors=topology.Executors(hosts=("a", "b"), count=2, slots=4, url="http://balancer:27288"),
+        workers=topology.Workers(
+            hosts=("b",), count=3, slots=4, queues=("default", "big"), labels={"arch": "amd64", "spot": "yes"}
+        ),
+        allow=topology.Allow(http=("https://api.example.com/*", "*"), exec=("git", "/usr/bin/make")),
+        retain=topology.Retain(jobs=30, logs="1.5h"),
+        durability="relaxed",
+        min_isolation="confined",
+        isolation="per-job",
+    )
+    assert (found.retain.jobs_ms, found.retain.logs_ms, found.broker.store_bytes) == (
+        30_000,
+        5_400_000,
+        2 << 30,
+    )
+
+
+@pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
+def test_the_files_that_ship_are_good_and_local(access: str) -> None:
+    file = SHIPPED / f"{access}.yaml"
+    found = topology.load(file.read_bytes(), name=file.name)
+    assert (found.access, found.runtime) == (access, "local")
+
+
+YAML = [
+    ("", ["1:1 the file is empty"]),
+    ("# nothing\n", ["1:1 the file is empty"]),
+    ("[a", ["1:3 this is not YAML: expected ',' or ']', but got '<stream end>'"]),
+    ("a: b: c", ["1:5 this is not YAML: mapping values are not allowed here"]),
+    ("a:\n\tb: 1", ["2:1 this is not YAML: found character '\\t' that cannot start any token"]),
+    ('cluster: "\\UFFFFFFFF"', ["1:13 this is not YAML: a number in it is out of bounds"]),
+    ("cluster: \x00", ["1:10 the file has a character that YAML forbids"]),
+    (b"a: b\nc: \xff", ["2:4 the file is not UTF-8"]),
+    (SMALLEST + "---\n" + SMALLEST, ["3:1 a second document begins here"]),
+    (SMALLEST + "cluster: again\n", ["3:1 `cluster` is given twice, first at line 1"]),
+    ("cluster: demo\nworkers: &w {count: 3}\n", ["2:10 `&w` is an anchor"]),
+    ("cluster: &x demo\nworkers: *x\n", ["1:10 `&x` is an anchor", "2:10 `*x` is an alias"]),
+    (
+        "cluster: !!str demo\nworkers: !x {count: 3}\n",
+        ["1:10 `tag:yaml.org,2002:str` is a tag", "2:10 `!x` is a tag"],
+    ),
+    (SMALLEST + "<<: {access: peer}\n", ["3:1 `<<` is a merge key"]),
+    (
+        SMALLEST + "1: x\n[a]: y\n~: z\n",
+        [
+            "3:1 a key must be text, not `1`",
+            "4:1 a key must be text, not a list",
+            "5:1 a key must be text, not nothing",
+        ],
+    ),
+    ('cluster: "de\\nmo"\nworkers: {}\n', ["1:10 this text has a line break or a control character"]),
+    ("[" * 100, ["1:14 values are nested more than 12 deep here"]),
+    ("- a\n" * 30_000, ["20000:3 the file has more than 20,000 values"]),
+    ("a" * (1 << 20) + "a", ["1:1 the file has 1,048,577 bytes, and may have 1,048,576"]),
+    ("- a", ["1:1 the file must be a mapping, not a list"]),
+    ("demo", ["1:1 the file must be a mapping, not `demo`"]),
+]
+
+SHAPES = [
+    ("cluster: demo\n", ["1:1 there is no `workers`"]),
+    ("workers: {count: 1}\n", ["1:1 there is no `cluster`"]),
+    ("cluster: demo\nworkrs: {count: 3}\n", ["2:1 unknown key `workrs`"]),
+    ("cluster: demo\nworkers: {cout: 3}\n", ["2:11 unknown key `cout` in `workers`"]),
+    ("cluster: demo\nworkers:\n", ["2:9 `workers` must be a mapping, not nothing"]),
+    ("cluster: demo\nworkers: 3\n", ["2:10 `workers` must be a mapping, not `3`"]),
+    (
+        "cluster: Demo\nworkers: {}\n",
+        ["1:10 `cluster` must be a name of at most 63 small letters, digits and dashes, not `Demo`"],
+    ),
+    (
+        "cluster: true\nworkers: {}\n",
+        ["1:10 `cluster` must be a name of at most 63 small letters, digits and dashes, not `true`"],
+    ),
+    (SMALLEST + "access: pol\n", ["3:9 `access` must be one of per-worker, peer, pool, shared, not `pol`"]),
+    (
+        SMALLEST + "access: [pool]\n",
+        ["3:9 `access` must be one of per-worker, peer, pool, shared, not a list"],
+    ),
+    (
+        "cluster: d\nworkers:\n  count: 0\n",
+        ["3:10 `workers.count` must be a whole number from 1 to 10000, not `0`"],
+    ),
+    (
+        "cluster: d\nworkers:\n  count: 1.5\n",
+        ["3:10 `workers.count` must be a whole number from 1 to 10000, not `1.5`"],
+    ),
+    (
+        "cluster: d\nworkers:\n  count: '3'\n",
+        ["3:10 `workers.count` must be a whole number from 1 to 10000, not `3`"],
+    ),
+    (
+        "cluster: d\nworkers: {queues: []}\n",
+        ["2:19 `workers.queues` must be a list of 1 to 100 queues, not an empty list"],
+    ),
+    (
+        "cluster: d\nworkers: {queues: big}\n",
+        ["2:19 `workers.queues` must be a list of 1 to 100 queues, not `big`"],
+    ),
+    (
+        "cluster: d\nworkers: {queues: [a, B]}\n",
+        ["2:23 `workers.queues[1]` must be a name of at most 63 small letters, digits and dashes, not `B`"],
+    ),
+    ("cluster: d\nworkers: {labels: {arch: 64}}\n", ["2:26 `workers.labels.arch` must be text, not `64`"]),
+    (
+        SMALLEST + "hosts: {A: {}}\n",
+        ["3:9 `hosts` must be a name of at most 63 small letters, digits and dashes, not `A`"],
+    ),
+    (
+        SMALLEST + "hosts: {a: {port: 0, state: gone}}\n",
+        [
+            "3:19 `hosts.a.port` must be a port from 1 to 65535, not `0`",
+            "3:29 `hosts.a.state` must be one of present, absent, not `gone`",
+        ],
+    ),
+    (
+        SMALLEST + "hosts: {a: {address: -oProxyCommand=x}}\n",
+        ["3:22 `hosts.a.address` must be a host name or an IP address, not `-oProxyCommand=x`"],
+    ),
+    (
+        SMALLEST + "broker: {url: 'tls://me:secret@host'}\n",
+        [
+            "3:15 `broker.url` must be a URL that begins with tls:// or nats:// and holds no password, not `tls://me:secret@host`"
+        ],
+    ),
+    (
+        SMALLEST + "retain: {jobs: 1w, logs: 9999d}\n",
+        ["3:16 `retain.jobs` must be a duration: seconds, or a number with ms, s, m, h or d, not `1w`"],
+    ),
+    (
+        SMALLEST + "allow: {http: [example.com], exec: [bin/sh]}\n",
+        [
+            "3:16 `allow.http[0]` must be a URL, in which * stands for any characters, not `example.com`",
+            "3:37 `allow.exec[0]` must be a program's name or its absolute path, not `bin/sh`",
+        ],
+    ),
+]
+
+CROSS = [
+    (SMALLEST + "access: pool\n", ["3:9 access `pool` needs executors"]),
+    (
+        SMALLEST + "executors: {count: 2}\n",
+        ["3:12 access `per-worker` has no executors: each worker has its engine inside"],
+    ),
+    (SMALLEST + "access: peer\nexecutors: {count: 2}\n", ["4:20 access `peer` has one executor"]),
+    (SMALLEST + "access: shared\nexecutors: {url: 'http://x'}\n", ["4:18 access `shared` takes no URL"]),
+    (SMALLEST + "runtime: ssh\n", ["3:10 runtime `ssh` needs hosts"]),
+    (SMALLEST + "runtime: ssh\nhosts: {a: {}, b: {state: absent}}\n", ["4:12 host `a` has no address"]),
+    (SMALLEST + "hosts: {a: {state: absent}}\n", ["3:8 every host is absent"]),
+    (
+        HOSTS + "cluster: d\nworkers: {hosts: [a, c, gone, a]}\n",
+        ["3:22 there is no host `c`", "3:25 host `gone` is absent", "3:31 host `a` is listed twice"],
+    ),
+    (
+        HOSTS + SMALLEST + "broker: {hosts: [x]}\ncontrol_plane: {hosts: [y]}\n",
+        ["4:18 there is no host `x`", "5:25 there is no host `y`"],
+    ),
+    (
+        HOSTS + SMALLEST + "broker: {hosts: [a, b]}\n",
+        ["4:17 a broker runs on one host or on three, not on 2"],
+    ),
+    (
+        HOSTS + SMALLEST + "broker: {hosts: [a], url: 'tls://x'}\n",
+        ["4:17 `broker.hosts` and `broker.url` exclude each other"],
+    ),
+    (
+        SMALLEST + "broker: {listen: 'x:70000', store: 1MiB}\n",
+        ["3:18 the port of `broker.listen` must be from 1 to 65535", "3:36 `1MiB` is out of bounds"],
+    ),
+    (
+        SMALLEST + "retain: {jobs: 9999d, logs: -1}\n",
+        ["3:16 `9999d` is out of bounds", "3:29 `-1` is not a duration"],
+    ),
+    ("cluster: d\nworkers: {queues: [a, a]}\n", ["2:23 queue `a` is listed twice"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [*YAML, *SHAPES, *CROSS], ids=range(len(YAML + SHAPES + CROSS))
+)
+def test_what_is_wrong_is_said_with_its_line_and_column(text: str | bytes, expected: list[str]) -> None:
+    assert problems(text) == expected
+
+
+def test_all_errors_of_a_file_are_reported_at_once() -> None:
+    text = (
+        "cluster: Demo\nworkers: {count: none, hosts: [x]}\nacess: peer\n"
+        "broker: {hosts: [y]}\nretain: {logs: 9999d}\n"
+    )
+    assert [line.split()[0] for line in problems(text)] == ["1:10", "2:18", "3:1", "4:18", "5:16"]
+
+
+def test_a_broken_section_makes_no_errors_elsewhere() -> None:
+    # The host list cannot be read, so nobody can say that `a` is not in it.
+    assert len(problems("cluster: d\nhosts: [a]\nworkers: {hosts: [a]}\n")) == 1
+    assert len(problems("cluster: d\naccess: pool\nexecutor: {count: 2}\nworkers: {}\n")) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("cluster: d\nworkrs: {}\n", "Did you mean `workers`?"),
+        (SMALLEST + "zzz: blue\n", "Known keys: cluster, access, "),
+        (SMALLEST + "access: pol\n", "Did you mean `pool`?"),
+        ("cluster: d\nworkers: {queues: big}\n", "Write a list: [big]."),
+        ("cluster: d\nworkers: {labels: {arch: 64}}\n", 'Put it in quotes: "64".'),
+        ("cluster: d\nworkers: {count: '3'}\n", "Write it without quotes."),
+        ("cluster: d\nhosts: {alpha: {}}\nworkers: {hosts: [alhpa]}\n", "Did you mean `alpha`?"),
+        ("cluster: d\n", "Add workers: {count: 3}."),
+    ],
+)
+def test_a_hint_says_what_to_write_instead(text: str, hint: str) -> None:
+    assert str(hints(text)[0]).startswith(hint)
+
+
+def test_the_error_as_printed_holds_every_problem_and_hint_in_order() -> None:
+    with pytest.raises(topology.BadTopology) as caught:
+        topology.load("cluster: d\nworkrs: {}\naccess: pol\n", name="a.yaml")
+    assert caught.value.message.splitlines() == [
+        "a.yaml:2:1: unknown key `workrs`",
+        "hint: Did you mean `workers`?",
+        "a.yaml:3:9: `access` must be one of per-worker, peer, pool, shared, not `pol`",
+    ]
+    assert (caught.value.hint, caught.value.exit_code) == ("Did you mean `pool`?", 2)
+
+
+def test_a_file_of_errors_prints_a_bounded_number() -> None:
+    text = SMALLEST + "".join(f"key{n}: 1\n" for n in range(200))
+    with pytest.raises(topology.BadTopology) as caught:
+        topology.load(text, name="a.yaml")
+    assert len(caught.value.problems) == 200
+    assert caught.value.message.count("unknown key") == topology.PROBLEMS_MAX
+    assert caught.value.message.startswith("200 problems, of which the first 50 are:")
+
+
+def test_more_hosts_than_the_limit_are_refused() -> None:
+    text = SMALLEST + "hosts:\n" + "".join(f"  h{n}: {{}}\n" for n in range(1001))
+    assert problems(text) == ["4:3 `hosts` must be a mapping from names to at most 1000 hosts, not a mapping"]
+
+
+def test_a_message_never_carries_what_a_terminal_would_obey() -> None:
+    for text in ('"a\\e[2J": 1\n', "cluster: '\u202ex'\n", "!<\u202e> a\n", "%\u202e 1\n--- a"):
+        with pytest.raises(topology.BadTopology) as caught:
+            topology.load(text, name="a.yaml")
+        assert all(line.isprintable() for line in caught.value.message.splitlines())
+
+
+def test_the_schema_names_the_keys_and_bounds_of_the_structs() -> None:
+    schema = topology.schema()
+    parts = schema["$defs"]
+    assert set(parts["Topology"]["properties"]) == {
+        field.name for field in msgspec.structs.fields(topology.Topology)
+    }
+    assert parts["Topology"]["additionalProperties"] is False
+    assert parts["Topology"]["required"] == ["cluster", "workers"]
+    assert parts["Workers"]["properties"]["count"]["maximum"] == 10_000
+    assert msgspec.json.decode(msgspec.json.encode(schema)) == schema
+
+
+KEYS = st.sampled_from([field.name for field in msgspec.structs.fields(topology.Topology)])
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 70_000)
+    | st.sampled_from(["a", "pool", "ssh", "7d", "*", "x/y"])
+)
+_INNER = "hosts count slots queues labels url listen store jobs logs a b http exec address state"
+INNER = st.sampled_from(_INNER.split())
+VALUES = st.recursive(
+    SCALARS, lambda v: st.lists(v, max_size=3) | st.dictionaries(INNER, v, max_size=4), max_leaves=8
+)
+
+
+def load_or_refuse(text: str | bytes) -> None:
+    try:
+        topology.load(text, name="a.yaml")
+    except topology.BadTopology as refused:
+        message = refused.message
+    else:
+        message = "fine"
+    assert all(line.isprintable() for line in message.splitlines())
+
+
+@given(
+    st.text(max_size=200)
+    | st.binary(max_size=200)
+    | st.text(alphabet="ab:- \n[]{},&*!|>'\"%#?<\t\\", max_size=80)
+)
+def test_any_text_is_a_topology_or_a_refusal(text: str | bytes) -> None:
+    load_or_refuse(text)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=8))
+def test_any_values_under_known_keys_are_a_topology_or_a_refusal(values: dict[str, object]) -> None:
+    # JSON is YAML, so that this reaches every type and every check without luck in punctuation.
+    plain = {"cluster": "demo", "workers": {"count": 3}} | values
+    load_or_refuse(msgspec.json.encode(plain))
+
+
+def test_a_document_without_problems_has_nothing_to_report() -> None:
+    found = document.Problems("a.yaml")
+    node = document.compose("a: [1, 'x', ~]", found)
+    assert not found
+    assert node is not None
+    position, items = node.value["a"]
+    assert (position, [item.value for item in items.value]) == ((1, 1), [1, "x", None])
