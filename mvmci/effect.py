@@ -11,6 +11,9 @@ from typing import Literal
 
 import msgspec
 
+SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+REDACTED = "(redacted)"
+
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -87,6 +90,27 @@ _encoder = msgspec.json.Encoder()
 def digest(request: Request) -> str:
     """The hex SHA-256 of a request, by which a replay knows it again."""
     return hashlib.sha256(_encoder.encode(request)).hexdigest()
+
+
+def kind(request: Request) -> Literal["http", "exec", "sleep"]:
+    """The name of a request's kind."""
+    match request:
+        case Http():
+            return "http"
+        case Exec():
+            return "exec"
+        case Sleep():
+            return "sleep"
+
+
+def redacted(request: Request) -> Request:
+    """`request` as it may be shown and kept: the values of headers that carry credentials are gone."""
+    if not isinstance(request, Http):
+        return request
+    headers = tuple(
+        (name, REDACTED if name.lower() in SECRET_HEADERS else value) for name, value in request.headers
+    )
+    return msgspec.structs.replace(request, headers=headers)
 
 
 def idempotency_key(job: str, index: int) -> str:

@@ -27,6 +27,7 @@ from mvmci.journal import (
     Journal,
     Lease,
     Message,
+    Progress,
     Verdict,
     kind_of,
     verdict,
@@ -60,23 +61,23 @@ async def load(store: Store, job: str) -> Journal:
 class Holder:
     """Writes the journal of one job for one run, and gives its output to the logs.
 
-    `failure` ends with the exception that a write in the background met: Fenced, Cancelled, Reread or
-    StoreUnavailable.
+    Its lease rides with the first write.
     """
 
     def __init__(self, store: Store, journal: Journal, lease: Lease) -> None:
         assert journal.state.spec is not None
         self.journal = journal
         self.lease = lease
-        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._spec = journal.state.spec
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.spec = journal.state.spec
         self._store = store
         self._unwritten: list[AnyRecord] = [lease]
         self._durable = 0  # records of this run that are on disk
         self._writing = asyncio.Lock()
         self._printing = asyncio.Lock()
         self._held_back: deque[tuple[int, Chunk]] = deque()
-        self._flush: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
         self._looking = asyncio.create_task(self._watch())
         self._answered_at = _now_s()
 
@@ -85,11 +86,14 @@ class Holder:
         """Whether the lease is on disk."""
         return self._durable > 0
 
-    def add(self, *records: AnyRecord) -> None:
-        """Let `records` ride with the next write; it comes within `RESULT_WAIT_S`."""
+    def add(self, *records: AnyRecord, within_s: float = RESULT_WAIT_S) -> None:
+        """Let `records` ride with the next write; it comes `within_s` at the latest."""
         self._unwritten += records
-        if self._flush is None or self._flush.done():
-            self._flush = asyncio.create_task(self._flush_soon())
+        loop = asyncio.get_running_loop()
+        if self._timer is not None and self._timer.when() <= loop.time() + within_s:
+            return
+        self._stop_timer()
+        self._timer = loop.call_later(within_s, self._flush)
 
     async def write(self, *records: AnyRecord) -> None:
         """Make everything that waits, and `records` after it, durable as one message.
@@ -101,12 +105,19 @@ class Holder:
         async with self._writing:
             if self._unwritten:
                 await self._commit()
-        await self._print_durable()
+        await self._print_until(self._durable)
 
     async def finish(self, done: Done) -> None:
         """Write the end. An intent that is not on disk yet is forgotten: its effect never began."""
-        self._unwritten = [record for record in self._unwritten if not isinstance(record, Intent)]
-        await self.write(done)
+        async with self._writing:
+            began = [record for record in self._unwritten if not isinstance(record, Intent)]
+            self._unwritten = [*began, done]
+            await self._commit()
+        await self._print_until(None)
+
+    async def failed(self) -> None:
+        """Ends only by raising what a look or a write in the background met, as `write` would."""
+        await asyncio.shield(self._failure)
 
     async def confirm(self) -> None:
         """Look at the journal if this process may have been suspended since it last heard of it."""
@@ -116,23 +127,27 @@ class Holder:
     async def print(self, chunk: Chunk) -> None:
         """Publish `chunk` once everything recorded before it is on disk."""
         self._held_back.append((self._durable + len(self._unwritten), chunk))
-        await self._print_durable()
+        await self._print_until(self._durable)
 
     async def close(self) -> None:
         """Stop what runs in the background. What was not written is not written."""
-        for task in (self._looking, self._flush):
+        self._stop_timer()
+        for task in (self._looking, self._flushing):
             if task is not None:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        self.failure.cancel()
+        if not self._failure.cancel() and not self._failure.cancelled():
+            self._failure.exception()  # nobody is left who would await it
 
     async def _commit(self) -> None:
-        batch = tuple(self._unwritten)
+        self._stop_timer()
+        waiting = len(self._unwritten)
+        batch = _newest_progress(self._unwritten)
         if self.journal.state.cancel is not None and not _cancels(batch):
             raise Cancelled
         await self._append(batch)
-        del self._unwritten[: len(batch)]
-        self._durable += len(batch)
+        del self._unwritten[:waiting]
+        self._durable += waiting
         self._answered_at = _now_s()
         if self.journal.state.cancel is not None and not isinstance(batch[-1], Done):
             raise Cancelled
@@ -147,7 +162,7 @@ class Holder:
                 seq = await self._store.journals.append(
                     self.journal.job,
                     kind_of(batch),
-                    self._spec.queue,
+                    self.spec.queue,
                     data,
                     message_id=message_id,
                     expect=expect,
@@ -203,24 +218,36 @@ class Holder:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._guard(self._look())
 
-    async def _flush_soon(self) -> None:
-        await asyncio.sleep(RESULT_WAIT_S)
-        await self._guard(self.write())
+    def _flush(self) -> None:
+        self._timer = None
+        self._flushing = asyncio.create_task(self._guard(self.write()))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     async def _guard(self, step: Awaitable[None]) -> None:
         try:
             await step
         except (MvmciError, Cancelled, Reread) as failure:
-            if not self.failure.done():
-                self.failure.set_exception(failure)
+            if not self._failure.done():
+                self._failure.set_exception(failure)
 
-    async def _print_durable(self) -> None:
+    async def _print_until(self, durable: int | None) -> None:
+        """Publish what was held back for the first `durable` records, or all of it after the end."""
         async with self._printing:
             chunks = []
-            while self._held_back and self._held_back[0][0] <= self._durable:
+            while self._held_back and (durable is None or self._held_back[0][0] <= durable):
                 chunks.append(self._held_back.popleft()[1])
             if chunks:
-                await self._store.logs.append(self.journal.job, self._spec.queue, chunks)
+                await self._store.logs.append(self.journal.job, self.spec.queue, chunks)
+
+
+def _newest_progress(records: Sequence[AnyRecord]) -> tuple[AnyRecord, ...]:
+    """`records` without all progress but the newest."""
+    newest = next((record for record in reversed(records) if isinstance(record, Progress)), None)
+    return tuple(record for record in records if record is newest or not isinstance(record, Progress))
 
 
 def _cancels(batch: Sequence[AnyRecord]) -> bool:

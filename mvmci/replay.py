@@ -85,8 +85,8 @@ class Replay:
         if index >= len(self._steps):
             return Live(index, None)
         step = self._steps[index]
-        kind = type(request).__struct_config__.tag
-        if (step.intent.kind, step.intent.digest) != (kind, effect.digest(request)):
+        asked = (effect.kind(request), effect.digest(request))
+        if (step.intent.kind, step.intent.digest) != asked:
             expected = show(step.intent.request) if step.intent.request else step.intent.kind
             raise Nondeterminism(f"nondeterminism: effect {index}: expected {expected}, got {show(request)}")
         if step.result is not None:

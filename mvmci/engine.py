@@ -1,0 +1,47 @@
+"""What runs a job. A port: `engines/embedded` is reached by a call, others through a broker or HTTP.
+
+An engine that runs a job is its holder: it takes the lease, runs the guest in a sandbox, performs the
+effects and writes the journal. Whoever sends it a job learns how that ended from the journal, never
+from the engine's word.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from mvmci.journal import State
+
+
+class Step(msgspec.Struct, frozen=True):
+    """How one run of a job came out.
+
+    `ended`: there is nothing more to do. `released`: it sleeps until `until` (ms since 1970), or it
+    was let go for another holder (`until` 0). `held`: a live holder is at work on it. `fenced`: this
+    engine was deposed; acknowledge nothing.
+    """
+
+    kind: Literal["ended", "released", "held", "fenced"]
+    state: State
+    until: int = 0
+
+
+class Engine(Protocol):
+    """Runs jobs, each at most once at a time."""
+
+    async def run(self, job: str, *, fresh: bool = False) -> Step:
+        """See `job` to its end, or to a release.
+
+        `fresh` says that nobody can have tried before; then a job that ends quickly is written in one
+        message. Raises NotFound, StoreUnavailable, IsolationUnavailable.
+        """
+
+    async def verify(self, job: str) -> int:
+        """Run an ended workflow again from its journal, without effects, and return how many it had.
+
+        Raises Nondeterminism where it differs, Usage for a job that cannot be replayed.
+        """
+
+    async def close(self) -> None:
+        """Let every job go, kill what runs, and leave nothing behind."""

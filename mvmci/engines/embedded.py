@@ -1,0 +1,205 @@
+"""The engine that is reached by a call: it takes jobs, runs them in slots of this host, and ends them.
+
+For one job it reads the journal, decides whether there is anything to do, claims it, gets the code
+and the workspace ready, writes the lease, runs the guest, and writes the end. Whatever goes wrong on
+the way becomes an end with a reason, a release, or an exception that leaves the job to the next
+holder. The rules are PROTOCOL §2 to §4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+
+from mvmci.engine import Step
+from mvmci.errors import (
+    BadModule,
+    BadWorkspace,
+    Fenced,
+    LockHeld,
+    MvmciError,
+    Nondeterminism,
+    NotFound,
+    Usage,
+)
+from mvmci.holder import Cancelled, Holder, Reread, load
+from mvmci.job import End
+from mvmci.journal import Done, Lease, Released, State, status
+from mvmci.quantity import format_duration
+from mvmci.sandbox.command import fill, run_command
+from mvmci.sandbox.host import Host
+from mvmci.sandbox.limits import LimitReached, TimedOut, first, time_up
+from mvmci.sandbox.nursery import SlotDied
+from mvmci.sandbox.slots import Slots
+from mvmci.sandbox.workflow import Exhausted, Live, Suspended, Verification, load_text, run_workflow
+
+LEASE_WAIT_S = 0.25  # a fresh job that ends sooner is written in one message
+LET_GO_S = 2.0
+OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that no replay repeats
+
+
+class Embedded:
+    """An engine in this process, with `slots` guests at a time."""
+
+    def __init__(self, host: Host, *, slots: int) -> None:
+        self._host = host
+        self._slots = Slots(host.root, slots)
+        self._runs: dict[str, asyncio.Task[Step]] = {}
+
+    async def run(self, job: str, *, fresh: bool = False) -> Step:
+        """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
+        if job not in self._runs:
+            task = asyncio.create_task(self._run(job, fresh), name=f"job {job}")
+            self._runs[job] = task
+            task.add_done_callback(lambda _: self._runs.pop(job, None))
+        return await asyncio.shield(self._runs[job])
+
+    async def close(self) -> None:
+        """See `mvmci.engine.Engine.close`."""
+        runs = list(self._runs.values())
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await self._slots.close()
+        await self._host.close()
+
+    async def verify(self, job: str) -> int:
+        """See `mvmci.engine.Engine.verify`."""
+        journal = await load(self._host.store, job)
+        spec, done = journal.state.spec, journal.state.done
+        if spec is None or done is None or spec.kind != "workflow":
+            what = "a command" if spec and done else f"{status(journal.state)[0]}"
+            raise Usage(f"{job} cannot be replayed: it is {what}", hint="replay takes a workflow that ended")
+        partial = done.status not in ("succeeded", "failed") or done.reason.startswith(OUTSIDE_REASONS)
+        other = Verification(self._host, journal, partial=partial)
+        code = await self._host.compiled(spec)
+        async with self._slots.take() as slot:
+            try:
+                got = await run_workflow(self._host, slot, journal, code, other)
+            except Exhausted:
+                return journal.state.results
+        await self._compare(done, got)
+        return journal.state.results
+
+    async def _compare(self, done: Done, got: Done) -> None:
+        blobs = self._host.store.blobs
+        expected = (done.status, done.reason, await load_text(blobs, done.result))
+        found = (got.status, got.reason, await load_text(blobs, got.result))
+        if expected != found:
+            raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
+
+    async def _run(self, job: str, fresh: bool) -> Step:
+        while True:
+            with contextlib.suppress(Reread):
+                return await self._take(job, fresh)
+            fresh = False
+
+    async def _take(self, job: str, fresh: bool) -> Step:
+        """Look whether there is anything to do, and hold the job while there is."""
+        store = self._host.store
+        journal = await load(store, job)
+        state = journal.state
+        if state.ended:
+            return Step("ended", state)
+        if state.released is not None and state.released.until > self._host.now_ms():
+            return Step("released", state, state.released.until)
+        if state.held and state.lease is not None and await store.presence.live(job, state.lease):
+            return Step("held", state)
+        try:
+            await store.presence.claim(job, state.epoch + 1)
+        except LockHeld:
+            return Step("held", state)
+        try:
+            holder = Holder(store, journal, self._lease(state))
+            try:
+                return await self._hold(holder, fresh)
+            except Fenced:
+                return Step("fenced", journal.state)
+            finally:
+                await holder.close()
+        finally:
+            await store.presence.drop(job)
+
+    def _lease(self, state: State) -> Lease:
+        presence = self._host.store.presence
+        return Lease(
+            at=self._host.now_ms(),
+            epoch=state.epoch + 1,
+            unit=presence.unit,
+            incarnation=presence.incarnation,
+            run=secrets.token_hex(8),
+            why="first" if state.lease is None else "resumed" if state.released else "recovered",
+        )
+
+    async def _hold(self, holder: Holder, fresh: bool) -> Step:
+        """From the lease to the end, or to a release."""
+        try:
+            try:
+                done = await self._attempt(holder, fresh)
+            except Suspended as asleep:
+                return await self._release(holder, asleep.until)
+            await holder.finish(done)
+        except Cancelled:
+            assert holder.journal.state.cancel is not None
+            by = holder.journal.state.cancel.by
+            await holder.finish(self._done("cancelled", f"cancelled by {by}"))
+        except asyncio.CancelledError:
+            await self._let_go(holder)
+            raise
+        return Step("ended", holder.journal.state)
+
+    async def _release(self, holder: Holder, until: int) -> Step:
+        await holder.write(Released(at=self._host.now_ms(), why="sleep", until=until))
+        await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
+        return Step("released", holder.journal.state, until)
+
+    async def _let_go(self, holder: Holder) -> None:
+        """This engine is told to stop: say so in the journal, if it can be said quickly."""
+        if holder.leased and holder.journal.state.held:
+            released = holder.write(Released(at=self._host.now_ms(), why="drain"))
+            with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
+                await asyncio.wait_for(released, LET_GO_S)
+
+    async def _attempt(self, holder: Holder, fresh: bool) -> Done:
+        """One try at the job. What ends the job becomes its `done`; what does not is raised."""
+        state, limits = holder.journal.state, holder.spec.limits
+        if state.cancel is not None:
+            raise Cancelled
+        if state.held and state.lost + 1 >= limits.attempts:
+            return self._done("errored", f"attempts: {state.lost + 1} holders were lost")
+        deadline_ms = (state.started_at or holder.lease.at) + limits.timeout_ms
+        try:
+            return await first(
+                self._guest(holder, fresh), holder.failed(), time_up(deadline_ms, self._host.now_ms)
+            )
+        except TimedOut:
+            return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
+        except LimitReached as reached:
+            return self._done("failed", reached.reason)
+        except (BadModule, BadWorkspace) as bad:
+            kind = "module" if isinstance(bad, BadModule) else "workspace"
+            return self._done("failed", f"{kind}: {bad.message}")
+        except SlotDied as died:
+            return self._done("failed", f"trap: {died.message}")
+        except (Nondeterminism, NotFound) as ours:
+            return self._done("errored", ours.message)
+
+    async def _guest(self, holder: Holder, fresh: bool) -> Done:
+        """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
+        host, spec = self._host, holder.spec
+        code = await host.compiled(spec)
+        async with self._slots.take() as slot:
+            if spec.kind == "command":
+                await fill(host, slot, spec.tree)
+            if fresh:
+                holder.add(within_s=LEASE_WAIT_S)
+            else:
+                await holder.write()
+            if spec.kind == "command":
+                return await run_command(host, holder, slot, code)
+            live = Live(host, holder, slot)
+            return await run_workflow(host, slot, holder.journal, code, live)
+
+    def _done(self, end: End, reason: str) -> Done:
+        return Done(at=self._host.now_ms(), status=end, reason=reason)

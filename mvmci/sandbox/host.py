@@ -1,0 +1,95 @@
+"""What an engine has at hand to run guests: the processes that fork them, the code cache, the effects.
+
+Everything is opened when it is first needed, so that a command never pays for the HTTP client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvmci.allow import Allow
+from mvmci.errors import IsolationUnavailable
+from mvmci.journal import Spec
+from mvmci.sandbox.code import CodeCache
+from mvmci.sandbox.confinement import LEVELS
+from mvmci.sandbox.nursery import Nursery
+from mvmci.store import Store
+
+if TYPE_CHECKING:
+    from mvmci.sandbox.http import HttpClient
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass
+class Host:
+    """The tools of one engine. `root` is the directory that slots and compiled code lie beneath."""
+
+    store: Store
+    root: Path
+    allow: Allow
+    min_isolation: str = "process"
+    without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
+    now_ms: Callable[[], int] = wall_clock_ms
+    _guests: Nursery | None = None
+    _programs: Nursery | None = None
+    _code: CodeCache | None = None
+    _http: HttpClient | None = None
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def guests(self) -> Nursery:
+        """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
+        async with self._opening:
+            if self._guests is None:
+                self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+                self.root.chmod(0o711)
+                self._guests = await Nursery.start(self.root, without=self.without)
+            reached = self._guests.isolation
+        if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
+            raise IsolationUnavailable(
+                f"this host reaches isolation {reached}, and {self.min_isolation} is demanded",
+                hint="`mvmci doctor` says what is missing",
+            )
+        return self._guests
+
+    async def programs(self) -> Nursery:
+        """The nursery of native programs: with the host's network, without a slot's confinement."""
+        async with self._opening:
+            if self._programs is None:
+                self._programs = await Nursery.start(self.root, network=True, without=self.without)
+        return self._programs
+
+    async def http(self) -> HttpClient:
+        """The client that performs requests."""
+        if self._http is None:
+            from mvmci.sandbox.http import HttpClient
+
+            self._http = HttpClient(self.allow)
+        return self._http
+
+    async def compiled(self, spec: Spec) -> str:
+        """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound."""
+        guests = await self.guests()
+        if self._code is None:
+            self._code = CodeCache(self.root, guests)
+
+        async def fetch(to: Path) -> None:
+            await self.store.blobs.fetch(spec.module, to)
+
+        return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
+
+    async def close(self) -> None:
+        """End every process and connection."""
+        if self._http is not None:
+            await self._http.close()
+        for nursery in (self._guests, self._programs):
+            if nursery is not None:
+                await nursery.close()

@@ -1,0 +1,87 @@
+"""What ends a job from outside: its time, its output, its workspace, its processes.
+
+Each limit is a task that raises when it is reached; `first` runs a guest beside them, and whatever
+ends first decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from mvmci.holder import Holder
+from mvmci.quantity import format_size
+from mvmci.store import CHUNK_BYTES_MAX, Chunk
+
+T = TypeVar("T")
+
+
+class LimitReached(Exception):
+    """The guest went beyond one of its limits; `reason` starts with the limit's name."""
+
+    def __init__(self, limit: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = f"{limit}: {sentence}"
+
+
+class TimedOut(Exception):
+    """The job's time is up."""
+
+
+async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
+    """The result of `guest`, unless a guard raises before it ends. What has not ended is cancelled.
+
+    Where several have ended, a guard's exception counts before the guest's result.
+    """
+    main = asyncio.ensure_future(guest)
+    tasks = {asyncio.ensure_future(guard) for guard in guards}
+    waiting = {main, *tasks}
+    try:
+        while not main.done():
+            ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in ended & tasks:
+                task.result()
+        return main.result()
+    finally:
+        for task in (main, *tasks):
+            task.cancel()
+        await asyncio.gather(main, *tasks, return_exceptions=True)
+
+
+async def time_up(deadline_ms: int, now_ms: Callable[[], int]) -> None:
+    """Raises TimedOut once `deadline_ms` has passed."""
+    while (left_ms := deadline_ms - now_ms()) > 0:
+        await asyncio.sleep(left_ms / 1000)
+    raise TimedOut
+
+
+class Output:
+    """Numbers and counts what a guest prints, and gives it to the holder, who holds it back."""
+
+    def __init__(self, holder: Holder, *, attempt: int, bytes_max: int, now_ms: Callable[[], int]) -> None:
+        self._holder = holder
+        self._attempt = attempt
+        self._bytes_max = bytes_max
+        self._now_ms = now_ms
+        self._bytes = 0
+        self._number = 0
+
+    async def write(self, stream: str, data: bytes) -> None:
+        """Pass on `data`. Raises LimitReached after passing on what the limit allows."""
+        allowed = data[: self._bytes_max - self._bytes]
+        self._bytes += len(allowed)
+        for start in range(0, len(allowed), CHUNK_BYTES_MAX):
+            piece = allowed[start : start + CHUNK_BYTES_MAX]
+            number, self._number = self._number, self._number + 1
+            await self._holder.print(
+                Chunk(
+                    attempt=self._attempt,
+                    number=number,
+                    stream="stdout" if stream == "stdout" else "stderr",
+                    data=piece,
+                    at=self._now_ms(),
+                )
+            )
+        if len(allowed) < len(data):
+            raise LimitReached("output", f"more than {format_size(self._bytes_max)}")
