@@ -1,0 +1,113 @@
+"""Builds the WebAssembly of the examples and of the tests from source, into dist/.
+
+A module is built again when its sources, its command or the version of a tool have changed; a digest
+of them stands beside it. It is replaced in one step.
+
+    dist/examples/   c-command, python-workflow, tiny
+    dist/guests/     script, component, and one for each tests/guests/commands/*.c
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import wasmtime
+
+ROOT = Path(__file__).resolve().parent.parent
+DIST = ROOT / "dist"
+EXAMPLES = ROOT / "examples"
+GUESTS = ROOT / "tests" / "guests"
+WIT = ROOT / "mvmci" / "wit"
+TOOLS = ("ziglang", "componentize-py", "wasmtime")
+
+CC = [sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi", "-std=c17", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+COMPONENTIZE = [str(Path(sys.executable).parent / "componentize-py"), "--quiet", "-d", str(WIT), "-w", "workflow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One file to build: `source` is a .c or .wat file, or a folder with the app.py of a workflow."""
+
+    target: Path
+    source: Path
+
+    def inputs(self) -> list[Path]:
+        if self.source.is_dir():
+            return sorted([*self.source.glob("*.py"), *WIT.glob("*.wit")])
+        return [self.source]
+
+    def build(self, output: Path) -> None:
+        """Write `output`. Raises CalledProcessError or WasmtimeError, with the tool's reason."""
+        if self.source.suffix == ".wat":
+            output.write_bytes(wasmtime.wat2wasm(self.source.read_text()))
+            return
+        if self.source.suffix == ".c":
+            command = [*CC, "-o", str(output), str(self.source)]
+        else:
+            componentize = ["componentize", "--stub-wasi", "-p", str(self.source), "app", "-o", str(output)]
+            command = [*COMPONENTIZE, *componentize]
+        # The compiler's cache stays in the project, so that nothing outside need be writable.
+        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(ROOT / "build" / "zig")}
+        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+
+
+def modules() -> list[Module]:
+    """All that is built; the slow ones first."""
+    found = [
+        Module(target=DIST / "guests" / "script.wasm", source=GUESTS / "script"),
+        Module(target=DIST / "examples" / "python-workflow.wasm", source=EXAMPLES / "python-workflow"),
+        Module(target=DIST / "examples" / "c-command.wasm", source=EXAMPLES / "c-command" / "count.c"),
+        Module(target=DIST / "examples" / "tiny.wasm", source=EXAMPLES / "tiny" / "tiny.wat"),
+        Module(target=DIST / "guests" / "component.wasm", source=GUESTS / "component" / "component.wat"),
+    ]
+    for source in sorted((GUESTS / "commands").glob("*.c")):
+        found.append(Module(target=DIST / "guests" / f"{source.stem}.wasm", source=source))
+    return found
+
+
+def digest(module: Module) -> str:
+    versions = [f"{tool} {importlib.metadata.version(tool)}" for tool in TOOLS]
+    total = hashlib.sha256(repr((versions, CC[1:], COMPONENTIZE[1:], Path(__file__).read_text())).encode())
+    for path in module.inputs():
+        total.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def make(module: Module) -> str | None:
+    """Build `module` if it is out of date; the reason if that failed."""
+    stamp = module.target.with_suffix(".stamp")
+    wanted = digest(module)
+    if module.target.exists() and stamp.exists() and stamp.read_text() == wanted:
+        return None
+    module.target.parent.mkdir(parents=True, exist_ok=True)
+    part = module.target.with_suffix(".part")
+    try:
+        module.build(part)
+    except subprocess.CalledProcessError as error:
+        return f"{module.source.relative_to(ROOT)} could not be built.\n{error.stdout}{error.stderr}"
+    except wasmtime.WasmtimeError as error:
+        return f"{module.source.relative_to(ROOT)} could not be assembled.\n{error}"
+    stamp.unlink(missing_ok=True)
+    part.replace(module.target)
+    stamp.write_text(wanted)
+    print(f"{module.target.relative_to(ROOT)}: {module.target.stat().st_size:,} bytes", flush=True)
+    return None
+
+
+def main() -> int:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        failures = [reason for reason in pool.map(make, modules()) if reason]
+    for reason in failures:
+        print(f"Error: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
