@@ -129,16 +129,16 @@ class Child:
     async def _ready(self, *, reading: bool) -> None:
         """Until the socket can be read (or written): waiting alone, so that cancelling loses nothing."""
         loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
         fd = self._connection.fileno()
-        add, remove = (
-            (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
-        )
-        add(fd, lambda: ready.done() or ready.set_result(None))
+        ready = asyncio.Event()
+        if reading:
+            loop.add_reader(fd, ready.set)
+        else:
+            loop.add_writer(fd, ready.set)
         try:
-            await ready
+            await ready.wait()
         finally:
-            remove(fd)
+            _ = loop.remove_reader(fd) if reading else loop.remove_writer(fd)
 
     async def _died(self, offence: str | None = None) -> SlotDied:
         """Kill it, whatever it still does: it has no more to say. The first offence is remembered."""

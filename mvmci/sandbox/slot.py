@@ -15,6 +15,7 @@ Code that cannot be mapped ends the slot, not the job: the parent fetches it ane
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any, NoReturn, TypeVar
 
@@ -444,11 +445,8 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
     """Compile the module behind `source` to `target`, or say why it cannot run here."""
     try:
         wasm = _read_module(source, component=task.component)
-        code = (
-            _compile_component(engines, wasm, task.workflow)
-            if task.component
-            else _compile_core(engines, wasm)
-        )
+        compiled = _compile_component if task.component else _compile_core
+        code = compiled(engines, wasm, task.workflow)
         wire.write(target, code)
     except wasmtime.WasmtimeError as error:
         return frames.Ended(outcome="invalid", text=_clip(_flat(str(error))))
@@ -457,7 +455,9 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
     except MemoryError:
         return frames.Ended(outcome="invalid", text="compiling it takes more memory than is allowed")
     except OSError as error:
-        return frames.Ended(outcome="invalid", text=f"its code could not be written: {error.strerror}")
+        if error.errno != errno.EFBIG:
+            raise  # a full disk is no fault of the module
+        return frames.Ended(outcome="invalid", text="its compiled code is larger than is allowed")
     return frames.Ended(outcome="ok")
 
 
