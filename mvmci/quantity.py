@@ -76,8 +76,6 @@ def format_size(size_bytes: int) -> str:
 
 def _parse(text: str | int | float, *, units: Mapping[str, int], unitless: int) -> int | None:
     """The whole number of smallest units, rounded to the nearest; None when it cannot be read."""
-    if isinstance(text, bool):
-        return None
     if isinstance(text, float):
         text = f"{text:.9f}"  # nan and inf and negative ones fail to match below
     elif isinstance(text, int):

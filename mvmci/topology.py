@@ -12,12 +12,13 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
-from mvmci import errors, quantity
+from mvmci import allow, errors, quantity
 from mvmci.document import BAD, Node, Position, Problem, Problems, compose, got, shown
 
 PROBLEMS_MAX = 50
@@ -69,13 +70,8 @@ HttpUrl = Annotated[
         description="a URL that begins with http:// or https:// and holds no password",
     ),
 ]
-HttpRule = Annotated[
-    str,
-    Meta(pattern=r"^(https?://|\*)\S*$", description="a URL, in which * stands for any characters"),
-]
-Program = Annotated[
-    str, Meta(pattern="^(/.+|[^/]+)$", max_length=4096, description="a program's name or its absolute path")
-]
+HttpRule = Annotated[str, Meta(max_length=8192, description="a URL, in which * stands for any characters")]
+Program = Annotated[str, Meta(max_length=4096, description="a program's name or its absolute path")]
 Duration = Annotated[
     Annotated[str, Meta(pattern=quantity.DURATION_PATTERN)] | int | float,
     Meta(description="a duration: seconds, or a number with ms, s, m, h or d"),
@@ -308,12 +304,12 @@ def _check_broker(topology: Topology) -> Iterator[_Finding]:
         yield ("broker", "hosts"), f"a broker runs on one host or on three, not on {len(broker.hosts)}", None
     if broker.listen is not None and not 1 <= int(broker.listen.rpartition(":")[2]) <= 65_535:
         yield ("broker", "listen"), "the port of `broker.listen` must be from 1 to 65535", None
-    yield from _bounds(("broker", "store"), lambda: broker.store_bytes)
+    yield from _accepted(("broker", "store"), lambda: broker.store_bytes)
 
 
 def _check_retain(topology: Topology) -> Iterator[_Finding]:
-    yield from _bounds(("retain", "jobs"), lambda: topology.retain.jobs_ms)
-    yield from _bounds(("retain", "logs"), lambda: topology.retain.logs_ms)
+    yield from _accepted(("retain", "jobs"), lambda: topology.retain.jobs_ms)
+    yield from _accepted(("retain", "logs"), lambda: topology.retain.logs_ms)
 
 
 def _check_queues(topology: Topology) -> Iterator[_Finding]:
@@ -323,7 +319,17 @@ def _check_queues(topology: Topology) -> Iterator[_Finding]:
             yield ("workers", "queues", index), f"queue `{queue}` is listed twice", None
 
 
-def _bounds(path: _Path, value: Callable[[], int]) -> Iterator[_Finding]:
+def _check_allow(topology: Topology) -> Iterator[_Finding]:
+    rules = topology.allow
+    for index, rule in enumerate(rules.http):
+        yield from _accepted(("allow", "http", index), partial(allow.Allow, http=(rule,)))
+    for index, program in enumerate(rules.exec):
+        yield from _accepted(("allow", "exec", index), partial(allow.Allow, exec=(program,)))
+    if len(rules.http) + len(rules.exec) > allow.RULES_MAX:
+        yield ("allow",), f"`allow` has more than {allow.RULES_MAX} rules", "A `*` stands for any characters."
+
+
+def _accepted(path: _Path, value: Callable[[], object]) -> Iterator[_Finding]:
     try:
         value()
     except errors.Usage as error:
@@ -337,6 +343,7 @@ _CHECKS: Final = (
     (("access", "executors"), _check_executors),
     (("broker",), _check_broker),
     (("workers",), _check_queues),
+    (("allow",), _check_allow),
     (("retain",), _check_retain),
 )
 

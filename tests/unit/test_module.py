@@ -132,6 +132,11 @@ REFUSED = [
     ),
     (wasi_command("wasi:io/streams@0.3.0"), "imports `wasi:io/streams@0.3.0`", "version 0.2"),
     (wasi_command("wasi:io/streams@0.2.0-rc-2023-11-10"), "imports `wasi:io/streams@0.2.0-rc", "version 0.2"),
+    (
+        wasi_command().replace("(component", '(component (import "wasi:io/poll@0.2.0" (component))', 1),
+        "imports `wasi:io/poll@0.2.0`, which is not offered",
+        "is given",
+    ),
     (wasi_command(version="0.3.0"), "not run here: it exports `wasi:cli/run@0.3.0`", "`wasi:cli/run@0.2`"),
     ("(component)", "not run here: it exports nothing", "`run`"),
     ('(component (type $t u32) (export "run" (type $t)))', "not run here: it exports `run`", "`run`"),

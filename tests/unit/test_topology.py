@@ -204,8 +204,8 @@ SHAPES = [
     (
         SMALLEST + "allow: {http: [example.com], exec: [bin/sh]}\n",
         [
-            "3:16 `allow.http[0]` must be a URL, in which * stands for any characters, not `example.com`",
-            "3:37 `allow.exec[0]` must be a program's name or its absolute path, not `bin/sh`",
+            "3:16 allow: http: 'example.com': a URL starts with http:// or https://",
+            "3:37 allow: exec: 'bin/sh' is a relative path",
         ],
     ),
 ]
