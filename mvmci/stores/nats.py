@@ -1,0 +1,204 @@
+"""The store of a cluster: JetStream, on a broker that syncs every write.
+
+A journal is the messages under `<cluster>.job.<id>.>`, in the order of their stream sequences, each
+written under a compare-and-set on that whole subtree. Logs and blobs are read in the same way, by
+paged direct gets; words in flight (new log lines, presence) are heard as plain messages as well, but
+only what the stream gives is believed.
+
+    nats_layout     every name and setting                  nats_hints       pulls, timers
+    nats_link       the connection; imports nats            nats_blobs       the object store
+    nats_append     compare-and-set, group commit           nats_presence    who is there
+
+Promised: an append that returned is on disk (if the broker syncs: `mvmci.broker` sees to it), a read
+sees every append that returned before it (one replica), and nothing waits without an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+
+from mvmci.errors import Usage
+from mvmci.journal import Entry, MessageKind
+from mvmci.store import GONE_S, HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Store
+from mvmci.stores.nats_append import Append, GroupCommit
+from mvmci.stores.nats_blobs import Blobs
+from mvmci.stores.nats_hints import Hints
+from mvmci.stores.nats_layout import STORE_BYTES, Layout
+from mvmci.stores.nats_link import Link, Refused
+from mvmci.stores.nats_presence import Presence
+
+LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a log line: it may not be stored yet
+LOOK_EVERY_S = 2.0  # a word may be lost
+NAME_IN_USE = 10058
+PAGES_MAX = 1_000
+
+_chunks = msgspec.json.Decoder(Chunk)
+_encode = msgspec.json.Encoder().encode
+
+
+async def ensure(url: str, cluster: str, *, store_bytes: int = STORE_BYTES) -> None:
+    """Make or bring up to date every stream of `cluster`, within `store_bytes`. Doing it again is free.
+
+    Raises StoreUnavailable, Usage when the broker will not have them so.
+    """
+    link = Link(url, f"{cluster}/ensure")
+    await link.open()
+    try:
+        for stream in Layout(cluster).streams(store_bytes):
+            try:
+                await _make(link, stream)
+            except Refused as refused:
+                raise Usage(
+                    f"the broker at {url} refuses stream {stream['name']}: {refused.message}",
+                    hint="nats-server 2.12 or later with JetStream is needed, with room for the streams",
+                ) from refused
+    finally:
+        await link.close()
+
+
+async def _make(link: Link, stream: dict[str, object]) -> None:
+    try:
+        await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
+    except Refused as refused:
+        if refused.code != NAME_IN_USE:
+            raise
+        await link.api(f"STREAM.UPDATE.{stream['name']}", **stream)
+
+
+async def remove(url: str, cluster: str) -> None:
+    """Delete every stream of `cluster` with all that is in them. Raises StoreUnavailable."""
+    link = Link(url, f"{cluster}/remove")
+    await link.open()
+    try:
+        for stream in Layout(cluster).streams(STORE_BYTES):
+            try:
+                await link.api(f"STREAM.DELETE.{stream['name']}")
+            except Refused:
+                pass  # it is not there
+    finally:
+        await link.close()
+
+
+async def open_nats(
+    url: str,
+    cluster: str,
+    unit: str,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    hint_lapse_s: float = HINT_LAPSE_S,
+    gone_s: float = GONE_S,
+) -> Store:
+    """The store of `cluster` as a new incarnation of `unit` sees it. `clock` counts others' silence, in s.
+
+    Raises StoreUnavailable.
+    """
+    layout = Layout(cluster)
+    link = Link(url, f"{cluster}/{unit}")
+    await link.open()
+    commit = GroupCommit(link)
+    hints = Hints(link, layout, hint_lapse_s)
+    presence = Presence(link, layout, unit, clock=clock, gone_s=gone_s)
+    try:
+        await presence.open()
+    except BaseException:
+        await link.close()
+        raise
+
+    async def close() -> None:
+        await presence.close()
+        await hints.close()
+        await commit.close()
+        await link.close()
+
+    journals = Journals(link, layout, commit)
+    return Store(journals, hints, Logs(link, layout), Blobs(link, layout), presence, close)
+
+
+class Journals:
+    """The port `mvmci.store.Journals`."""
+
+    def __init__(self, link: Link, layout: Layout, commit: GroupCommit) -> None:
+        self._link = link
+        self._layout = layout
+        self._commit = commit
+
+    async def read(self, job: str, after: int = 0) -> list[Entry]:
+        messages = self._link.read(self._layout.jobs, self._layout.journal(job), after)
+        return [Entry(seq=message.seq, data=message.data) async for message in messages]
+
+    async def append(
+        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+    ) -> int:
+        del message_id  # it stands in the message
+        assert len(data) <= MESSAGE_BYTES_MAX
+        subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
+        return await self._commit.append(Append(job, subject, subtree, data, expect))
+
+    async def jobs(self) -> AsyncIterator[str]:
+        found: set[str] = set()
+        offset = 0
+        for _ in range(PAGES_MAX):
+            answer = await self._link.api(
+                f"STREAM.INFO.{self._layout.jobs}", subjects_filter=self._layout.journals(), offset=offset
+            )
+            subjects = answer["state"].get("subjects") or {}
+            for subject in subjects:
+                job = self._layout.job_of_message(subject)
+                if job not in found:
+                    found.add(job)
+                    yield job
+            offset += len(subjects)
+            if not subjects or offset >= answer.get("total", 0):
+                return
+
+
+class Logs:
+    """The port `mvmci.store.Logs`."""
+
+    def __init__(self, link: Link, layout: Layout) -> None:
+        self._link = link
+        self._layout = layout
+
+    async def append(self, job: str, queue: str, chunks: Sequence[Chunk]) -> None:
+        subject = self._layout.log(job, queue)
+        for chunk in chunks:
+            await self._link.request(subject, _encode(chunk))
+
+    async def read(self, job: str) -> list[Chunk]:
+        return [chunk async for _, chunk in self._after(job, 0)]
+
+    async def follow(self, job: str) -> AsyncIterator[Chunk]:
+        """What the stream has after the last that was given; a word only says when to look."""
+        word = asyncio.Event()
+        unsubscribe = await self._link.subscribe(self._layout.log_of(job), lambda _: word.set())
+        last = 0
+        try:
+            while True:
+                word.clear()
+                for pause_s in (0.0, *LOOK_AGAIN_S):
+                    await asyncio.sleep(pause_s)
+                    before = last
+                    async for seq, chunk in self._after(job, last):
+                        last = seq
+                        yield chunk
+                    if last > before:
+                        break
+                else:
+                    await _wait(word, LOOK_EVERY_S)
+        finally:
+            await unsubscribe()
+
+    async def _after(self, job: str, seq: int) -> AsyncIterator[tuple[int, Chunk]]:
+        async for stored in self._link.read(self._layout.logs, self._layout.log_of(job), seq):
+            yield stored.seq, _chunks.decode(stored.data)
+
+
+async def _wait(event: asyncio.Event, wait_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), wait_s)
+    except TimeoutError:
+        pass

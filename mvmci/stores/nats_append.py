@@ -1,0 +1,190 @@
+"""Appends to the journals, by compare-and-set, many at a time.
+
+One append alone is published plainly. Those that are pending at the same time go out as one atomic
+batch: one sync for all. There is no timer: what comes while something is in flight waits for that.
+
+    at least BATCH_MIN pending, under BATCHES_MAX in flight     an atomic batch, one message a job
+    fewer, no batch in flight                                   plainly, up to PLAIN_MAX at once
+    else                                                        they wait for an answer
+
+No `Nats-Msg-Id` is sent. The id stands in the message, the compare-and-set already refuses whatever
+is sent twice, and a table of ids would cost the server memory and add a third kind of answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
+from mvmci.stores.nats_link import Link, Reply, Refused, accepted
+
+BATCH_MIN = 8  # a batch of fewer takes longer than as many plain messages
+BATCH_MAX = 256
+BATCHES_MAX = 2
+PLAIN_MAX = 16
+
+WRONG_LAST_SEQUENCE = 10071
+WRONG_LAST_SEQUENCE_PENDING = 10164
+CONFLICTS = (WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_PENDING)
+FULL = (10077, 10023, 10047, 10122)  # the stream's bytes; the store, disk, memory and account
+
+
+def _future() -> asyncio.Future[int]:
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, eq=False)
+class Append:
+    """One message, and the sequence that it gets."""
+
+    job: str
+    subject: str
+    subtree: str
+    data: bytes
+    expect: int
+    seq: asyncio.Future[int] = field(default_factory=_future)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "Nats-Expected-Last-Subject-Sequence": str(self.expect),
+            "Nats-Expected-Last-Subject-Sequence-Subject": self.subtree,
+        }
+
+
+class GroupCommit:
+    """Sends the appends of one connection."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._pending: list[Append] = []
+        self._batches = 0
+        self._plain = 0
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def append(self, append: Append) -> int:
+        """Raises Conflict, NoAnswer, StoreFull, StoreUnavailable."""
+        self._pending.append(append)
+        self._schedule()
+        return await append.seq
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for append in self._pending:
+            _fail(append, StoreUnavailable("the store was closed"))
+
+    def _schedule(self) -> None:
+        """Send at the loop's next turn, together with what else is appended in this one."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    def _send(self) -> None:
+        self._scheduled = False
+        self._pending = [append for append in self._pending if not append.seq.done()]  # some gave up
+        while self._pending:
+            first = self._first_of_each_job()
+            if len(first) >= BATCH_MIN and self._batches < BATCHES_MAX:
+                self._batches += 1
+                self._start(self._send_batch(first))
+            elif len(first) < BATCH_MIN and not self._batches and self._plain < PLAIN_MAX:
+                del first[1:]
+                self._plain += 1
+                self._start(self._send_plain(first[0]))
+            else:
+                return
+            sent = set(first)
+            self._pending = [append for append in self._pending if append not in sent]
+
+    def _first_of_each_job(self) -> list[Append]:
+        """Two messages of one job in a batch would both be stored."""
+        first: dict[str, Append] = {}
+        for append in self._pending:
+            first.setdefault(append.job, append)
+            if len(first) == BATCH_MAX:
+                break
+        return list(first.values())
+
+    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(sending)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send_plain(self, append: Append) -> None:
+        try:
+            await self._publish(append)
+        finally:
+            self._plain -= 1
+            self._schedule()
+
+    async def _send_batch(self, batch: list[Append]) -> None:
+        try:
+            last = await self._commit(batch)
+            for seq, append in enumerate(batch, last - len(batch) + 1):
+                if not append.seq.done():
+                    append.seq.set_result(seq)
+        except Refused:
+            # One stale member refuses all, and too many open batches refuse any: each for itself.
+            for start in range(0, len(batch), PLAIN_MAX):
+                await asyncio.gather(*map(self._publish, batch[start : start + PLAIN_MAX]))
+        except StoreUnavailable as unavailable:
+            for append in batch:
+                _fail(append, NoAnswer(unavailable.message))
+        finally:
+            for append in batch:
+                _fail(append, NoAnswer("the store was closed before it answered"))
+            self._batches -= 1
+            self._schedule()
+
+    async def _publish(self, append: Append) -> None:
+        try:
+            answer = await self._link.request(append.subject, append.data, headers=append.headers)
+        except Refused as refused:
+            _fail(append, _meaning(refused))
+        except StoreUnavailable as unavailable:
+            _fail(append, unavailable)
+        else:
+            if not append.seq.done():
+                append.seq.set_result(answer["seq"])
+        finally:
+            _fail(append, NoAnswer("the store was closed before it answered"))
+
+    async def _commit(self, batch: list[Append]) -> int:
+        """Send `batch` whole, and return the sequence of its last message. Raises Refused, StoreUnavailable."""
+        batch_id = secrets.token_hex(8)
+        to, answer = self._link.expect()
+        try:
+            for number, append in enumerate(batch, 1):
+                last = number == len(batch)
+                headers = append.headers | {"Nats-Batch-Id": batch_id, "Nats-Batch-Sequence": str(number)}
+                if last:
+                    headers["Nats-Batch-Commit"] = "1"
+                await self._link.publish(
+                    append.subject, append.data, headers=headers, reply=to if last else ""
+                )
+            reply: Reply = await self._link.answer(answer)
+            seq: int = accepted(reply)["seq"]
+            return seq
+        finally:
+            answer.cancel()
+
+
+def _meaning(refused: Refused) -> MvmciError:
+    if refused.code in CONFLICTS:
+        return Conflict(refused.message)
+    if refused.code in FULL:
+        return StoreFull(refused.message, hint="make room: retain less, or give the broker's store more")
+    return refused
+
+
+def _fail(append: Append, failure: MvmciError) -> None:
+    """The one who waits hears of `failure`, unless it has its answer already."""
+    if not append.seq.done():
+        append.seq.set_exception(failure)

@@ -1,0 +1,192 @@
+"""Blobs in a JetStream object store, each named by its digest.
+
+The format is that of every NATS client: chunks under a subject of their own, and one message that
+tells of them, which is written last. So a blob is there whole or not at all, and two writers of the
+same blob are both right. Bytes are checked against the digest whenever they are read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from mvmci.errors import NotFound, StoreFull
+from mvmci.stores.nats_append import FULL
+from mvmci.stores.nats_layout import Layout
+from mvmci.stores.nats_link import Link, Refused, Reply, accepted
+
+CHUNK_BYTES = 128 << 10
+CHUNKS_IN_FLIGHT = 16
+FILE_BYTES = 1 << 20
+
+
+class _Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an object store says of one object."""
+
+    name: str
+    bucket: str
+    nuid: str
+    size: int
+    chunks: int
+    digest: str = ""
+    deleted: bool = False
+    options: dict[str, int] = {}
+
+
+_infos = msgspec.json.Decoder(_Info)
+
+
+class Blobs:
+    """The port `mvmci.store.Blobs`."""
+
+    def __init__(self, link: Link, layout: Layout) -> None:
+        self._link = link
+        self._layout = layout
+
+    async def put(self, data: bytes) -> str:
+        digest = _name(hashlib.sha256(data))
+        if not await self.has(digest):
+            view = memoryview(data)
+            await self._store(bytes(view[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
+        return digest
+
+    async def put_file(self, path: Path) -> str:
+        digest = await asyncio.to_thread(_hash_file, path)
+        if await self.has(digest):
+            return digest
+        with open(path, "rb") as file:  # noqa: ASYNC230 (a regular file never blocks for long)
+            return await self._store(iter(lambda: file.read(CHUNK_BYTES), b""))
+
+    async def has(self, digest: str) -> bool:
+        info = await self._info(digest)
+        return info is not None and await self._count(info) == info.chunks
+
+    async def get(self, digest: str) -> bytes:
+        return b"".join([piece async for piece in self._pieces(digest)])
+
+    async def fetch(self, digest: str, to: Path) -> None:
+        file = await asyncio.to_thread(open, to, "xb", opener=_private)
+        try:
+            with file:
+                async for piece in self._pieces(digest):
+                    await asyncio.to_thread(file.write, piece)
+        except BaseException:
+            to.unlink(missing_ok=True)
+            raise
+
+    async def _store(self, pieces: Iterable[bytes]) -> str:
+        """Store the chunks, then tell of them under the name of what was really sent."""
+        nuid, hashed, size, count = secrets.token_hex(11), hashlib.sha256(), 0, 0
+        try:
+            for group in _groups(iter(pieces)):
+                for piece in group:
+                    hashed.update(piece)
+                    size += len(piece)
+                    count += 1
+                await self._send(nuid, group)
+            info = _Info(
+                name=_name(hashed),
+                bucket=self._layout.blobs_bucket,
+                nuid=nuid,
+                size=size,
+                chunks=count,
+                digest="SHA-256=" + base64.urlsafe_b64encode(hashed.digest()).decode(),
+                options={"max_chunk_size": CHUNK_BYTES},
+            )
+            await self._link.request(
+                self._layout.blob_info(_token(info.name)),
+                msgspec.json.encode(info),
+                headers={"Nats-Rollup": "sub"},
+            )
+        except Refused as refused:
+            await self._purge(self._layout.blob_chunks(nuid))
+            if refused.code in FULL:
+                raise StoreFull(refused.message, hint="retain less, or give the broker's store more") from None
+            raise
+        return info.name
+
+    async def _send(self, nuid: str, group: list[bytes]) -> None:
+        """Chunks in order, all in flight at once."""
+        answers: list[asyncio.Future[Reply]] = []
+        try:
+            for piece in group:
+                to, answer = self._link.expect()
+                answers.append(answer)
+                await self._link.publish(self._layout.blob_chunks(nuid), piece, reply=to)
+            for answer in answers:
+                accepted(await self._link.answer(answer))
+        finally:
+            for answer in answers:
+                answer.cancel()
+
+    async def _info(self, digest: str) -> _Info | None:
+        stored = await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
+        if stored is None:
+            return None
+        try:
+            info = _infos.decode(stored.data)
+        except msgspec.DecodeError:
+            return None
+        return None if info.deleted else info
+
+    async def _count(self, info: _Info) -> int:
+        """How many of its chunks are there."""
+        chunks = self._layout.blob_chunks(info.nuid)
+        if not info.chunks:
+            return 0
+        answer = await self._link.api(f"STREAM.INFO.{self._layout.blobs}", subjects_filter=chunks)
+        return int((answer["state"].get("subjects") or {}).get(chunks, 0))
+
+    async def _pieces(self, digest: str) -> AsyncIterator[bytes]:
+        """The bytes of a blob. One that was damaged is removed, so that it can be put again."""
+        info = await self._info(digest)
+        if info is None:
+            raise NotFound(f"there is no blob {digest[:80]}")
+        hashed = hashlib.sha256()
+        if info.chunks:
+            async for stored in self._link.read(self._layout.blobs, self._layout.blob_chunks(info.nuid)):
+                hashed.update(stored.data)
+                yield stored.data
+        if _name(hashed) != digest:
+            await self._purge(self._layout.blob_info(_token(digest)))
+            await self._purge(self._layout.blob_chunks(info.nuid))
+            raise NotFound(f"blob {digest} was damaged in the store", hint="submit the job again under a new id")
+
+    async def _purge(self, subject: str) -> None:
+        await self._link.api(f"STREAM.PURGE.{self._layout.blobs}", filter=subject)
+
+
+def _name(hashed: hashlib._Hash) -> str:
+    return f"sha256:{hashed.hexdigest()}"
+
+
+def _token(name: str) -> str:
+    """A name as a part of a subject."""
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def _groups(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
+    group: list[bytes] = []
+    for piece in pieces:
+        group.append(piece)
+        if len(group) == CHUNKS_IN_FLIGHT:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _hash_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return _name(hashlib.file_digest(file, "sha256"))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,225 @@
+"""Hints in JetStream: two durable pull consumers a queue, on the specs and on the `ready` words.
+
+Every pull asks both consumers for one message, for `PULL_S` at most: a request that spans a restart
+of the broker is lost, and is made again. Requests outlive the pull that made them and serve the next
+one; a hint that comes when nobody waits goes back at once, for somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mvmci.errors import StoreUnavailable
+from mvmci.store import Delivery
+from mvmci.stores.nats_layout import Layout
+from mvmci.stores.nats_link import Link, NoStream, Reply
+
+PULL_S = 5.0
+PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
+NO_CONSUMER_PAUSE_S = 0.5
+
+
+class _Delivery:
+    def __init__(self, link: Link, job: str, *, fresh: bool, reply: str) -> None:
+        self.job = job
+        self.fresh = fresh
+        self._link = link
+        self._reply = reply
+
+    async def ack(self) -> None:
+        await self._link.publish(self._reply, b"+ACK")
+
+    async def keep(self) -> None:
+        await self._link.publish(self._reply, b"+WPI")
+
+    async def refuse(self) -> None:
+        await self._link.publish(self._reply, b"-NAK")
+
+
+@dataclass
+class _Consumer:
+    """One consumer of a queue, and the requests to it that are open."""
+
+    stream: str
+    settings: dict[str, Any]
+    inbox: str = ""
+    until: deque[float] = field(default_factory=deque)
+
+
+class _Queue:
+    """One queue as this process pulls from it."""
+
+    def __init__(self, link: Link, consumers: list[_Consumer], job_of: Callable[[str], tuple[str, bool]]) -> None:
+        self._link = link
+        self._consumers = consumers
+        self._job_of = job_of
+        self._waiting: deque[asyncio.Future[_Delivery]] = deque()
+        self._unsubscribe: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opened = False
+        self._opening = asyncio.Lock()
+        self._clock = asyncio.get_running_loop().time
+
+    async def open(self) -> None:
+        async with self._opening:
+            if self._opened:
+                return
+            for consumer in self._consumers:
+                await self._make(consumer)
+                consumer.inbox = self._link.inbox()
+                take = self._taker(consumer)
+                self._unsubscribe.append(await self._link.subscribe(consumer.inbox, take))
+            self._opened = True
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for unsubscribe in self._unsubscribe:
+            await unsubscribe()
+
+    async def pull(self, wait_s: float) -> Delivery | None:
+        await self.open()
+        until = self._clock() + wait_s
+        waiting: asyncio.Future[_Delivery] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        try:
+            while (left := until - self._clock()) > 0:
+                await self._ask(min(left, PULL_S))
+                await asyncio.wait([waiting], timeout=min(left, PULL_S))
+                if waiting.done():
+                    return waiting.result()
+            return None
+        finally:
+            if waiting in self._waiting:
+                self._waiting.remove(waiting)
+            elif not waiting.cancelled() and asyncio.current_task() and _is_being_cancelled():
+                self._start(waiting.result().refuse())
+
+    def again(self) -> None:
+        """The broker came back: whatever was asked is lost."""
+        for consumer in self._consumers:
+            consumer.until.clear()
+        if self._waiting:
+            self._start(self._ask(PULL_S))
+
+    async def _ask(self, live_s: float) -> None:
+        """Let each consumer have as many open requests as there are pulls that wait."""
+        now = self._clock()
+        for consumer in self._consumers:
+            while consumer.until and consumer.until[0] < now:
+                consumer.until.popleft()
+            while len(consumer.until) < len(self._waiting):
+                consumer.until.append(now + live_s + PULL_GRACE_S)
+                ask = msgspec.json.encode({"batch": 1, "expires": int(live_s * 1e9)})
+                verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.settings['name']}"
+                await self._link.publish(verb, ask, reply=consumer.inbox)
+
+    def _taker(self, consumer: _Consumer) -> Callable[[Reply], None]:
+        def take(reply: Reply) -> None:
+            if consumer.until:
+                consumer.until.popleft()
+            if reply.status == "503":
+                self._start(self._make_again(consumer))
+            elif not reply.status:
+                self._hand_out(reply)
+
+        return take
+
+    def _hand_out(self, reply: Reply) -> None:
+        job, spec = self._job_of(reply.subject)
+        delivery = _Delivery(
+            self._link, job, fresh=spec and _deliveries(reply.reply) == 1, reply=reply.reply
+        )
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(delivery)
+                return
+        self._start(delivery.refuse())
+
+    async def _make(self, consumer: _Consumer) -> None:
+        name = consumer.settings["name"]
+        await self._link.api(
+            f"CONSUMER.DURABLE.CREATE.{consumer.stream}.{name}",
+            stream_name=consumer.stream,
+            config=consumer.settings,
+        )
+
+    async def _make_again(self, consumer: _Consumer) -> None:
+        """The consumer is gone, or the broker is still on its way up."""
+        await asyncio.sleep(NO_CONSUMER_PAUSE_S)
+        await self._make(consumer)
+        if self._waiting:
+            await self._ask(PULL_S)
+
+    def _start(self, step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(_best_effort(step))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class Hints:
+    """The port `mvmci.store.Hints`."""
+
+    def __init__(self, link: Link, layout: Layout, lapse_s: float) -> None:
+        self._link = link
+        self._layout = layout
+        self._lapse_s = lapse_s
+        self._queues: dict[str, _Queue] = {}
+        link.on_reconnect.append(self._again)
+
+    async def ready(self, queue: str, job: str) -> None:
+        await self._link.request(self._layout.ready(queue, job))
+
+    async def timer(self, queue: str, job: str, at_ms: int) -> None:
+        at = datetime.fromtimestamp(math.ceil(at_ms / 1000), UTC)
+        headers = {
+            "Nats-Schedule": f"@at {at:%Y-%m-%dT%H:%M:%SZ}",
+            "Nats-Schedule-Target": self._layout.ready(queue, job),
+        }
+        await self._link.request(self._layout.timer(queue, job), headers=headers)
+
+    async def pull(self, queue: str, *, wait_s: float) -> Delivery | None:
+        if queue not in self._queues:
+            consumers = [
+                _Consumer(stream, settings)
+                for stream, settings in self._layout.consumers(queue, self._lapse_s)
+            ]
+            self._queues[queue] = _Queue(self._link, consumers, self._layout.job_of_hint)
+        return await self._queues[queue].pull(wait_s)
+
+    async def close(self) -> None:
+        for queue in self._queues.values():
+            await queue.close()
+
+    def _again(self) -> None:
+        for queue in self._queues.values():
+            queue.again()
+
+
+async def _best_effort(step: Coroutine[Any, Any, None]) -> None:
+    """A hint may be lost, and whoever waits for one asks again."""
+    try:
+        await step
+    except (StoreUnavailable, NoStream):
+        pass
+
+
+def _deliveries(reply: str) -> int:
+    """How often a message was delivered: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<n>.…`."""
+    tokens = reply.split(".")
+    return int(tokens[4] if len(tokens) == 9 else tokens[6])
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -1,0 +1,171 @@
+"""Every name of a cluster in JetStream: streams, their subjects and settings, consumers.
+
+    <cluster>-JOBS          <cluster>.job.<id>.<kind>.<queue>       the journals
+    <cluster>-HINTS         <cluster>.ready.<queue>.<id>            words that a job wants looking at
+                            <cluster>.timer.<queue>.<id>            the same, scheduled for later
+    <cluster>-LOGS          <cluster>.log.<id>.<queue>              output
+    OBJ_<cluster>-BLOBS     $O.<cluster>-BLOBS.>                    an object store, names `sha256:…`
+    KV_<cluster>-MEMBERS    $KV.<cluster>-MEMBERS.<unit>            presence, in memory
+    KV_<cluster>-CONFIG     $KV.<cluster>-CONFIG.>                  what the cluster is and allows
+
+The sizes sum up to less than the store, so that logs and blobs cannot eat the journals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvmci.job import check_id
+from mvmci.journal import MessageKind
+
+STORE_BYTES = 16 << 30
+MEMBERS_BYTES = 16 << 20
+MEMBER_AGE_S = 60  # a unit that has been silent for so long is forgotten
+LOG_AGE_S = 7 * 86400
+ACKS_PENDING_MAX = 65_536  # jobs of one queue that may be at work
+PULLS_WAITING_MAX = 8_192
+_NS = 1_000_000_000
+
+
+class Layout:
+    """The names of one cluster."""
+
+    def __init__(self, cluster: str) -> None:
+        self.cluster = check_id(cluster, "cluster name")
+        self.jobs = f"{cluster}-JOBS"
+        self.hints = f"{cluster}-HINTS"
+        self.logs = f"{cluster}-LOGS"
+        self.blobs_bucket = f"{cluster}-BLOBS"
+        self.blobs = f"OBJ_{self.blobs_bucket}"
+        self.members_bucket = f"{cluster}-MEMBERS"
+        self.members = f"KV_{self.members_bucket}"
+        self.config_bucket = f"{cluster}-CONFIG"
+        self.config = f"KV_{self.config_bucket}"
+
+    def message(self, job: str, kind: MessageKind, queue: str) -> str:
+        return f"{self.cluster}.job.{job}.{kind}.{queue}"
+
+    def journal(self, job: str) -> str:
+        return f"{self.cluster}.job.{job}.>"
+
+    def journals(self) -> str:
+        return f"{self.cluster}.job.>"
+
+    def specs(self, queue: str) -> str:
+        return f"{self.cluster}.job.*.spec.{queue}"
+
+    def ready(self, queue: str, job: str) -> str:
+        return f"{self.cluster}.ready.{queue}.{job}"
+
+    def timer(self, queue: str, job: str) -> str:
+        return f"{self.cluster}.timer.{queue}.{job}"
+
+    def log(self, job: str, queue: str) -> str:
+        return f"{self.cluster}.log.{job}.{queue}"
+
+    def log_of(self, job: str) -> str:
+        return f"{self.cluster}.log.{job}.*"
+
+    def blob_info(self, name: str) -> str:
+        return f"$O.{self.blobs_bucket}.M.{name}"
+
+    def blob_chunks(self, nuid: str) -> str:
+        return f"$O.{self.blobs_bucket}.C.{nuid}"
+
+    def member(self, unit: str) -> str:
+        return f"$KV.{self.members_bucket}.{unit}"
+
+    def job_of_message(self, subject: str) -> str:
+        return subject.split(".")[2]
+
+    def job_of_hint(self, subject: str) -> tuple[str, bool]:
+        """The job that a hint is about, and whether it is the job's own spec."""
+        tokens = subject.split(".")
+        return (tokens[2], True) if tokens[1] == "job" else (tokens[3], False)
+
+    def streams(self, store_bytes: int) -> list[dict[str, Any]]:
+        """The settings of every stream, for a store of `store_bytes`."""
+        return [
+            _stream(
+                self.jobs,
+                self.journals(),
+                store_bytes * 45 // 100,
+                discard="new",
+                deny_delete=True,
+                allow_direct=True,
+                allow_atomic=True,
+            ),
+            _stream(
+                self.hints,
+                self.ready("*", "*"),
+                store_bytes * 5 // 100,
+                retention="workqueue",
+                max_msgs_per_subject=1,
+                allow_msg_schedules=True,
+                allow_direct=True,
+            )
+            | {"subjects": [self.ready("*", "*"), self.timer("*", "*")]},
+            _stream(
+                self.logs,
+                self.log("*", "*"),
+                store_bytes * 15 // 100,
+                max_age=LOG_AGE_S * _NS,
+                allow_direct=True,
+            ),
+            _stream(
+                self.blobs,
+                f"$O.{self.blobs_bucket}.M.>",
+                store_bytes * 25 // 100,
+                discard="new",
+                allow_rollup_hdrs=True,
+                allow_direct=True,
+            )
+            | {"subjects": [f"$O.{self.blobs_bucket}.C.>", f"$O.{self.blobs_bucket}.M.>"]},
+            _bucket(self.config, self.config_bucket, store_bytes // 100),
+            self.members_stream(),
+        ]
+
+    def members_stream(self) -> dict[str, Any]:
+        """On file it would be synced at each heartbeat; a broker that restarts loses it, and may."""
+        ages = {"storage": "memory", "max_age": MEMBER_AGE_S * _NS}
+        return _bucket(self.members, self.members_bucket, MEMBERS_BYTES) | ages
+
+    def consumers(self, queue: str, lapse_s: float) -> list[tuple[str, dict[str, Any]]]:
+        """The two consumers of a queue, each with its stream."""
+        return [
+            (self.jobs, _consumer(f"spec-{queue}", self.specs(queue), lapse_s)),
+            (self.hints, _consumer(f"ready-{queue}", self.ready(queue, "*"), lapse_s)),
+        ]
+
+
+def _stream(name: str, subject: str, bytes_max: int, **more: Any) -> dict[str, Any]:
+    usual = {"name": name, "subjects": [subject], "max_bytes": bytes_max, "storage": "file", "discard": "old"}
+    return usual | {"retention": "limits", "num_replicas": 1} | more
+
+
+def _bucket(name: str, bucket: str, bytes_max: int) -> dict[str, Any]:
+    return _stream(
+        name,
+        f"$KV.{bucket}.>",
+        bytes_max,
+        discard="new",
+        max_msgs_per_subject=1,
+        allow_rollup_hdrs=True,
+        allow_direct=True,
+        deny_delete=True,
+    )
+
+
+def _consumer(name: str, subject: str, lapse_s: float) -> dict[str, Any]:
+    """Deliveries are never used up: attempts are counted in the journal."""
+    return {
+        "durable_name": name,
+        "name": name,
+        "filter_subject": subject,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": int(lapse_s * _NS),
+        "max_deliver": -1,
+        "max_ack_pending": ACKS_PENDING_MAX,
+        "max_waiting": PULLS_WAITING_MAX,
+    }

@@ -1,0 +1,322 @@
+"""One connection to a broker: requests, paged reads, subscriptions. The only module that imports nats.
+
+Answers come to an inbox of our own, so that every wait ends: with the answer, when the connection
+breaks, or when its time is up. While disconnected nothing is sent; but what was given to the client
+library just before a break may still be sent after it, so a write without an answer may land late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from mvmci.errors import NoAnswer, StoreUnavailable
+
+ANSWER_S = 5.0
+CONNECT_S = 5.0
+RECONNECT_PAUSE_S = 0.2
+CLOSE_S = 2.0
+PING_EVERY_S = 10
+PINGS_OUT_MAX = 2
+READ_MESSAGES = 1_000  # of one page
+READ_BYTES = 4 << 20
+READ_STALL_S = 2.0
+READ_TRIES = 3  # pages in a row that bring nothing new
+READ_PAUSE_S = 0.2
+
+
+class NoStream(StoreUnavailable):
+    """Nobody answers on that subject: the stream is not there, or not yet. Nothing was stored."""
+
+
+class Refused(StoreUnavailable):
+    """JetStream said no, with a code. Nothing was stored."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"the broker refused: {description} ({code})")
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A message: an answer, a delivery or a word."""
+
+    subject: str
+    data: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+    reply: str = ""
+
+    @property
+    def status(self) -> str:
+        return self.headers.get("Status", "") if not self.data else ""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A message of a stream."""
+
+    seq: int
+    subject: str
+    data: bytes
+    headers: dict[str, str]
+
+
+_Answer = Callable[[Reply | None], None]  # None: the connection broke
+
+
+class Link:
+    """A connection that comes back by itself."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self.on_reconnect: list[Callable[[], None]] = []
+        self._name = name
+        self._client = Client()
+        self._answers: dict[str, _Answer] = {}
+        self._tokens = itertools.count()
+        self._inbox = ""
+        self._up = asyncio.Event()
+
+    async def open(self) -> None:
+        """Connect. Raises StoreUnavailable."""
+        connect = self._client.connect(
+            [self.url],
+            name=self._name,
+            connect_timeout=2,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_PAUSE_S,  # type: ignore[arg-type]
+            ping_interval=PING_EVERY_S,
+            max_outstanding_pings=PINGS_OUT_MAX,
+            error_cb=self._failed,
+            disconnected_cb=self._went_down,
+            reconnected_cb=self._came_back,
+            closed_cb=self._went_down,
+            discovered_server_cb=_nothing,
+            lame_duck_mode_cb=_nothing,
+        )
+        try:
+            await asyncio.wait_for(connect, CONNECT_S)
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await self.close()
+            raise StoreUnavailable(
+                f"no broker answers at {self.url}", hint="see that it runs and can be reached from here"
+            ) from error
+        self._inbox = self._client.new_inbox()
+        self._up.set()
+        # A message that the library dropped here would be a gap in a journal.
+        await self._client.subscribe(
+            f"{self._inbox}.*", cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
+        )
+
+    def inbox(self) -> str:
+        """A subject that nobody else uses."""
+        return self._client.new_inbox()
+
+    async def close(self) -> None:
+        self._up.clear()
+        try:
+            await asyncio.wait_for(self._client.close(), CLOSE_S)
+        except (TimeoutError, OSError, nats.errors.Error):
+            pass  # there is nothing more that it could lose
+        self._give_up()
+
+    async def publish(
+        self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
+    ) -> None:
+        """Send, and wait for nothing. Raises StoreUnavailable when it surely was not sent."""
+        await self._be_up()
+        try:
+            await self._client.publish(subject, data, reply=reply, headers=headers)
+        except (OSError, nats.errors.Error) as error:
+            raise NoAnswer(f"the broker at {self.url} went away: {error}") from error
+
+    def expect(self) -> tuple[str, asyncio.Future[Reply]]:
+        """A subject for one answer, and the answer to come."""
+        token = str(next(self._tokens))
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._answers.pop(token, None))
+
+        def take(reply: Reply | None) -> None:
+            if answer.done():
+                return
+            if reply is None:
+                answer.set_exception(NoAnswer(f"the broker at {self.url} went away"))
+            elif reply.status == "503":
+                answer.set_exception(NoStream(f"the broker at {self.url} has no stream for this"))
+            else:
+                answer.set_result(reply)
+
+        self._answers[token] = take
+        return f"{self._inbox}.{token}", answer
+
+    async def answer(self, answer: asyncio.Future[Reply], wait_s: float = ANSWER_S) -> Reply:
+        """Raises NoAnswer, NoStream."""
+        try:
+            return await asyncio.wait_for(answer, wait_s)
+        except TimeoutError:
+            raise NoAnswer(f"the broker at {self.url} did not answer within {wait_s:.0f} s") from None
+
+    async def request(
+        self,
+        subject: str,
+        data: bytes = b"",
+        *,
+        headers: dict[str, str] | None = None,
+        wait_s: float = ANSWER_S,
+    ) -> dict[str, Any]:
+        """Send and take JetStream's answer: its JSON. Raises NoAnswer, NoStream, Refused."""
+        to, answer = self.expect()
+        try:
+            await self.publish(subject, data, headers=headers, reply=to)
+            return accepted(await self.answer(answer, wait_s))
+        finally:
+            answer.cancel()
+
+    async def api(self, verb: str, **body: Any) -> dict[str, Any]:
+        """Ask the JetStream API. Raises as `request`."""
+        return await self.request(f"$JS.API.{verb}", msgspec.json.encode(body) if body else b"")
+
+    async def subscribe(self, subject: str, take: Callable[[Reply], None]) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Give every message on `subject` to `take`, until what is returned is called."""
+
+        async def pass_on(message: Msg) -> None:
+            take(_reply(message))
+
+        await self._be_up()
+        subscription = await self._client.subscribe(subject, cb=pass_on)
+        return lambda: self._unsubscribe(subscription)
+
+    async def read(self, stream: str, subject: str, after: int = 0) -> AsyncIterator[Stored]:
+        """The messages of `stream` on `subject` with a sequence over `after`, in order, page by page.
+
+        A reply that stalls is asked for again from where it stopped. Raises StoreUnavailable.
+        """
+        tries = 0
+        while True:
+            page, more = await self._page(stream, subject, after)
+            for stored in page:
+                yield stored
+            if not more:
+                return
+            after = page[-1].seq if page else after
+            tries = 0 if page else tries + 1
+            if tries >= READ_TRIES:
+                raise StoreUnavailable(f"the broker at {self.url} does not answer reads of {stream}")
+            if not page:
+                await asyncio.sleep(READ_PAUSE_S)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message on the literal `subject`. Raises StoreUnavailable."""
+        to, answer = self.expect()
+        try:
+            await self.publish(
+                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"last_by_subj": subject}), reply=to
+            )
+            reply = await self.answer(answer)
+        finally:
+            answer.cancel()
+        return None if reply.status else _stored(reply)
+
+    async def _page(self, stream: str, subject: str, after: int) -> tuple[list[Stored], bool]:
+        """Up to a page of messages, and whether there may be more."""
+        token = str(next(self._tokens))
+        replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+        self._answers[token] = replies.put_nowait
+        ask = {"seq": after + 1, "next_by_subj": subject, "batch": READ_MESSAGES, "max_bytes": READ_BYTES}
+        page: list[Stored] = []
+        try:
+            await self.publish(
+                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(ask), reply=f"{self._inbox}.{token}"
+            )
+            while True:
+                reply = await asyncio.wait_for(replies.get(), READ_STALL_S)
+                if reply is None or reply.status == "503":
+                    return page, True
+                if reply.status == "404":
+                    return page, False
+                if reply.status == "204":
+                    return page, reply.headers.get("Nats-Num-Pending", "0") != "0"
+                if reply.status:
+                    raise StoreUnavailable(f"the broker refused to read {stream}: {reply.headers}")
+                page.append(_stored(reply))
+        except TimeoutError:
+            return page, True
+        finally:
+            self._answers.pop(token, None)
+
+    async def _be_up(self) -> None:
+        if self._up.is_set():
+            return
+        try:
+            await asyncio.wait_for(self._up.wait(), ANSWER_S)
+        except TimeoutError:
+            raise StoreUnavailable(
+                f"the broker at {self.url} cannot be reached", hint="see that it runs; work goes on when it is back"
+            ) from None
+
+    async def _unsubscribe(self, subscription: Subscription) -> None:
+        try:
+            await subscription.unsubscribe()
+        except (OSError, nats.errors.Error):
+            pass  # the connection is gone, and the subscription with it
+
+    async def _take(self, message: Msg) -> None:
+        take = self._answers.get(message.subject.rpartition(".")[2])
+        if take is not None:
+            take(_reply(message))
+
+    async def _went_down(self) -> None:
+        self._up.clear()
+        self._give_up()
+
+    async def _came_back(self) -> None:
+        self._up.set()
+        for call in self.on_reconnect:
+            call()
+
+    async def _failed(self, error: Exception) -> None:
+        """What the library reports here shows as a missing answer to whoever waits for one."""
+
+    def _give_up(self) -> None:
+        for take in list(self._answers.values()):
+            take(None)
+
+
+async def _nothing() -> None:
+    pass
+
+
+def accepted(reply: Reply) -> dict[str, Any]:
+    """The JSON of an answer of JetStream. Raises Refused."""
+    try:
+        answer = msgspec.json.decode(reply.data, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise NoAnswer(f"the broker answered {reply.data[:80]!r}") from None
+    error = answer.get("error")
+    if error:
+        raise Refused(error.get("err_code", error.get("code", 0)), error.get("description", ""))
+    return answer
+
+
+def _reply(message: Msg) -> Reply:
+    return Reply(
+        subject=message.subject, data=message.data, headers=message.headers or {}, reply=message.reply
+    )
+
+
+def _stored(reply: Reply) -> Stored:
+    return Stored(
+        seq=int(reply.headers["Nats-Sequence"]),
+        subject=reply.headers["Nats-Subject"],
+        data=reply.data,
+        headers=reply.headers,
+    )

@@ -1,0 +1,176 @@
+"""Presence in a key-value bucket in memory, and what a reader may conclude from silence.
+
+A unit says every second, and whenever what it holds changes, that it is there. A reader hears that as
+it is said, and counts silence on its own clock alone: no two clocks are compared. It trusts its ears
+only while its own announcements go through. After a gap (it was suspended or cut off, the broker was
+away or has lost the bucket) nobody is dead: every wait starts anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from mvmci.errors import MvmciError, StoreUnavailable
+from mvmci.journal import Lease
+from mvmci.store import Member
+from mvmci.stores.nats_layout import Layout
+from mvmci.stores.nats_link import Link, NoStream, Reply
+
+ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
+ANNOUNCE_PAUSE_S = 0.02  # many claims within it are said at once
+LEASES_KNOWN_MAX = 100_000
+LEFT = "Mvmci-Left"  # header: the incarnation that leaves
+
+_members = msgspec.json.Decoder(Member)
+
+
+@dataclass
+class _Heard:
+    member: Member
+    at: float
+
+
+class Presence:
+    """The port `mvmci.store.Presence`."""
+
+    def __init__(
+        self, link: Link, layout: Layout, unit: str, *, clock: Callable[[], float], gone_s: float
+    ) -> None:
+        self.unit = unit
+        self.incarnation = secrets.token_hex(8)
+        self._link = link
+        self._layout = layout
+        self._clock = clock
+        self._gone_s = gone_s
+        self._holds: dict[str, int] = {}
+        self._heard: dict[str, _Heard] = {}  # by incarnation
+        self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
+        self._said_at = float("-inf")
+        self._changed = asyncio.Event()
+        self._announcer: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        self._unsubscribe = await self._link.subscribe(self._layout.member("*"), self._hear)
+        self._link.on_reconnect.append(self._start_anew)
+        await self._announce()
+        try:
+            async for stored in self._link.read(self._layout.members, self._layout.member("*")):
+                self._hear(Reply(subject=stored.subject, data=stored.data, headers=stored.headers))
+        except StoreUnavailable:
+            pass  # who is there will say so
+        self._announcer = asyncio.create_task(self._announce_always(), name=f"presence of {self.unit}")
+
+    async def close(self) -> None:
+        if self._announcer is not None:
+            self._announcer.cancel()
+            await asyncio.gather(self._announcer, return_exceptions=True)
+        try:
+            headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
+            await self._link.request(self._layout.member(self.unit), headers=headers, wait_s=1.0)
+        except StoreUnavailable:
+            pass  # silence says the same, only later
+        await self._unsubscribe()
+
+    async def claim(self, job: str, epoch: int) -> None:
+        self._check()
+        self._holds[job] = epoch
+        self._changed.set()
+
+    async def drop(self, job: str) -> None:
+        self._check()
+        self._holds.pop(job, None)
+        self._changed.set()
+
+    async def live(self, job: str, lease: Lease) -> bool:
+        self._check()
+        if lease.incarnation == self.incarnation:
+            return self._holds.get(job) == lease.epoch
+        now = self._clock()
+        if self._deaf(now):
+            return True
+        if now - self._see(job, lease, now) < self._gone_s:
+            return True
+        heard = self._heard.get(lease.incarnation)
+        if heard is None or now - heard.at >= self._gone_s:
+            return False
+        return f"{job}@{lease.epoch}" in heard.member.holds
+
+    async def members(self) -> list[Member]:
+        self._check()
+        now = self._clock()
+        there = self._deaf(now)
+        return [heard.member for heard in self._heard.values() if there or now - heard.at < self._gone_s]
+
+    def _see(self, job: str, lease: Lease, now: float) -> float:
+        """When this reader first saw the lease."""
+        if len(self._first_seen) >= LEASES_KNOWN_MAX:
+            self._first_seen.pop(next(iter(self._first_seen)))
+        return self._first_seen.setdefault((job, lease.run), now)
+
+    def _deaf(self, now: float) -> bool:
+        """Whether it is this reader that is cut off, as far as it can tell."""
+        return now - self._said_at > self._gone_s / 2
+
+    def _start_anew(self) -> None:
+        self._first_seen.clear()
+        now = self._clock()
+        for heard in self._heard.values():
+            heard.at = now
+        self._changed.set()
+
+    def _hear(self, word: Reply) -> None:
+        if LEFT in word.headers:
+            self._heard.pop(word.headers[LEFT], None)
+            return
+        try:
+            member = _members.decode(word.data)
+        except msgspec.DecodeError:
+            return  # a newer version's; it is as good as silent to us
+        now = self._clock()
+        for incarnation in [key for key, heard in self._heard.items() if now - heard.at > 2 * self._gone_s]:
+            del self._heard[incarnation]
+        self._heard[member.incarnation] = _Heard(member, now)
+
+    async def _announce_always(self) -> None:
+        every_s = self._gone_s / ANNOUNCEMENTS_PER_GONE
+        while True:
+            await asyncio.sleep(min(ANNOUNCE_PAUSE_S, every_s))
+            try:
+                await asyncio.wait_for(self._changed.wait(), every_s)
+            except TimeoutError:
+                pass
+            await self._announce()
+
+    async def _announce(self) -> None:
+        """Say who is here and what it holds. That the broker is away is no failure of ours."""
+        self._changed.clear()
+        holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
+        member = Member(unit=self.unit, incarnation=self.incarnation, holds=holds)
+        try:
+            try:
+                await self._say(member)
+            except NoStream:
+                await self._link.api(f"STREAM.CREATE.{self._layout.members}", **self._layout.members_stream())
+                await self._say(member)
+        except StoreUnavailable:
+            return
+        now = self._clock()
+        if self._deaf(now):
+            self._start_anew()
+        self._said_at = now
+
+    async def _say(self, member: Member) -> None:
+        await self._link.request(
+            self._layout.member(self.unit), msgspec.json.encode(member), wait_s=self._gone_s / 2
+        )
+
+    def _check(self) -> None:
+        """The announcer must not die unnoticed: others would take this unit's jobs."""
+        announcer = self._announcer
+        if announcer is not None and announcer.done() and not announcer.cancelled():
+            raise MvmciError(f"{self.unit} can no longer say that it is there") from announcer.exception()
