@@ -10,10 +10,14 @@ except for one decision: what to do when nobody knows whether an effect has happ
 """
 
 import json
+import linecache
 import traceback
 
 from componentize_py_types import Err
 from wit_world.imports import host
+
+# A traceback must not look for source files: there is no file system at run time.
+linecache.updatecache = lambda filename, module_globals=None: []
 
 TIMEOUT_MS = 10_000
 ATTEMPTS_MAX = 3
@@ -107,7 +111,7 @@ class WitWorld:
         try:
             return json.dumps(release(json.loads(input)))
         except Err as error:
-            raise Err(error.value if isinstance(error.value, str) else describe(error.value)) from None
+            raise Err(error.value if isinstance(error.value, str) else f"an effect: {describe(error.value)}") from None
         # Without these lines the text of an uncaught exception is lost: the module has no stderr.
         except Exception:
             raise Err(traceback.format_exc()) from None
