@@ -2,8 +2,8 @@
 #include <stdio.h>
 
 __attribute__((noinline)) static int deeper(int depth) {
-    volatile char frame[16] = {(char)depth};
-    return deeper(depth + 1) + frame[depth & 15];
+    volatile int frame[4] = {depth};
+    return frame[0] < 0 ? 0 : deeper(depth + 1) + frame[0];
 }
 
 int main(void) {

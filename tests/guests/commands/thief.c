@@ -2,7 +2,6 @@
 // Exits with 1 if anything was stolen. An argument is one more path to try to read.
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
