@@ -16,7 +16,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from mvmci import effect
 from mvmci.sandbox import frames
@@ -35,6 +36,10 @@ KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell
 
 OnOutput = Callable[[str, bytes], None]
+
+
+class NotStarted(Exception):
+    """No process could be made for a program."""
 
 
 async def run_program(
@@ -66,24 +71,16 @@ async def run_program(
     timeouts = [request.timeout_ms / 1000] if request.timeout_ms else []
     timeouts += [] if time_left_s is None else [max(0.0, time_left_s)]
     streams = _Streams(request.stdin.encode(), min(output_bytes_max, OUTPUT_BYTES_MAX), on_output)
+    profile = Profile(name="program", uid=uid)
     try:
-        try:
-            child = await nursery.fork(Profile(name="program", uid=uid), streams.theirs)
-        except SlotDied as died:
-            return effect.Error(why="failed", text=f"{request.argv[0]}: {died.message}")
-        finally:
-            streams.close_theirs()
-        try:
-            async with asyncio.timeout(min(timeouts, default=None)):
-                ended = await _converse(child, task, streams)
-        except TimeoutError:
-            return effect.Error(why="timed-out", text=f"{request.argv[0]} was killed: its time was up")
-        except SlotDied as died:
-            return effect.Error(why="lost", text=f"{request.argv[0]}: {died.message}")
-        finally:
-            await _bury(child, streams)
-    finally:
-        streams.close()
+        async with asyncio.timeout(min(timeouts, default=None)), _started(nursery, profile, streams) as child:
+            ended = await _converse(child, task, streams)
+    except TimeoutError:
+        return effect.Error(why="timed-out", text=f"{request.argv[0]} was killed: its time was up")
+    except NotStarted as why:
+        return effect.Error(why="failed", text=f"{request.argv[0]}: {why}")
+    except SlotDied as died:
+        return effect.Error(why="lost", text=f"{request.argv[0]}: {died.message}")
     return _answer(request, ended, streams, processes_max)
 
 
@@ -128,8 +125,9 @@ async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) ->
     await child.send(task)
     streams.start()
     answer = asyncio.ensure_future(child.receive())
+    waiting: set[asyncio.Future[Any]] = {answer, streams.full}
     try:
-        await asyncio.wait({answer, streams.full}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if not streams.full.done():
             ended = answer.result()
             assert isinstance(ended, frames.Ended)
@@ -142,17 +140,34 @@ async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) ->
     raise LimitReached("output", streams.limit)
 
 
-async def _bury(child: Child, streams: _Streams) -> None:
-    """Have the supervisor kill everything, which it does when its output is closed, and wait for its end."""
-    streams.close()
+@contextlib.asynccontextmanager
+async def _started(nursery: Nursery, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
+    """A child that has `streams`; at the end it is gone, and so is everything beneath it.
+
+    The supervisor kills when its output is closed, and ends when all are dead. Raises NotStarted.
+    """
     try:
-        async with asyncio.timeout(KILL_S_MAX):
-            await child.wait()
-    except TimeoutError:
-        pass
+        child = await nursery.fork(profile, streams.theirs)
+    except SlotDied as died:
+        streams.close()
+        raise NotStarted(died.message) from None
+    except BaseException:
+        streams.close()
+        raise
     finally:
-        child.kill()
-    await child.close()
+        streams.close_theirs()
+    try:
+        yield child
+    finally:
+        streams.close()
+        try:
+            async with asyncio.timeout(KILL_S_MAX):
+                await child.wait()
+        except TimeoutError:
+            pass
+        finally:
+            child.kill()
+        await child.close()
 
 
 def _answer(
