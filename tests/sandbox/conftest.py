@@ -1,0 +1,49 @@
+"""Nurseries, slots and small guests for the tests of the sandbox."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from mvmci.sandbox.nursery import Nursery
+
+Start = Callable[..., Awaitable[Nursery]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A nursery's root: every user may enter it, by name only."""
+    path = tmp_path / "root"
+    path.mkdir(mode=0o711)
+    path.chmod(0o711)
+    return path
+
+
+@pytest.fixture
+async def start(root: Path) -> AsyncIterator[Start]:
+    """Starts nurseries, and closes them at the end."""
+    started: list[Nursery] = []
+
+    async def begin(**options: object) -> Nursery:
+        started.append(await Nursery.start(root, **options))
+        return started[-1]
+
+    yield begin
+    for nursery in started:
+        await nursery.close()
+
+
+@pytest.fixture
+async def nursery(start: Start) -> Nursery:
+    return await start()
+
+
+@pytest.fixture
+def needs_root() -> None:
+    """Skips without root; fails where everything must be tested."""
+    if os.geteuid() != 0:
+        assert os.environ.get("CI") != "true", "these tests need root"
+        pytest.skip("needs root, to give slots users of their own")
