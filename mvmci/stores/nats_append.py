@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.stores.nats_link import Link, Reply, Refused, accepted
+from mvmci.stores.nats_link import Link, Refused, Reply, accepted
 
 BATCH_MIN = 8  # a batch of fewer takes longer than as many plain messages
 BATCH_MAX = 256
@@ -31,6 +31,7 @@ WRONG_LAST_SEQUENCE = 10071
 WRONG_LAST_SEQUENCE_PENDING = 10164
 CONFLICTS = (WRONG_LAST_SEQUENCE, WRONG_LAST_SEQUENCE_PENDING)
 FULL = (10077, 10023, 10047, 10122)  # the stream's bytes; the store, disk, memory and account
+MAKE_ROOM = "retain less, or give the broker's store more room"
 
 
 def _future() -> asyncio.Future[int]:
@@ -157,7 +158,7 @@ class GroupCommit:
             _fail(append, NoAnswer("the store was closed before it answered"))
 
     async def _commit(self, batch: list[Append]) -> int:
-        """Send `batch` whole, and return the sequence of its last message. Raises Refused, StoreUnavailable."""
+        """Send `batch` whole; the sequence of its last message. Raises Refused, StoreUnavailable."""
         batch_id = secrets.token_hex(8)
         to, answer = self._link.expect()
         try:
@@ -180,7 +181,7 @@ def _meaning(refused: Refused) -> MvmciError:
     if refused.code in CONFLICTS:
         return Conflict(refused.message)
     if refused.code in FULL:
-        return StoreFull(refused.message, hint="make room: retain less, or give the broker's store more")
+        return StoreFull(refused.message, hint=MAKE_ROOM)
     return refused
 
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from mvmci.errors import NotFound, StoreFull
-from mvmci.stores.nats_append import FULL
+from mvmci.stores.nats_append import FULL, MAKE_ROOM
 from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, Refused, Reply, accepted
+from mvmci.stores.nats_link import Link, Refused
 
 CHUNK_BYTES = 128 << 10
 CHUNKS_IN_FLIGHT = 16
@@ -78,7 +78,7 @@ class Blobs:
                 async for piece in self._pieces(digest):
                     await asyncio.to_thread(file.write, piece)
         except BaseException:
-            to.unlink(missing_ok=True)
+            await asyncio.to_thread(to.unlink, missing_ok=True)
             raise
 
     async def _store(self, pieces: Iterable[bytes]) -> str:
@@ -90,7 +90,7 @@ class Blobs:
                     hashed.update(piece)
                     size += len(piece)
                     count += 1
-                await self._send(nuid, group)
+                await self._link.request_all(self._layout.blob_chunks(nuid), group)
             info = _Info(
                 name=_name(hashed),
                 bucket=self._layout.blobs_bucket,
@@ -108,23 +108,9 @@ class Blobs:
         except Refused as refused:
             await self._purge(self._layout.blob_chunks(nuid))
             if refused.code in FULL:
-                raise StoreFull(refused.message, hint="retain less, or give the broker's store more") from None
+                raise StoreFull(refused.message, hint=MAKE_ROOM) from None
             raise
         return info.name
-
-    async def _send(self, nuid: str, group: list[bytes]) -> None:
-        """Chunks in order, all in flight at once."""
-        answers: list[asyncio.Future[Reply]] = []
-        try:
-            for piece in group:
-                to, answer = self._link.expect()
-                answers.append(answer)
-                await self._link.publish(self._layout.blob_chunks(nuid), piece, reply=to)
-            for answer in answers:
-                accepted(await self._link.answer(answer))
-        finally:
-            for answer in answers:
-                answer.cancel()
 
     async def _info(self, digest: str) -> _Info | None:
         stored = await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
@@ -157,7 +143,9 @@ class Blobs:
         if _name(hashed) != digest:
             await self._purge(self._layout.blob_info(_token(digest)))
             await self._purge(self._layout.blob_chunks(info.nuid))
-            raise NotFound(f"blob {digest} was damaged in the store", hint="submit the job again under a new id")
+            raise NotFound(
+                f"blob {digest} was damaged in the store", hint="submit the job again under a new id"
+            )
 
     async def _purge(self, subject: str) -> None:
         await self._link.api(f"STREAM.PURGE.{self._layout.blobs}", filter=subject)

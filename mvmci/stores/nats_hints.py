@@ -20,7 +20,7 @@ import msgspec
 from mvmci.errors import StoreUnavailable
 from mvmci.store import Delivery
 from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, NoStream, Reply
+from mvmci.stores.nats_link import Link, NoStream, Reply, Unsubscribe
 
 PULL_S = 5.0
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
@@ -57,12 +57,12 @@ class _Consumer:
 class _Queue:
     """One queue as this process pulls from it."""
 
-    def __init__(self, link: Link, consumers: list[_Consumer], job_of: Callable[[str], tuple[str, bool]]) -> None:
+    def __init__(self, link: Link, layout: Layout, consumers: list[_Consumer]) -> None:
         self._link = link
         self._consumers = consumers
-        self._job_of = job_of
+        self._layout = layout
         self._waiting: deque[asyncio.Future[_Delivery]] = deque()
-        self._unsubscribe: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self._unsubscribe: list[Unsubscribe] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened = False
         self._opening = asyncio.Lock()
@@ -91,17 +91,19 @@ class _Queue:
         until = self._clock() + wait_s
         waiting: asyncio.Future[_Delivery] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
+        taken = False
         try:
             while (left := until - self._clock()) > 0:
                 await self._ask(min(left, PULL_S))
                 await asyncio.wait([waiting], timeout=min(left, PULL_S))
                 if waiting.done():
+                    taken = True
                     return waiting.result()
             return None
         finally:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
-            elif not waiting.cancelled() and asyncio.current_task() and _is_being_cancelled():
+            elif not taken:  # it came as this pull was cancelled
                 self._start(waiting.result().refuse())
 
     def again(self) -> None:
@@ -135,10 +137,8 @@ class _Queue:
         return take
 
     def _hand_out(self, reply: Reply) -> None:
-        job, spec = self._job_of(reply.subject)
-        delivery = _Delivery(
-            self._link, job, fresh=spec and _deliveries(reply.reply) == 1, reply=reply.reply
-        )
+        job, spec = self._layout.job_of_hint(reply.subject)
+        delivery = _Delivery(self._link, job, fresh=spec and _deliveries(reply.reply) == 1, reply=reply.reply)
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():
@@ -194,7 +194,7 @@ class Hints:
                 _Consumer(stream, settings)
                 for stream, settings in self._layout.consumers(queue, self._lapse_s)
             ]
-            self._queues[queue] = _Queue(self._link, consumers, self._layout.job_of_hint)
+            self._queues[queue] = _Queue(self._link, self._layout, consumers)
         return await self._queues[queue].pull(wait_s)
 
     async def close(self) -> None:
@@ -218,8 +218,3 @@ def _deliveries(reply: str) -> int:
     """How often a message was delivered: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<n>.…`."""
     tokens = reply.split(".")
     return int(tokens[4] if len(tokens) == 9 else tokens[6])
-
-
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

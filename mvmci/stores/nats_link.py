@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,6 +70,7 @@ class Stored:
     headers: dict[str, str]
 
 
+Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 _Answer = Callable[[Reply | None], None]  # None: the connection broke
 
 
@@ -181,11 +182,25 @@ class Link:
         finally:
             answer.cancel()
 
+    async def request_all(self, subject: str, pieces: Sequence[bytes]) -> None:
+        """Send `pieces` in order, all in flight at once, and see that each is taken. Raises as `request`."""
+        answers: list[asyncio.Future[Reply]] = []
+        try:
+            for piece in pieces:
+                to, answer = self.expect()
+                answers.append(answer)
+                await self.publish(subject, piece, reply=to)
+            for answer in answers:
+                accepted(await self.answer(answer))
+        finally:
+            for answer in answers:
+                answer.cancel()
+
     async def api(self, verb: str, **body: Any) -> dict[str, Any]:
         """Ask the JetStream API. Raises as `request`."""
         return await self.request(f"$JS.API.{verb}", msgspec.json.encode(body) if body else b"")
 
-    async def subscribe(self, subject: str, take: Callable[[Reply], None]) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def subscribe(self, subject: str, take: Callable[[Reply], None]) -> Unsubscribe:
         """Give every message on `subject` to `take`, until what is returned is called."""
 
         async def pass_on(message: Msg) -> None:
@@ -260,7 +275,8 @@ class Link:
             await asyncio.wait_for(self._up.wait(), ANSWER_S)
         except TimeoutError:
             raise StoreUnavailable(
-                f"the broker at {self.url} cannot be reached", hint="see that it runs; work goes on when it is back"
+                f"the broker at {self.url} cannot be reached",
+                hint="see that it runs; work goes on when it is back",
             ) from None
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
