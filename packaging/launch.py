@@ -88,7 +88,10 @@ def check_parents(root):
         status = os.stat(above)
         shared = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
         if shared or status.st_uid not in (0, os.geteuid(), UID_UNKNOWN):
-            stop(f"{above} belongs to others, who could replace {root}, where mvmci unpacks itself.", OWN_DIRECTORY)
+            stop(
+                f"{above} belongs to others, who could replace {root}, where mvmci unpacks itself.",
+                OWN_DIRECTORY,
+            )
         if above == os.path.dirname(above):
             return
         above = os.path.dirname(above)
@@ -118,7 +121,10 @@ def locked(path):
         except BlockingIOError:
             waited = time.monotonic() - began
         if waited > LOCK_WAIT_S:
-            stop(f"another process holds {path} and does not finish unpacking.", "end that process, then try again")
+            stop(
+                f"another process holds {path} and does not finish unpacking.",
+                "end that process, then try again",
+            )
         if waited > LOCK_SILENT_S and not said:
             sys.stderr.write("mvmci: waiting for another process that is unpacking it\n")
             said = True
@@ -139,7 +145,7 @@ def mend(archive, cache, names):
 
 def unpack(root, build_id, files):
     """Make the cache of this build whole. Costs one look at each file when it is."""
-    from _bootstrap import cache_path, extract_site_packages  # noqa: PLC0415
+    from _bootstrap import cache_path, extract_site_packages
 
     with zipfile.ZipFile(sys.argv[0]) as archive:
         cache = cache_path(archive, root, build_id)
@@ -158,7 +164,7 @@ def unpack(root, build_id, files):
 
 
 def main():
-    build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]  # noqa: F821
+    build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]
     check_host(build["machine"], build["pythons"])
     root = cache_root()
     cache = os.path.join(root, "{}_{}".format(os.path.basename(os.path.realpath(sys.argv[0])), build["id"]))
@@ -170,7 +176,7 @@ def main():
         while entry and entry in sys.path:
             sys.path.remove(entry)
 
-    from _bootstrap import bootstrap  # noqa: PLC0415
+    from _bootstrap import bootstrap
 
     bootstrap()
 

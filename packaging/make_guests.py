@@ -27,8 +27,27 @@ GUESTS = ROOT / "tests" / "guests"
 WIT = ROOT / "mvmci" / "wit"
 TOOLS = ("ziglang", "componentize-py", "wasmtime")
 
-CC = [sys.executable, "-m", "ziglang", "cc", "--target=wasm32-wasi", "-std=gnu17", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
-COMPONENTIZE = [str(Path(sys.executable).parent / "componentize-py"), "--quiet", "-d", str(WIT), "-w", "workflow"]
+CC = [
+    sys.executable,
+    "-m",
+    "ziglang",
+    "cc",
+    "--target=wasm32-wasi",
+    "-std=gnu17",
+    "-Os",
+    "-s",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+]
+COMPONENTIZE = [
+    str(Path(sys.executable).parent / "componentize-py"),
+    "--quiet",
+    "-d",
+    str(WIT),
+    "-w",
+    "workflow",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

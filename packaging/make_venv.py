@@ -26,8 +26,8 @@ def fail(message: str, hint: str) -> int:
 def make() -> int:
     """An exit code: 0, or that of the step that failed."""
     try:
-        import ensurepip  # noqa: F401, PLC0415  (Debian packs it apart)
-        import venv  # noqa: PLC0415
+        import ensurepip  # noqa: F401  (Debian packs it apart)
+        import venv
     except ImportError as error:
         return fail(
             f"{sys.executable} cannot make a virtual environment: {error}.",

@@ -38,7 +38,17 @@ LAUNCHER = ROOT / "packaging" / "launch.py"
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file knows
 
 # What nobody needs at run time. Licences and entry points stay.
-LEFT_OUT_NAMES = {"__pycache__", "tests", "RECORD", "WHEEL", "INSTALLER", "REQUESTED", "direct_url.json", "sboms", ".hash"}
+LEFT_OUT_NAMES = {
+    "__pycache__",
+    "tests",
+    "RECORD",
+    "WHEEL",
+    "INSTALLER",
+    "REQUESTED",
+    "direct_url.json",
+    "sboms",
+    ".hash",
+}
 LEFT_OUT_SUFFIXES = {".pyc", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".typed"}
 
 # The ELF-64 file header and the beginning of a program header.
@@ -69,7 +79,9 @@ def main() -> int:
     write_archive(part, tree, config, machine)
     size = part.stat().st_size
     if size > config["size_bytes_max"]:
-        sys.exit(f"Error: the zipapp has {size} bytes, over the limit of {config['size_bytes_max']} in shiv.toml.")
+        sys.exit(
+            f"Error: the zipapp has {size} bytes, over the limit of {config['size_bytes_max']} in shiv.toml."
+        )
     stamp.unlink(missing_ok=True)
     part.replace(target)
     stamp.write_text(inputs)
@@ -158,7 +170,9 @@ def strip(library: Path) -> None:
     table, size, count = header[ELF_PROGRAM_TABLE], header[ELF_PROGRAM_SIZE], header[ELF_PROGRAM_COUNT]
     end = table + size * count
     for index in range(count):
-        _type, _flags, offset, _address, _physical, in_file = ELF_SEGMENT.unpack_from(data, table + size * index)
+        _type, _flags, offset, _address, _physical, in_file = ELF_SEGMENT.unpack_from(
+            data, table + size * index
+        )
         end = max(end, offset + in_file)
     for field in ELF_SECTION_FIELDS:
         header[field] = 0
@@ -184,14 +198,18 @@ def check_programs(tree: Path, programs: dict[str, str]) -> None:
         if path.name not in programs:
             path.unlink()
     for name, version in programs.items():
-        answer = subprocess.run([tree / "bin" / name, "--version"], capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            [tree / "bin" / name, "--version"], capture_output=True, text=True, check=True
+        )
         if version not in answer.stdout.split():
             sys.exit(f"Error: the {name} inside says {answer.stdout.strip()!r}; shiv.toml wants {version}.")
 
 
 def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str) -> None:
     """Shiv's layout: site-packages/, _bootstrap/, environment.json, and our launcher as __main__.py."""
-    paths = sorted((path for path in tree.rglob("*") if path.is_file()), key=lambda path: path.relative_to(tree).parts)
+    paths = sorted(
+        (path for path in tree.rglob("*") if path.is_file()), key=lambda path: path.relative_to(tree).parts
+    )
     packed = {f"site-packages/{path.relative_to(tree)}": path.read_bytes() for path in paths}
     identity = hashlib.sha256()
     for name, data in packed.items():

@@ -1,0 +1,116 @@
+"""The shape of the source: layers, one module for each big library, nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PACKAGE = ROOT / "mvmci"
+
+# From low to high. A name stands for the module and, with a folder, all that is in it; "" is the package.
+LAYERS = {
+    "domain": {
+        "", "allow", "document", "effect", "errors", "job", "journal", "module", "quantity", "replay",
+        "summary", "topology", "tree",
+    },
+    "ports": {"engine", "holder", "store", "submission"},
+    "adapters": {"broker", "sandbox", "stores"},
+    "engines": {"engines"},
+    "faces": {"__main__", "cli"},
+}  # fmt: skip
+RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
+
+# The one module that imports each big library, and what only the command line imports.
+OWNERS = {
+    "aiohttp": "mvmci.sandbox.http",
+    "nats": "mvmci.stores.nats_link",
+    "wasmtime": "mvmci.sandbox.slot",
+    "yaml": "mvmci.document",
+}
+CLI_ONLY = ["click", "rich", "uvloop"]
+HEAVY = ["aiohttp", "asyncssh", "nats", "wasmtime"]
+
+# The domain takes no clock, does no I/O and throws no dice.
+IMPURE = {
+    "asyncio", "fcntl", "glob", "io", "logging", "multiprocessing", "os", "random", "secrets", "select",
+    "shutil", "signal", "socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
+}  # fmt: skip
+IMPURE_NAMES = {("pathlib", "Path"), ("datetime", "date")}
+IMPURE_CALLS = {"now", "today", "utcnow", "open", "print", "input"}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def layer_name(module: str) -> str:
+    """`sandbox` of `mvmci.sandbox.slot`, empty for `mvmci` itself."""
+    return [*module.split("."), ""][1]
+
+
+def imports(module: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import, also those inside functions; the name is empty for `import x`."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports relatively; write the name out"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def ours(module: str) -> Iterator[str]:
+    """The modules of mvmci that `module` imports."""
+    for target, name in imports(module):
+        if target.split(".")[0] == "mvmci":
+            yield f"{target}.{name}" if f"{target}.{name}" in MODULES else target
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_belongs_to_a_layer_and_imports_no_higher_one(module: str) -> None:
+    own = layer_name(module)
+    assert own in RANKS, f"{module} is in no layer; add it to LAYERS"
+    too_high = {target for target in ours(module) if RANKS.get(layer_name(target), 99) > RANKS[own]}
+    assert not too_high, f"{module} imports from a higher layer"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if layer_name(module) in LAYERS["domain"]])
+def test_the_domain_is_pure(module: str) -> None:
+    found = set(imports(module))
+    assert not {target for target, _ in found if target.split(".")[0] in IMPURE}
+    assert not found & IMPURE_NAMES
+    assert not {target for target in ours(module) if layer_name(target) not in LAYERS["domain"]}
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            assert name not in IMPURE_CALLS, f"{module}:{node.lineno} calls {name}()"
+
+
+def importers(library: str) -> set[str]:
+    return {name for name in MODULES if any(target.split(".")[0] == library for target, _ in imports(name))}
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_big_library_is_imported_by_one_module(library: str) -> None:
+    assert importers(library) <= {OWNERS[library]}
+
+
+@pytest.mark.parametrize("library", CLI_ONLY)
+def test_what_faces_a_user_stays_in_the_command_line(library: str) -> None:
+    assert {layer_name(module) for module in importers(library)} <= {"cli"}
+
+
+def test_the_command_line_loads_nothing_heavy_before_it_is_needed() -> None:
+    """`mvmci version` is to be quick, and to work where a library does not."""
+    code = f"import sys, mvmci.cli; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
