@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Awaitable, Sequence
 from itertools import chain, repeat
 
+import msgspec
+
 from mvmci.errors import Conflict, Fenced, MvmciError, NotFound, StoreUnavailable
 from mvmci.journal import (
     AnyRecord,
@@ -76,6 +78,7 @@ class Holder:
         self._writing = asyncio.Lock()
         self._printing = asyncio.Lock()
         self._held_back: deque[tuple[int, Chunk]] = deque()
+        self._chunks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._looking = asyncio.create_task(self._watch())
@@ -111,7 +114,7 @@ class Holder:
         """Write the end. An intent that is not on disk yet is forgotten: its effect never began."""
         async with self._writing:
             began = [record for record in self._unwritten if not isinstance(record, Intent)]
-            self._unwritten = [*began, done]
+            self._unwritten = [*began, msgspec.structs.replace(done, chunks=self._chunks)]
             await self._commit()
         await self._print_until(None)
 
@@ -126,6 +129,7 @@ class Holder:
 
     async def print(self, chunk: Chunk) -> None:
         """Publish `chunk` once everything recorded before it is on disk."""
+        self._chunks = chunk.number + 1
         self._held_back.append((self._durable + len(self._unwritten), chunk))
         await self._print_until(self._durable)
 

@@ -1,8 +1,8 @@
 """The journal: the ordered records of one job, and all that can be said from them alone.
 
 A journal is a row of messages; a message is a list of records that became durable together. Each
-message carries the SHA-256 of the bytes of the one before it, so a changed, missing or foreign
-message breaks the chain. Status is folded from the records and stored nowhere else.
+message carries the SHA-256 of the bytes of the one before it, and one of itself, so a changed, missing
+or foreign message is noticed. Status is folded from the records and stored nowhere else.
 
     message 1   [spec]                           by the client
     message 2   [lease, intent 0]                by the holder of epoch 1
@@ -119,17 +119,29 @@ class Done(Record, frozen=True, kw_only=True, tag="done"):
     exit_code: int | None = None
     result: Payload = Payload()
     artifacts: tuple[Artifact, ...] = ()
+    chunks: int = 0  # of output, by the last attempt
 
 
 AnyRecord = Spec | Lease | Intent | Result | Released | Response | Progress | Cancel | Done
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One message: the hash of the one before, an id of its own, and its records."""
+    """One message: an id of its own, and its records."""
 
-    prev: str
     id: str
     records: tuple[AnyRecord, ...]
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """A message as it is written: the hash of the one before, and one over all of itself.
+
+    The first makes a chain; the second vouches for the last message, which nothing follows yet.
+    """
+
+    prev: str
+    sum: str
+    id: str
+    records: msgspec.Raw
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +152,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Message)
+_envelopes = msgspec.json.Decoder(Envelope)
+_records = msgspec.json.Decoder(tuple[AnyRecord, ...])
 
 
 class State(msgspec.Struct):
@@ -270,17 +283,21 @@ class Journal:
         return messages
 
     def _link(self, entry: Entry) -> Message:
+        """The message of `entry`, if it may stand next. Raises JournalCorrupt."""
         at = f"message {entry.seq} of {self.job}"
         try:
-            message = _decoder.decode(entry.data)
-        except (msgspec.DecodeError, RecursionError):
+            envelope = _envelopes.decode(entry.data)
+            records = _records.decode(envelope.records)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise JournalCorrupt(f"{at} cannot be read") from None
-        first = message.records[0] if message.records else None
-        if self.tail == 0 and isinstance(first, Done):
+        if envelope.sum != _sum(envelope.prev, envelope.id, envelope.records) or not records:
+            raise JournalCorrupt(f"{at} was changed")
+        message = Message(id=envelope.id, records=records)
+        if self.tail == 0 and isinstance(records[-1], Done):
             return message
-        if message.prev != self.head:
+        if envelope.prev != self.head:
             raise JournalCorrupt(f"{at} does not follow the one before it")
-        if self.tail == 0 and not (isinstance(first, Spec) and first.id == self.job):
+        if self.tail == 0 and not (isinstance(records[0], Spec) and records[0].id == self.job):
             raise JournalCorrupt(f"{at} is not the spec of that job")
         if self.state.done is not None:
             raise JournalCorrupt(f"{at} stands after the end")
@@ -288,7 +305,13 @@ class Journal:
 
     def encode(self, records: Sequence[AnyRecord], message_id: str) -> bytes:
         """The bytes of a message with `records` that would follow what is known."""
-        return _encoder.encode(Message(prev=self.head, id=message_id, records=tuple(records)))
+        body = _encoder.encode(records)
+        total = _sum(self.head, message_id, body)
+        return _encoder.encode(Envelope(prev=self.head, sum=total, id=message_id, records=msgspec.Raw(body)))
+
+
+def _sum(prev: str, message_id: str, body: bytes | msgspec.Raw) -> str:
+    return hashlib.sha256(f"{prev} {message_id} ".encode() + bytes(body)).hexdigest()
 
 
 def _hash(data: bytes) -> str:

@@ -111,7 +111,7 @@ def show(request: effect.Request) -> str:
             text = f"http {request.method} {request.url}"
         case effect.Exec():
             text = f"exec {' '.join(request.argv)}"
-        case effect.Sleep():
+        case _:
             text = f"sleep {request.ms} ms"
     return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"
 

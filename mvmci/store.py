@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from mvmci.job import INLINE_BYTES_MAX, Payload
 from mvmci.journal import Entry, Lease, MessageKind
 
 CHUNK_BYTES_MAX = 64 << 10
@@ -165,6 +166,21 @@ class Store:
     blobs: Blobs
     presence: Presence
     close: Callable[[], Awaitable[None]]  # lets go of everything; what was written stays
+
+
+async def load_text(blobs: Blobs, payload: Payload) -> str:
+    """The text of a payload, wherever it lies. Raises NotFound."""
+    if payload.blob is not None:
+        return (await blobs.get(payload.blob)).decode()
+    return payload.text or ""
+
+
+async def keep_text(blobs: Blobs, text: str) -> Payload:
+    """A payload of `text`: in place, or as a blob if it is long."""
+    data = text.encode()
+    if len(data) > INLINE_BYTES_MAX:
+        return Payload(blob=await blobs.put(data))
+    return Payload(text=text)
 
 
 def digest_of(data: bytes) -> str:

@@ -1,1 +1,20 @@
 """The ways in to an engine: `embedded` is a call. Their contract is `mvmci.engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mvmci.allow import Allow
+from mvmci.engine import Engine
+from mvmci.store import Store
+
+
+def open_embedded(
+    store: Store, root: Path, *, allow: Allow, slots: int, notice: Callable[[str], None] = lambda _: None
+) -> Engine:
+    """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work."""
+    from mvmci.engines.embedded import Embedded
+    from mvmci.sandbox.host import Host
+
+    return Embedded(Host(store=store, root=root, allow=allow, notice=notice), slots=slots)

@@ -32,7 +32,8 @@ from mvmci.sandbox.host import Host
 from mvmci.sandbox.limits import LimitReached, TimedOut, first, time_up
 from mvmci.sandbox.nursery import SlotDied
 from mvmci.sandbox.slots import Slots
-from mvmci.sandbox.workflow import Exhausted, Live, Suspended, Verification, load_text, run_workflow
+from mvmci.sandbox.workflow import Exhausted, Live, Suspended, Verification, run_workflow
+from mvmci.store import load_text
 
 LEASE_WAIT_S = 0.25  # a fresh job that ends sooner is written in one message
 LET_GO_S = 2.0

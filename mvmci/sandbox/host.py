@@ -6,6 +6,7 @@ Everything is opened when it is first needed, so that a command never pays for t
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ class Host:
     min_isolation: str = "process"
     without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
     now_ms: Callable[[], int] = wall_clock_ms
+    notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
     _guests: Nursery | None = None
     _programs: Nursery | None = None
     _code: CodeCache | None = None
@@ -81,10 +83,15 @@ class Host:
         if self._code is None:
             self._code = CodeCache(self.root, guests)
 
-        async def fetch(to: Path) -> None:
-            await self.store.blobs.fetch(spec.module, to)
+        with tempfile.TemporaryDirectory(dir=self.root) as directory:
 
-        return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
+            async def module() -> Path:
+                self.notice(f"compiling {spec.name}: once on this machine")
+                path = Path(directory) / "module.wasm"
+                await self.store.blobs.fetch(spec.module, path)
+                return path
+
+            return await self._code.get(spec.module, spec.component, spec.kind == "workflow", module)
 
     async def close(self) -> None:
         """End every process and connection."""

@@ -18,18 +18,18 @@ import msgspec
 from mvmci import effect, tree
 from mvmci.errors import Nondeterminism
 from mvmci.holder import Holder
-from mvmci.job import INLINE_BYTES_MAX, Payload
+from mvmci.job import INLINE_BYTES_MAX
 from mvmci.journal import Done, Intent, Journal, Lease, Progress, Response, Result
 from mvmci.replay import Recorded, Replay, show
 from mvmci.sandbox import frames, workspace
 from mvmci.sandbox.command import PROCESS_BYTES, done_of, fill
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.host import Host
 from mvmci.sandbox.exec import run_program
+from mvmci.sandbox.host import Host
 from mvmci.sandbox.limits import LimitReached, Output, first
 from mvmci.sandbox.nursery import Child
 from mvmci.sandbox.slots import RUNS_MAX, Slot
-from mvmci.store import Blobs
+from mvmci.store import Blobs, keep_text, load_text
 
 SLEEP_IN_SLOT_MS = 10_000  # a longer sleep frees the slot
 PROGRESS_WAIT_S = 1.0
@@ -45,21 +45,6 @@ class Suspended(Exception):
     def __init__(self, until: int) -> None:
         super().__init__()
         self.until = until
-
-
-async def load_text(blobs: Blobs, payload: Payload) -> str:
-    """The text of a payload, wherever it lies. Raises NotFound."""
-    if payload.blob is not None:
-        return (await blobs.get(payload.blob)).decode()
-    return payload.text or ""
-
-
-async def keep_text(blobs: Blobs, text: str) -> Payload:
-    """A payload of `text`: in place, or as a blob if it is long."""
-    data = text.encode()
-    if len(data) > INLINE_BYTES_MAX:
-        return Payload(blob=await blobs.put(data))
-    return Payload(text=text)
 
 
 class Conversation(Protocol):

@@ -1,0 +1,5 @@
+"""`python -m mvmci`."""
+
+from mvmci.cli import main
+
+main()

