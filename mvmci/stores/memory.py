@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from mvmci.errors import Conflict, LockHeld, NotFound, StoreFull, StoreUnavailable, Usage
 from mvmci.journal import Entry, Lease, MessageKind
-from mvmci.store import HINT_LAPSE_S, Chunk, Delivery, Member, Store, digest_of
+from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Delivery, Member, Store, digest_of
 
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a log that another process may be writing
@@ -128,10 +128,14 @@ class _Lines:
             self._catch_up(file)
             self._check(expect)
             file.truncate(self._bytes)  # what stands behind it was never acknowledged
-            file.write(b"".join(line + b"\n" for line in lines))
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+            try:
+                file.write(b"".join(line + b"\n" for line in lines))
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), self._bytes)  # or it would be read as if it were kept
+                raise
             self._catch_up(file)
         if new and sync:
             _sync_folder(path.parent)
@@ -190,6 +194,7 @@ class _Journals:
         self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
     ) -> int:
         del message_id  # it stands in the message; nothing here can land late
+        assert len(data) <= MESSAGE_BYTES_MAX
         await asyncio.to_thread(self._blobs.sync)  # what the message names is on disk before it
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)
         if kind == "spec":
@@ -311,12 +316,13 @@ class _Blobs:
         self._folder = folder / "blobs" if folder else None
         self._kept: dict[str, bytes] = {}
         self._unsynced = False
+        self._syncing = threading.Lock()
 
     async def put(self, data: bytes) -> str:
         digest = digest_of(data)
         if self._folder is None:
             self._kept[digest] = data
-        elif not self._path(digest).exists():
+        elif not await asyncio.to_thread(self._kept_whole, digest, len(data)):
             await asyncio.to_thread(self._write, digest, [data])
         return digest
 
@@ -341,15 +347,24 @@ class _Blobs:
 
     def sync(self) -> None:
         """Bring every blob that was put to disk: one call for many files."""
-        if self._folder is None or not self._unsynced:
-            return
-        self._unsynced = False
-        fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        with self._syncing:  # who comes second waits for the first, whose blobs may be its own
+            if self._folder is None or not self._unsynced:
+                return
+            self._unsynced = False
+            fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                if _libc.syncfs(fd) != 0:
+                    self._unsynced = True
+                    raise StoreUnavailable(f"{self._folder} cannot be synced")
+            finally:
+                os.close(fd)
+
+    def _kept_whole(self, digest: str, size: int) -> bool:
+        """Whether the file is there in full length: a power cut may have left a name without its bytes."""
         try:
-            if _libc.syncfs(fd) != 0:
-                raise StoreUnavailable(f"{self._folder} cannot be synced")
-        finally:
-            os.close(fd)
+            return self._path(digest).stat().st_size == size
+        except FileNotFoundError:
+            return False
 
     def _path(self, digest: str) -> Path:
         assert self._folder is not None
@@ -413,8 +428,9 @@ def _hashing(hashed: hashlib._Hash, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _write_all(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file, whole or not at all."""
+    file = open(path, "xb", opener=_private)  # noqa: SIM115 (what is there already is not ours to remove)
     try:
-        with open(path, "xb", opener=_private) as file:
+        with file:
             for piece in pieces:
                 file.write(piece)
     except OSError as error:
