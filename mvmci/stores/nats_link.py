@@ -86,6 +86,7 @@ class Link:
         self._tokens = itertools.count()
         self._inbox = ""
         self._up = asyncio.Event()
+        self._closed = False
 
     async def open(self) -> None:
         """Connect. Raises StoreUnavailable."""
@@ -123,6 +124,7 @@ class Link:
         return self._client.new_inbox()
 
     async def close(self) -> None:
+        self._closed = True
         self._up.clear()
         try:
             await asyncio.wait_for(self._client.close(), CLOSE_S)
@@ -271,6 +273,8 @@ class Link:
     async def _be_up(self) -> None:
         if self._up.is_set():
             return
+        if self._closed:
+            raise StoreUnavailable("the store was closed")
         try:
             await asyncio.wait_for(self._up.wait(), ANSWER_S)
         except TimeoutError:

@@ -1,0 +1,129 @@
+"""A broker for the whole run, and the three places where jobs can be kept.
+
+`open_store(unit)` gives a way into one place for the whole test; `place` names its kind, and
+`damage(digest)` changes a blob behind its back. A module may override `hint_lapse_s` and `gone_s`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from mvmci.broker import serve
+from mvmci.store import GONE_S, HINT_LAPSE_S, Store
+from mvmci.stores.memory import Memory
+from mvmci.stores.nats import ensure, open_nats, remove
+from mvmci.stores.nats_blobs import _token as blob_token
+from mvmci.stores.nats_layout import Layout
+from mvmci.stores.nats_link import Link
+
+PLACES = ("memory", "folder", "jetstream")
+CLUSTER_BYTES = 512 << 20
+
+OpenStore = Callable[[str], Awaitable[Store]]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def broker_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A broker that syncs every write, for the whole run."""
+    async with serve(tmp_path_factory.mktemp("broker")) as url:
+        yield url
+
+
+@pytest.fixture
+def hint_lapse_s() -> float:
+    return HINT_LAPSE_S
+
+
+@pytest.fixture
+def gone_s() -> float:
+    return GONE_S
+
+
+@dataclass
+class Place:
+    """Where a test's jobs are kept."""
+
+    kind: str
+    open: OpenStore
+    damage: Callable[[str], Awaitable[None]]
+    stores: list[Store] = field(default_factory=list)
+
+    async def store(self, unit: str) -> Store:
+        store = await self.open(unit)
+        self.stores.append(store)
+        return store
+
+
+@pytest.fixture(params=PLACES)
+async def place(
+    request: pytest.FixtureRequest, tmp_path: Path, broker_url: str, hint_lapse_s: float, gone_s: float
+) -> AsyncIterator[Place]:
+    """An empty place of each kind."""
+    if request.param == "jetstream":
+        url, cluster = broker_url, f"t-{secrets.token_hex(4)}"
+        await ensure(url, cluster, store_bytes=CLUSTER_BYTES)
+        place = Place(
+            "jetstream", _in_jetstream(url, cluster, hint_lapse_s, gone_s), _damage_in(url, cluster)
+        )
+    else:
+        folder = tmp_path / "state" if request.param == "folder" else None
+        memory = Memory(folder, hint_lapse_s=hint_lapse_s)
+        place = Place(request.param, _in_memory(memory), _damage_file(folder))
+    yield place
+    for store in place.stores:
+        await store.close()
+    if place.kind == "jetstream":
+        await remove(url, cluster)
+
+
+@pytest.fixture
+def open_store(place: Place) -> OpenStore:
+    return place.store
+
+
+@pytest.fixture
+async def store(place: Place) -> Store:
+    return await place.store("u1")
+
+
+def _in_jetstream(url: str, cluster: str, hint_lapse_s: float, gone_s: float) -> OpenStore:
+    async def open_store(unit: str) -> Store:
+        return await open_nats(url, cluster, unit, hint_lapse_s=hint_lapse_s, gone_s=gone_s)
+
+    return open_store
+
+
+def _in_memory(memory: Memory) -> OpenStore:
+    async def open_store(unit: str) -> Store:
+        return memory.store(unit)
+
+    return open_store
+
+
+def _damage_file(folder: Path | None) -> Callable[[str], Awaitable[None]]:
+    async def damage(digest: str) -> None:
+        if folder is None:
+            pytest.skip("what is in memory alone has no back")
+        path = folder / "blobs" / digest[7:9] / digest[7:]
+        path.write_bytes(path.read_bytes() + b"!")
+
+    return damage
+
+
+def _damage_in(url: str, cluster: str) -> Callable[[str], Awaitable[None]]:
+    async def damage(digest: str) -> None:
+        layout, link = Layout(cluster), Link(url, "vandal")
+        await link.open()
+        info = await link.last(layout.blobs, layout.blob_info(blob_token(digest)))
+        assert info is not None
+        await link.request(layout.blob_chunks(msgspec.json.decode(info.data)["nuid"]), b"!")
+        await link.close()
+
+    return damage

@@ -1,0 +1,84 @@
+"""What every store promises of blobs: `mvmci.store.Blobs`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from mvmci.errors import NotFound
+from mvmci.store import Store, digest_of
+from tests.conftest import OpenStore, Place
+
+SIZES = (0, 1, 128 << 10, (128 << 10) + 1, 5_000_000)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_bytes_come_back_to_everyone(open_store: OpenStore, tmp_path: Path, size: int) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    data = os.urandom(size)
+    digest = await one.blobs.put(data)
+    assert digest == digest_of(data)
+    assert await two.blobs.has(digest)
+    assert await two.blobs.get(digest) == data
+    await two.blobs.fetch(digest, tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes() == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_file_is_kept_like_bytes(store: Store, tmp_path: Path, size: int) -> None:
+    data = os.urandom(size)
+    (tmp_path / "file").write_bytes(data)
+    digest = await store.blobs.put_file(tmp_path / "file")
+    assert digest == digest_of(data)
+    assert await store.blobs.get(digest) == data
+
+
+async def test_putting_again_changes_nothing(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"same")
+    digests = await asyncio.gather(
+        *(store.blobs.put(b"same") for _ in range(5)),
+        *(store.blobs.put_file(tmp_path / "file") for _ in range(5)),
+    )
+    assert set(digests) == {digest_of(b"same")}
+    assert await store.blobs.get(digests[0]) == b"same"
+
+
+@pytest.mark.parametrize("digest", [digest_of(b"missing"), "sha256:", "", "../../etc/passwd", "a.>", "*"])
+async def test_what_is_not_there_is_not_found(store: Store, tmp_path: Path, digest: str) -> None:
+    with pytest.raises(NotFound):
+        await store.blobs.get(digest)
+    with pytest.raises(NotFound):
+        await store.blobs.fetch(digest, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists()
+
+
+async def test_a_blob_that_is_missing_is_not_had(store: Store) -> None:
+    assert not await store.blobs.has(digest_of(b"missing"))
+
+
+@pytest.mark.parametrize("size", [0, 10, 1_000_000])
+async def test_a_damaged_blob_is_not_given_out_and_can_be_put_again(
+    place: Place, tmp_path: Path, size: int
+) -> None:
+    store = await place.store("u1")
+    data = os.urandom(size)
+    digest = await store.blobs.put(data)
+    await place.damage(digest)
+    if size:  # an empty blob has no bytes to look at
+        with pytest.raises(NotFound):
+            await store.blobs.fetch(digest, tmp_path / "fetched")
+        assert not (tmp_path / "fetched").exists()
+    await store.blobs.put(data)
+    assert await store.blobs.has(digest)
+    assert await store.blobs.get(digest) == data
+
+
+async def test_fetch_never_touches_a_file_that_is_there(store: Store, tmp_path: Path) -> None:
+    digest = await store.blobs.put(b"new")
+    (tmp_path / "old").write_bytes(b"old")
+    with pytest.raises(FileExistsError):
+        await store.blobs.fetch(digest, tmp_path / "old")
+    assert (tmp_path / "old").read_bytes() == b"old"

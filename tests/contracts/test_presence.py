@@ -1,0 +1,140 @@
+"""What every store promises of presence: `mvmci.store.Presence`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from mvmci.journal import Lease
+from mvmci.store import Presence, Store
+from tests.conftest import OpenStore
+
+GONE_S = 1.0
+LONG_S = 20.0
+
+
+@pytest.fixture
+def gone_s() -> float:
+    return GONE_S
+
+
+def lease(holder: Presence, epoch: int = 1, run: str = "r") -> Lease:
+    return Lease(at=1, epoch=epoch, unit=holder.unit, incarnation=holder.incarnation, run=run, why="first")
+
+
+async def until(question: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the answer is yes."""
+    async with asyncio.timeout(LONG_S):
+        while not await question():  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.02)
+
+
+async def stays(question: Callable[[], Awaitable[bool]], seconds: float) -> bool:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while loop.time() < end:
+        if not await question():
+            return False
+        await asyncio.sleep(0.05)
+    return True
+
+
+async def units(store: Store) -> set[str]:
+    return {member.unit for member in await store.presence.members()}
+
+
+async def test_each_opening_is_another_incarnation(open_store: OpenStore) -> None:
+    one, again = await open_store("u1"), await open_store("u1")
+    assert one.presence.unit == again.presence.unit == "u1"
+    assert one.presence.incarnation != again.presence.incarnation
+
+
+async def test_who_is_there_is_listed(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+
+    async def both_are_listed() -> bool:
+        return await units(one) == await units(two) == {"u1", "u2"}
+
+    await until(both_are_listed)
+
+
+async def test_who_left_is_listed_no_more(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    await two.close()
+
+    async def only_one_is_listed() -> bool:
+        return await units(one) == {"u1"}
+
+    await until(only_one_is_listed)
+
+
+async def test_what_a_unit_claims_is_listed_until_it_drops_it(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+
+    async def holds() -> tuple[str, ...]:
+        return next((member.holds for member in await two.presence.members() if member.unit == "u1"), ())
+
+    async def claimed() -> bool:
+        return await holds() == ("a@3",)
+
+    async def dropped() -> bool:
+        return await holds() == ()
+
+    await one.presence.claim("a", 3)
+    await until(claimed)
+    await one.presence.drop("a")
+    await until(dropped)
+
+
+async def test_a_holder_is_live_for_as_long_as_it_claims(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    await one.presence.claim("a", 1)
+
+    async def live() -> bool:
+        return await two.presence.live("a", lease(one.presence))
+
+    assert await stays(live, 2.5 * GONE_S)
+    assert await one.presence.live("a", lease(one.presence))
+
+
+async def test_a_holder_that_dropped_the_job_is_not_live(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    await one.presence.claim("a", 1)
+    await one.presence.drop("a")
+
+    async def gone() -> bool:
+        return not await two.presence.live("a", lease(one.presence))
+
+    await until(gone)
+    assert not await one.presence.live("a", lease(one.presence))
+
+
+async def test_a_holder_that_left_is_not_live(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    await one.presence.claim("a", 1)
+    assert await two.presence.live("a", lease(one.presence))
+    await one.close()
+
+    async def gone() -> bool:
+        return not await two.presence.live("a", lease(one.presence))
+
+    await until(gone)
+
+
+async def test_a_holder_that_nobody_ever_heard_of_is_not_live_in_the_end(open_store: OpenStore) -> None:
+    reader = await open_store("u2")
+    ghost = Lease(at=1, epoch=1, unit="u1", incarnation="ghost", run="r", why="first")
+
+    async def gone() -> bool:
+        return not await reader.presence.live("a", ghost)
+
+    await until(gone)
+
+
+async def test_an_older_epoch_of_a_live_holder_is_not_live(open_store: OpenStore) -> None:
+    one = await open_store("u1")
+    await one.presence.claim("a", 2)
+    assert await one.presence.live("a", lease(one.presence, epoch=2))
+    assert not await one.presence.live("a", lease(one.presence, epoch=1))
