@@ -20,7 +20,7 @@ from itertools import chain, repeat
 
 import msgspec
 
-from mvmci.errors import Conflict, Fenced, MvmciError, NotFound, StoreUnavailable
+from mvmci.errors import Conflict, Fenced, NotFound, StoreUnavailable
 from mvmci.journal import (
     AnyRecord,
     Done,
@@ -234,7 +234,7 @@ class Holder:
     async def _guard(self, step: Awaitable[None]) -> None:
         try:
             await step
-        except (MvmciError, Cancelled, Reread) as failure:
+        except Exception as failure:
             if not self._failure.done():
                 self._failure.set_exception(failure)
 

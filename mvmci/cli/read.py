@@ -62,7 +62,7 @@ def status_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
         if as_json:
             click.echo(msgspec.json.encode(summary))
             return 0
-        for name, value in msgspec.to_builtins(summary).items():
+        for name, value in json.loads(msgspec.json.encode(summary)).items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if shown not in ("null", ""):
                 click.echo(f"{name:<13} {shown}")

@@ -77,7 +77,7 @@ class Embedded:
         code = await self._host.compiled(spec)
         async with self._slots.take() as slot:
             try:
-                got = await run_workflow(self._host, slot, journal, code, other)
+                got = await run_workflow(self._host, slot, spec, journal.state.started_at or 0, code, other)
             except Exhausted:
                 return journal.state.results
         await self._compare(done, got)
@@ -199,8 +199,8 @@ class Embedded:
                 await holder.write()
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
-            live = Live(host, holder, slot)
-            return await run_workflow(host, slot, holder.journal, code, live)
+            started_at = holder.journal.state.started_at or holder.lease.at
+            return await run_workflow(host, slot, spec, started_at, code, Live(host, holder, slot))
 
     def _done(self, end: End, reason: str) -> Done:
         return Done(at=self._host.now_ms(), status=end, reason=reason)

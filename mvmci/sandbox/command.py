@@ -41,11 +41,12 @@ async def run_command(host: Host, holder: Holder, slot: Slot, code: str) -> Done
     return done_of(ended, spec.limits, at=host.now_ms(), artifacts=artifacts)
 
 
-async def fill(host: Host, slot: Slot, digest: str | None) -> None:
-    """Lay the workspace tree `digest` out in the slot's empty directory."""
+async def fill(host: Host, slot: Slot, digest: str | None) -> workspace.Snapshot:
+    """Lay the workspace tree `digest` out in the slot's empty directory. Raises NotFound, BadWorkspace."""
+    value = tree.Tree()
     if digest is not None:
-        manifest = tree.decode(await host.store.blobs.get(digest))
-        await workspace.materialise(manifest, slot.directory, host.store.blobs, owner=slot.uid)
+        value = tree.decode(await host.store.blobs.get(digest))
+    return await workspace.materialise(value, slot.directory, host.store.blobs, owner=slot.uid)
 
 
 async def _run(host: Host, slot: Slot, spec: Spec, code: str, output: Output) -> frames.Ended:

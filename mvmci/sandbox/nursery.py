@@ -70,6 +70,7 @@ class Child:
         self._received: deque[bytes] = deque()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._killed_for: str | None = None
+        self._waits: dict[bool, asyncio.Event] = {}
 
     async def send(self, frame: frames.Frame) -> None:
         """Hand `frame` to the child, waiting while it does not read. Raises SlotDied, ValueError."""
@@ -130,7 +131,7 @@ class Child:
         """Until the socket can be read (or written): waiting alone, so that cancelling loses nothing."""
         loop = asyncio.get_running_loop()
         fd = self._connection.fileno()
-        ready = asyncio.Event()
+        ready = self._waits[reading] = asyncio.Event()
         if reading:
             loop.add_reader(fd, ready.set)
         else:
@@ -138,7 +139,9 @@ class Child:
         try:
             await ready.wait()
         finally:
-            _ = loop.remove_reader(fd) if reading else loop.remove_writer(fd)
+            # One that was cancelled may come here when the next already waits.
+            if self._waits[reading] is ready:
+                _ = loop.remove_reader(fd) if reading else loop.remove_writer(fd)
 
     async def _died(self, offence: str | None = None) -> SlotDied:
         """Kill it, whatever it still does: it has no more to say. The first offence is remembered."""

@@ -19,7 +19,7 @@ from mvmci import effect, tree
 from mvmci.errors import Nondeterminism
 from mvmci.holder import Holder
 from mvmci.job import INLINE_BYTES_MAX
-from mvmci.journal import Done, Intent, Journal, Lease, Progress, Response, Result
+from mvmci.journal import Done, Intent, Journal, Progress, Response, Result, Spec
 from mvmci.replay import Recorded, Replay, show
 from mvmci.sandbox import frames, workspace
 from mvmci.sandbox.command import PROCESS_BYTES, done_of, fill
@@ -56,14 +56,13 @@ class Conversation(Protocol):
         """Take what the guest said; an answer if it waits for one."""
 
 
-async def run_workflow(host: Host, slot: Slot, journal: Journal, code: str, other: Conversation) -> Done:
-    """Run the workflow of `journal` from its beginning to its end.
+async def run_workflow(
+    host: Host, slot: Slot, spec: Spec, started_at: int, code: str, other: Conversation
+) -> Done:
+    """Run a workflow from its beginning, at the time of its first lease, to its end.
 
     The slot's warm process is kept for the next job only if this one ended by itself.
     """
-    spec = journal.state.spec
-    assert spec is not None
-    started_at = next((record.at for record in journal.records if isinstance(record, Lease)), host.now_ms())
     child = await _warm(host, slot, spec.limits.memory_bytes)
     try:
         await child.send(
@@ -214,8 +213,7 @@ class Live:
     async def _run_program(self, request: effect.Exec, key: str | None) -> effect.Exit | effect.Error:
         limits, slot = self._spec.limits, self._slot
         if self._files is None:
-            await fill(self._host, slot, self._tree)
-            self._files = await self._scan()
+            self._files = await fill(self._host, slot, self._tree)
         running = run_program(
             await self._host.programs(),
             request,
