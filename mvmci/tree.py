@@ -22,7 +22,7 @@ from mvmci.errors import BadWorkspace
 
 FILES_MAX = 50_000
 WORKSPACE_BYTES_MAX = 4 << 30
-DEPTH_MAX = 256
+DEPTH_MAX = 128  # a walk holds a descriptor a level
 PATH_BYTES_MAX = 4000
 NAME_BYTES_MAX = 255
 LINK_HOPS_MAX = 40

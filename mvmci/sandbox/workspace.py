@@ -119,7 +119,7 @@ def _survey(root: int, directory: Path, strict: bool, bytes_max: int) -> _Survey
     """Raises BadWorkspace for the first thing that cannot be in a tree, and says how many there are."""
     ignored = _ignored(root, directory) if strict else lambda path: False
     survey = _Survey()
-    walk = _Walk(root, enter=lambda path: not ignored(f"{path}/"))
+    walk = _Walk(root, enter=lambda path: not ignored(f"{path}/"), force=not strict)
     kept = 0
     for found in walk:
         is_directory = stat.S_ISDIR(found.status.st_mode)
@@ -142,7 +142,7 @@ def _survey(root: int, directory: Path, strict: bool, bytes_max: int) -> _Survey
             for path in survey.links
             if tree.leaves(survey.links, path)
         ]
-        survey.offences += [(path, "a directory that cannot be read") for path in walk.unreadable]
+    survey.offences += [(path, "a directory that cannot be read") for path in walk.unreadable]
     survey.offences += [(path, f"more than {DEPTH_MAX} directories deep") for path in walk.too_deep]
     _refuse(directory, survey.offences)
     size = sum(status.st_size for status in survey.files.values())
@@ -162,7 +162,7 @@ def _sort(found: _Found, survey: _Survey, strict: bool) -> None:
         tree.check_path(path)
     except BadWorkspace:
         survey.offences.append(
-            (path, "its name is not UTF-8" if _undecodable(path) else "its path is too long")
+            (path, "its name is not UTF-8" if _undecodable(path) else "its path is too long or too deep")
         )
         return
     if stat.S_ISDIR(mode):
@@ -332,7 +332,7 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
 
 
 def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, int]]:
-    walk = _Walk(root)
+    walk = _Walk(root, force=True)
     found: list[tuple[str, int]] = []
     for one in walk:
         if not stat.S_ISREG(one.status.st_mode) or not any(each.matches(one.path) for each in wanted):
@@ -641,6 +641,7 @@ class _Walk:
 
     root: int
     enter: Callable[[str], bool] = lambda path: True
+    force: bool = False  # change the modes of directories of ours that keep us out
     entries: int = 0
     too_deep: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -673,10 +674,10 @@ class _Walk:
             self.too_deep.append(path)
             return
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=parent)
-        except FileNotFoundError:
-            return
-        except OSError:
+            fd = _enter_by_force(parent, name) if self.force else os.open(name, _DIRECTORY, dir_fd=parent)
+        except PermissionError:
             self.unreadable.append(path)
             return
+        except (FileNotFoundError, NotADirectoryError):
+            return  # gone, or another thing now
         stack.append((fd, f"{path}/", iter(sorted(os.listdir(fd)))))
