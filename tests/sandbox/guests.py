@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import wasmtime
 
-HEADERS = "(list $header)"
-
 
 def wasm(text: str) -> bytes:
     return bytes(wasmtime.wat2wasm(text))
@@ -19,7 +17,8 @@ def command(body: str, *, memory: str = "1", more: str = "") -> bytes:
       (import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))
       (import "wasi_snapshot_preview1" "path_open"
         (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
-      (import "wasi_snapshot_preview1" "path_symlink" (func $symlink (param i32 i32 i32 i32 i32) (result i32)))
+      (import "wasi_snapshot_preview1" "path_symlink"
+        (func $symlink (param i32 i32 i32 i32 i32) (result i32)))
       (memory (export "memory") {memory})
       {more}
       (func $start (export "_start") {body}))""")
@@ -28,7 +27,8 @@ def command(body: str, *, memory: str = "1", more: str = "") -> bytes:
 def opens(path: str, *, through_link: bool = False) -> bytes:
     """Exits with the error of opening `path` for reading, 0 if that works."""
     target = path.encode()
-    make_link = f"(call $symlink (i32.const 100) (i32.const {len(target)}) (i32.const 3) (i32.const 90) (i32.const 4))"
+    size = f"(i32.const {len(target)})"
+    make_link = f"(call $symlink (i32.const 100) {size} (i32.const 3) (i32.const 90) (i32.const 4))"
     name, size = (90, 4) if through_link else (100, len(target))
     return command(
         f"""{f"(drop {make_link})" if through_link else ""}
@@ -38,7 +38,9 @@ def opens(path: str, *, through_link: bool = False) -> bytes:
     )
 
 
-def workflow(body: str, *, memory: str = "1", imports: str = "", core_imports: str = "", args: str = "") -> bytes:
+def workflow(
+    body: str, *, memory: str = "1", imports: str = "", core_imports: str = "", args: str = ""
+) -> bytes:
     """A workflow whose `run` (input at $ptr, $len; answer at an address) is `body`."""
     return wasm(f"""(component
       {imports}

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import wasmtime
 
 from mvmci import effect
 from mvmci.replay import Chance
-from mvmci.sandbox import frames, wire
+from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import LAYERS, Profile
 from mvmci.sandbox.nursery import Child, Nursery, SlotDied
 from tests.sandbox import guests
@@ -99,7 +98,9 @@ async def workflow_slot(nursery: Nursery, wasm: bytes, **profile: int) -> AsyncI
         await child.close()
 
 
-def start_of(text: str = "{}", *, fuel: int = FUEL, memory: int = 64 * MEBIBYTE, seed: int = 1) -> frames.RunWorkflow:
+def start_of(
+    text: str = "{}", *, fuel: int = FUEL, memory: int = 64 * MEBIBYTE, seed: int = 1
+) -> frames.RunWorkflow:
     return frames.RunWorkflow(code="flow", input=text, memory_bytes=memory, fuel=fuel, seed=seed, now_ms=1000)
 
 
@@ -138,7 +139,9 @@ async def test_a_trap_is_reported_with_its_reason_and_its_function(nursery):
 
 
 async def test_a_stack_that_overflows_names_the_limit(nursery):
-    ended, _, _ = await run_command(nursery, guests.command("(call $again)", more="(func $again (call $again))"))
+    ended, _, _ = await run_command(
+        nursery, guests.command("(call $again)", more="(func $again (call $again))")
+    )
     assert (ended.outcome, ended.limit) == ("trap", "stack")
 
 
@@ -166,14 +169,24 @@ async def test_an_endless_loop_ends_when_it_is_killed(nursery):
     for name in ("work", "tmp"):
         (nursery.root / name).mkdir(mode=0o777)
         (nursery.root / name).chmod(0o777)
-    with open(os.devnull, "r+b") as null:
+    with Path(os.devnull).open("r+b") as null:  # noqa: ASYNC230 - it does not block
         profile = Profile(
-            name="command", uid=nursery.slot_uid(0), readable=("code",), writable=("work", "tmp"), threads=True
+            name="command",
+            uid=nursery.slot_uid(0),
+            readable=("code",),
+            writable=("work", "tmp"),
+            threads=True,
         )
         child = await nursery.fork(profile, [null.fileno()] * 3)
     await child.send(
         frames.RunCommand(
-            code="code", component=False, args=("x",), env=(), workspace="work", tmp="tmp", memory_bytes=MEBIBYTE
+            code="code",
+            component=False,
+            args=("x",),
+            env=(),
+            workspace="work",
+            tmp="tmp",
+            memory_bytes=MEBIBYTE,
         )
     )
     receiving = asyncio.ensure_future(child.receive())
@@ -185,13 +198,22 @@ async def test_an_endless_loop_ends_when_it_is_killed(nursery):
     await child.close()
 
 
-@pytest.mark.parametrize("without", [frozenset(), frozenset({"landlock"}), frozenset({"seccomp"}), LAYERS], ids=str)
+@pytest.mark.parametrize(
+    "without", [frozenset(), frozenset({"landlock"}), frozenset({"seccomp"}), LAYERS], ids=str
+)
 async def test_a_guest_reaches_nothing_outside_its_directories_at_any_level(start, without):
     nursery = await start(without=without)
     outside = nursery.root / "outside"
     outside.write_text("secret")
     outside.chmod(0o644)
-    for path in ("/etc/passwd", "../outside", "/proc/self/environ", "..", "work/../../outside", "/../outside"):
+    for path in (
+        "/etc/passwd",
+        "../outside",
+        "/proc/self/environ",
+        "..",
+        "work/../../outside",
+        "/../outside",
+    ):
         ended, _, _ = await run_command(nursery, guests.opens(path))
         assert ended.outcome == "exit", path
         ended, _, _ = await run_command(nursery, guests.opens(path, through_link=True))
@@ -234,9 +256,7 @@ REFUSED = {
         "env::foo",
     ),
     "a wrong import": (
-        guests.wasm(
-            '(module (import "wasi_snapshot_preview1" "fd_write" (func)) (func (export "_start")))'
-        ),
+        guests.wasm('(module (import "wasi_snapshot_preview1" "fd_write" (func)) (func (export "_start")))'),
         False,
         "fd_write",
     ),
@@ -259,9 +279,7 @@ REFUSED = {
         "`now` as ()->u32",
     ),
     "another function": (
-        guests.wasm(
-            '(component (import "mvmci:workflow/host@0.1.0" (instance (export "shell" (func)))))'
-        ),
+        guests.wasm('(component (import "mvmci:workflow/host@0.1.0" (instance (export "shell" (func)))))'),
         True,
         "shell",
     ),
@@ -331,12 +349,16 @@ async def test_an_effect_that_fails_says_why(nursery, why, text):
         assert await child.receive() == frames.Ended(outcome="err", text=text)
 
 
-@pytest.mark.parametrize(("why", "number"), [("interrupted", 0), ("timed-out", 1), ("denied", 2), ("failed", 4)])
+@pytest.mark.parametrize(
+    ("why", "number"), [("interrupted", 0), ("timed-out", 1), ("denied", 2), ("failed", 4)]
+)
 async def test_every_kind_of_failure_is_told_apart(nursery, why, number):
     kind = """(drop {fetch})
       (i32.store8 (i32.const 300) (i32.add (i32.const 48) (i32.load8_u (i32.const 260))))
       (call $answer (i32.const 0) (i32.const 300) (i32.const 1))"""
-    async with workflow_slot(nursery, guests.calls_host(kind.format(fetch=f"(block (result i32) {guests.FETCH})"))) as child:
+    async with workflow_slot(
+        nursery, guests.calls_host(kind.format(fetch=f"(block (result i32) {guests.FETCH})"))
+    ) as child:
         await child.send(start_of())
         await child.receive()
         await child.send(frames.Answer(now_ms=1, value=effect.Error(why=why)))
@@ -419,7 +441,8 @@ def resident_bytes(pid: int) -> int:
 
 async def test_two_hundred_workflows_in_one_slot_take_no_more_memory_and_the_same_fuel(nursery):
     # Touches 8 MiB, so that memory which stayed behind would show.
-    body = f"""(drop (memory.grow (i32.const 128))) (memory.fill (i32.const 65536) (i32.const 1) (i32.const 8388608))
+    body = f"""(drop (memory.grow (i32.const 128)))
+      (memory.fill (i32.const 65536) (i32.const 1) (i32.const 8388608))
       {guests.ECHO}"""
     async with workflow_slot(nursery, guests.workflow(body)) as child:
 
@@ -493,8 +516,3 @@ async def test_a_receive_that_is_cancelled_loses_nothing(nursery):
         waiting.cancel()
         await child.send(start_of())
         assert isinstance(await child.receive(), frames.Call)
-
-
-def test_wire_and_wasmtime_agree_with_the_contract():
-    assert wire.EXIT_NO_CODE not in (wire.EXIT_FAILED, wire.EXIT_ORPHANED, wire.EXIT_UNCONFINED)
-    assert wasmtime.__version__ if hasattr(wasmtime, "__version__") else True
