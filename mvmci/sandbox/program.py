@@ -55,7 +55,7 @@ class _Tree(msgspec.Struct, frozen=True, kw_only=True):
     """How the tree is held together."""
 
     namespace: bool  # init is process 1 of its own PID namespace
-    own_user: bool  # the kernel counts processes for this tree alone
+    others: int = 0  # threads of the same user that are not of this tree
 
 
 def supervise(
@@ -69,7 +69,7 @@ def supervise(
     process that calls this is changed for good and should end soon after.
     """
     try:
-        tree = _isolate(uid) if namespaces else _Tree(namespace=False, own_user=uid is not None)
+        tree = _isolate(uid, namespaces)
         lifeline, hold = os.pipe()
         report, tell = os.pipe()
         init = os.fork()
@@ -79,7 +79,12 @@ def supervise(
         try:
             os.close(hold)
             os.close(report)
-            ended = _Init(task, streams, uid, tree, lifeline).run()
+            try:
+                ended = _Init(task, streams, uid, tree, lifeline).run()
+            except OSError as error:
+                ended = frames.Ended(
+                    outcome="invalid", text=f"the program's place could not be made: {error}"
+                )
             os.write(tell, msgspec.json.encode(ended)[:REPORT_BYTES_MAX])
             os._exit(0)
         finally:  # whatever happened, init never returns into its caller's code
@@ -106,11 +111,14 @@ def _follow(init: int, report: int, hold: int, stdout: int, tree: _Tree) -> fram
     return msgspec.json.decode(data, type=frames.Ended)
 
 
-def _isolate(uid: int | None) -> _Tree:
+def _isolate(uid: int | None, namespaces: bool) -> _Tree:
     """Put the children to come into a PID and a mount namespace of their own, if the host allows it."""
     me, group = os.geteuid(), os.getegid()
     if me == 0:
-        return _Tree(namespace=_libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0, own_user=uid is not None)
+        return _Tree(namespace=namespaces and _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0)
+    others = _threads_of(me)
+    if not namespaces:
+        return _Tree(namespace=False, others=others)
     # In a child first: a host may grant the namespaces and then refuse the maps, and nothing leads back.
     trial = os.fork()
     if trial == 0:
@@ -121,7 +129,7 @@ def _isolate(uid: int | None) -> _Tree:
     entered = os.waitpid(trial, 0)[1] == 0
     if entered:
         _enter_user_namespace(me, group)
-    return _Tree(namespace=entered, own_user=entered)
+    return _Tree(namespace=entered, others=others)
 
 
 def _enter_user_namespace(uid: int, gid: int) -> None:
@@ -129,6 +137,7 @@ def _enter_user_namespace(uid: int, gid: int) -> None:
     _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNS), "unshare")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         Path(f"/proc/self/{name}").write_text(text)
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class _Init:
@@ -266,8 +275,7 @@ class _Init:
         limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: self._task.file_bytes}
         # The kernel's own limit is the backstop against what grows faster than we count. It is per
         # user, and root has none.
-        others = 0 if self._tree.own_user else _threads_of(os.geteuid())
-        limits[resource.RLIMIT_NPROC] = others + self._task.processes_max * THREADS_PER_PROCESS
+        limits[resource.RLIMIT_NPROC] = self._tree.others + self._task.processes_max * THREADS_PER_PROCESS
         for name, value in limits.items():
             hard = resource.getrlimit(name)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
