@@ -1,0 +1,155 @@
+"""A crash at every append, then another holder: the same outcome, and no effect too many.
+
+The guest is real, its effects are real, and the process that dies is one whose store stops answering
+in the middle of things while its slots are killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mvmci.allow import Allow
+from mvmci.engines.embedded import Embedded
+from mvmci.holder import load
+from mvmci.journal import Intent, Journal, Result, status
+from mvmci.sandbox.host import Host
+from mvmci.store import Store, load_text
+from mvmci.stores.memory import Memory
+from mvmci.submission import submit
+from tests.faults.world import Counting, Crashed, Mortal, Suspicious, mortal, script_spec
+
+APPENDS_MAX = 40
+
+AT_MOST_ONCE = ("GET /a", "POST /b")
+
+
+def steps(url: str) -> list[dict[str, Any]]:
+    """Every kind of effect, at most once and idempotent, close together and apart."""
+    return [
+        {"random": True},
+        {"http": {"method": "GET", "url": f"{url}/a"}},
+        {"log": "after a"},
+        {"http": {"method": "PUT", "url": f"{url}/i", "idempotent": True}},
+        {"exec": {"argv": ["tee", "-a", "notes"], "stdin": "one\n"}},
+        {"progress": [1, 2, "half"]},
+        {"sleep": 20},
+        {"exec": {"argv": ["tee", "-a", "notes"], "stdin": "two\n", "idempotent": True}},
+        {"respond": {"early": True}},
+        {"http": {"method": "POST", "url": f"{url}/b", "body": "x"}},
+        {"exec": {"argv": ["cat", "notes"], "idempotent": True}},
+        {"random": True},
+    ]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("host")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Counting]:
+    async with Counting().serve() as server:
+        yield server
+
+
+def engine(store: Store, root: Path, server: Counting) -> Embedded:
+    allow = Allow(http=(f"{server.url}/*",), exec=("tee", "cat"))
+    return Embedded(Host(store=store, root=root, allow=allow), slots=1)
+
+
+async def run_to_the_end(store: Store, root: Path, server: Counting) -> None:
+    it = engine(store, root, server)
+    try:
+        while (await it.run("j")).kind != "ended":
+            pass
+    finally:
+        await it.close()
+
+
+async def crash_once(root: Path, server: Counting, at: int, when: str) -> tuple[Journal, Store, Mortal]:
+    """Run the script; its first holder dies at append `at`, the second one ends it."""
+    memory = Memory()
+    first, journals = mortal(memory.store("w1"), at, when)
+    logs = Suspicious(first)
+    first = dataclasses.replace(first, logs=logs)
+    second = memory.store("w2")
+    await submit(second, await script_spec(second, "j", steps(server.url)))
+    it = engine(first, root, server)
+    with contextlib.suppress(Crashed):
+        await it.run("j", fresh=True)
+    await it.close()
+    await first.close()
+    assert not logs.too_early, "output came before its cause was on disk"
+    if journals.crashed_at is not None:
+        await run_to_the_end(second, root, server)
+    return await load(second, "j"), second, journals
+
+
+def numbered() -> Iterator[int]:
+    yield from range(1, APPENDS_MAX)
+    raise AssertionError("the script never ran to its end without a crash")
+
+
+async def outcome(journal: Journal, store: Store) -> list[Any]:
+    assert status(journal.state) == ("succeeded", "")
+    assert journal.state.done is not None
+    results: list[Any] = msgspec.json.decode(await load_text(store.blobs, journal.state.done.result))
+    for result in results:
+        if isinstance(result, dict):
+            result.pop("headers", None)
+    return results
+
+
+def check_effects(server: Counting) -> None:
+    for name in AT_MOST_ONCE:
+        assert server.counts[name] <= 1, f"{name} happened {server.counts[name]} times"
+    assert server.counts["PUT /i"] >= 1
+    assert len(server.keys["PUT /i"]) == 1, "an idempotent effect had two keys"
+
+
+def check_results(got: list[Any], expected: list[Any]) -> None:
+    """Each result is the expected one, or says that nobody knows; and the files fit what was told."""
+    interrupted = {"error": "interrupted", "text": ""}
+    for index, (one, other) in enumerate(zip(got, expected, strict=True)):
+        if index not in (1, 4, 9) or one != interrupted:
+            if index == 10 and got[4] == interrupted:
+                other = {**other, "stdout": "two\n"}  # the interrupted program's file is not there
+            if index == 7 and got[4] == interrupted:
+                other = {**other, "stdout": "two\n"}
+            assert one == other, f"step {index}"
+
+
+async def check_output(journal: Journal, store: Store) -> None:
+    chunks = await store.logs.read("j")
+    assert b"".join(chunk.data for chunk in chunks[:1]) == b"after a\n"
+    assert {chunk.number for chunk in chunks} == {0}, "a replay repeats the numbers"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_after_a_crash_at_any_append_another_holder_comes_to_the_same_outcome(
+    root: Path, when: str
+) -> None:
+    async with Counting().serve() as server:
+        journal, store, _ = await crash_once(root, server, APPENDS_MAX, when)
+        expected = await outcome(journal, store)
+        assert all(server.counts[name] == 1 for name in (*AT_MOST_ONCE, "PUT /i"))
+    lost_results: set[int] = set()
+    for at in numbered():
+        async with Counting().serve() as server:
+            journal, store, journals = await crash_once(root, server, at, when)
+            check_effects(server)
+            check_results(await outcome(journal, store), expected)
+            await check_output(journal, store)
+            assert journal.state.response is not None
+            if journals.crashed_at is None:
+                break
+            lost_results |= {one.index for one in journals.crashed_at if isinstance(one, Result)}
+    effects = {record.index for record in journal.records if isinstance(record, Intent)}
+    assert lost_results == effects, "there was a crash at the writing of every effect's result"
