@@ -37,7 +37,8 @@ from mvmci.sandbox import frames
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COUNT_INTERVAL_S = 0.05
 COUNT_SHARE = 10  # counting takes at most one part in so many of the time
-THREADS_PER_PROCESS = 4  # what the kernel's own limit allows beyond ours, where it is per user
+THREADS_PER_PROCESS = 4  # what the kernel's own limit allows beyond ours, which counts threads
+THREADS_BEYOND = 1000  # and so many more, so that we see what is growing before it fails by itself
 REPORT_BYTES_MAX = 64 << 10
 REASON_BYTES_MAX = 4000
 HANDOVER_FD = 64  # streams wait at or above this one while they change places
@@ -275,7 +276,8 @@ class _Init:
         limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: self._task.file_bytes}
         # The kernel's own limit is the backstop against what grows faster than we count. It is per
         # user, and root has none.
-        limits[resource.RLIMIT_NPROC] = self._tree.others + self._task.processes_max * THREADS_PER_PROCESS
+        ours = self._task.processes_max * THREADS_PER_PROCESS + THREADS_BEYOND
+        limits[resource.RLIMIT_NPROC] = self._tree.others + ours
         for name, value in limits.items():
             hard = resource.getrlimit(name)[1]
             value = value if hard == resource.RLIM_INFINITY else min(value, hard)
