@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import resource
@@ -239,7 +240,6 @@ _CALLS: dict[str, tuple[int, int]] = {
     "read": (0, 63),
     "write": (1, 64),
     "futex": (202, 98),
-    "mmap": (9, 222),
     "munmap": (11, 215),
     "mprotect": (10, 226),
     "madvise": (28, 233),
@@ -286,7 +286,6 @@ _CALLS: dict[str, tuple[int, int]] = {
     "dup": (32, 23),
     "brk": (12, 214),
     "mremap": (25, 216),
-    "memfd_create": (319, 279),
     "poll": (7, _NONE),
     "ppoll": (271, 73),
     "epoll_create1": (291, 20),
@@ -324,6 +323,7 @@ _CALLS: dict[str, tuple[int, int]] = {
 }
 # Allowed only with the right argument, or used by this module.
 _GUARDED: dict[str, tuple[int, int]] = {
+    "mmap": (9, 222),
     "prctl": (157, 167),
     "ioctl": (16, 29),
     "fcntl": (72, 25),
@@ -335,12 +335,13 @@ _GUARDED: dict[str, tuple[int, int]] = {
 _PRCTL_OPTIONS = (15, 0x53564D41)  # name a thread, name a mapping
 # Terminal or not, bytes waiting, non-blocking, close on exec: never TIOCSTI and its like.
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# Duplicate, flags, seals. Not the owner or the signal of a descriptor: they send signals.
-_FCNTLS = (0, 1, 2, 3, 4, 1030, 1033, 1034)
+# Duplicate, flags. Not the owner or the signal of a descriptor: they send signals.
+_FCNTLS = (0, 1, 2, 3, 4, 1030)
 # What glibc and musl pass when they start a thread, to the bit.
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
+_MAP_SHARED = 1  # the limit of memory counts private mappings alone
 
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _CALL_AT, _MACHINE_AT, _ARGUMENT_AT = 0, 4, 16  # offsets in struct seccomp_data; low halves, little endian
@@ -375,6 +376,8 @@ def _program(threads: bool, pid: int) -> bytes:
     code = [_load(_MACHINE_AT), (_EQUAL, 1, 0, _AUDIT), _return(_KILL), _load(_CALL_AT)]
     if _MACHINE == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), _return(_KILL)]
+    code += [(_EQUAL, 0, 4, _number("mmap")), _load(_ARGUMENT_AT + 8 * 3)]
+    code += [(_ANY_BIT, 0, 1, _MAP_SHARED), _return(_ERRNO | _EPERM), _return(_ALLOW)]
     for numbers in _CALLS.values():
         if numbers[_COLUMN] != _NONE:
             code += [(_EQUAL, 0, 1, numbers[_COLUMN]), _return(_ALLOW)]
@@ -398,6 +401,6 @@ def _seccomp(threads: bool) -> bool:
         struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     )
     result = _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0)
-    if result < 0 and ctypes.get_errno() == 22:  # EINVAL: a kernel built without filters
+    if result < 0 and ctypes.get_errno() == errno.EINVAL:  # a kernel built without filters
         return False
     return _check(result, "seccomp") == 0

@@ -237,6 +237,8 @@ def _arrange(fds: list[int], *, inherit: bool) -> None:
     targets = [SOCKET_FD, METER_FD, *((0, 1, 2) if inherit else range(STREAM_FD, STREAM_FD + len(streams)))]
     for fd, target in zip(moved, targets, strict=True):
         os.dup2(fd, target, inheritable=target <= 2)
+    if not inherit:
+        os.dup2(1, 2)  # the zygote's own log is not for what a guest makes the engine say
     os.closerange(
         STREAM_FD if inherit else STREAM_FD + len(streams), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     )

@@ -51,6 +51,8 @@ REFUSED_BY: dict[str, set[str]] = {
     "raise its limits": {"no-new-privs"},
     "become root": {"uid"},
     "use more memory": {"rlimits"},
+    "use memory that no limit counts": {"seccomp"},
+    "make a file in memory": {"seccomp"},
     "make a large file": {"rlimits"},
     "run another program": {"landlock", "seccomp"},
 }

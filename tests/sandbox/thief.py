@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import signal
 import socket
@@ -108,6 +109,8 @@ ATTEMPTS: dict[str, Callable[[Victims], object]] = {
     "raise its limits": lambda _: check(libc.prlimit(0, 7, b"\xff" * 16, None)),
     "become root": lambda _: os.setresuid(0, 0, 0),
     "use more memory": lambda _: bytearray(1 << 30) and "took a gibibyte",
+    "use memory that no limit counts": lambda _: mmap.mmap(-1, 1 << 20) and "shared memory",
+    "make a file in memory": lambda _: os.memfd_create("hidden"),
     "make a large file": grow_file,
     "dump its environment": lambda _: json.dumps(dict(os.environ)),
     "list its descriptors": open_descriptors,
