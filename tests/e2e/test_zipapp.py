@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import stat
@@ -183,7 +184,7 @@ def test_a_cache_on_a_noexec_disk_is_refused(zipapp: Path, tmp_path: Path) -> No
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=RUN_S_MAX, check=False
     )
-    assert_one_sentence(done, str(tmp_path), "noexec")
+    assert_one_sentence(done, f"{tmp_path}, where mvmci unpacks itself, is on a disk mounted noexec")
 
 
 def test_a_cache_that_cannot_be_made_is_one_sentence(zipapp: Path, tmp_path: Path) -> None:
@@ -218,14 +219,20 @@ def test_a_kill_while_unpacking_does_no_harm(zipapp: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_two_first_starts_at_once_both_work(zipapp: Path, tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "SHIV_ROOT": str(tmp_path / "root")}
+def test_a_first_start_waits_for_another_and_says_so(zipapp: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o700)
+    environment = {"PATH": os.environ["PATH"], "SHIV_ROOT": str(root)}
     command = [sys.executable, str(zipapp), "version"]
-    starts = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) for _ in range(2)]
-    for start in starts:
-        out, _ = start.communicate(timeout=RUN_S_MAX)
-        assert start.returncode == 0
-        assert mvmci.__version__.encode() in out
+    with (root / ".mvmci_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert start.stderr is not None
+        assert start.stderr.readline() == b"mvmci: waiting for another process that is unpacking it\n"
+        assert not list(root.glob("mvmci.pyz_*"))
+    out, _ = start.communicate(timeout=RUN_S_MAX)
+    assert start.returncode == 0
+    assert mvmci.__version__.encode() in out
 
 
 def need(condition: bool, reason: str) -> None:
