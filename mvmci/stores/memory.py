@@ -26,8 +26,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -103,7 +103,7 @@ class _Lines:
         """All lines but the first `after`."""
         with self._lock:
             if self._path is not None:
-                with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+                with contextlib.suppress(FileNotFoundError), open(self._path, "rb", buffering=0) as file:
                     self._catch_up(file)
             return self._lines[after:]
 
@@ -121,27 +121,28 @@ class _Lines:
 
     def _write(self, path: Path, lines: Sequence[bytes], expect: int | None, sync: bool) -> None:
         assert not any(b"\n" in line for line in lines)
-        new = not path.exists()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
+        with open(path, "ab+", buffering=0) as file:  # what failed must not be written again at its close
             fcntl.flock(file, fcntl.LOCK_EX)
             self._catch_up(file)
             self._check(expect)
+            first = not self._lines
             file.truncate(self._bytes)  # what stands behind it was never acknowledged
             try:
-                file.write(b"".join(line + b"\n" for line in lines))
-                file.flush()
+                left = memoryview(b"".join(line + b"\n" for line in lines))
+                while left:
+                    left = left[file.write(left) :]
                 if sync:
                     os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), self._bytes)  # or it would be read as if it were kept
                 raise
             self._catch_up(file)
-        if new and sync:
+        if first and sync:
             _sync_folder(path.parent)
             _sync_folder(path.parent.parent)
 
-    def _catch_up(self, file: BinaryIO) -> None:
+    def _catch_up(self, file: FileIO) -> None:
         file.seek(self._bytes)
         data = file.read()
         whole = data.rfind(b"\n") + 1
@@ -428,11 +429,12 @@ def _hashing(hashed: hashlib._Hash, pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def _write_all(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file, whole or not at all."""
-    file = open(path, "xb", opener=_private)  # noqa: SIM115 (what is there already is not ours to remove)
     try:
-        with file:
+        with open(path, "xb", opener=_private) as file:
             for piece in pieces:
                 file.write(piece)
+    except FileExistsError:
+        raise  # what was there already is not ours to remove
     except OSError as error:
         path.unlink(missing_ok=True)
         raise StoreFull(f"{path} cannot be written: {error.strerror}") from error
