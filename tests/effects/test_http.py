@@ -6,6 +6,7 @@ import asyncio
 import base64
 import gzip
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -163,6 +164,21 @@ async def test_what_the_list_does_not_allow_is_denied_and_nobody_hears_of_it() -
     assert why(answer) == "denied"
     assert f'allow: {{http: ["{server.url}/*"]}}' in answer.text  # type: ignore[union-attr]
     assert server.connections == 0
+
+
+async def test_what_is_denied_is_not_even_resolved_neither_at_first_nor_after_a_redirect() -> None:
+    asked: list[str] = []
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"] if host == "127.0.0.1" else []
+
+    async with serving(to("https://public.example/")) as server:
+        client = HttpClient(server.allow, resolve=resolve)
+        assert why(await client.perform(request("https://public.example/"))) == "denied"
+        assert asked == []
+        assert why(await client.perform(request(server.url))) == "denied"
+    assert asked == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "169.254.169.254"])
@@ -356,13 +372,18 @@ async def test_an_endless_answer_ends_at_the_limit() -> None:
 
 async def test_an_answer_is_decompressed_up_to_the_limit() -> None:
     fits = gzip.compress(b"x" * http.RESPONSE_BYTES_MAX)
-    bomb = gzip.compress(bytes(1 << 28), 1)
+    bomb = gzip.compress(bytes(1 << 27))
     async with serving(ok(fits, "Content-Encoding: gzip"), ok(bomb, "Content-Encoding: gzip")) as server:
         answer = await HttpClient(server.allow).perform(request(server.url))
         assert isinstance(answer, effect.Response)
         assert len(answer.body) == http.RESPONSE_BYTES_MAX
         assert "content-encoding" not in {name.lower() for name, _ in answer.headers}
-        assert why(await HttpClient(server.allow).perform(request(server.url))) == "lost"
+        tracemalloc.start()
+        try:
+            assert why(await HttpClient(server.allow).perform(request(server.url))) == "lost"
+            assert tracemalloc.get_traced_memory()[1] < 6 * http.RESPONSE_BYTES_MAX
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

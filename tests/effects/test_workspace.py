@@ -148,6 +148,7 @@ async def test_files_that_did_not_change_are_not_read_again(
 async def test_a_file_that_changed_just_now_is_read_again(source: Path, blobs: Kept) -> None:
     (source / "file").write_text("one")
     first = await workspace.scan(source, blobs)
+    assert "file" not in first.stats
     (source / "file").write_text("two")  # perhaps within the same tick of the clock
     second = await workspace.scan(source, blobs, previous=first)
     assert first.tree != second.tree
