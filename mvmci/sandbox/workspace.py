@@ -15,7 +15,6 @@ import asyncio
 import errno
 import hashlib
 import os
-import re
 import secrets
 import stat
 import time
@@ -30,6 +29,7 @@ import pathspec
 from mvmci import tree
 from mvmci.errors import BadWorkspace, Usage
 from mvmci.job import Artifact
+from mvmci.pattern import Pattern
 from mvmci.quantity import format_size
 from mvmci.sandbox.limits import LimitReached
 from mvmci.store import Blobs
@@ -40,7 +40,6 @@ IGNORE_BYTES_MAX = 1 << 20
 COUNTED_MAX = 1_000_000  # where counting stops for a message that says how many there are
 ARTIFACTS_MAX = 10_000
 PATTERNS_MAX = 100
-PATTERN_CHARS_MAX = 1_000
 SMALL_BYTES_MAX = 256 << 10  # such files pass through memory, larger ones from file to file
 BATCH_MAX = 64  # blobs under way at a time
 READ_BYTES = 1 << 20
@@ -344,67 +343,6 @@ def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, int]]:
     if walk.too_deep:
         raise BadWorkspace(f"{tree.shown(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
     return sorted(found)
-
-
-class Pattern:
-    """One artifact pattern. Matching takes time in proportion to the path, whatever the pattern."""
-
-    def __init__(self, text: str) -> None:
-        parts = text.removeprefix("./").rstrip("/").split("/")
-        if len(text) > PATTERN_CHARS_MAX or any(part in ("", ".", "..") for part in parts):
-            raise Usage(
-                f"{text[:100]!r} cannot be an artifact pattern",
-                hint="it is a path relative to the workspace, such as report/*.json or **/*.xml",
-            )
-        if parts[-1] == "**":
-            parts.append("*")
-        self._parts = [None if part == "**" else _name_pattern(part) for part in parts]
-
-    def matches(self, path: str) -> bool:
-        """Whether it matches the file at `path`, or a directory above it."""
-        at = self._closed({0})
-        for name in path.split("/"):
-            if len(self._parts) in at:
-                return True
-            steps = ((index, self._parts[index]) for index in at)
-            at = self._closed(
-                {index + (part is not None) for index, part in steps if part is None or part.fullmatch(name)}
-            )
-        return len(self._parts) in at
-
-    def _closed(self, at: set[int]) -> set[int]:
-        """`at`, and what is reached from there when a `**` stands for nothing."""
-        for index in sorted(at):
-            while index < len(self._parts) and self._parts[index] is None:
-                index += 1
-                at.add(index)
-        return at
-
-
-def _name_pattern(text: str) -> re.Pattern[str]:
-    """`*`, `?` and `[…]` in one name as a regular expression that never looks back over a `*`."""
-    runs: list[str] = [""]
-    at = 0
-    while at < len(text):
-        character = text[at]
-        at += 1
-        closing = text.find("]", at + 1 + text.startswith("!", at)) if character == "[" else -1
-        if character == "*":
-            runs.append("")
-        elif character == "?":
-            runs[-1] += "."
-        elif closing >= 0:
-            inside = text[at:closing].replace("\\", "\\\\").replace("[", "\\[").replace("^", "\\^")
-            runs[-1] += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
-            at = closing + 1
-        else:
-            runs[-1] += re.escape(character)
-    first, *others = runs
-    middle = "".join(f"(?>.*?{run})" for run in others[:-1])
-    try:
-        return re.compile(first + middle + (f".*{others[-1]}" if others else ""), re.DOTALL)
-    except re.error:
-        raise Usage(f"{text[:100]!r} cannot be an artifact pattern: its brackets mean nothing") from None
 
 
 # ---- Into a directory
