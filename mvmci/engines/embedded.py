@@ -45,7 +45,7 @@ class Embedded:
 
     def __init__(self, host: Host, *, slots: int) -> None:
         self._host = host
-        self._slots = Slots(host.root, slots)
+        self.slots = Slots(host.root, slots)
         self._runs: dict[str, asyncio.Task[Step]] = {}
 
     async def run(self, job: str, *, fresh: bool = False) -> Step:
@@ -62,7 +62,7 @@ class Embedded:
         for run in runs:
             run.cancel()
         await asyncio.gather(*runs, return_exceptions=True)
-        await self._slots.close()
+        await self.slots.close()
         await self._host.close()
 
     async def verify(self, job: str) -> int:
@@ -75,7 +75,7 @@ class Embedded:
         partial = done.status not in ("succeeded", "failed") or done.reason.startswith(OUTSIDE_REASONS)
         other = Verification(self._host, journal, partial=partial)
         code = await self._host.compiled(spec)
-        async with self._slots.take() as slot:
+        async with self.slots.take() as slot:
             try:
                 got = await run_workflow(self._host, slot, spec, journal.state.started_at or 0, code, other)
             except Exhausted:
@@ -190,7 +190,7 @@ class Embedded:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         host, spec = self._host, holder.spec
         code = await host.compiled(spec)
-        async with self._slots.take() as slot:
+        async with self.slots.take() as slot:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
             if fresh:

@@ -77,7 +77,7 @@ class Slots:
     def __init__(self, root: Path, count: int) -> None:
         self._root = root
         self._free: list[Slot] = []
-        self._all: list[Slot] = []
+        self.all: list[Slot] = []
         self._permits = asyncio.Semaphore(count)
 
     @asynccontextmanager
@@ -103,15 +103,15 @@ class Slots:
             place.chmod(0o711)
             uid = SLOT_UID_BASE + number if os.geteuid() == 0 else None
             slot = Slot(self._root, number, lock, uid)
-            self._all.append(slot)
+            self.all.append(slot)
             return slot
         raise LockHeld(f"all {SLOTS_MAX} slots of {self._root} are in use")
 
     async def close(self) -> None:
         """Kill what is warm, empty the directories, give the numbers back."""
-        for slot in self._all:
+        for slot in self.all:
             await slot.discard()
             await asyncio.to_thread(slot.prepare)
             slot.lock.release()
-        self._all.clear()
+        self.all.clear()
         self._free.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -27,11 +28,13 @@ class Counting:
         self.counts: Counter[str] = Counter()
         self.keys: dict[str, set[str]] = defaultdict(set)
         self.url = ""
+        self.asked = asyncio.Event()  # set by every request, for whoever clears it
 
     async def _answer(self, request: web.Request) -> web.Response:
         await request.read()
         name = f"{request.method} {request.path}"
         self.counts[name] += 1
+        self.asked.set()
         if "Idempotency-Key" in request.headers:
             self.keys[name].add(request.headers["Idempotency-Key"])
         return web.Response(text="yes")

@@ -1,0 +1,1 @@
+"""Measures mvmci beside what a user would pick instead, in one run: `./just bench`."""
