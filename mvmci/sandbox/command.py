@@ -93,9 +93,12 @@ async def _converse(child: Child, task: frames.RunCommand, pumps: list[asyncio.T
     await child.send(task)
     try:
         ended = await child.receive()
-    finally:
-        await child.wait()
+    except SlotDied:
         await asyncio.wait(pumps)
+        raise
+    # Only here, where it has said its last word: a guest that is to be stopped ends when it is killed.
+    await child.wait()
+    await asyncio.wait(pumps)
     if not isinstance(ended, frames.Ended):
         raise SlotDied("the slot sent what no command can send")
     return ended
