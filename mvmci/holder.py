@@ -111,9 +111,12 @@ class Holder:
         await self._print_until(self._durable)
 
     async def finish(self, done: Done) -> None:
-        """Write the end. An intent that is not on disk yet is forgotten: its effect never began."""
+        """Write the end. An intent that is not on disk yet is forgotten: its effect never began.
+
+        So is another end, which a cancel kept from being written.
+        """
         async with self._writing:
-            began = [record for record in self._unwritten if not isinstance(record, Intent)]
+            began = [record for record in self._unwritten if not isinstance(record, Intent | Done)]
             self._unwritten = [*began, msgspec.structs.replace(done, chunks=self._chunks)]
             await self._commit()
         await self._print_until(None)
