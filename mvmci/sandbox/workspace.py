@@ -18,10 +18,10 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 import msgspec
 import pathspec
@@ -34,6 +34,8 @@ from mvmci.quantity import format_size
 from mvmci.sandbox.limits import LimitReached
 from mvmci.store import Blobs
 from mvmci.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Entry, Tree
+
+T = TypeVar("T")
 
 IGNORE_FILE = ".mvmciignore"
 IGNORE_BYTES_MAX = 1 << 20
@@ -291,7 +293,16 @@ async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blo
             raise BadWorkspace(f"{directory}: {tree.shown(path)} changed while it was read")
 
     for start in range(0, len(todo), BATCH_MAX):
-        await asyncio.gather(*(keep(digest, path) for digest, path in todo[start : start + BATCH_MAX]))
+        await _all(*(keep(digest, path) for digest, path in todo[start : start + BATCH_MAX]))
+
+
+async def _all(*transfers: Awaitable[T]) -> list[T]:
+    """The results of all, or the first failure: after all have ended, as they share a descriptor."""
+    results = await asyncio.gather(*transfers, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[T]", results)
 
 
 async def _keep(root: int, path: str, blobs: Blobs) -> str:
@@ -322,7 +333,7 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
         artifacts = []
         for start in range(0, len(found), BATCH_MAX):
             batch = found[start : start + BATCH_MAX]
-            digests = await asyncio.gather(*(_keep(root, path, blobs) for path, _ in batch))
+            digests = await _all(*(_keep(root, path, blobs) for path, _ in batch))
             for (path, size), digest in zip(batch, digests, strict=True):
                 artifacts.append(Artifact(path=path, digest=digest, size=size))
     finally:
@@ -362,7 +373,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
         small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
         for start in range(0, len(small), BATCH_MAX):
             batch = small[start : start + BATCH_MAX]
-            contents = await asyncio.gather(*(blobs.get(entry.digest) for entry in batch))
+            contents = await _all(*(blobs.get(entry.digest) for entry in batch))
             await asyncio.to_thread(_write_files, root, batch, contents, owner)
         for entry in files:
             if entry.size > SMALL_BYTES_MAX:
