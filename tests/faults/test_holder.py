@@ -225,7 +225,7 @@ def check(ran: Ran) -> None:
     assert all(isinstance(record, Cancel) for record in list(after_fence)[1:])
     after_cancel = list(itertools.dropwhile(lambda record: not isinstance(record, Cancel), records))[1:]
     for record in after_cancel:
-        assert isinstance(record, Done | Lease | Result)
+        assert isinstance(record, Cancel | Done | Lease | Result)
         assert not isinstance(record, Done) or record.status == "cancelled"
     assert ran.logs.too_early == []
     assert len(ran.logs.printed) == len(set(ran.logs.printed))
