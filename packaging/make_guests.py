@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +69,26 @@ class Module:
         if self.source.suffix == ".wat":
             output.write_bytes(wasmtime.wat2wasm(self.source.read_text()))
             return
-        if self.source.suffix == ".c":
-            command = [*CC, "-o", str(output), str(self.source)]
-        else:
-            componentize = ["componentize", "--stub-wasi", "-p", str(self.source), "app", "-o", str(output)]
-            command = [*COMPONENTIZE, *componentize]
         # The compiler's cache stays in the project, so that nothing outside need be writable.
         environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(ROOT / "build" / "zig")}
-        subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        with tempfile.TemporaryDirectory() as scratch:
+            if self.source.suffix == ".c":
+                command = [*CC, "-o", str(output), str(self.source)]
+            else:
+                # A copy, because Python's bytecode is left beside the source.
+                for path in self.source.glob("*.py"):
+                    shutil.copy(path, scratch)
+                command = [
+                    *COMPONENTIZE,
+                    "componentize",
+                    "--stub-wasi",
+                    "-p",
+                    scratch,
+                    "app",
+                    "-o",
+                    str(output),
+                ]
+            subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
 
 
 def modules() -> list[Module]:
