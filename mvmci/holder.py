@@ -30,6 +30,7 @@ from mvmci.journal import (
     Lease,
     Message,
     Progress,
+    Result,
     Verdict,
     kind_of,
     verdict,
@@ -111,12 +112,14 @@ class Holder:
         await self._print_until(self._durable)
 
     async def finish(self, done: Done) -> None:
-        """Write the end. An intent that is not on disk yet is forgotten: its effect never began.
-
-        So is another end, which a cancel kept from being written.
-        """
+        """Write the end. An intent that is neither on disk nor answered is forgotten: it never began."""
         async with self._writing:
-            began = [record for record in self._unwritten if not isinstance(record, Intent | Done)]
+            answered = {record.index for record in self._unwritten if isinstance(record, Result)}
+            began = [
+                record
+                for record in self._unwritten
+                if not isinstance(record, Intent) or record.index in answered
+            ]
             self._unwritten = [*began, msgspec.structs.replace(done, chunks=self._chunks)]
             await self._commit()
         await self._print_until(None)

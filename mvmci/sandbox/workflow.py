@@ -220,6 +220,7 @@ class Live:
             directory=slot.work,
             uid=slot.uid,
             key=key,
+            tmp=slot.tmp,
             output_bytes_max=limits.output_bytes,
             file_bytes=limits.workspace_bytes,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Counting:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         assert site._server is not None
-        self.url = "http://127.0.0.1:%d" % site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
         try:
             yield self
         finally:
@@ -59,15 +59,18 @@ class Crashed(Exception):
     """The process is dead: nothing that it asks of the store happens any more."""
 
 
-class Mortal:
-    """Journals of a process that dies before or after its `at`-th append."""
+Where = Callable[[int, Sequence[AnyRecord]], bool]  # the how many-th append, and its records
 
-    def __init__(self, inner: Journals, at: int, when: str) -> None:
+
+class Mortal:
+    """Journals of a process that dies before or after the append that `where` names."""
+
+    def __init__(self, inner: Journals, where: Where, when: str) -> None:
         self._inner = inner
-        self._at = at
+        self._where = where
         self._when = when
         self._appends = 0
-        self.crashed_at: tuple[AnyRecord, ...] | None = None
+        self.crashed = False
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
         self._live()
@@ -78,11 +81,12 @@ class Mortal:
     ) -> int:
         self._live()
         self._appends += 1
-        if (self._appends, self._when) == (self._at, "before"):
-            self._die(data)
+        here = self._where(self._appends, msgspec.json.decode(data, type=_Records).records)
+        if here and self._when == "before":
+            self._die()
         seq = await self._inner.append(job, kind, queue, data, message_id=message_id, expect=expect)
-        if (self._appends, self._when) == (self._at, "after"):
-            self._die(data)
+        if here:
+            self._die()
         self._live()
         return seq
 
@@ -90,11 +94,11 @@ class Mortal:
         return self._inner.jobs()
 
     def _live(self) -> None:
-        if self.crashed_at is not None:
+        if self.crashed:
             raise Crashed
 
-    def _die(self, data: bytes) -> None:
-        self.crashed_at = msgspec.json.decode(data, type=_Records).records
+    def _die(self) -> None:
+        self.crashed = True
         raise Crashed
 
 
@@ -122,9 +126,9 @@ class _Records(msgspec.Struct):
     records: tuple[AnyRecord, ...]
 
 
-def mortal(store: Store, at: int, when: str) -> tuple[Store, Mortal]:
+def mortal(store: Store, where: Where, when: str) -> tuple[Store, Mortal]:
     """`store`, dying at an append."""
-    journals = Mortal(store.journals, at, when)
+    journals = Mortal(store.journals, where, when)
     return dataclasses.replace(store, journals=journals), journals
 
 
