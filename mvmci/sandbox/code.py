@@ -46,6 +46,7 @@ COMPILE_S_MAX = 300.0
 COMPILES_MAX = 2  # at once in this process
 LOCKS = 16  # lock files; a key takes one of them
 EVICT_AGE_S_MIN = 300.0
+LEFTOVER_AGE_S_MIN = 3600.0  # well beyond COMPILE_S_MAX: nobody writes it any more
 TOUCH_S = 60.0  # a use is noted this often at most
 KEPT_MAX = 256  # of those this process used last, none is evicted
 HOST_KEY_BYTES = 32
@@ -214,7 +215,11 @@ class CodeCache:
                 os.utime(path)
 
     def _evict(self) -> None:
-        """Remove what was used longest ago, until the rest is within the bound."""
+        """Remove what was used longest ago, until the rest is within the bound; and what a kill left."""
+        for left in self._directory.glob("new-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > LEFTOVER_AGE_S_MIN:
+                    left.unlink()
         kept = set(list(self._verified)[-KEPT_MAX:])
         oldest = time.time() - EVICT_AGE_S_MIN
         found = sorted(self._files())

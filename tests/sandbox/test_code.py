@@ -186,11 +186,15 @@ async def test_the_longest_unused_code_goes_first_and_never_what_is_in_use(
     for age, path in enumerate(old):
         os.utime(path.with_suffix(".mac"), (0, time.time() - 10_000 + age))
     cache = CodeCache(root, nursery)
+    left = root / "code" / "new-killed"
+    left.touch()
+    os.utime(left, (0, 0))
     used = root / await modules[0].get(cache)  # the oldest, but in use here
     os.utime(used.with_suffix(".mac"), (0, 0))
     size = used.stat().st_size
     monkeypatch.setattr(code, "CODE_BYTES_MAX", 3 * size + size // 2)
     await modules[3].get(cache)
+    assert not left.exists(), "somebody was killed while writing it"
     assert [path.exists() for path in old] == [True, False, True]
     monkeypatch.setattr(code, "CODE_BYTES_MAX", 0)
     os.utime(old[2].with_suffix(".mac"), None)

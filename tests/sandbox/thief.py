@@ -15,6 +15,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from mvmci.sandbox.zygote import SOCKET_FD
+
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
 Victims = dict[str, Any]
@@ -37,9 +39,8 @@ def write(path: str) -> str:
 
 
 def send_sigio(victims: Victims) -> str:
-    reader, _writer = os.pipe()
-    fcntl.fcntl(reader, 10, signal.SIGURG)  # F_SETSIG; harmless where it is not expected
-    return f"owner set: {fcntl.fcntl(reader, fcntl.F_SETOWN, victims['parent'])}"
+    # Of its own socket, which would send it on the next byte with O_ASYNC; any signal can be chosen.
+    return f"owner set: {fcntl.fcntl(SOCKET_FD, fcntl.F_SETOWN, victims['parent'])}"
 
 
 def connect(victims: Victims) -> str:
