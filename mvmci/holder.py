@@ -112,13 +112,19 @@ class Holder:
         await self._print_until(self._durable)
 
     async def finish(self, done: Done) -> None:
-        """Write the end. An intent that is neither on disk nor answered is forgotten: it never began."""
+        """Write the end.
+
+        An intent that is neither on disk nor answered is forgotten, because its effect never began;
+        and so is another end, which a cancel kept from being written.
+        """
         async with self._writing:
-            answered = {record.index for record in self._unwritten if isinstance(record, Result)}
+            waiting = self._unwritten
+            answered = {record.index for record in waiting if isinstance(record, Result)}
             began = [
                 record
-                for record in self._unwritten
-                if not isinstance(record, Intent) or record.index in answered
+                for record in waiting
+                if not isinstance(record, Intent | Done)
+                or (isinstance(record, Intent) and record.index in answered)
             ]
             self._unwritten = [*began, msgspec.structs.replace(done, chunks=self._chunks)]
             await self._commit()
@@ -188,9 +194,11 @@ class Holder:
             news = await self._read_on(give_up)
             if self._decide(news, message_id) == "written":
                 return
-            # A message of ours that went unanswered before a cancel was seen may have landed since.
+            # An earlier message of ours that went unanswered, or was given up, may have landed since.
             landed = [record for message in news for record in message.records]
             batch = tuple(record for record in batch if record not in landed)
+            if not batch:
+                return
             if self.journal.state.cancel is not None and not _cancels(batch):
                 raise Cancelled
 
