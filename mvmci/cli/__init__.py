@@ -78,8 +78,13 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         code: Any = cli.main(prog_name="mvmci", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        code = error.exit_code
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mvmci"
+        click.echo(f"hint: `{where} --help` says what there is", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED

@@ -89,7 +89,13 @@ async def open_store(state: Path, *, local: bool = True) -> AsyncIterator[Store]
         )
     from mvmci.stores.memory import Memory
 
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Usage(
+            f"the state directory {state} cannot be made: {error.strerror}",
+            hint="name another one with --state DIR or MVMCI_STATE",
+        ) from None
     store = Memory(state / LOCAL).store(LOCAL_UNIT)
     try:
         yield store

@@ -182,7 +182,7 @@ def _answer(record: Result) -> str:
 
 @click.command("logs")
 @id_argument
-@click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
+@option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="A command's attempt; the last one if absent.")
 @local_option
 @state_option

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import os
 import secrets
 import shlex
 import socket
@@ -43,6 +44,7 @@ from mvmci.holder import load
 from mvmci.job import Limits, Payload
 from mvmci.journal import Journal, Spec, status
 from mvmci.module import Module
+from mvmci.pattern import Pattern
 from mvmci.store import Store, keep_text
 from mvmci.submission import mint_id, submit
 
@@ -87,12 +89,14 @@ def run_verb(module_path: Path, state: Path, as_json: bool, **options: object) -
     command with --id goes on where it was.
     """
     order = msgspec.convert({**options, "module": str(module_path)}, Order)
+    read = _read(order)
+    minted = order.job is None
+    order.job = order.job or mint_id()
     try:
-        return run_async(_run(order, state, as_json))
+        return run_async(_run(order, read, state, as_json))
     except Interrupted as interrupted:
-        if order.job:
-            again = " ".join(map(shlex.quote, sys.argv[1:]))
-            click.echo(f"interrupted; `mvmci {again}` goes on from here", err=True)
+        again = ["mvmci", "run", *(["--id", order.job] if minted else []), *sys.argv[2:]]
+        click.echo(f"interrupted; `{shlex.join(again)}` goes on from here", err=True)
         return interrupted.exit_code
 
 
@@ -117,15 +121,12 @@ class Order(msgspec.Struct, kw_only=True):
     args: tuple[str, ...]
 
 
-async def _run(order: Order, state: Path, as_json: bool) -> int:
-    allow = Allow(http=order.allow_http, exec=order.allow_exec)
-    read = _read(order)
-    order.job = order.job or mint_id()
+async def _run(order: Order, read: Read, state: Path, as_json: bool) -> int:
     async with open_store(state) as store:
         spec = await _spec(order, read, store)
         fresh = await submit(store, spec)
         click.echo(spec.id, err=True)
-        engine = open_embedded(store, state / HOST, allow=allow, slots=1, notice=_notice)
+        engine = open_embedded(store, state / HOST, allow=read.allow, slots=1, notice=_notice)
         try:
             return await _see_through(engine, store, spec.id, fresh, as_json)
         finally:
@@ -144,6 +145,7 @@ class Read(msgspec.Struct, kw_only=True):
     input: str
     env: tuple[tuple[str, str], ...]
     stdin: bytes | None
+    allow: Allow
 
 
 def _read(order: Order) -> Read:
@@ -157,11 +159,11 @@ def _read(order: Order) -> Read:
     if what.kind == "command" and order.input_ is not None:
         raise Usage(f"{order.module} is a command and takes no --input", hint="use --stdin, or arguments")
     for pattern in order.artifacts:
-        if pattern.startswith("/") or ".." in pattern.split("/"):
-            raise Usage(f"--artifact {pattern!r} is not a path inside the workspace")
+        Pattern(pattern)
     return Read(
         module=code,
         what=what,
+        allow=Allow(http=order.allow_http, exec=order.allow_exec),
         input=_input(order.input_) if what.kind == "workflow" else "",
         env=tuple(_variable(text) for text in order.env),
         stdin=_read_file(order.stdin, STDIN_BYTES_MAX) if order.stdin is not None else None,
@@ -242,7 +244,7 @@ async def _spec(order: Order, read: Read, store: Store) -> Spec:
             attempts=order.attempts,
         ),
         seed=secrets.randbits(63),
-        by=f"{getpass.getuser()}@{socket.gethostname()}",
+        by=f"{_user()}@{socket.gethostname()}",
     )
 
 
@@ -283,6 +285,13 @@ async def _report(store: Store, journal: Journal, as_json: bool) -> int:
     if name != "succeeded":
         click.echo(f"{journal.job} {name}: {reason}", err=True)
     return EXITS.get(name, EXIT_INTERNAL)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as containers have them
+        return str(os.getuid())
 
 
 def _now_ms() -> int:
