@@ -16,8 +16,8 @@ PACKAGE = ROOT / "mvmci"
 # From low to high. A name stands for the module and, with a folder, all that is in it; "" is the package.
 LAYERS = {
     "domain": {
-        "", "allow", "document", "effect", "errors", "job", "journal", "module", "quantity", "replay",
-        "summary", "topology", "tree",
+        "", "allow", "document", "effect", "errors", "job", "journal", "module", "pattern", "quantity",
+        "replay", "summary", "topology", "tree",
     },
     "ports": {"engine", "holder", "store", "submission"},
     "adapters": {"broker", "sandbox", "stores"},
