@@ -110,7 +110,6 @@ class Layout:
                 self.log("*", "*"),
                 store_bytes * 15 // 100,
                 max_age=LOG_AGE_S * _NS,
-                persist_mode="async",  # five times quicker; output is not worth a sync
                 allow_direct=True,
             ),
             _stream(

@@ -19,11 +19,12 @@ from mvmci.errors import MvmciError, StoreUnavailable
 from mvmci.journal import Lease
 from mvmci.store import Member
 from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, NoStream, Reply
+from mvmci.stores.nats_link import Link, Refused, Reply
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.02  # many claims within it are said at once
 LEASES_KNOWN_MAX = 100_000
+FAREWELL_S = 1.0
 LEFT = "Mvmci-Left"  # header: the incarnation that leaves
 
 _members = msgspec.json.Decoder(Member)
@@ -51,12 +52,13 @@ class Presence:
         self._heard: dict[str, _Heard] = {}  # by incarnation
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
         self._said_at = float("-inf")
+        self._bucket_there = False
         self._changed = asyncio.Event()
         self._announcer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         self._unsubscribe = await self._link.subscribe(self._layout.member("*"), self._hear)
-        self._link.on_reconnect.append(self._start_anew)
+        self._link.on_reconnect.append(self._came_back)
         await self._announce()
         try:
             async for stored in self._link.read(self._layout.members, self._layout.member("*")):
@@ -69,10 +71,11 @@ class Presence:
         if self._announcer is not None:
             self._announcer.cancel()
             await asyncio.gather(self._announcer, return_exceptions=True)
+        headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
         try:
-            headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
-            await self._link.request(self._layout.member(self.unit), headers=headers, wait_s=1.0)
-        except StoreUnavailable:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._link.request(self._layout.member(self.unit), headers=headers)
+        except (TimeoutError, StoreUnavailable):
             pass  # silence says the same, only later
         await self._unsubscribe()
 
@@ -116,6 +119,11 @@ class Presence:
         """Whether it is this reader that is cut off, as far as it can tell."""
         return now - self._said_at > self._gone_s / 2
 
+    def _came_back(self) -> None:
+        """The broker may have restarted: the bucket is gone, and others have yet to find that out."""
+        self._bucket_there = False
+        self._start_anew()
+
     def _start_anew(self) -> None:
         self._first_seen.clear()
         now = self._clock()
@@ -152,17 +160,24 @@ class Presence:
         holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
         member = Member(unit=self.unit, incarnation=self.incarnation, holds=holds)
         try:
-            try:
-                await self._say(member)
-            except NoStream:
-                await self._link.api(f"STREAM.CREATE.{self._layout.members}", **self._layout.members_stream())
-                await self._say(member)
+            await self._make_bucket()
+            await self._say(member)
         except StoreUnavailable:
+            self._bucket_there = False  # readers listen on the same subject, so silence may mean just that
             return
         now = self._clock()
         if self._deaf(now):
             self._start_anew()
         self._said_at = now
+
+    async def _make_bucket(self) -> None:
+        """A broker that restarts has lost it. Whoever misses it makes it; who may not, hopes."""
+        if not self._bucket_there:
+            try:
+                await self._link.api(f"STREAM.CREATE.{self._layout.members}", **self._layout.members_stream())
+            except Refused:
+                pass  # it is there with other settings
+            self._bucket_there = True
 
     async def _say(self, member: Member) -> None:
         await self._link.request(

@@ -1,0 +1,267 @@
+"""What JetStream alone can do to a store: restart, lose what is in memory, fill up, fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from mvmci.broker import Broker
+from mvmci.errors import StoreFull, StoreUnavailable
+from mvmci.journal import Lease
+from mvmci.store import Chunk, Store
+from mvmci.stores.nats import ensure, open_nats
+from mvmci.stores.nats_layout import STORE_BYTES, Layout
+from mvmci.stores.nats_link import Link
+from mvmci.stores.nats_presence import Presence
+
+LONG_S = 30.0
+CLUSTER = "demo"
+STORE = 256 << 20
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    """A broker of the test's own, to be killed."""
+    broker = Broker(tmp_path / "broker")
+    await broker.start()
+    await ensure(broker.url, CLUSTER, store_bytes=STORE)
+    yield broker
+    await broker.stop()
+
+
+async def restart(broker: Broker) -> None:
+    await broker.kill()
+    await broker.start()
+
+
+async def until(question: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(LONG_S):
+        while not await question():  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.02)
+
+
+def chunk(number: int) -> Chunk:
+    return Chunk(attempt=0, number=number, stream="stdout", data=b"x", at=1)
+
+
+def lease_of(store: Store, epoch: int = 1) -> Lease:
+    who = store.presence
+    return Lease(at=1, epoch=epoch, unit=who.unit, incarnation=who.incarnation, run="r", why="first")
+
+
+class Clock:
+    """The reader's own clock, which the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def fall_silent(store: Store) -> None:
+    """As if the process had been killed: no word any more, and none of farewell."""
+    presence = store.presence
+    assert isinstance(presence, Presence)
+    assert presence._announcer is not None
+    presence._announcer.cancel()
+    await asyncio.wait([presence._announcer])
+    presence._announcer = None
+
+
+async def test_streams_are_made_once_and_again_for_free(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+    await ensure(broker.url, CLUSTER, store_bytes=STORE)
+    assert len(await store.journals.read("a")) == 1
+    await store.close()
+
+
+def test_the_sizes_of_all_streams_sum_up_to_less_than_the_store() -> None:
+    streams = Layout(CLUSTER).streams(STORE_BYTES)
+    assert all(stream["max_bytes"] > 0 for stream in streams)
+    assert sum(stream["max_bytes"] for stream in streams) < STORE_BYTES
+
+
+async def test_no_broker_is_one_sentence() -> None:
+    with pytest.raises(StoreUnavailable, match="no broker answers"):
+        await open_nats("nats://127.0.0.1:1", CLUSTER, "u1")
+
+
+async def test_an_acknowledged_append_survives_kill_9(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    seqs = await asyncio.gather(
+        *(store.journals.append(f"j{i}", "spec", "q", b"x", message_id="m", expect=0) for i in range(100))
+    )
+    await restart(broker)
+    for i, seq in enumerate(seqs):
+        assert [entry.seq for entry in await store.journals.read(f"j{i}")] == [seq]
+    await store.close()
+
+
+async def test_a_pull_that_spans_a_restart_gets_its_hint(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    waiting = asyncio.create_task(store.hints.pull("q", wait_s=LONG_S))
+    await asyncio.sleep(0.1)
+    await restart(broker)
+    await store.hints.ready("q", "a")
+    hint = await waiting
+    assert hint is not None
+    assert hint.job == "a"
+    await store.close()
+
+
+async def test_a_follower_goes_on_after_a_restart_without_gap_or_repetition(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    await store.logs.append("a", "q", [chunk(number) for number in range(10)])
+    follower = store.logs.follow("a")
+    seen = [(await anext(follower)).number for _ in range(5)]
+    await restart(broker)
+    await store.logs.append("a", "q", [chunk(number) for number in range(10, 20)])
+    async with asyncio.timeout(LONG_S):
+        seen += [(await anext(follower)).number for _ in range(15)]
+    assert seen == list(range(20))
+    await follower.aclose()
+    await store.close()
+
+
+async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Broker) -> None:
+    await ensure(broker.url, "small", store_bytes=4 << 20)
+    store = await open_nats(broker.url, "small", "u1")
+    data = b"x" * 500_000
+
+    async def fill() -> None:
+        for i in range(20):
+            await store.journals.append(f"j{i}", "spec", "q", data, message_id="m", expect=0)
+
+    with pytest.raises(StoreFull):
+        await fill()
+    with pytest.raises(StoreFull):
+        await store.blobs.put(bytes(10 << 20))
+    link = Link(broker.url, "test")
+    await link.open()
+    await link.api("STREAM.PURGE.small-JOBS", filter=Layout("small").journal("j0"))
+    await link.close()
+    await store.journals.append("late", "spec", "q", data, message_id="m", expect=0)
+    await store.close()
+
+
+async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_before(broker: Broker) -> None:
+    clock = Clock()
+    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
+    holder = await open_nats(broker.url, CLUSTER, "u2")
+    await holder.presence.claim("a", 1)
+
+    async def heard() -> bool:
+        return any(member.holds == ("a@1",) for member in await reader.presence.members())
+
+    await until(heard)
+    await fall_silent(holder)
+    assert await reader.presence.live("a", lease_of(holder))
+    for _ in range(3):
+        clock.now += 1.3
+        await announced(reader)
+        expected = clock.now - 1000.0 < 4.0
+        assert await reader.presence.live("a", lease_of(holder)) is expected
+    clock.now += 1.3
+    await announced(reader)
+    assert not await reader.presence.live("a", lease_of(holder))
+    await reader.close()
+    await holder.close()
+
+
+async def announced(store: Store) -> None:
+    """Wait until this unit's own word went through, so that it trusts its ears."""
+    presence = store.presence
+    assert isinstance(presence, Presence)
+    await presence._announce()
+
+
+async def test_a_reader_that_was_suspended_declares_nobody_dead(broker: Broker) -> None:
+    clock = Clock()
+    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
+    holder = await open_nats(broker.url, CLUSTER, "u2")
+    await holder.presence.claim("a", 1)
+    assert await reader.presence.live("a", lease_of(holder))
+    await fall_silent(holder)
+    clock.now += 1000.0
+    assert await reader.presence.live("a", lease_of(holder))
+    assert [member.unit for member in await reader.presence.members()]
+    await announced(reader)
+    assert await reader.presence.live("a", lease_of(holder))  # its wait begins anew
+    for _ in range(4):
+        clock.now += 1.5
+        await announced(reader)
+    assert not await reader.presence.live("a", lease_of(holder))
+    await reader.close()
+    await holder.close()
+
+
+async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead(broker: Broker) -> None:
+    one = await open_nats(broker.url, CLUSTER, "u1", gone_s=3.0)
+    two = await open_nats(broker.url, CLUSTER, "u2", gone_s=3.0)
+    await two.presence.claim("a", 1)
+    wrong: list[bool] = []
+
+    async def watch() -> None:
+        while True:
+            if not await one.presence.live("a", lease_of(two)):
+                wrong.append(True)
+            await asyncio.sleep(0.02)
+
+    watching = asyncio.create_task(watch())
+    await broker.kill()
+    await asyncio.sleep(3.5)  # longer than a silence that means death
+    await broker.start()
+    link = Link(broker.url, "test")
+    await link.open()
+
+    async def bucket_is_back() -> bool:
+        try:
+            answer = await link.api(f"STREAM.INFO.{Layout(CLUSTER).members}")
+        except StoreUnavailable:
+            return False
+        return int(answer["state"]["messages"]) == 2
+
+    await until(bucket_is_back)
+    await asyncio.sleep(3.5)
+    watching.cancel()
+    assert not wrong
+    assert {member.unit for member in await one.presence.members()} == {"u1", "u2"}
+    for closing in (link.close, one.close, two.close):
+        await closing()
+
+
+async def test_the_death_of_the_announcer_is_not_kept_secret(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    presence = store.presence
+    assert isinstance(presence, Presence)
+
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(presence, "_announce", broken)
+    presence._changed.set()
+    assert presence._announcer is not None
+    await asyncio.wait([presence._announcer])
+    with pytest.raises(Exception, match="can no longer say"):
+        await presence.claim("a", 1)
+    await store.close()
+
+
+async def test_closing_leaves_no_task_behind(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    await store.hints.pull("q", wait_s=0.05)
+    await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+    await broker.kill()
+    async with asyncio.timeout(LONG_S):
+        await store.close()
+        await store.close()
+    await asyncio.sleep(0)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not [task for task in others if "nats" in repr(task.get_coro()).lower() or "mvmci" in repr(task)]
