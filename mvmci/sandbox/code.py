@@ -260,11 +260,16 @@ def _key(digest: str, component: bool, workflow: bool) -> Key:
     parts = (
         digest,
         "component" if component else "module",
-        importlib.metadata.version("wasmtime"),
+        _engine_version(),
         settings.fingerprint(workflow),
         _machine(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _engine_version() -> str:
+    return importlib.metadata.version("wasmtime")
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,10 +84,11 @@ class Host:
         if self._code is None:
             self._code = CodeCache(self.root, guests)
 
-        with tempfile.TemporaryDirectory(dir=self.root) as directory:
+        with ExitStack() as fetched:
 
             async def module() -> Path:
                 self.notice(f"compiling {spec.name}: once on this machine")
+                directory = fetched.enter_context(tempfile.TemporaryDirectory(dir=self.root))
                 path = Path(directory) / "module.wasm"
                 await self.store.blobs.fetch(spec.module, path)
                 return path

@@ -130,6 +130,7 @@ class _Nest:
         self._start = start
         self._unshared = unshared
         self._tasks = tasks
+        self._pid = os.getpid()
         self._children: dict[int, tuple[int, int]] = {}  # pidfd -> number, pid
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -194,6 +195,7 @@ class _Nest:
         """
         status = wire.EXIT_FAILED
         try:
+            # Asked for now it could be somebody else's: the zygote may have died since the fork.
             parent = os.getppid()
             _arrange(fds, inherit=profile.name == "command")
             if profile.name == "program":
