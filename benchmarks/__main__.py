@@ -20,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from mvmci.allow import Allow
 from mvmci.engines.embedded import Embedded
 from mvmci.holder import load
@@ -107,7 +105,7 @@ async def compare(bench: Bench, name: str, path: Path, *, workflow: bool, runs: 
     return name, shown(ours), shown(theirs), f"{more:.1f} ms more"
 
 
-async def synced_write(folder: Path) -> list[float]:
+def synced_write(folder: Path) -> list[float]:
     """Milliseconds of one append of 300 bytes and its fsync: the floor of an effect."""
     times = []
     with open(folder / "floor", "ab") as file:
@@ -128,7 +126,7 @@ async def effects(bench: Bench, folder: Path) -> Row:
     for _ in range(ROUNDS):
         took = await bench.run(script, workflow=True, input_={"steps": [{"sleep": 0}] * EFFECTS})
         each.append((took - statistics.median(empty)) / EFFECTS)
-    floor = await synced_write(folder)
+    floor = synced_write(folder)
     ratio = statistics.median(each) / statistics.median(floor)
     return (
         "an effect, journaled",
@@ -206,14 +204,9 @@ def table(rows: Sequence[Row]) -> str:
     """The rows as Markdown, and what they were measured on."""
     lines = ["| what | mvmci | alone | |", "|---|---|---|---|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
+    cpu = models[0] if models else platform.machine()
     lines += [
         "",
         f"Median (10th–90th percentile) of interleaved runs. `./just bench` on {os.cpu_count()} cores ({cpu}), "
@@ -256,4 +249,5 @@ def main() -> None:
         readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
-main()
+if __name__ == "__main__":
+    main()

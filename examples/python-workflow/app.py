@@ -67,7 +67,9 @@ def report(url, text):
         request("POST", f"{url}/reports", text, idempotent=False)
         return "yes"
     except Err as error:
-        if isinstance(error.value, (host.EffectError_Interrupted, host.EffectError_TimedOut, host.EffectError_Lost)):
+        if isinstance(
+            error.value, (host.EffectError_Interrupted, host.EffectError_TimedOut, host.EffectError_Lost)
+        ):
             say(f"the report may have arrived: {describe(error.value)}")
             return "unknown"
         raise
@@ -103,7 +105,13 @@ def release(job):
     say("published")
     host.progress(steps, steps, "published")
     took_ms = host.now() - began_ms
-    return {"build": build, "checksums": checksums, "reported": reported, "published": True, "took_ms": took_ms}
+    return {
+        "build": build,
+        "checksums": checksums,
+        "reported": reported,
+        "published": True,
+        "took_ms": took_ms,
+    }
 
 
 class WitWorld:
@@ -111,7 +119,9 @@ class WitWorld:
         try:
             return json.dumps(release(json.loads(input)))
         except Err as error:
-            raise Err(error.value if isinstance(error.value, str) else f"an effect: {describe(error.value)}") from None
+            raise Err(
+                error.value if isinstance(error.value, str) else f"an effect: {describe(error.value)}"
+            ) from None
         # Without these lines the text of an uncaught exception is lost: the module has no stderr.
         except Exception:
             raise Err(traceback.format_exc()) from None

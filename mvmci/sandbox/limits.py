@@ -51,9 +51,11 @@ async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
 
 async def time_up(deadline_ms: int, now_ms: Callable[[], int]) -> None:
     """Raises TimedOut once `deadline_ms` has passed."""
-    while (left_ms := deadline_ms - now_ms()) > 0:
+    while True:
+        left_ms = deadline_ms - now_ms()
+        if left_ms <= 0:
+            raise TimedOut
         await asyncio.sleep(left_ms / 1000)
-    raise TimedOut
 
 
 class Output:

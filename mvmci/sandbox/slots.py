@@ -48,7 +48,7 @@ class Slot:
     @property
     def tmp(self) -> str:
         """The temporary directory, relative to the root."""
-        return f"slots/{self.number}/tmp"
+        return f"slots/{self.number}/tmp"  # noqa: S108 - beneath our own root
 
     @property
     def directory(self) -> Path:

@@ -24,8 +24,11 @@ async def main(url: str, cluster: str, unit: str, root: str, allowed: str, *jobs
     engine = Embedded(Host(store=store, root=Path(root), allow=allow), slots=len(jobs))
 
     async def see_through(job: str) -> None:
-        while (await engine.run(job)).kind != "ended":
-            await asyncio.sleep(LOOK_AGAIN_S)  # noqa: ASYNC110 (another process holds it)
+        while True:
+            step = await engine.run(job)
+            if step.kind == "ended":
+                return
+            await asyncio.sleep(LOOK_AGAIN_S)  # another process holds it, or is taken to
 
     print("ready", flush=True)
     try:

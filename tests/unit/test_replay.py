@@ -63,7 +63,7 @@ def test_a_sleep_is_gone_on_with_after_a_release() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (effect.Http(method="GET", url="http://x/other"), "effect 0: expected http GET http://x/a, got http GET"),
+        (effect.Http(method="GET", url="http://x/b"), "effect 0: expected http GET http://x/a, got http GET"),
         (effect.Http(method="GET", url="http://x/a", body="!"), "effect 0"),
         (RUN, "got exec git status"),
         (NAP, "got sleep 50 ms"),
