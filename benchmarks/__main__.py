@@ -209,8 +209,8 @@ def table(rows: Sequence[Row]) -> str:
     cpu = models[0] if models else platform.machine()
     lines += [
         "",
-        f"Median (10th–90th percentile) of interleaved runs. `./just bench` on {os.cpu_count()} cores ({cpu}), "
-        f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "
+        "Median (10th–90th percentile) of interleaved runs. "
+        f"`./just bench` on {os.cpu_count()} cores ({cpu}), Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "
         f"wasmtime {version('wasmtime')}; isolation and logs on, every append synced.",
     ]
     return "\n".join(lines)

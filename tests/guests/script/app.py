@@ -1,8 +1,8 @@
 """A workflow that does what its input says: `{"steps": [{"http": {…}}, {"sleep": 10}, …]}`.
 
 Returns the list of the steps' results: `{"status", "headers", "body", "base64"}` of an `http`,
-`{"code", "stdout", "stderr"}` of an `exec`, a number of `now` and `random`, null of the rest. An effect's error is
-`{"error": kind, "text": …}`, kind one of interrupted, timed-out, denied, lost, failed.
+`{"code", "stdout", "stderr"}` of an `exec`, a number of `now` and `random`, null of the rest. An
+effect's error is `{"error": kind, "text": …}`: interrupted, timed-out, denied, lost, failed.
 """
 
 import json
