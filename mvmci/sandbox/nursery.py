@@ -348,6 +348,7 @@ class Nursery:
         """Learn of the end of a child that has nobody left to report it: it was killed."""
         loop = asyncio.get_running_loop()
         pidfd = child.pidfd
+        child.kill()  # the kernel does it too, unless the child was born just now
 
         def gone() -> None:
             loop.remove_reader(pidfd)

@@ -196,7 +196,7 @@ class _Nest:
         status = wire.EXIT_FAILED
         try:
             # Asked for now it could be somebody else's: the zygote may have died since the fork.
-            parent = os.getppid()
+            parent = self._pid
             _arrange(fds, inherit=profile.name == "command")
             if profile.name == "program":
                 confinement.die_with(parent, dumpable=True)

@@ -225,6 +225,16 @@ async def test_no_slot_outlives_its_nursery(start):
         await nursery.fork(Profile(name="workflow"))
 
 
+async def test_a_slot_that_is_just_being_born_does_not_outlive_its_nursery_either(start):
+    for _ in range(8):
+        nursery = await start()
+        children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(4)]
+        nursery._process.kill()
+        async with asyncio.timeout(30):
+            for child in children:
+                await child.wait()
+
+
 PARENT = """
 import asyncio, sys
 from pathlib import Path
