@@ -210,7 +210,8 @@ def table(rows: Sequence[Row]) -> str:
     lines += [
         "",
         "Median (10th–90th percentile) of interleaved runs. "
-        f"`./just bench` on {os.cpu_count()} cores ({cpu}), Linux {platform.release().split('-')[0]}, Python {platform.python_version()}, "
+        f"`./just bench` on {os.cpu_count()} cores ({cpu}), Linux {platform.release().split('-')[0]}, "
+        f"Python {platform.python_version()}, "
         f"wasmtime {version('wasmtime')}; isolation and logs on, every append synced.",
     ]
     return "\n".join(lines)

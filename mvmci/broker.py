@@ -83,7 +83,8 @@ class Broker:
             return
         self.process.terminate()
         try:
-            await asyncio.wait_for(self.process.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
         except TimeoutError:
             await self.kill()
 

@@ -75,7 +75,7 @@ class Embedded:
         partial = done.status not in ("succeeded", "failed") or done.reason.startswith(OUTSIDE_REASONS)
         other = Verification(self._host, journal, partial=partial)
         code = await self._host.compiled(spec)
-        async with self.slots.take() as slot:
+        async with self.slots.take(await self._host.guests()) as slot:
             try:
                 got = await run_workflow(self._host, slot, spec, journal.state.started_at or 0, code, other)
             except Exhausted:
@@ -190,7 +190,7 @@ class Embedded:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         host, spec = self._host, holder.spec
         code = await host.compiled(spec)
-        async with self.slots.take() as slot:
+        async with self.slots.take(await host.guests()) as slot:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
             if fresh:

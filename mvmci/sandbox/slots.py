@@ -21,8 +21,7 @@ from filelock import FileLock, Timeout
 
 from mvmci.errors import LockHeld
 from mvmci.sandbox import workspace
-from mvmci.sandbox.confinement import SLOT_UID_BASE
-from mvmci.sandbox.nursery import Child
+from mvmci.sandbox.nursery import Child, Nursery
 
 SLOTS_MAX = 1_000  # on one root, over all processes
 RUNS_MAX = 1_000  # of one warm process, before it is replaced
@@ -30,7 +29,7 @@ RUNS_MAX = 1_000  # of one warm process, before it is replaced
 
 @dataclass
 class Slot:
-    """One place. `uid` is None where mvmci may not change users. Paths in the fields are relative."""
+    """One place. `uid` is None where this host gives slots no users of their own. Paths in the fields are relative."""
 
     root: Path
     number: int
@@ -79,19 +78,35 @@ class Slots:
         self._free: list[Slot] = []
         self.all: list[Slot] = []
         self._permits = asyncio.Semaphore(count)
+        self._cleaning: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def take(self) -> AsyncIterator[Slot]:
-        """A slot with empty directories, waited for if none is free."""
-        async with self._permits:
-            slot = self._free.pop() if self._free else self._claim()
-            try:
-                await asyncio.to_thread(slot.prepare)
-                yield slot
-            finally:
-                self._free.append(slot)
+    async def take(self, guests: Nursery) -> AsyncIterator[Slot]:
+        """A slot with empty directories, waited for if none is free.
 
-    def _claim(self) -> Slot:
+        It is cleaned behind the job's back, so that no job waits for what another one left.
+        """
+        await self._permits.acquire()
+        try:
+            slot = self._free.pop() if self._free else await asyncio.to_thread(self._claim, guests)
+        except BaseException:
+            self._permits.release()
+            raise
+        try:
+            yield slot
+        finally:
+            task = asyncio.create_task(self._clean(slot))
+            self._cleaning.add(task)
+            task.add_done_callback(self._cleaning.discard)
+
+    async def _clean(self, slot: Slot) -> None:
+        try:
+            await asyncio.to_thread(slot.prepare)
+            self._free.append(slot)
+        finally:
+            self._permits.release()
+
+    def _claim(self, guests: Nursery) -> Slot:
         for number in range(SLOTS_MAX):
             place = self._root / "slots" / str(number)
             place.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -101,14 +116,15 @@ class Slots:
             except Timeout:
                 continue
             place.chmod(0o711)
-            uid = SLOT_UID_BASE + number if os.geteuid() == 0 else None
-            slot = Slot(self._root, number, lock, uid)
+            slot = Slot(self._root, number, lock, guests.slot_uid(number))
             self.all.append(slot)
+            slot.prepare()
             return slot
         raise LockHeld(f"all {SLOTS_MAX} slots of {self._root} are in use")
 
     async def close(self) -> None:
         """Kill what is warm, empty the directories, give the numbers back."""
+        await asyncio.gather(*self._cleaning, return_exceptions=True)
         for slot in self.all:
             await slot.discard()
             await asyncio.to_thread(slot.prepare)

@@ -281,7 +281,8 @@ async def _wait_for(condition: asyncio.Condition, wait_s: float) -> None:
     """Wait until somebody notifies `condition`, at most `wait_s`."""
     async with condition:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(condition.wait(), max(wait_s, 0.001))
+            async with asyncio.timeout(max(wait_s, 0.001)):  # `wait_for` could lose a cancellation
+                await condition.wait()
 
 
 class _Logs:

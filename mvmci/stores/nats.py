@@ -202,6 +202,7 @@ class Logs:
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:
     try:
-        await asyncio.wait_for(event.wait(), wait_s)
+        async with asyncio.timeout(wait_s):
+            await event.wait()
     except TimeoutError:
         pass

@@ -3,6 +3,7 @@
 Answers come to an inbox of our own, so that every wait ends: with the answer, when the connection
 breaks, or when its time is up. While disconnected nothing is sent; but what was given to the client
 library just before a break may still be sent after it, so a write without an answer may land late.
+Waits are bounded by `asyncio.timeout` throughout: before Python 3.12, `wait_for` can lose a cancellation.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ class Link:
             lame_duck_mode_cb=_nothing,
         )
         try:
-            await asyncio.wait_for(connect, CONNECT_S)
+            async with asyncio.timeout(CONNECT_S):
+                await connect
         except (TimeoutError, OSError, nats.errors.Error) as error:
             await self.close()
             raise StoreUnavailable(
@@ -127,7 +129,8 @@ class Link:
         self._closed = True
         self._up.clear()
         try:
-            await asyncio.wait_for(self._client.close(), CLOSE_S)
+            async with asyncio.timeout(CLOSE_S):
+                await self._client.close()
         except (TimeoutError, OSError, nats.errors.Error):
             pass  # there is nothing more that it could lose
         self._give_up()
@@ -164,7 +167,8 @@ class Link:
     async def answer(self, answer: asyncio.Future[Reply], wait_s: float = ANSWER_S) -> Reply:
         """Raises NoAnswer, NoStream."""
         try:
-            return await asyncio.wait_for(answer, wait_s)
+            async with asyncio.timeout(wait_s):
+                return await answer
         except TimeoutError:
             raise NoAnswer(f"the broker at {self.url} did not answer within {wait_s:.0f} s") from None
 
@@ -255,7 +259,8 @@ class Link:
                 f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(ask), reply=f"{self._inbox}.{token}"
             )
             while True:
-                reply = await asyncio.wait_for(replies.get(), READ_STALL_S)
+                async with asyncio.timeout(READ_STALL_S):
+                    reply = await replies.get()
                 if reply is None or reply.status == "503":
                     return page, True
                 if reply.status == "404":
@@ -276,7 +281,8 @@ class Link:
         if self._closed:
             raise StoreUnavailable("the store was closed")
         try:
-            await asyncio.wait_for(self._up.wait(), ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                await self._up.wait()
         except TimeoutError:
             raise StoreUnavailable(
                 f"the broker at {self.url} cannot be reached",

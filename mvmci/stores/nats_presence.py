@@ -149,7 +149,8 @@ class Presence:
         while True:
             await asyncio.sleep(min(ANNOUNCE_PAUSE_S, every_s))
             try:
-                await asyncio.wait_for(self._changed.wait(), every_s)
+                async with asyncio.timeout(every_s):
+                    await self._changed.wait()
             except TimeoutError:
                 pass
             await self._announce()
