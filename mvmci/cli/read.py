@@ -248,9 +248,9 @@ async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:
     check_path(artifact.path)
     target = output / artifact.path
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         if not target.parent.resolve().is_relative_to(output.resolve()):
             raise Usage(f"{target} would lie outside of {output}", hint="remove the link that leads there")
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         await store.blobs.fetch(artifact.digest, target)
     except OSError as error:
