@@ -123,11 +123,17 @@ class Mvmci:
     python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
 
-    def start(self, *args: str | Path, cwd: Path | None = None, stdin: Any = None, **env: str) -> Running:
+    def start(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        stdin: Any = subprocess.DEVNULL,
+        new_session: bool = False,
+        **env: str,
+    ) -> Running:
         """Start a verb. `stdin` is a descriptor; nothing is there if absent."""
         command = [*self.prefix, self.python, str(self.zipapp), *map(str, args)]
-        stdin = subprocess.DEVNULL if stdin is None else stdin
-        return Running(command, self.environment(**env), cwd=cwd, stdin=stdin)
+        return Running(command, self.environment(**env), cwd=cwd, stdin=stdin, start_new_session=new_session)
 
     def __call__(
         self, *args: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str
