@@ -90,6 +90,11 @@ class Holder:
         """Whether the lease is on disk."""
         return self._durable > 0
 
+    def stamp(self, at: int) -> None:
+        """The guest is about to run: that, and not when its code began to be fetched, is the lease's time."""
+        assert not self.leased
+        self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
+
     def add(self, *records: AnyRecord, within_s: float = RESULT_WAIT_S) -> None:
         """Let `records` ride with the next write; it comes `within_s` at the latest."""
         self._unwritten += records

@@ -193,6 +193,7 @@ class Embedded:
         async with self.slots.take(await host.guests()) as slot:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
+            holder.stamp(host.now_ms())
             if fresh:
                 holder.add(within_s=LEASE_WAIT_S)
             else:

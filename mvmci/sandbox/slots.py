@@ -29,7 +29,7 @@ RUNS_MAX = 1_000  # of one warm process, before it is replaced
 
 @dataclass
 class Slot:
-    """One place. `uid` is None where this host gives slots no users of their own. Paths in the fields are relative."""
+    """One place. `uid` is None where slots have no users of their own. Paths are relative to `root`."""
 
     root: Path
     number: int
