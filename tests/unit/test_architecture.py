@@ -33,7 +33,7 @@ OWNERS = {
     "wasmtime": "mvmci.sandbox.slot",
     "yaml": "mvmci.document",
 }
-CLI_ONLY = ["click", "rich", "uvloop"]
+CLI_ONLY = ["click", "rich"]
 HEAVY = ["aiohttp", "asyncssh", "nats", "wasmtime"]
 
 # The domain takes no clock, does no I/O and throws no dice.
