@@ -1,0 +1,57 @@
+"""Programs of others, fetched; and the two ways to run them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.foreign.sides import ROOT, Sides
+
+FETCH_S_MAX = 600
+
+Fetched = Callable[[str], Path]
+
+
+def missing(message: str) -> None:
+    """What cannot be had may be left out at home, and nowhere else."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@functools.cache
+def fetch(name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "packaging" / "fetch_foreign.py", name],
+        capture_output=True,
+        text=True,
+        timeout=FETCH_S_MAX,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def fetched() -> Fetched:
+    """The folder with the programs of that name."""
+
+    def folder(name: str) -> Path:
+        done = fetch(name)
+        if done.returncode:
+            missing(done.stderr.strip())
+        return ROOT / done.stdout.strip()
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Sides:
+    zipapp = Path(os.environ.get("MVMCI_ZIPAPP", ROOT / "dist" / "mvmci.pyz"))
+    if not zipapp.exists():
+        missing("no zipapp: build it with ./just zipapp")
+    return Sides(tmp_path_factory.mktemp("sides"), (sys.executable, str(zipapp.resolve())))
