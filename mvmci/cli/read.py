@@ -88,7 +88,10 @@ def list_verb(
         journals.sort(key=_submitted_at, reverse=True)
         found = []
         for journal in journals:
-            summary = await summary_of(store, journal)
+            try:
+                summary = await summary_of(store, journal)
+            except NotFound:  # one result that is lost must not hide the other jobs; `status` says so
+                summary = summarise(journal, result=None, response=None)
             if wanted in (None, summary.status) and queue in (None, summary.queue):
                 found.append(summary)
             if limit and len(found) == limit:
