@@ -108,6 +108,8 @@ def _check(name: str, look: Any) -> dict[str, Any]:
         return {"name": name, "ok": True, "found": look(), "hint": None}
     except MvmciError as error:
         return {"name": name, "ok": False, "found": error.message, "hint": error.hint}
+    except OSError as error:
+        return {"name": name, "ok": False, "found": f"{error.filename}: {error.strerror}", "hint": None}
 
 
 def _python() -> str:
