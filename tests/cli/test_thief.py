@@ -56,5 +56,5 @@ def test_a_program_has_neither_our_environment_nor_our_files(mvmci: Mvmci, scrip
     assert done.code == 0
     (answer,) = done.json
     assert "SECRET_OF_OURS" not in answer["stdout"]
-    assert "HOME=" not in answer["stdout"]
+    assert f"HOME={mvmci.home}\n" not in answer["stdout"]
     assert answer["stdout"].count("Permission denied") == 2
