@@ -19,9 +19,9 @@ from mvmci.broker import serve
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.memory import Memory
 from mvmci.stores.nats import ensure, open_nats, remove
-from mvmci.stores.nats_blobs import _token as blob_token
-from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link
+from mvmci.stores.nats.blobs import _token as blob_token
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link
 
 PLACES = ("memory", "folder", "jetstream")
 CLUSTER_BYTES = 512 << 20

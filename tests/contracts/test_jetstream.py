@@ -13,9 +13,9 @@ from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.journal import Lease
 from mvmci.store import Chunk, Store
 from mvmci.stores.nats import ensure, open_nats
-from mvmci.stores.nats_layout import STORE_BYTES, Layout
-from mvmci.stores.nats_link import Link
-from mvmci.stores.nats_presence import Presence
+from mvmci.stores.nats.layout import STORE_BYTES, Layout
+from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.presence import Presence
 
 LONG_S = 30.0
 CLUSTER = "demo"

@@ -29,7 +29,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in na
 # The one module that imports each big library, and what only the command line imports.
 OWNERS = {
     "aiohttp": "mvmci.sandbox.http",
-    "nats": "mvmci.stores.nats_link",
+    "nats": "mvmci.stores.nats.link",
     "wasmtime": "mvmci.sandbox.slot",
     "yaml": "mvmci.document",
 }

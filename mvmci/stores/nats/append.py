@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.stores.nats_link import Link, Refused, Reply, accepted
+from mvmci.stores.nats.link import Link, Refused, Reply, accepted
 
 BATCH_MIN = 8  # a batch of fewer takes longer than as many plain messages
 BATCH_MAX = 256

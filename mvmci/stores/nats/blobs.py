@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 
 from mvmci.errors import NotFound, StoreFull
-from mvmci.stores.nats_append import FULL, MAKE_ROOM
-from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, Refused
+from mvmci.stores.nats.append import FULL, MAKE_ROOM
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Refused
 
 CHUNK_BYTES = 128 << 10
 CHUNKS_IN_FLIGHT = 16

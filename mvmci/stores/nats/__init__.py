@@ -5,9 +5,9 @@ written under a compare-and-set on that whole subtree. Logs and blobs are read i
 paged direct gets; words in flight (new log lines, presence) are heard as plain messages as well, but
 only what the stream gives is believed.
 
-    nats_layout     every name and setting                  nats_hints       pulls, timers
-    nats_link       the connection; imports nats            nats_blobs       the object store
-    nats_append     compare-and-set, group commit           nats_presence    who is there
+    layout     every name and setting                  hints       pulls, timers
+    link       the connection; imports nats            blobs       the object store
+    append     compare-and-set, group commit           presence    who is there
 
 Promised: an append that returned is on disk (if the broker syncs: `mvmci.broker` sees to it), a read
 sees every append that returned before it (one replica), and nothing waits without an end.
@@ -24,12 +24,12 @@ import msgspec
 from mvmci.errors import Usage
 from mvmci.journal import Entry, MessageKind
 from mvmci.store import GONE_S, HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Store
-from mvmci.stores.nats_append import Append, GroupCommit
-from mvmci.stores.nats_blobs import Blobs
-from mvmci.stores.nats_hints import Hints
-from mvmci.stores.nats_layout import STORE_BYTES, Layout
-from mvmci.stores.nats_link import Link, Refused
-from mvmci.stores.nats_presence import Presence
+from mvmci.stores.nats.append import Append, GroupCommit
+from mvmci.stores.nats.blobs import Blobs
+from mvmci.stores.nats.hints import Hints
+from mvmci.stores.nats.layout import STORE_BYTES, Layout
+from mvmci.stores.nats.link import Link, Refused
+from mvmci.stores.nats.presence import Presence
 
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a log line: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost

@@ -19,8 +19,8 @@ import msgspec
 
 from mvmci.errors import StoreUnavailable
 from mvmci.store import Delivery
-from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, NoStream, Reply, Unsubscribe
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, NoStream, Reply, Unsubscribe
 
 PULL_S = 5.0
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost

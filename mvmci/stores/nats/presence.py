@@ -18,8 +18,8 @@ import msgspec
 from mvmci.errors import MvmciError, StoreUnavailable
 from mvmci.journal import Lease
 from mvmci.store import Member
-from mvmci.stores.nats_layout import Layout
-from mvmci.stores.nats_link import Link, Refused, Reply
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Refused, Reply
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.02  # many claims within it are said at once
