@@ -24,7 +24,7 @@ import msgspec
 
 from mvmci import effect
 from mvmci.errors import JournalCorrupt
-from mvmci.job import Artifact, End, Kind, Limits, Payload, Status
+from mvmci.job import End, Kind, Limits, Payload, Status
 
 MessageKind = Literal["spec", "run", "cancel", "done"]
 
@@ -118,7 +118,7 @@ class Done(Record, frozen=True, kw_only=True, tag="done"):
     reason: str = ""
     exit_code: int | None = None
     result: Payload = Payload()
-    artifacts: tuple[Artifact, ...] = ()
+    artifacts: Payload = Payload()  # a list of `Artifact`
     chunks: int = 0  # of output, by the last attempt
 
 

@@ -227,7 +227,8 @@ def artifacts_verb(job: str, output: Path | None, local: bool, as_json: bool, st
     async def work(store: Store) -> int:
         journal = await load(store, job)
         done = journal.state.done
-        found = done.artifacts if done else ()
+        listed = await load_text(store.blobs, done.artifacts) if done else ""
+        found = msgspec.json.decode(listed or "[]", type=tuple[jobs.Artifact, ...])
         if output is not None:
             for artifact in found:
                 await _write(store, output, artifact)

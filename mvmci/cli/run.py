@@ -50,6 +50,7 @@ from mvmci.submission import mint_id, submit
 
 STDIN_BYTES_MAX = 256 << 20
 INPUT_BYTES_MAX = 16 << 20
+WORDS_BYTES_MAX = 256 << 10
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
 EXAMPLES = """
@@ -160,6 +161,7 @@ def _read(order: Order) -> Read:
         raise Usage(f"{order.module} is a command and takes no --input", hint="use --stdin, or arguments")
     for pattern in order.artifacts:
         Pattern(pattern)
+    _check_words((*order.args, *order.env, *order.artifacts))
     return Read(
         module=code,
         what=what,
@@ -168,6 +170,20 @@ def _read(order: Order) -> Read:
         env=tuple(_variable(text) for text in order.env),
         stdin=_read_file(order.stdin, STDIN_BYTES_MAX) if order.stdin is not None else None,
     )
+
+
+def _check_words(words: tuple[str, ...]) -> None:
+    """They stand in the journal's first message, which is UTF-8 and bounded."""
+    for word in words:
+        if not word.isprintable() and any("\ud800" <= char <= "\udfff" for char in word):
+            raise Usage(
+                f"{ascii(word)[:80]} is not UTF-8", hint="pass bytes in a file, with --stdin or --dir"
+            )
+    if sum(len(word.encode()) for word in words) > WORDS_BYTES_MAX:
+        raise Usage(
+            f"arguments, environment and artifact patterns are over {WORDS_BYTES_MAX >> 10} KiB together",
+            hint="pass large values in a file, with --stdin, --input @FILE or --dir",
+        )
 
 
 def _input(text: str | None) -> str:

@@ -201,7 +201,8 @@ class Embedded:
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
-            return await run_workflow(host, slot, spec, started_at, code, Live(host, holder, slot))
+            live = Live(host, holder, slot)
+            return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
 
     def _done(self, end: End, reason: str) -> Done:
         return Done(at=self._host.now_ms(), status=end, reason=reason)

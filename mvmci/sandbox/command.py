@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 
+import msgspec
+
 from mvmci import tree
 from mvmci.holder import Holder
 from mvmci.job import Artifact, Limits
@@ -20,6 +22,7 @@ from mvmci.sandbox.host import Host
 from mvmci.sandbox.limits import Output, first
 from mvmci.sandbox.nursery import Child, SlotDied
 from mvmci.sandbox.slots import Slot
+from mvmci.store import keep_text
 
 PROCESS_BYTES = 512 << 20  # what a slot's process may use beyond its guest's memory
 READ_BYTES = 64 << 10
@@ -37,8 +40,17 @@ async def run_command(host: Host, holder: Holder, slot: Slot, code: str) -> Done
     )
     watch = workspace.watch(slot.directory, spec.limits.workspace_bytes)
     ended = await first(_run(host, slot, spec, code, output), watch)
-    artifacts = await workspace.collect(slot.directory, spec.artifacts, host.store.blobs)
-    return done_of(ended, spec.limits, at=host.now_ms(), artifacts=artifacts)
+    done = done_of(ended, spec.limits, at=host.now_ms())
+    if not spec.artifacts:
+        return done
+    found = await workspace.collect(slot.directory, spec.artifacts, host.store.blobs)
+    return await with_artifacts(host, done, found)
+
+
+async def with_artifacts(host: Host, done: Done, found: tuple[Artifact, ...]) -> Done:
+    """`done`, naming what the job left."""
+    listed = await keep_text(host.store.blobs, msgspec.json.encode(found).decode())
+    return msgspec.structs.replace(done, artifacts=listed)
 
 
 async def fill(host: Host, slot: Slot, digest: str | None) -> workspace.Snapshot:
@@ -128,11 +140,11 @@ async def _pump(fd: int, stream: str, output: Output) -> None:
         transport.close()
 
 
-def done_of(ended: frames.Ended, limits: Limits, *, at: int, artifacts: tuple[Artifact, ...] = ()) -> Done:
+def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:
     """The end of a job by the end of its guest."""
     match ended.outcome:
         case "ok":
-            return Done(at=at, status="succeeded", exit_code=ended.code, artifacts=artifacts)
+            return Done(at=at, status="succeeded", exit_code=ended.code)
         case "exit":
             reason = f"exit: {ended.code}"
         case "err":
@@ -143,7 +155,7 @@ def done_of(ended: frames.Ended, limits: Limits, *, at: int, artifacts: tuple[Ar
             reason = f"trap: {ended.text}"
     if ended.limit is not None:
         reason = f"{ended.limit}: {_limit_text(ended.limit, limits)}"
-    return Done(at=at, status="failed", reason=reason, exit_code=ended.code, artifacts=artifacts)
+    return Done(at=at, status="failed", reason=reason, exit_code=ended.code)
 
 
 def _limit_text(limit: str, limits: Limits) -> str:

@@ -16,13 +16,14 @@ from typing import Protocol
 import msgspec
 
 from mvmci import effect, tree
-from mvmci.errors import Nondeterminism
+from mvmci.errors import BadWorkspace, Nondeterminism
 from mvmci.holder import Holder
-from mvmci.job import INLINE_BYTES_MAX
+from mvmci.job import INLINE_BYTES_MAX, Artifact
 from mvmci.journal import Done, Intent, Journal, Progress, Response, Result, Spec
+from mvmci.pattern import Pattern
 from mvmci.replay import Recorded, Replay, show
 from mvmci.sandbox import frames, workspace
-from mvmci.sandbox.command import PROCESS_BYTES, done_of, fill
+from mvmci.sandbox.command import PROCESS_BYTES, done_of, fill, with_artifacts
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.exec import run_program
 from mvmci.sandbox.host import Host
@@ -33,6 +34,7 @@ from mvmci.store import Blobs, keep_text, load_text
 
 SLEEP_IN_SLOT_MS = 10_000  # a longer sleep frees the slot
 PROGRESS_WAIT_S = 1.0
+PROGRESS_CHARS_MAX = 1_000
 PROCESSES_MAX = 256  # of one native program and all that it starts
 
 _encode = msgspec.json.Encoder().encode
@@ -135,7 +137,10 @@ class Live:
             case frames.Progress() if self.replay.live:
                 self._holder.add(
                     Progress(
-                        at=self._host.now_ms(), done=frame.done, total=frame.total, message=frame.message
+                        at=self._host.now_ms(),
+                        done=frame.done,
+                        total=frame.total,
+                        message=frame.message[:PROGRESS_CHARS_MAX],
                     ),
                     within_s=PROGRESS_WAIT_S,
                 )
@@ -234,7 +239,23 @@ class Live:
     async def _keep_files(self) -> str:
         """Keep the workspace as a program left it, and return the digest of its tree."""
         self._files = await self._scan()
-        return await self._host.store.blobs.put(tree.encode(self._files.tree))
+        self._tree = await self._host.store.blobs.put(tree.encode(self._files.tree))
+        return self._tree
+
+    async def collect(self, done: Done) -> Done:
+        """`done`, naming the artifacts in the workspace as the last recorded program left it."""
+        if not self._spec.artifacts or self._tree is None:
+            return done
+        entries = tree.decode(await self._host.store.blobs.get(self._tree)).entries
+        wanted = [Pattern(pattern) for pattern in self._spec.artifacts]
+        found = tuple(
+            Artifact(path=entry.path, digest=entry.digest, size=entry.size)
+            for entry in entries
+            if entry.kind == "file" and any(pattern.matches(entry.path) for pattern in wanted)
+        )
+        if len(found) > workspace.ARTIFACTS_MAX:
+            raise BadWorkspace(f"more than {workspace.ARTIFACTS_MAX} files match the artifact patterns")
+        return await with_artifacts(self._host, done, found)
 
 
 class Verification:
