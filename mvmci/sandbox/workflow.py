@@ -135,15 +135,10 @@ class Live:
             case frames.Respond():
                 await self._respond(frame.value)
             case frames.Progress() if self.replay.live:
-                self._holder.add(
-                    Progress(
-                        at=self._host.now_ms(),
-                        done=frame.done,
-                        total=frame.total,
-                        message=frame.message[:PROGRESS_CHARS_MAX],
-                    ),
-                    within_s=PROGRESS_WAIT_S,
-                )
+                message = frame.message[:PROGRESS_CHARS_MAX]
+                at = self._host.now_ms()
+                progress = Progress(at=at, done=frame.done, total=frame.total, message=message)
+                self._holder.add(progress, within_s=PROGRESS_WAIT_S)
             case frames.Call():
                 return await self._effect(frame.request)
         return None
