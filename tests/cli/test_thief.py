@@ -49,6 +49,7 @@ def test_a_link_in_its_workspace_does_not_help_the_thief(mvmci: Mvmci, guest: Gu
 
 def test_a_program_has_neither_our_environment_nor_our_files(mvmci: Mvmci, script: Path) -> None:
     shell = "env; id -u; cat $0 2>&1; touch /etc/stolen 2>&1; true"
+    assert mvmci("run", script, "--input", steps()).code == 0
     key = mvmci.state / "_host" / "code.key"
     step = {"exec": {"argv": ["sh", "-c", shell, str(key)]}}
     options = ["--id", fresh("program"), "--allow-exec", "sh"]
@@ -57,4 +58,4 @@ def test_a_program_has_neither_our_environment_nor_our_files(mvmci: Mvmci, scrip
     (answer,) = done.json
     assert "SECRET_OF_OURS" not in answer["stdout"]
     assert f"HOME={mvmci.home}\n" not in answer["stdout"]
-    assert answer["stdout"].count("Permission denied") == 2
+    assert answer["stdout"].count("denied") + answer["stdout"].count("No such file") == 2, answer

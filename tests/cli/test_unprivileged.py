@@ -37,15 +37,26 @@ def public() -> Iterator[Path]:
 def program_of(uid: int, zipapp: Path, public: Path) -> Mvmci:
     need(os.geteuid() == 0, "only root can become somebody else")
     need(shutil.which("setpriv"), "setpriv is not there")
-    can = subprocess.run([*as_user(uid), sys.executable, "-c", ""], capture_output=True, check=False)
-    need(can.returncode == 0, f"{sys.executable} is out of reach for another user")
+    python = python_of(uid)
+    need(python, "no Python that is new enough is within reach of another user")
     file = public / f"mvmci-{uid}.pyz"
     shutil.copy(zipapp, file)
     file.chmod(0o755)
     home = public / f"home-{uid}"
     home.mkdir(mode=0o700)
     os.chown(home, uid, uid)
-    return Mvmci(file, home / "state", home, prefix=as_user(uid))
+    return Mvmci(file, home / "state", home, prefix=as_user(uid), python=python)
+
+
+def python_of(uid: int) -> str:
+    """A Python that this user can start, also from within: ours may lie in a home directory."""
+    again = "os.execv(sys.executable, [sys.executable, '-c', 'print(1)'])"
+    script = f"import os, sys; sys.version_info >= (3, 11) and {again}"
+    for python in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
+        command = [*as_user(uid), python, "-c", script]
+        if subprocess.run(command, capture_output=True, check=False).stdout == b"1\n":
+            return python
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,7 @@ def test_what_cannot_be_read_is_refused(nobody: Mvmci, public: Path) -> None:
     assert_sentence(done, 2, "secrets", "a directory that cannot be read")
     (place / "tool.wasm").write_bytes(b"")
     (place / "tool.wasm").chmod(0o600)
-    assert_sentence(nobody("run", place / "tool.wasm"), 2, "tool.wasm cannot be read: Permission denied")
+    assert_sentence(nobody("run", place / "tool.wasm"), 2, "tool.wasm' is not readable")
 
 
 def test_a_state_directory_that_cannot_be_written_to_is_one_sentence(nobody: Mvmci, public: Path) -> None:
@@ -170,16 +181,11 @@ def test_a_state_directory_that_cannot_be_written_to_is_one_sentence(nobody: Mvm
 def test_a_store_that_cannot_be_written_to_is_one_sentence(nobody: Mvmci, public: Path) -> None:
     state = nobody.home / "other"
     assert nobody("run", public / "exit.wasm", "--id", "a", MVMCI_STATE=str(state)).code == 0
-    for name in ("jobs", "blobs"):
-        path = state / "_local" / name
-        path.chmod(0o500)
-        done = nobody("run", public / "hello.wasm", "--id", "b", MVMCI_STATE=str(state))
-        assert done.code in (2, 6)
-        assert "Error: " in done.err
-        assert "bug" not in done.err
-        assert "Traceback" not in done.err
-        assert nobody("status", "a", "--local", MVMCI_STATE=str(state)).code == 0
-        path.chmod(0o700)
+    (state / "_local" / "blobs").chmod(0o500)
+    done = nobody("run", public / "hello.wasm", "--id", "b", MVMCI_STATE=str(state))
+    assert_sentence(done, 6, "cannot be written: Permission denied")
+    assert nobody("status", "a", "--local", MVMCI_STATE=str(state)).code == 0
+    assert_sentence(nobody("status", "b", "--local", MVMCI_STATE=str(state)), 2, "there is no job b")
 
 
 def test_a_user_without_a_name_can_run_jobs(zipapp: Path, public: Path, nobody: Mvmci) -> None:
