@@ -1,0 +1,294 @@
+"""What every engine promises, by real guests: it ends jobs, lets go of sleepers, obeys cancels, gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from mvmci.allow import Allow
+from mvmci.engines.embedded import Embedded
+from mvmci.errors import Nondeterminism, NotFound, Usage
+from mvmci.holder import load
+from mvmci.job import Limits
+from mvmci.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.sandbox.host import Host
+from mvmci.store import Store
+from mvmci.stores.memory import Memory
+from mvmci.submission import submit
+from tests.faults.world import GUESTS, Counting, Crashed, mortal, script_spec
+
+HOUR_MS = 3_600_000
+AWAITED_S_MAX = 30.0
+LOOK_S = 0.01
+
+Make = Callable[[Store], Embedded]
+
+
+class Clock:
+    """The engine's wall clock, which a test may put forward."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1_000_000 + self.ahead_ms
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("host")
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def make(root: Path, clock: Clock) -> AsyncIterator[Make]:
+    """Makes engines, and closes them at the end."""
+    made: list[Embedded] = []
+
+    def make(store: Store) -> Embedded:
+        allow = Allow(http=("http://127.0.0.1:*/*",))
+        made.append(Embedded(Host(store=store, root=root, allow=allow, now_ms=clock), slots=2))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        await engine.close()
+
+
+async def command_spec(store: Store, job: str, guest: str, limits: Limits | None = None) -> Spec:
+    return Spec(
+        at=1_000,
+        id=job,
+        queue="default",
+        kind="command",
+        module=await store.blobs.put_file(GUESTS / f"{guest}.wasm"),
+        name=f"{guest}.wasm",
+        component=False,
+        limits=limits or Limits(),
+        seed=1,
+        by="test",
+    )
+
+
+async def cancel(store: Store, job: str) -> None:
+    """What a client does: one more message, by compare-and-set."""
+    journal = await load(store, job)
+    data = journal.encode([Cancel(at=1, by="me")], "cancel")
+    await store.journals.append(job, "cancel", "default", data, message_id="cancel", expect=journal.tail)
+
+
+async def until(condition: Callable[[Journal], bool], store: Store, job: str) -> None:
+    """Waits until the journal of `job` says so."""
+    async with asyncio.timeout(AWAITED_S_MAX):
+        while True:
+            if condition(await load(store, job)):
+                return
+            await asyncio.sleep(LOOK_S)
+
+
+def has_result(records: Sequence[AnyRecord], index: int) -> bool:
+    return any(isinstance(record, Result) and record.index == index for record in records)
+
+
+def count(journal: Journal, kind: type[AnyRecord]) -> int:
+    return sum(isinstance(record, kind) for record in journal.records)
+
+
+async def test_a_fresh_job_that_ends_quickly_is_written_in_one_message(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("compiles", "j"):
+        await submit(store, await script_spec(store, job, []))
+        await engine.run(job, fresh=True)
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "succeeded"
+    assert journal.tail == 2
+
+
+async def test_a_job_that_nobody_submitted_is_not_found(memory: Memory, make: Make) -> None:
+    with pytest.raises(NotFound):
+        await make(memory.store("w")).run("nobody")
+
+
+async def test_an_ended_job_is_not_run_again(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await script_spec(store, "j", []))
+    await engine.run("j")
+    tail = (await load(store, "j")).tail
+    assert (await engine.run("j")).kind == "ended"
+    assert (await load(store, "j")).tail == tail
+
+
+async def test_a_second_call_for_a_job_follows_the_first(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await script_spec(store, "j", [{"sleep": 200}]))
+    first, second = await asyncio.gather(engine.run("j"), engine.run("j"))
+    assert (first.kind, second.kind) == ("ended", "ended")
+    assert count(await load(store, "j"), Lease) == 1
+
+
+async def test_a_job_that_a_live_holder_has_is_left_to_it(memory: Memory, make: Make) -> None:
+    one, other = memory.store("one"), memory.store("other")
+    await submit(one, await script_spec(one, "j", [{"sleep": 1_000}]))
+    running = asyncio.create_task(make(one).run("j"))
+    await until(lambda journal: journal.state.held, one, "j")
+    assert (await make(other).run("j")).kind == "held"
+    assert (await running).kind == "ended"
+    assert (await load(one, "j")).state.epoch == 1
+
+
+async def test_a_long_sleep_frees_the_slot_and_ends_at_the_time_that_its_intent_named(
+    memory: Memory, make: Make, clock: Clock
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    limits = Limits(timeout_ms=10 * HOUR_MS)
+    steps = [{"now": True}, {"sleep": HOUR_MS}, {"now": True}]
+    await submit(store, await script_spec(store, "j", steps, limits=limits))
+    asleep = await engine.run("j")
+    assert asleep.kind == "released"
+    assert (await engine.run("j")).kind == "released", "too early is too early"
+    journal = await load(store, "j")
+    intent = next(record for record in journal.records if isinstance(record, Intent))
+    assert asleep.until == intent.at + HOUR_MS
+    assert status(journal.state) == ("suspended", "sleep")
+    assert count(journal, Released) == 1
+    clock.ahead_ms = HOUR_MS
+    assert (await engine.run("j")).kind == "ended"
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "succeeded"
+    assert (journal.state.attempts, journal.state.epoch) == (1, 2)
+    assert await engine.verify("j") == 1
+
+
+async def test_time_is_up_for_a_sleeper_as_well(memory: Memory, make: Make, clock: Clock) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await script_spec(store, "j", [{"sleep": HOUR_MS}], limits=Limits(timeout_ms=60_000)))
+    assert (await engine.run("j")).kind == "released"
+    clock.ahead_ms = HOUR_MS
+    await engine.run("j")
+    assert status((await load(store, "j")).state)[0] == "timed_out"
+
+
+@pytest.mark.parametrize("kind", ["command", "workflow"])
+async def test_a_cancel_ends_a_running_job(memory: Memory, make: Make, kind: str) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    spec = (
+        await command_spec(store, "j", "loop")
+        if kind == "command"
+        else await script_spec(store, "j", [{"loop": True}])
+    )
+    await submit(store, spec)
+    running = asyncio.create_task(engine.run("j"))
+    await until(lambda journal: journal.state.held, store, "j")
+    await cancel(store, "j")
+    assert (await running).kind == "ended"
+    assert status((await load(store, "j")).state) == ("cancelled", "cancelled by me")
+
+
+async def test_a_cancel_before_the_first_lease_is_the_end(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    await submit(store, await script_spec(store, "j", []))
+    await cancel(store, "j")
+    assert (await make(store).run("j")).kind == "ended"
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "cancelled"
+    assert count(journal, Lease) == 0
+
+
+async def test_a_cancelled_job_whose_holder_died_is_not_run_again(memory: Memory, make: Make) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    async with Counting().serve() as server:
+        steps = [{"http": {"url": f"{server.url}/a"}}]
+        await submit(store, await script_spec(store, "j", steps))
+        dying, _ = mortal(crashing, lambda number, records: True, "after")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        await crashing.close()
+        await cancel(store, "j")
+        assert (await make(store).run("j")).kind == "ended"
+        assert status((await load(store, "j")).state)[0] == "cancelled"
+        assert not server.counts
+
+
+async def test_a_job_that_loses_every_holder_is_given_up(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    await submit(store, await command_spec(store, "j", "files", Limits(attempts=3)))
+    for unit in ("a", "b", "c"):
+        crashing = memory.store(unit)
+        dying, journals = mortal(crashing, lambda number, records: True, "after")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        assert journals.crashed
+        await crashing.close()
+    assert (await make(store).run("j")).kind == "ended"
+    assert status((await load(store, "j")).state) == ("errored", "attempts: 3 holders were lost")
+
+
+async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "loop"))
+    running = asyncio.create_task(engine.run("j"))
+    await until(lambda journal: journal.state.held, store, "j")
+    await engine.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    state = (await load(store, "j")).state
+    assert status(state) == ("queued", "drained")
+    assert state.lost == 0
+
+
+async def test_a_command_is_not_replayed(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "c", "files"))
+    await engine.run("c")
+    with pytest.raises(Usage, match="cannot be replayed"):
+        await engine.verify("c")
+
+
+async def test_a_workflow_that_asks_for_something_else_than_its_journal_says_is_errored(
+    memory: Memory, make: Make
+) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    await submit(store, await script_spec(store, "j", [{"sleep": 1}, {"sleep": 500}]))
+    dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "after")
+    with contextlib.suppress(Crashed):
+        await make(dying).run("j")
+    await crashing.close()
+    # The module of the job is another one now: its journal says what the old one asked for.
+    journal = await load(store, "j")
+    forged = Memory()
+    forge = forged.store("w")
+    spec = await script_spec(forge, "j", [{"sleep": 7}, {"sleep": 500}])
+    copy = Journal("j")
+    for number, records in enumerate([[spec], journal.records[1:]], 1):
+        data = copy.encode(records, f"m{number}")
+        kind = "spec" if number == 1 else "run"
+        await forge.journals.append("j", kind, "default", data, message_id="", expect=copy.tail)
+        copy.absorb(await forge.journals.read("j", copy.tail))
+    assert (await make(forge).run("j")).kind == "ended"
+    name, reason = status((await load(forge, "j")).state)
+    assert name == "errored"
+    assert reason == "nondeterminism: effect 0: expected sleep 1 ms, got sleep 7 ms"
+    with pytest.raises(Nondeterminism):
+        await make(forge).verify("j")
