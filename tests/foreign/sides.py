@@ -102,6 +102,7 @@ class Sides:
         self, verb: str, *args: str | Path, state: str, check: bool = False
     ) -> subprocess.CompletedProcess[bytes]:
         environment = {**os.environ, "MVMCI_STATE": str(self.folder / state)}
+        environment.pop("PYTHONPATH", None)  # the file is tested, not the source tree
         command = [*self.mvmci, verb, *args]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=RUN_S_MAX, env=environment
