@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from mvmci.errors import Conflict, IdTaken, StoreUnavailable
+from mvmci.errors import Conflict, IdTaken, StoreFull, StoreUnavailable
 from mvmci.journal import Journal, Spec
 from mvmci.store import Store
 
@@ -28,8 +28,8 @@ def mint_id() -> str:
 async def submit(store: Store, spec: Spec) -> bool:
     """Write `spec` as the first message of its job, once. True: it is new; False: it was there.
 
-    Raises IdTaken when the id belongs to another request or to a job that was forgotten, and
-    StoreUnavailable when nobody can say whether it was accepted.
+    Raises IdTaken when the id belongs to another request or to a job that was forgotten, StoreFull
+    when there is no room for it, and StoreUnavailable when nobody can say whether it was accepted.
     """
     message_id = secrets.token_hex(8)
     data = Journal(spec.id).encode([spec], message_id)
@@ -38,6 +38,8 @@ async def submit(store: Store, spec: Spec) -> bool:
         try:
             await store.journals.append(spec.id, "spec", spec.queue, data, message_id=message_id, expect=0)
             return True
+        except StoreFull:
+            raise
         except (Conflict, StoreUnavailable):
             pass
         try:

@@ -30,6 +30,7 @@ VERBS = {
     "version": "check",
 }
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 EXAMPLES = """
 \b
 Examples:
@@ -94,7 +95,7 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output has gone: nobody is left to tell, and flushing would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = EXIT_PIPE
     except Exception as error:
         code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)

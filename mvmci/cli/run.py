@@ -269,6 +269,8 @@ async def _see_through(engine: Engine, store: Store, job: str, fresh: bool, as_j
     state = (await load(store, job)).state
     workflow = state.spec is not None and state.spec.kind == "workflow"
     since = 0 if workflow else state.epoch + (0 if state.ended else 1)
+    if state.held and state.lease is not None and await store.presence.live(job, state.lease):
+        raise _held(job)
     printer = Printer(*standard_streams(all_on_stderr=as_json), since=since)
     following = asyncio.create_task(follow(store, job, printer))
     try:
@@ -285,10 +287,12 @@ async def _until_ended(engine: Engine, job: str, fresh: bool) -> None:
     while (step := await engine.run(job, fresh=fresh)).kind != "ended":
         fresh = False
         if step.kind == "held":
-            raise LockHeld(
-                f"another process is at work on {job}", hint=f"`mvmci logs {job} --local -f` follows it"
-            )
+            raise _held(job)
         await asyncio.sleep(max(0, step.until - _now_ms()) / 1000)
+
+
+def _held(job: str) -> LockHeld:
+    return LockHeld(f"another process is at work on {job}", hint=f"`mvmci logs {job} --local -f` follows it")
 
 
 async def _report(store: Store, journal: Journal, as_json: bool) -> int:

@@ -27,6 +27,7 @@ from mvmci.holder import Cancelled, Holder, Reread, load
 from mvmci.job import End
 from mvmci.journal import Done, Lease, Released, State, status
 from mvmci.quantity import format_duration
+from mvmci.sandbox.code import CompileFailed
 from mvmci.sandbox.command import fill, run_command
 from mvmci.sandbox.host import Host
 from mvmci.sandbox.limits import LimitReached, TimedOut, first, time_up
@@ -178,9 +179,10 @@ class Embedded:
             return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
         except LimitReached as reached:
             return self._done("failed", reached.reason)
-        except (BadModule, BadWorkspace) as bad:
-            kind = "module" if isinstance(bad, BadModule) else "workspace"
-            return self._done("failed", f"{kind}: {bad.message}")
+        except (BadModule, CompileFailed) as bad:
+            return self._done("failed", f"module: {bad.message}")
+        except BadWorkspace as bad:
+            return self._done("failed", f"workspace: {bad.message}")
         except SlotDied as died:
             return self._done("failed", f"trap: {died.message}")
         except (Nondeterminism, NotFound) as ours:

@@ -27,6 +27,7 @@ import os
 import platform
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -46,7 +47,6 @@ COMPILE_S_MAX = 300.0
 COMPILES_MAX = 2  # at once in this process
 LOCKS = 16  # lock files; a key takes one of them
 EVICT_AGE_S_MIN = 300.0
-LEFTOVER_AGE_S_MIN = 3600.0  # well beyond COMPILE_S_MAX: nobody writes it any more
 TOUCH_S = 60.0  # a use is noted this often at most
 KEPT_MAX = 256  # of those this process used last, none is evicted
 HOST_KEY_BYTES = 32
@@ -73,18 +73,19 @@ class CodeCache:
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._compiles = asyncio.Semaphore(COMPILES_MAX)
         self._evict_lock = asyncio.Lock()
+        self._sweep()
 
     async def get(
-        self, digest: str, component: bool, workflow: bool, module: Callable[[], Awaitable[Path]]
+        self, digest: str, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
     ) -> str:
         """The path, relative to the nursery's root, of the code of module `digest`.
 
-        `module` brings the module's file, and is called only if it must be compiled. Raises BadModule
+        `fetch` writes the module's file, and is called only if it must be compiled. Raises BadModule
         if it cannot run here, CompileFailed if compiling took too long or too much.
         """
         key = _key(digest, component, workflow)
         if not self._is_fresh(key):
-            await self._share(key, functools.partial(self._provide, key, component, workflow, module))
+            await self._share(key, functools.partial(self._provide, key, component, workflow, fetch))
         self._verified[key] = self._verified.pop(key)
         self._touch(key)
         return str(self._relative / f"{key}.cwasm")
@@ -99,12 +100,12 @@ class CodeCache:
         await asyncio.shield(task)
 
     async def _provide(
-        self, key: Key, component: bool, workflow: bool, module: Callable[[], Awaitable[Path]]
+        self, key: Key, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
     ) -> None:
         if await asyncio.to_thread(self._verify, key):
             return
         stripe = int(key[:8], 16) % LOCKS
-        lock = filelock.FileLock(self._directory / f"lock-{stripe}", mode=0o600, thread_local=False)
+        lock = self._lock(stripe)
         try:
             await asyncio.to_thread(lock.acquire, timeout=COMPILE_S_MAX)
         except filelock.Timeout:
@@ -113,7 +114,9 @@ class CodeCache:
             if await asyncio.to_thread(self._verify, key):
                 return  # another process made it in the meantime
             async with self._compiles:
-                await self._compile(key, component, workflow, await module())
+                with self._stage(stripe) as stage:
+                    await fetch(stage / "module")
+                    await self._compile(key, component, workflow, stage)
             if not await asyncio.to_thread(self._verify, key):
                 raise CompileFailed("compiled code was changed while it was being stored")
         finally:
@@ -121,17 +124,34 @@ class CodeCache:
         async with self._evict_lock:
             await asyncio.to_thread(self._evict)
 
-    async def _compile(self, key: Key, component: bool, workflow: bool, module: Path) -> None:
-        target, temporary = tempfile.mkstemp(dir=self._directory, prefix="new-")
+    def _lock(self, stripe: int) -> filelock.FileLock:
+        return filelock.FileLock(self._directory / f"lock-{stripe}", mode=0o600, thread_local=False)
+
+    @contextlib.contextmanager
+    def _stage(self, stripe: int) -> Iterator[Path]:
+        """A directory to make code in, for whoever holds the lock of `stripe`: what is there was left."""
+        stage = self._directory / f"new-{stripe}"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(mode=0o700)
         try:
-            with contextlib.closing(_Descriptor(target)), module.open("rb") as source:
-                task = frames.Compile(component=component, workflow=workflow)
-                await self._run(task, source.fileno(), target)
-                # The child is dead: nothing can change what is authenticated from here on.
-                await asyncio.to_thread(self._publish, key, target, temporary)
+            yield stage
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed while compiling have left."""
+        for left in self._directory.glob("new-*"):
+            lock = self._lock(int(left.name.removeprefix("new-")))
+            with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+
+    async def _compile(self, key: Key, component: bool, workflow: bool, stage: Path) -> None:
+        code = os.open(stage / "code", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with contextlib.closing(_Descriptor(code)), (stage / "module").open("rb") as source:
+            task = frames.Compile(component=component, workflow=workflow)
+            await self._run(task, source.fileno(), code)
+            # The child is dead: nothing can change what is authenticated from here on.
+            await asyncio.to_thread(self._publish, key, code, stage)
 
     async def _run(self, task: frames.Compile, source: int, target: int) -> None:
         profile = Profile(
@@ -157,17 +177,15 @@ class CodeCache:
         if ended.outcome == "invalid":
             raise BadModule(f"the module cannot run here: {ended.text}")
 
-    def _publish(self, key: Key, target: int, temporary: str) -> None:
-        os.fchmod(target, 0o444)
-        os.fsync(target)
-        mac = self._mac(key, target)
-        fd, name = tempfile.mkstemp(dir=self._directory, prefix="new-")
-        with os.fdopen(fd, "w") as file:
-            file.write(mac)
+    def _publish(self, key: Key, code: int, stage: Path) -> None:
+        os.fchmod(code, 0o444)
+        os.fsync(code)
+        with (stage / "mac").open("w") as file:
+            file.write(self._mac(key, code))
             file.flush()
-            os.fsync(fd)
-        os.rename(name, self._path(key, "mac"))
-        os.rename(temporary, self._path(key, "cwasm"))
+            os.fsync(file.fileno())
+        os.rename(stage / "mac", self._path(key, "mac"))
+        os.rename(stage / "code", self._path(key, "cwasm"))
 
     def _path(self, key: Key, suffix: str) -> Path:
         return self._directory / f"{key}.{suffix}"
@@ -215,11 +233,7 @@ class CodeCache:
                 os.utime(path)
 
     def _evict(self) -> None:
-        """Remove what was used longest ago, until the rest is within the bound; and what a kill left."""
-        for left in self._directory.glob("new-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > LEFTOVER_AGE_S_MIN:
-                    left.unlink()
+        """Remove what was used longest ago, until the rest is within the bound."""
         kept = set(list(self._verified)[-KEPT_MAX:])
         oldest = time.time() - EVICT_AGE_S_MIN
         found = sorted(self._files())

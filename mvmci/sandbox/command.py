@@ -25,6 +25,7 @@ from mvmci.sandbox.slots import Slot
 from mvmci.store import keep_text
 
 PROCESS_BYTES = 512 << 20  # what a slot's process may use beyond its guest's memory
+FILE_SLACK_BYTES = 1 << 30
 READ_BYTES = 64 << 10
 REASON_CHARS_MAX = 4_096
 
@@ -71,7 +72,8 @@ async def _run(host: Host, slot: Slot, spec: Spec, code: str, output: Output) ->
         writable=(slot.work, slot.tmp),
         threads=True,
         data_bytes=spec.limits.memory_bytes + PROCESS_BYTES,
-        file_bytes=spec.limits.workspace_bytes,
+        # Beyond the limit of the whole workspace, which ends the job; this one only stops a file.
+        file_bytes=spec.limits.workspace_bytes + FILE_SLACK_BYTES,
     )
     task = frames.RunCommand(
         code=code,
@@ -154,7 +156,8 @@ def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:
         case _:
             reason = f"trap: {ended.text}"
     if ended.limit is not None:
-        reason = f"{ended.limit}: {_limit_text(ended.limit, limits)}"
+        said = f": {ended.text[:REASON_CHARS_MAX]}" if ended.outcome == "err" else ""
+        reason = f"{ended.limit}: {_limit_text(ended.limit, limits)}{said}"
     return Done(at=at, status="failed", reason=reason, exit_code=ended.code)
 
 

@@ -6,10 +6,8 @@ Everything is opened when it is first needed, so that a command never pays for t
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,16 +82,11 @@ class Host:
         if self._code is None:
             self._code = CodeCache(self.root, guests)
 
-        with ExitStack() as fetched:
+        async def fetch(to: Path) -> None:
+            self.notice(f"compiling {spec.name}: once on this machine")
+            await self.store.blobs.fetch(spec.module, to)
 
-            async def module() -> Path:
-                self.notice(f"compiling {spec.name}: once on this machine")
-                directory = fetched.enter_context(tempfile.TemporaryDirectory(dir=self.root))
-                path = Path(directory) / "module.wasm"
-                await self.store.blobs.fetch(spec.module, path)
-                return path
-
-            return await self._code.get(spec.module, spec.component, spec.kind == "workflow", module)
+        return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
 
     async def close(self) -> None:
         """End every process and connection."""

@@ -349,7 +349,7 @@ class Workflows:
             run = instance.get_func(store, "run")
             assert run is not None
             result = run(store, task.input)
-            return _returned(result)
+            return _returned(result, full=_is_full(self._meter.taken(), task.memory_bytes))
         except (wasmtime.WasmtimeError, Refused, MemoryError) as error:
             return _trapped(error, self._meter.taken(), task.memory_bytes)
         finally:
@@ -365,8 +365,12 @@ class Workflows:
         return component
 
 
-def _returned(result: components.Variant) -> frames.Ended:
-    ended = frames.Ended(outcome="ok" if result.tag == "ok" else "err", text=result.payload or "")
+def _returned(result: components.Variant, *, full: bool) -> frames.Ended:
+    text = result.payload or ""
+    if result.tag == "ok":
+        ended = frames.Ended(outcome="ok", text=text)
+    else:
+        ended = frames.Ended(outcome="err", text=text, limit="memory" if full else None)
     try:
         frames.encode(ended)
     except ValueError as error:

@@ -23,7 +23,7 @@ from mvmci.journal import Done, Intent, Journal, Progress, Response, Result, Spe
 from mvmci.pattern import Pattern
 from mvmci.replay import Recorded, Replay, show
 from mvmci.sandbox import frames, workspace
-from mvmci.sandbox.command import PROCESS_BYTES, done_of, fill, with_artifacts
+from mvmci.sandbox.command import FILE_SLACK_BYTES, PROCESS_BYTES, done_of, fill, with_artifacts
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.exec import run_program
 from mvmci.sandbox.host import Host
@@ -222,7 +222,7 @@ class Live:
             key=key,
             tmp=slot.tmp,
             output_bytes_max=limits.output_bytes,
-            file_bytes=limits.workspace_bytes,
+            file_bytes=limits.workspace_bytes + FILE_SLACK_BYTES,
         )
         return await first(running, workspace.watch(slot.directory, limits.workspace_bytes))
 

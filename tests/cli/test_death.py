@@ -186,7 +186,6 @@ def test_kills_at_random_instants_change_nothing(
     assert mvmci("replay", job, "--local").text == "identical\n"
 
 
-@pytest.mark.xfail(reason="the copy of the module and the half-made code stay in the host's directory")
 def test_a_kill_while_compiling_leaves_nothing_behind(alone: Mvmci, script: Path, guest: Guest) -> None:
     job = fresh("compiling")
     running = alone.start("run", script, "--id", job, "--input", steps())

@@ -148,7 +148,6 @@ def test_a_workflow_that_recurses_for_ever_fails(limited: Any, script: Path) -> 
     assert "Stack overflow" in status["reason"] or status["reason"].startswith("stack: ")
 
 
-@pytest.mark.xfail(reason="a workflow that catches its MemoryError fails with its own words alone")
 def test_a_workflow_that_grows_for_ever_fails_for_memory(limited: Any, script: Path) -> None:
     assert_failed(*limited(script, "--memory", "128MiB", "--input", steps({"grow": True})), "memory")
 

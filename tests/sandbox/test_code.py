@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import filelock
 import pytest
 
 from mvmci.errors import BadModule, MvmciError
@@ -31,9 +32,9 @@ class Module:
         self.digest = "sha256:" + hashlib.sha256(wasm).hexdigest()
         self.compiles = 0
 
-    async def __call__(self) -> Path:
+    async def __call__(self, to: Path) -> None:
         self.compiles += 1
-        return self.path
+        to.write_bytes(self.path.read_bytes())
 
     async def get(self, cache: CodeCache) -> str:
         return await cache.get(self.digest, True, True, self)
@@ -185,16 +186,18 @@ async def test_the_longest_unused_code_goes_first_and_never_what_is_in_use(
     old = [root / await module.get(earlier) for module in modules[:3]]
     for age, path in enumerate(old):
         os.utime(path.with_suffix(".mac"), (0, time.time() - 10_000 + age))
-    cache = CodeCache(root, nursery)
-    left = root / "code" / "new-killed"
-    left.touch()
-    os.utime(left, (0, 0))
+    left, busy = root / "code" / "new-3", root / "code" / "new-4"
+    left.mkdir()
+    busy.mkdir()
+    with filelock.FileLock(root / "code" / "lock-4"):
+        cache = CodeCache(root, nursery)
+    assert not left.exists(), "somebody was killed while writing it"
+    assert busy.exists(), "somebody else is at work there"
     used = root / await modules[0].get(cache)  # the oldest, but in use here
     os.utime(used.with_suffix(".mac"), (0, 0))
     size = used.stat().st_size
     monkeypatch.setattr(code, "CODE_BYTES_MAX", 3 * size + size // 2)
     await modules[3].get(cache)
-    assert not left.exists(), "somebody was killed while writing it"
     assert [path.exists() for path in old] == [True, False, True]
     monkeypatch.setattr(code, "CODE_BYTES_MAX", 0)
     os.utime(old[2].with_suffix(".mac"), None)
