@@ -83,6 +83,7 @@ def case(name: str, folder: Path, module: Path) -> Case:
         stdin=b"hello world" if name == "stdin" else None,
         files=files,
         links={f"sandbox/subdir/{link}": to for link, to in links.items()},
+        leaves=name in LINKS,
     )
 
 
