@@ -17,7 +17,7 @@ demo: zipapp examples
 
 # Everything: lint, unit, contracts, faults, cli, end to end (under 10 minutes)
 test: lint zipapp examples
-    {{ python }} -m pytest
+    {{ python }} -m pytest -n 2 --dist loadgroup
 
 # Lint and unit tests (under a minute)
 check: lint

@@ -172,9 +172,9 @@ def main():
         unpack(root, build["id"], build["files"])
     os.environ["SHIV_ROOT"] = root
     # Nothing from elsewhere may stand before what was packed and tested together.
-    for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-        while entry and entry in sys.path:
-            sys.path.remove(entry)
+    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    others = {os.path.abspath(entry) for entry in entries if entry}
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in others]
 
     from _bootstrap import bootstrap
 

@@ -23,10 +23,26 @@ from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 
+# Folders whose tests share compiled guests, and so stay on one worker where several run.
+SHARES_GUESTS = {"cli": "cli", "faults": "host", "contracts": "host"}
+
 PLACES = ("memory", "folder", "jetstream")
 CLUSTER_BYTES = 512 << 20
 
 OpenStore = Callable[[str], Awaitable[Store]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = SHARES_GUESTS.get(item.path.parent.name)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="session")
+def host_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where engines in tests keep slots and code, so that each guest is compiled once."""
+    return tmp_path_factory.mktemp("host")
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -39,11 +39,6 @@ class Clock:
         return time.time_ns() // 1_000_000 + self.ahead_ms
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("host")
-
-
 @pytest.fixture
 def memory() -> Memory:
     return Memory()
@@ -55,13 +50,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def make(root: Path, clock: Clock) -> AsyncIterator[Make]:
+async def make(host_root: Path, clock: Clock) -> AsyncIterator[Make]:
     """Makes engines, and closes them at the end."""
     made: list[Embedded] = []
 
     def make(store: Store) -> Embedded:
         allow = Allow(http=("http://127.0.0.1:*/*",))
-        made.append(Embedded(Host(store=store, root=root, allow=allow, now_ms=clock), slots=2))
+        made.append(Embedded(Host(store=store, root=host_root, allow=allow, now_ms=clock), slots=2))
         return made[-1]
 
     yield make

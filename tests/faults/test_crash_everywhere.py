@@ -50,24 +50,19 @@ def steps(url: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("host")
-
-
 @pytest.fixture
 async def server() -> AsyncIterator[Counting]:
     async with Counting().serve() as server:
         yield server
 
 
-def engine(store: Store, root: Path, server: Counting) -> Embedded:
+def engine(store: Store, host_root: Path, server: Counting) -> Embedded:
     allow = Allow(http=(f"{server.url}/*",), exec=("tee", "cat"))
-    return Embedded(Host(store=store, root=root, allow=allow), slots=1)
+    return Embedded(Host(store=store, root=host_root, allow=allow), slots=1)
 
 
-async def run_to_the_end(store: Store, root: Path, server: Counting) -> None:
-    it = engine(store, root, server)
+async def run_to_the_end(store: Store, host_root: Path, server: Counting) -> None:
+    it = engine(store, host_root, server)
     try:
         while (await it.run("j")).kind != "ended":
             pass
@@ -75,7 +70,9 @@ async def run_to_the_end(store: Store, root: Path, server: Counting) -> None:
         await it.close()
 
 
-async def crash_once(root: Path, server: Counting, where: Where, when: str) -> tuple[Journal, Store, Mortal]:
+async def crash_once(
+    host_root: Path, server: Counting, where: Where, when: str
+) -> tuple[Journal, Store, Mortal]:
     """Run the script; its first holder dies at the append that `where` names, a second one ends it."""
     memory = Memory()
     first, journals = mortal(memory.store("w1"), where, when)
@@ -83,14 +80,14 @@ async def crash_once(root: Path, server: Counting, where: Where, when: str) -> t
     first = dataclasses.replace(first, logs=logs)
     second = memory.store("w2")
     await submit(second, await script_spec(second, "j", steps(server.url)))
-    it = engine(first, root, server)
+    it = engine(first, host_root, server)
     with contextlib.suppress(Crashed):
         await it.run("j", fresh=True)
     await it.close()
     await first.close()
     assert not logs.too_early, "output came before its cause was on disk"
     if journals.crashed:
-        await run_to_the_end(second, root, server)
+        await run_to_the_end(second, host_root, server)
     return await load(second, "j"), second, journals
 
 
@@ -129,10 +126,10 @@ async def check_output(journal: Journal, store: Store) -> None:
     assert {chunk.number for chunk in chunks} == {0}, "a replay repeats the numbers"
 
 
-async def check_crash(root: Path, where: Where, when: str, expected: list[Any]) -> tuple[Journal, bool]:
+async def check_crash(host_root: Path, where: Where, when: str, expected: list[Any]) -> tuple[Journal, bool]:
     """Crash there, resume, and hold the outcome against `expected`; whether there was a crash at all."""
     async with Counting().serve() as server:
-        journal, store, journals = await crash_once(root, server, where, when)
+        journal, store, journals = await crash_once(host_root, server, where, when)
         check_effects(server)
         check_results(await outcome(journal, store), expected)
         await check_output(journal, store)
@@ -140,31 +137,31 @@ async def check_crash(root: Path, where: Where, when: str, expected: list[Any]) 
         return journal, journals.crashed
 
 
-async def undisturbed(root: Path) -> list[Any]:
+async def undisturbed(host_root: Path) -> list[Any]:
     async with Counting().serve() as server:
-        journal, store, _ = await crash_once(root, server, lambda number, records: False, "after")
+        journal, store, _ = await crash_once(host_root, server, lambda number, records: False, "after")
         assert all(server.counts[name] == 1 for name in (*AT_MOST_ONCE, "PUT /i"))
         return await outcome(journal, store)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_after_a_crash_at_any_append_another_holder_comes_to_the_same_outcome(
-    root: Path, when: str
+    host_root: Path, when: str
 ) -> None:
-    expected = await undisturbed(root)
+    expected = await undisturbed(host_root)
     for at in range(1, APPENDS_MAX):
-        _, crashed = await check_crash(root, lambda number, records, at=at: number == at, when, expected)
+        _, crashed = await check_crash(host_root, lambda number, records, at=at: number == at, when, expected)
         if not crashed:
             break
     else:
         raise AssertionError("the script never ran to its end without a crash")
 
 
-async def test_after_a_crash_between_any_effect_and_its_record_another_holder_goes_on(root: Path) -> None:
-    expected = await undisturbed(root)
+async def test_after_a_crash_between_an_effect_and_its_record_another_holder_goes_on(host_root: Path) -> None:
+    expected = await undisturbed(host_root)
     for index in range(EFFECTS):
         _, crashed = await check_crash(
-            root, lambda number, records, index=index: has_result(records, index), "before", expected
+            host_root, lambda number, records, index=index: has_result(records, index), "before", expected
         )
         assert crashed
 

@@ -41,7 +41,7 @@ def steps(url: str, job: str) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize("seed", [1])
 async def test_jobs_whose_holders_are_killed_at_random_end_once_and_repeat_no_effect(
-    broker_url: str, tmp_path: Path, seed: int
+    broker_url: str, host_root: Path, seed: int
 ) -> None:
     dice = random.Random(seed)
     cluster = f"t-{secrets.token_hex(4)}"
@@ -56,7 +56,7 @@ async def test_jobs_whose_holders_are_killed_at_random_end_once_and_repeat_no_ef
             )
 
         async def start(unit: str, *jobs: str) -> asyncio.subprocess.Process:
-            arguments = (broker_url, cluster, unit, str(tmp_path / "root"), server.url, *jobs)
+            arguments = (broker_url, cluster, unit, str(host_root), server.url, *jobs)
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tests.faults.runner", *arguments, stdout=asyncio.subprocess.PIPE
             )
