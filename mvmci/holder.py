@@ -30,6 +30,7 @@ from mvmci.journal import (
     Lease,
     Message,
     Progress,
+    Released,
     Result,
     Verdict,
     kind_of,
@@ -39,6 +40,8 @@ from mvmci.store import Chunk, Store
 
 RESULT_WAIT_S = 0.005
 RETRY_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # the last is repeated
+PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
+WAITING_MAX = 64  # records
 GIVE_UP_S = 60.0
 LOOK_EVERY_S = 1.0
 STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
@@ -81,7 +84,7 @@ class Holder:
         self._held_back: deque[tuple[int, Chunk]] = deque()
         self._chunks = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._flushing: asyncio.Task[None] | None = None
+        self._flushing: set[asyncio.Task[None]] = set()
         self._looking = asyncio.create_task(self._watch())
         self._answered_at = _now_s()
 
@@ -95,14 +98,25 @@ class Holder:
         assert not self.leased
         self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
 
-    def add(self, *records: AnyRecord, within_s: float = RESULT_WAIT_S) -> None:
-        """Let `records` ride with the next write; it comes `within_s` at the latest."""
-        self._unwritten += records
+    async def add(self, record: AnyRecord, *, within_s: float = RESULT_WAIT_S) -> None:
+        """Let `record` ride with the next write; it comes `within_s` at the latest.
+
+        Of several Progress in a row only the newest waits. Raises what `write` does, once too many wait.
+        """
+        if isinstance(record, Progress) and self._unwritten and isinstance(self._unwritten[-1], Progress):
+            self._unwritten[-1] = record
+        else:
+            self._unwritten.append(record)
+        self.write_within(within_s)
+        if len(self._unwritten) > WAITING_MAX:
+            await self.write()
+
+    def write_within(self, seconds: float) -> None:
+        """Write what waits, after `seconds` at the latest."""
         loop = asyncio.get_running_loop()
-        if self._timer is not None and self._timer.when() <= loop.time() + within_s:
-            return
-        self._stop_timer()
-        self._timer = loop.call_later(within_s, self._flush)
+        if self._timer is None or self._timer.when() > loop.time() + seconds:
+            self._stop_timer()
+            self._timer = loop.call_later(seconds, self._flush)
 
     async def write(self, *records: AnyRecord) -> None:
         """Make everything that waits, and `records` after it, durable as one message.
@@ -112,28 +126,26 @@ class Holder:
         """
         self._unwritten += records
         async with self._writing:
-            if self._unwritten:
-                await self._commit()
-        await self._print_until(self._durable)
+            await self._commit()
+        await self._publish(self._durable)
 
-    async def finish(self, done: Done) -> None:
-        """Write the end.
+    async def finish(self, last: Done | Released) -> None:
+        """Write the last record of this run.
 
-        An intent that is neither on disk nor answered is forgotten, because its effect never began;
-        and so is another end, which a cancel kept from being written.
+        What it overtakes is forgotten: another end, which a cancel kept from being written, and an
+        intent that is neither on disk nor answered, because its effect never began.
         """
         async with self._writing:
-            waiting = self._unwritten
-            answered = {record.index for record in waiting if isinstance(record, Result)}
-            began = [
-                record
-                for record in waiting
-                if not isinstance(record, Intent | Done)
-                or (isinstance(record, Intent) and record.index in answered)
-            ]
-            self._unwritten = [*began, msgspec.structs.replace(done, chunks=self._chunks)]
+            answered = {record.index for record in self._unwritten if isinstance(record, Result)}
+            self._unwritten = [one for one in self._unwritten if not _overtaken(one, answered)]
+            if isinstance(last, Done):
+                last = msgspec.structs.replace(last, chunks=self._chunks)
+            self._unwritten.append(last)
             await self._commit()
-        await self._print_until(None)
+        for pause_s in PUBLISH_PAUSES_S:
+            if await self._publish(None):
+                return
+            await asyncio.sleep(pause_s)
 
     async def failed(self) -> None:
         """Ends only by raising what a look or a write in the background met, as `write` would."""
@@ -148,72 +160,75 @@ class Holder:
         """Publish `chunk` once everything recorded before it is on disk."""
         self._chunks = chunk.number + 1
         self._held_back.append((self._durable + len(self._unwritten), chunk))
-        await self._print_until(self._durable)
+        await self._publish(self._durable)
 
     async def close(self) -> None:
         """Stop what runs in the background. What was not written is not written."""
         self._stop_timer()
-        for task in (self._looking, self._flushing):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        for task in (self._looking, *self._flushing):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
         if not self._failure.cancel() and not self._failure.cancelled():
             self._failure.exception()  # nobody is left who would await it
 
     async def _commit(self) -> None:
-        self._stop_timer()
-        waiting = len(self._unwritten)
-        batch = _newest_progress(self._unwritten)
-        if self.journal.state.cancel is not None and not _cancels(batch):
-            raise Cancelled
-        await self._append(batch)
-        del self._unwritten[:waiting]
-        self._durable += waiting
-        self._answered_at = _now_s()
-        if self.journal.state.cancel is not None and not isinstance(batch[-1], Done):
-            raise Cancelled
+        """Write what waits as one message, or learn that it was written, or raise: the resolve loop.
 
-    async def _append(self, batch: tuple[AnyRecord, ...]) -> None:
-        """Write `batch`, or learn that it was written, or raise: the resolve loop."""
+        A record stops waiting when it is seen in the journal, by whichever of our messages it got
+        there: one that went unanswered, or whose writer was cancelled, may land at any time.
+        """
+        self._stop_timer()
+        waiting = tuple(self._unwritten)
         message_id = secrets.token_hex(8)
         give_up = _now_s() + GIVE_UP_S
         for pause_s in chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1])):
-            data, expect = self.journal.encode(batch, message_id), self.journal.tail
+            batch = tuple(record for record in waiting if record in self._unwritten)
+            if not batch:
+                break
+            if self.journal.state.cancel is not None and not _cancels(batch):
+                raise Cancelled
             try:
-                seq = await self._store.journals.append(
-                    self.journal.job,
-                    kind_of(batch),
-                    self.spec.queue,
-                    data,
-                    message_id=message_id,
-                    expect=expect,
-                )
-                self.journal.absorb([Entry(seq=seq, data=data)])
-                return
+                self._absorb([await self._append(batch, message_id)])
+                break
             except (Conflict, StoreUnavailable) as refusal:
                 if _now_s() > give_up:
                     raise StoreUnavailable(
                         f"the store took no record of {self.journal.job} for {GIVE_UP_S:.0f} s: {refusal}"
                     ) from refusal
             await asyncio.sleep(pause_s)
-            news = await self._read_on(give_up)
-            if self._decide(news, message_id) == "written":
-                return
-            # An earlier message of ours that went unanswered, or was given up, may have landed since.
-            landed = [record for message in news for record in message.records]
-            batch = tuple(record for record in batch if record not in landed)
-            if not batch:
-                return
-            if self.journal.state.cancel is not None and not _cancels(batch):
-                raise Cancelled
+            self._decide(await self._read_on(give_up), message_id)
+        if self.journal.state.cancel is not None and self.journal.state.done is None:
+            raise Cancelled
+
+    async def _append(self, batch: tuple[AnyRecord, ...], message_id: str) -> Entry:
+        data = self.journal.encode(batch, message_id)
+        seq = await self._store.journals.append(
+            self.journal.job,
+            kind_of(batch),
+            self.spec.queue,
+            data,
+            message_id=message_id,
+            expect=self.journal.tail,
+        )
+        return Entry(seq=seq, data=data)
+
+    def _absorb(self, entries: list[Entry]) -> list[Message]:
+        """Take in what the journal has, and stop waiting for those of our records that stand there."""
+        self._answered_at = _now_s()
+        news = self.journal.absorb(entries)
+        for message in news:
+            for record in message.records:
+                if record in self._unwritten:
+                    self._unwritten.remove(record)
+                    self._durable += 1
+        return news
 
     async def _read_on(self, give_up: float) -> list[Message]:
         """Absorb everything after the tail, and return it."""
         while True:
             try:
                 entries = await self._store.journals.read(self.journal.job, after=self.journal.tail)
-                self._answered_at = _now_s()
-                return self.journal.absorb(entries)
+                return self._absorb(entries)
             except StoreUnavailable:
                 if _now_s() > give_up:
                     raise
@@ -240,37 +255,51 @@ class Holder:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             await self._guard(self._look())
+            await self._guard(self._publish(self._durable))
 
     def _flush(self) -> None:
         self._timer = None
-        self._flushing = asyncio.create_task(self._guard(self.write()))
+        task = asyncio.create_task(self._guard(self.write()))
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    async def _guard(self, step: Awaitable[None]) -> None:
+    async def _guard(self, step: Awaitable[object]) -> None:
         try:
             await step
         except Exception as failure:
             if not self._failure.done():
                 self._failure.set_exception(failure)
 
-    async def _print_until(self, durable: int | None) -> None:
-        """Publish what was held back for the first `durable` records, or all of it after the end."""
+    async def _publish(self, durable: int | None) -> bool:
+        """Publish what was held back for the first `durable` records, or all of it; whether it went out.
+
+        Output that the store does not take stays and is tried again: it is no reason to end a job.
+        """
         async with self._printing:
-            chunks = []
-            while self._held_back and (durable is None or self._held_back[0][0] <= durable):
-                chunks.append(self._held_back.popleft()[1])
-            if chunks:
-                await self._store.logs.append(self.journal.job, self.spec.queue, chunks)
+            due = [chunk for cause, chunk in self._held_back if durable is None or cause <= durable]
+            try:
+                if due:
+                    await self._store.logs.append(self.journal.job, self.spec.queue, due)
+            except StoreUnavailable:
+                return False
+            for _ in due:
+                self._held_back.popleft()
+            return True
 
 
-def _newest_progress(records: Sequence[AnyRecord]) -> tuple[AnyRecord, ...]:
-    """`records` without all progress but the newest."""
-    newest = next((record for record in reversed(records) if isinstance(record, Progress)), None)
-    return tuple(record for record in records if record is newest or not isinstance(record, Progress))
+def _overtaken(record: AnyRecord, answered: set[int]) -> bool:
+    match record:
+        case Done():
+            return True
+        case Intent():
+            return record.index not in answered and record.kind != "sleep"
+        case _:
+            return False
 
 
 def _cancels(batch: Sequence[AnyRecord]) -> bool:

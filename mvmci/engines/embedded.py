@@ -76,12 +76,17 @@ class Embedded:
         partial = done.status not in ("succeeded", "failed") or done.reason.startswith(OUTSIDE_REASONS)
         other = Verification(self._host, journal, partial=partial)
         code = await self._host.compiled(spec)
+        started_at, limit_ms = journal.state.started_at or 0, spec.limits.timeout_ms
         async with self.slots.take(await self._host.guests()) as slot:
             try:
-                got = await run_workflow(self._host, slot, spec, journal.state.started_at or 0, code, other)
-            except Exhausted:
+                replaying = run_workflow(self._host, slot, spec, started_at, code, other)
+                got = await first(replaying, time_up(self._host.now_ms() + limit_ms, self._host.now_ms))
+            except (Exhausted, TimedOut) as stopped:
+                if not partial:
+                    raise Nondeterminism("nondeterminism: the end: it did not come in time") from stopped
                 return journal.state.results
-        await self._compare(done, got)
+        if not partial:
+            await self._compare(done, got)
         return journal.state.results
 
     async def _compare(self, done: Done, got: Done) -> None:
@@ -102,6 +107,7 @@ class Embedded:
         store = self._host.store
         journal = await load(store, job)
         state = journal.state
+        fresh = fresh and state.lease is None
         if state.ended:
             return Step("ended", state)
         if state.released is not None and state.released.until > self._host.now_ms():
@@ -152,14 +158,15 @@ class Embedded:
         return Step("ended", holder.journal.state)
 
     async def _release(self, holder: Holder, until: int) -> Step:
-        await holder.write(Released(at=self._host.now_ms(), why="sleep", until=until))
+        until = min(until, self._deadline_ms(holder))
+        await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
         await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
         return Step("released", holder.journal.state, until)
 
     async def _let_go(self, holder: Holder) -> None:
         """This engine is told to stop: say so in the journal, if it can be said quickly."""
         if holder.leased and holder.journal.state.held:
-            released = holder.write(Released(at=self._host.now_ms(), why="drain"))
+            released = holder.finish(Released(at=self._host.now_ms(), why="drain"))
             with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
                 await asyncio.wait_for(released, LET_GO_S)
 
@@ -170,11 +177,14 @@ class Embedded:
             raise Cancelled
         if state.held and state.lost + 1 >= limits.attempts:
             return self._done("errored", f"attempts: {state.lost + 1} holders were lost")
-        deadline_ms = (state.started_at or holder.lease.at) + limits.timeout_ms
+        started = asyncio.Event()
         try:
-            return await first(
-                self._guest(holder, fresh), holder.failed(), time_up(deadline_ms, self._host.now_ms)
-            )
+            if state.deadline_ms is not None:
+                started.set()
+                if state.deadline_ms <= self._host.now_ms():
+                    raise TimedOut
+            guest = self._guest(holder, fresh, started)
+            return await first(guest, holder.failed(), self._time_up(holder, started))
         except TimedOut:
             return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
         except LimitReached as reached:
@@ -188,7 +198,15 @@ class Embedded:
         except (Nondeterminism, NotFound) as ours:
             return self._done("errored", ours.message)
 
-    async def _guest(self, holder: Holder, fresh: bool) -> Done:
+    async def _time_up(self, holder: Holder, started: asyncio.Event) -> None:
+        await started.wait()
+        await time_up(self._deadline_ms(holder), self._host.now_ms)
+
+    def _deadline_ms(self, holder: Holder) -> int:
+        """Counted from the first lease, which may be this one."""
+        return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
+
+    async def _guest(self, holder: Holder, fresh: bool, started: asyncio.Event) -> Done:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         host, spec = self._host, holder.spec
         code = await host.compiled(spec)
@@ -196,15 +214,21 @@ class Embedded:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
             holder.stamp(host.now_ms())
+            started.set()
             if fresh:
-                holder.add(within_s=LEASE_WAIT_S)
+                holder.write_within(LEASE_WAIT_S)
             else:
                 await holder.write()
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
-            live = Live(host, holder, slot)
+            published = 0 if fresh else await self._published(spec.id)
+            live = Live(host, holder, slot, published=published)
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
+
+    async def _published(self, job: str) -> int:
+        """How many pieces of a workflow's output earlier holders gave out."""
+        return max((chunk.number + 1 for chunk in await self._host.store.logs.read(job)), default=0)
 
     def _done(self, end: End, reason: str) -> Done:
         return Done(at=self._host.now_ms(), status=end, reason=reason)

@@ -39,7 +39,7 @@ async def run_command(host: Host, holder: Holder, slot: Slot, code: str) -> Done
     output = Output(
         holder, attempt=holder.lease.epoch, bytes_max=spec.limits.output_bytes, now_ms=host.now_ms
     )
-    watch = workspace.watch(slot.directory, spec.limits.workspace_bytes)
+    watch = workspace.watch(slot.place, spec.limits.workspace_bytes)
     ended = await first(_run(host, slot, spec, code, output), watch)
     done = done_of(ended, spec.limits, at=host.now_ms())
     if not spec.artifacts:

@@ -61,11 +61,20 @@ async def time_up(deadline_ms: int, now_ms: Callable[[], int]) -> None:
 class Output:
     """Numbers and counts what a guest prints, and gives it to the holder, who holds it back."""
 
-    def __init__(self, holder: Holder, *, attempt: int, bytes_max: int, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        holder: Holder,
+        *,
+        attempt: int,
+        bytes_max: int,
+        now_ms: Callable[[], int],
+        published: int = 0,
+    ) -> None:
         self._holder = holder
         self._attempt = attempt
         self._bytes_max = bytes_max
         self._now_ms = now_ms
+        self._published = published  # pieces that an earlier holder of a workflow gave out
         self._bytes = 0
         self._number = 0
 
@@ -76,6 +85,8 @@ class Output:
         for start in range(0, len(allowed), CHUNK_BYTES_MAX):
             piece = allowed[start : start + CHUNK_BYTES_MAX]
             number, self._number = self._number, self._number + 1
+            if number < self._published:
+                continue
             await self._holder.print(
                 Chunk(
                     attempt=self._attempt,

@@ -40,6 +40,11 @@ class Slot:
     memory_bytes: int = 0  # that the warm process was made for
 
     @property
+    def place(self) -> Path:
+        """The directory of everything that a guest here can write to."""
+        return self.root / "slots" / str(self.number)
+
+    @property
     def work(self) -> str:
         """The workspace, relative to the root."""
         return f"slots/{self.number}/work"
@@ -88,7 +93,7 @@ class Slots:
         """
         await self._permits.acquire()
         try:
-            slot = self._free.pop() if self._free else await asyncio.to_thread(self._claim, guests)
+            slot = self._free.pop() if self._free else self._claim(guests)
         except BaseException:
             self._permits.release()
             raise
@@ -110,7 +115,7 @@ class Slots:
         for number in range(SLOTS_MAX):
             place = self._root / "slots" / str(number)
             place.mkdir(mode=0o711, parents=True, exist_ok=True)
-            lock = FileLock(place / "lock", timeout=0, mode=0o600)
+            lock = FileLock(place / "lock", timeout=0, mode=0o600, thread_local=False)
             try:
                 lock.acquire()
             except Timeout:

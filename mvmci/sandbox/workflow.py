@@ -115,9 +115,11 @@ async def _warm(host: Host, slot: Slot, memory_bytes: int) -> Child:
 
 
 class Live:
-    """Performs what a workflow asks for, and journals it."""
+    """Performs what a workflow asks for, and journals it; `published` pieces of its output are out."""
 
-    def __init__(self, host: Host, holder: Holder, slot: Slot) -> None:
+    def __init__(self, host: Host, holder: Holder, slot: Slot, *, published: int) -> None:
+        # An open intent is interrupted by a newer lease: without ours, it would be done again.
+        assert holder.leased or holder.journal.state.lease is None
         self.replay = Replay(holder.journal.records)
         self._host = host
         self._holder = holder
@@ -126,7 +128,13 @@ class Live:
         self._responded = holder.journal.state.response is not None
         self._tree = self._spec.tree
         self._files: workspace.Snapshot | None = None  # as they lie in the slot, once they do
-        self._output = Output(holder, attempt=0, bytes_max=self._spec.limits.output_bytes, now_ms=host.now_ms)
+        self._output = Output(
+            holder,
+            attempt=0,
+            bytes_max=self._spec.limits.output_bytes,
+            now_ms=host.now_ms,
+            published=published,
+        )
 
     async def hear(self, frame: frames.ToParent) -> frames.Answer | None:
         match frame:
@@ -138,7 +146,7 @@ class Live:
                 message = frame.message[:PROGRESS_CHARS_MAX]
                 at = self._host.now_ms()
                 progress = Progress(at=at, done=frame.done, total=frame.total, message=message)
-                self._holder.add(progress, within_s=PROGRESS_WAIT_S)
+                await self._holder.add(progress, within_s=PROGRESS_WAIT_S)
             case frames.Call():
                 return await self._effect(frame.request)
         return None
@@ -150,7 +158,7 @@ class Live:
             raise LimitReached("response", "not JSON")
         self._responded = True
         payload = await keep_text(self._host.store.blobs, value)
-        self._holder.add(Response(at=self._host.now_ms(), value=payload))
+        await self._holder.add(Response(at=self._host.now_ms(), value=payload))
 
     async def _effect(self, request: effect.Request) -> frames.Answer:
         found = self.replay.ask(request)
@@ -160,7 +168,7 @@ class Live:
         intent = found.intent or self._intent(found.index, request)
         if isinstance(request, effect.Sleep):
             if found.intent is None:
-                self._holder.add(intent)
+                await self._holder.add(intent)
             value: effect.Answer = await self._sleep(intent.at + request.ms)
         else:
             await self._holder.write(*([intent] if found.intent is None else []))
@@ -191,7 +199,7 @@ class Live:
             blob=await blobs.put(data) if large else None,
             tree=await self._keep_files() if ran else None,
         )
-        self._holder.add(result)
+        await self._holder.add(result)
         return frames.Answer(now_ms=result.at, value=value)
 
     async def _sleep(self, until: int) -> effect.Slept:
@@ -224,7 +232,7 @@ class Live:
             output_bytes_max=limits.output_bytes,
             file_bytes=limits.workspace_bytes + FILE_SLACK_BYTES,
         )
-        return await first(running, workspace.watch(slot.directory, limits.workspace_bytes))
+        return await first(running, workspace.watch(slot.place, limits.workspace_bytes))
 
     async def _scan(self) -> workspace.Snapshot:
         return await workspace.scan(

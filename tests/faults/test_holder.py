@@ -164,11 +164,11 @@ async def script(run: Holder) -> str:
         await run.write(intent(0))
         await printing(run, 0, "Intent 0")
         for index in (1, 2):
-            run.add(result(index - 1))
+            await run.add(result(index - 1))
             await printing(run, 2 * index - 1, f"Result {index - 1}")
             await run.write(intent(index))
             await printing(run, 2 * index, f"Intent {index}")
-        run.add(result(2))
+        await run.add(result(2))
         await printing(run, 5, "Result 2")
         await run.finish(Done(at=9, status="succeeded"))
     except Cancelled:
@@ -352,7 +352,7 @@ async def test_output_waits_for_what_was_recorded_before_it(store: Store) -> Non
     journals, logs = FaultyJournals(store, {}), WatchedLogs(store)
     run = Holder(replace(store, journals=journals, logs=logs), await load(store, JOB), my_lease())
     await run.write(intent(0))
-    run.add(result(0), within_s=LONG_S)
+    await run.add(result(0), within_s=LONG_S)
     await printing(run, 0, "Result 0")
     assert logs.printed == []
     await run.write(intent(1))
