@@ -172,12 +172,37 @@ async def test_a_long_sleep_frees_the_slot_and_ends_at_the_time_that_its_intent_
     assert await engine.verify("j") == 1
 
 
+async def test_a_first_delivery_that_comes_late_does_nothing_again(memory: Memory, make: Make) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    async with Counting().serve() as server:
+        steps = [{"http": {"method": "POST", "url": f"{server.url}/a"}}]
+        await submit(store, await script_spec(store, "j", steps))
+        dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "before")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        await crashing.close()
+        await make(store).run("j", fresh=True)
+        assert status((await load(store, "j")).state)[0] == "succeeded"
+        assert server.counts == {"POST /a": 1}
+
+
+async def test_waiting_for_a_slot_is_not_counted_as_time(memory: Memory, host_root: Path) -> None:
+    store = memory.store("w")
+    engine = Embedded(Host(store=store, root=host_root, allow=Allow()), slots=1)
+    await submit(store, await script_spec(store, "long", [{"sleep": 1_500}]))
+    await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=1_000)))
+    await asyncio.gather(engine.run("long"), engine.run("j"))
+    await engine.close()
+    assert status((await load(store, "j")).state)[0] == "succeeded"
+
+
 async def test_time_is_up_for_a_sleeper_as_well(memory: Memory, make: Make, clock: Clock) -> None:
     store = memory.store("w")
     engine = make(store)
     await submit(store, await script_spec(store, "j", [{"sleep": HOUR_MS}], limits=Limits(timeout_ms=60_000)))
-    assert (await engine.run("j")).kind == "released"
-    clock.ahead_ms = HOUR_MS
+    asleep = await engine.run("j")
+    assert asleep.until == (await load(store, "j")).state.deadline_ms
+    clock.ahead_ms = 60_000
     await engine.run("j")
     assert status((await load(store, "j")).state)[0] == "timed_out"
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,7 @@ from mvmci.journal import (
     Journal,
     Lease,
     MessageKind,
+    Released,
     Result,
     Spec,
     kind_of,
@@ -358,6 +361,106 @@ async def test_output_waits_for_what_was_recorded_before_it(store: Store) -> Non
     await run.write(intent(1))
     assert (logs.printed, logs.too_early) == (["Result 0"], [])
     await run.close()
+
+
+class Stuck:
+    """Journals whose append lands and whose answer never comes, once `stuck` is set."""
+
+    def __init__(self, store: Store) -> None:
+        self._journals = store.journals
+        self.stuck = False
+        self.landed = asyncio.Event()
+
+    async def append(self, *args: Any, **options: Any) -> int:
+        seq = await self._journals.append(*args, **options)
+        if self.stuck:
+            self.landed.set()
+            await asyncio.Event().wait()
+        return seq
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._journals, name)
+
+
+async def cancelled_in(writing: Coroutine[Any, Any, None], journals: Stuck) -> None:
+    """Cancel a write after it landed and before its writer knows."""
+    journals.stuck = True
+    task = asyncio.create_task(writing)
+    await journals.landed.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    journals.stuck = False
+
+
+@pytest.mark.parametrize("looks", [True, False])
+async def test_what_landed_for_a_writer_that_was_cancelled_is_not_written_again(
+    store: Store, looks: bool
+) -> None:
+    await write_as_other(store, spec())
+    journals = Stuck(store)
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    await run.write(intent(0))
+    await run.add(result(0), within_s=LONG_S)
+    await cancelled_in(run.write(intent(1)), journals)
+    if looks:
+        await run._look()
+    await run.finish(Done(at=9, status="timed_out"))
+    await run.close()
+    records = (await load(store, JOB)).records
+    assert [name(record) for record in records] == [
+        "Spec",
+        "Lease",
+        "Intent 0",
+        "Result 0",
+        "Intent 1",
+        "Done",
+    ]
+
+
+@pytest.mark.parametrize("looks", [True, False])
+async def test_nothing_follows_an_end_whose_writer_was_cancelled(store: Store, looks: bool) -> None:
+    await write_as_other(store, spec())
+    journals = Stuck(store)
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    await cancelled_in(run.finish(Done(at=9, status="succeeded")), journals)
+    with suppress(Fenced):
+        if looks:
+            await run._look()
+        await run.finish(Released(at=9, why="drain"))
+    await run.close()
+    assert [name(record) for record in (await load(store, JOB)).records] == ["Spec", "Lease", "Done"]
+
+
+async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> None:
+    await write_as_other(store, spec())
+    run = Holder(store, await load(store, JOB), my_lease())
+    await run.write(intent(0))
+    await run.add(result(0), within_s=LONG_S)
+    await run.add(intent(1), within_s=LONG_S)
+    await run.finish(Released(at=9, why="drain"))
+    await run.close()
+    records = (await load(store, JOB)).records
+    assert [name(record) for record in records][3:] == ["Result 0", "Released"]
+
+
+async def test_output_that_the_store_does_not_take_is_tried_again_and_ends_no_job(store: Store) -> None:
+    class Refusing:
+        refusals = 2
+
+        async def append(self, *args: Any) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise NoAnswer("lost")
+            await store.logs.append(*args)
+
+    await write_as_other(store, spec())
+    run = Holder(replace(store, logs=Refusing()), await load(store, JOB), my_lease())
+    await run.write()
+    await printing(run, 0, "first")
+    await printing(run, 1, "second")
+    await run.finish(Done(at=9, status="succeeded"))
+    await run.close()
+    assert [chunk.data for chunk in await store.logs.read(JOB)] == [b"first", b"second"]
 
 
 async def test_a_broker_killed_in_the_middle_loses_nothing_that_it_acknowledged(tmp_path: Path) -> None:
