@@ -1,6 +1,7 @@
 """What an engine has at hand to run guests: the processes that fork them, the code cache, the effects.
 
-Everything is opened when it is first needed, so that a command never pays for the HTTP client.
+Everything is opened when it is first needed, so that a command never pays for the HTTP client. A
+nursery that died is replaced when it is next asked for.
 """
 
 from __future__ import annotations
@@ -49,24 +50,29 @@ class Host:
     async def guests(self) -> Nursery:
         """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
         async with self._opening:
-            if self._guests is None:
+            if self._guests is None or not self._guests.alive:
                 self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
                 self.root.chmod(0o711)
+                dead, self._guests, self._code = self._guests, None, None
+                await _bury(dead)
                 self._guests = await Nursery.start(self.root, without=self.without)
-            reached = self._guests.isolation
+            guests = self._guests
+        reached = guests.isolation
         if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
             raise IsolationUnavailable(
                 f"this host reaches isolation {reached}, and {self.min_isolation} is demanded",
                 hint="`mvmci doctor` says what is missing",
             )
-        return self._guests
+        return guests
 
     async def programs(self) -> Nursery:
         """The nursery of native programs: with the host's network, without a slot's confinement."""
         async with self._opening:
-            if self._programs is None:
+            if self._programs is None or not self._programs.alive:
+                dead, self._programs = self._programs, None
+                await _bury(dead)
                 self._programs = await Nursery.start(self.root, network=True, without=self.without)
-        return self._programs
+            return self._programs
 
     async def http(self) -> HttpClient:
         """The client that performs requests."""
@@ -93,5 +99,9 @@ class Host:
         if self._http is not None:
             await self._http.close()
         for nursery in (self._guests, self._programs):
-            if nursery is not None:
-                await nursery.close()
+            await _bury(nursery)
+
+
+async def _bury(nursery: Nursery | None) -> None:
+    if nursery is not None:
+        await nursery.close()

@@ -216,6 +216,11 @@ class Nursery:
         return nursery
 
     @property
+    def alive(self) -> bool:
+        """Whether it can fork, as far as is known."""
+        return self._died is None
+
+    @property
     def isolation(self) -> str:
         """The level, one of `confinement.LEVELS`, that slots of this nursery reach."""
         return confinement.level(self.features)
