@@ -72,6 +72,11 @@ class Child:
         self._killed_for: str | None = None
         self._waits: dict[bool, asyncio.Event] = {}
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended, as far as is known."""
+        return not self._ended.done()
+
     async def send(self, frame: frames.Frame) -> None:
         """Hand `frame` to the child, waiting while it does not read. Raises SlotDied, ValueError."""
         data = memoryview(frames.encode(frame))

@@ -102,7 +102,9 @@ def _is_json(text: str) -> bool:
 
 
 async def _warm(host: Host, slot: Slot, memory_bytes: int) -> Child:
-    if slot.runs >= RUNS_MAX or (slot.warm is not None and slot.memory_bytes < memory_bytes):
+    if slot.warm is not None and (
+        not slot.warm.alive or slot.runs >= RUNS_MAX or slot.memory_bytes < memory_bytes
+    ):
         await slot.discard()
     if slot.warm is None:
         guests = await host.guests()

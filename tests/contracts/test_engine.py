@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -312,3 +314,16 @@ async def test_a_workflow_that_asks_for_something_else_than_its_journal_says_is_
     assert reason == "nondeterminism: effect 0: expected sleep 1 ms, got sleep 7 ms"
     with pytest.raises(Nondeterminism):
         await make(forge).verify("j")
+
+
+async def test_a_warm_process_that_was_killed_while_idle_fails_no_job(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("first", "second"):
+        await submit(store, await script_spec(store, job, []))
+        await engine.run(job)
+        assert status((await load(store, job)).state)[0] == "succeeded"
+        for slot in engine.slots.all:
+            if slot.warm is not None:
+                os.kill(slot.warm.pid, signal.SIGKILL)
+                await slot.warm.wait()
