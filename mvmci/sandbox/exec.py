@@ -23,7 +23,7 @@ from mvmci import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.limits import LimitReached
-from mvmci.sandbox.nursery import Child, Nursery, SlotDied
+from mvmci.sandbox.nursery import Child, NoSlot, Nursery, SlotDied
 from mvmci.sandbox.program import DEFAULT_PATH, supervise
 
 __all__ = ["LimitReached", "run_program", "supervise"]
@@ -36,10 +36,6 @@ KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell
 
 OnOutput = Callable[[str, bytes], None]
-
-
-class NotStarted(Exception):
-    """No process could be made for a program."""
 
 
 async def run_program(
@@ -77,8 +73,8 @@ async def run_program(
             ended = await _converse(child, task, streams)
     except TimeoutError:
         return effect.Error(why="timed-out", text=f"{request.argv[0]} was killed: its time was up")
-    except NotStarted as why:
-        return effect.Error(why="failed", text=f"{request.argv[0]}: {why}")
+    except NoSlot as why:
+        return effect.Error(why="failed", text=f"{request.argv[0]}: {why.message}")
     except SlotDied as died:
         return effect.Error(why="lost", text=f"{request.argv[0]}: {died.message}")
     return _answer(request, ended, streams, processes_max)
@@ -144,13 +140,10 @@ async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) ->
 async def _started(nursery: Nursery, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
     """A child that has `streams`; at the end it is gone, and so is everything beneath it.
 
-    The supervisor kills when its output is closed, and ends when all are dead. Raises NotStarted.
+    The supervisor kills when its output is closed, and ends when all are dead. Raises NoSlot.
     """
     try:
         child = await nursery.fork(profile, streams.theirs)
-    except SlotDied as died:
-        streams.close()
-        raise NotStarted(died.message) from None
     except BaseException:
         streams.close()
         raise

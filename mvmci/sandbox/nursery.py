@@ -55,6 +55,10 @@ class SlotDied(MvmciError):
     """A child ended, or was ended, without saying how its task ended."""
 
 
+class NoSlot(MvmciError):
+    """This host makes no process now; nothing has begun."""
+
+
 class NurseryDied(MvmciError):
     """The process that slots are forked from is gone."""
 
@@ -238,7 +242,7 @@ class Nursery:
         """A new child, confined and ready for its first task.
 
         `streams` are the descriptors that its task uses: three for a command or a program, module and
-        target for a compile. The caller keeps (and closes) its own. Raises NurseryDied.
+        target for a compile. The caller keeps (and closes) its own. Raises NoSlot, NurseryDied.
         """
         if self._died is not None:
             raise NurseryDied(self._died)
@@ -329,7 +333,7 @@ class Nursery:
             case zygote.Refused(number=number, why=why):
                 connection, answer = self._waiting.pop(number)
                 connection.close()
-                answer.set_exception(SlotDied(f"no slot process could be made: {why}"))
+                answer.set_exception(NoSlot(f"no slot process could be made: {why}"))
             case zygote.Exited(number=number, status=status):
                 self._children.pop(number).ended(status)
 

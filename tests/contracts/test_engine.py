@@ -18,7 +18,9 @@ from mvmci.errors import Nondeterminism, NotFound, Usage
 from mvmci.holder import load
 from mvmci.job import Limits
 from mvmci.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.host import Host
+from mvmci.sandbox.nursery import Child, NoSlot, Nursery
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
 from mvmci.submission import submit
@@ -327,3 +329,25 @@ async def test_a_warm_process_that_was_killed_while_idle_fails_no_job(memory: Me
             if slot.warm is not None:
                 os.kill(slot.warm.pid, signal.SIGKILL)
                 await slot.warm.wait()
+
+
+async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_holder(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "files"))
+
+    async def refuse(self: Nursery, profile: Profile, streams: Sequence[int] = ()) -> Child:
+        if profile.name == "command":
+            raise NoSlot("no slot process could be made: fork failed")
+        return await fork(self, profile, streams)
+
+    fork = Nursery.fork
+    with monkeypatch.context() as patched:
+        patched.setattr(Nursery, "fork", refuse)
+        with pytest.raises(NoSlot):
+            await engine.run("j")
+    assert (await load(store, "j")).state.done is None
+    await engine.run("j")
+    assert status((await load(store, "j")).state)[0] == "succeeded"
