@@ -193,7 +193,7 @@ class Nursery:
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._died: str | None = None
         self._number = 0
-        self._writable = asyncio.Event()
+        self._senders: set[asyncio.Event] = set()  # who waits until the control socket can be written
 
     @classmethod
     async def start(
@@ -281,18 +281,30 @@ class Nursery:
             self._log = -1
 
     async def _send(self, message: bytes, rights: list[tuple[int, int, array.array[int]]]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             try:
                 self._control.sendmsg([message], rights)
                 return
             except BlockingIOError:
-                self._writable.clear()
-                loop.add_writer(self._control, self._writable.set)
-                await self._writable.wait()
+                await self._writable()
             except OSError:
                 self._bury(self._last_words())
                 raise NurseryDied(cast(str, self._died)) from None
+
+    async def _writable(self) -> None:
+        ready = asyncio.Event()
+        self._senders.add(ready)
+        asyncio.get_running_loop().add_writer(self._control, self._wake_senders)
+        try:
+            await ready.wait()
+        finally:
+            self._senders.discard(ready)
+            if not self._senders and self._died is None:
+                asyncio.get_running_loop().remove_writer(self._control)
+
+    def _wake_senders(self) -> None:
+        for ready in self._senders:
+            ready.set()
 
     async def _layers(self) -> frozenset[str]:
         uid = confinement.SLOT_UID_BASE if os.geteuid() == 0 else None
@@ -342,7 +354,7 @@ class Nursery:
         if self._died is not None:
             return
         self._died = why
-        self._writable.set()  # who waits to send finds out
+        self._wake_senders()  # they find out
         asyncio.get_running_loop().remove_reader(self._control)
         asyncio.get_running_loop().remove_writer(self._control)
         self._control.close()

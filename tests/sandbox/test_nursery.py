@@ -15,8 +15,10 @@ from mvmci import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.exec import run_program
-from mvmci.sandbox.nursery import NoSlot, Nursery
+from mvmci.sandbox.nursery import NoSlot, Nursery, NurseryDied
 
+MESSAGES_MAX = 100_000
+AWAITED_S_MAX = 30.0
 PROFILE = Profile(name="workflow", uid=None)
 
 
@@ -35,6 +37,20 @@ class Zygote:
         data = await asyncio.get_running_loop().sock_recv(self.socket, zygote.MESSAGE_BYTES_MAX)
         number = msgspec.json.decode(data, type=zygote.Fork).number
         self.socket.send(msgspec.json.encode(zygote.Refused(number=number, why="fork failed")))
+
+    def fill(self) -> int:
+        """Leave no room for another request; how many messages that took."""
+        for count in range(MESSAGES_MAX):
+            try:
+                self.nursery._control.send(b"{}")
+            except BlockingIOError:
+                return count
+        raise AssertionError("there is always room")
+
+    def drain(self, count: int) -> None:
+        """Read what `fill` wrote."""
+        for _ in range(count):
+            self.socket.recv(zygote.MESSAGE_BYTES_MAX)
 
 
 @pytest.fixture
@@ -61,3 +77,30 @@ async def test_a_program_whose_fork_is_refused_did_not_happen(slow: Zygote) -> N
     answer = await running
     assert isinstance(answer, effect.Error)
     assert answer.why == "failed"
+
+
+async def test_forks_that_wait_for_a_slow_zygote_all_go_out_and_nothing_is_watched_after_them(
+    slow: Zygote,
+) -> None:
+    loop = asyncio.get_running_loop()
+    filled = slow.fill()
+    forking = [asyncio.create_task(slow.nursery.fork(PROFILE)) for _ in range(3)]
+    await asyncio.sleep(0)
+    forking.pop().cancel()  # the others still hear of it
+    await asyncio.sleep(0)
+    slow.drain(filled)
+    async with asyncio.timeout(AWAITED_S_MAX):
+        for _ in forking:
+            await slow.refuse()
+        refused = await asyncio.gather(*forking, return_exceptions=True)
+    assert all(isinstance(one, NoSlot) for one in refused)
+    assert not loop.remove_writer(slow.nursery._control), "the loop would never rest again"
+
+
+async def test_a_fork_that_waits_for_a_zygote_that_dies_hears_of_it(slow: Zygote) -> None:
+    slow.fill()
+    forking = asyncio.create_task(slow.nursery.fork(PROFILE))
+    await asyncio.sleep(0)
+    slow.socket.close()
+    with pytest.raises(NurseryDied):
+        await forking
