@@ -60,7 +60,7 @@ async def load(store: Store, job: str) -> Journal:
     journal = Journal(job)
     journal.absorb(await store.journals.read(job))
     if not journal.tail and journal.state.corrupt is None:
-        raise NotFound(f"there is no job {job}", hint="`mvmci list` shows the jobs that there are")
+        raise NotFound(f"there is no job {job}", hint="`mvmci list --local` shows those of `mvmci run`")
     return journal
 
 

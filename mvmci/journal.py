@@ -293,8 +293,8 @@ class Journal:
         if envelope.sum != _sum(envelope.prev, envelope.id, envelope.records) or not records:
             raise JournalCorrupt(f"{at} was changed")
         message = Message(id=envelope.id, records=records)
-        if self.tail == 0 and isinstance(records[-1], Done):
-            return message
+        if self.tail == 0 and entry.seq > 1 and isinstance(records[-1], Done):
+            return message  # what stood before it was forgotten
         if envelope.prev != self.head:
             raise JournalCorrupt(f"{at} does not follow the one before it")
         if self.tail == 0 and not (isinstance(records[0], Spec) and records[0].id == self.job):

@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from mvmci.errors import Conflict, IdTaken, StoreFull, StoreUnavailable
+from mvmci.errors import Conflict, IdTaken, NoAnswer, StoreFull, StoreUnavailable
 from mvmci.journal import Journal, Spec
 from mvmci.store import Store
 
@@ -34,14 +34,15 @@ async def submit(store: Store, spec: Spec) -> bool:
     message_id = secrets.token_hex(8)
     data = Journal(spec.id).encode([spec], message_id)
     give_up = time.monotonic() + GIVE_UP_S
+    unsure = False  # whether an earlier try may still land
     while True:
         try:
             await store.journals.append(spec.id, "spec", spec.queue, data, message_id=message_id, expect=0)
             return True
-        except StoreFull:
-            raise
-        except (Conflict, StoreUnavailable):
-            pass
+        except (Conflict, StoreUnavailable) as refusal:
+            unsure = unsure or isinstance(refusal, NoAnswer)
+            if isinstance(refusal, StoreFull) and not unsure:
+                raise
         try:
             found = await _find(store, spec, message_id)
             if found is not None:
@@ -63,12 +64,14 @@ async def _find(store: Store, spec: Spec, message_id: str) -> bool | None:
     found = journal.state.spec
     if found is None and journal.state.done is not None:
         raise IdTaken(f"job {spec.id} has already ended and was forgotten", hint="choose another --id")
-    if found is None and journal.state.corrupt is None:
+    if journal.state.corrupt is not None:
+        return False  # its status says so
+    if found is None:
         return None
-    if found is None or _request(found) != _request(spec):
+    if _request(found) != _request(spec):
         raise IdTaken(
             f"the id {spec.id} is taken by another job",
-            hint=f"choose another --id, or see what it is with `mvmci status {spec.id}`",
+            hint=f"choose another --id, or see it with `mvmci history {spec.id} --local`",
         )
     return message_id in journal.ids
 

@@ -7,12 +7,13 @@ is a bug of ours, and ends with 125 and a sentence that says where the traceback
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Any
 
 import click
 
+from mvmci import __version__
+from mvmci.cli.options import Interrupted, ReaderGone
 from mvmci.errors import EXIT_INTERNAL, MvmciError
 
 VERBS = {
@@ -30,7 +31,6 @@ VERBS = {
     "version": "check",
 }
 EXIT_INTERRUPTED = 130
-EXIT_PIPE = 141
 EXAMPLES = """
 \b
 Examples:
@@ -68,6 +68,7 @@ class Verbs(click.Group):
             raise click.UsageError(error.message + hint, ctx) from None
 
 
+@click.version_option(__version__, "-V", "--version", prog_name="mvmci", message="%(prog)s %(version)s")
 @click.group(cls=Verbs, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
     """Durable WebAssembly CI on hosts you own, in one file."""
@@ -83,19 +84,19 @@ def main() -> None:
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mvmci"
-        click.echo(f"hint: `{where} --help` says what there is", err=True)
+        own = isinstance(error, click.NoSuchOption) and where.endswith(" run")
+        hint = "a job's own arguments come after `--`; " if own else ""
+        click.echo(f"hint: {hint}`{where} --help` says what there is", err=True)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
+    except (Interrupted, ReaderGone) as ended:
+        code = ended.exit_code
     except MvmciError as error:
         click.echo(f"Error: {error.message}", err=True)
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
-    except BrokenPipeError:
-        # The reader of our output has gone: nobody is left to tell, and flushing would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = EXIT_PIPE
     except Exception as error:
         code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from mvmci import __version__
-from mvmci.cli.options import HOST, json_option, run_async, state_option
+from mvmci.cli.options import HOST, examples, json_option, run_async, state_option
 from mvmci.errors import EXIT_FAILED, MvmciError, Usage
 
 SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
 
 
-@click.command("version")
+@click.command("version", epilog=examples("mvmci version --json"))
 @json_option
 def version_verb(as_json: bool) -> int:
     """The version of mvmci, and of what it stands on."""
@@ -33,13 +33,12 @@ def version_verb(as_json: bool) -> int:
     return 0
 
 
-@click.command("completion")
+@click.command(
+    "completion", epilog=examples("mvmci completion bash > ~/.local/share/bash-completion/completions/mvmci")
+)
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion_verb(shell: str) -> int:
-    """Print the script that completes mvmci's verbs, options and ids in SHELL.
-
-    For bash: mvmci completion bash > ~/.local/share/bash-completion/completions/mvmci
-    """
+    """Print the script that completes mvmci's verbs, options and ids in SHELL."""
     from click.shell_completion import get_completion_class
 
     from mvmci.cli import cli
@@ -50,13 +49,20 @@ def completion_verb(shell: str) -> int:
     return 0
 
 
-@click.command("validate")
+@click.command("validate", epilog=examples("mvmci validate topologies/*.yaml tool.wasm"))
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def validate_verb(files: tuple[Path, ...]) -> int:
     """Check topology files (.yaml) and modules (.wasm), and say everything that is wrong with them."""
+    worst = 0
     for file in files:
-        click.echo(f"{file}: {_validated(file)}")
-    return 0
+        try:
+            click.echo(f"{file}: {_validated(file)}")
+        except MvmciError as error:
+            worst = max(worst, error.exit_code)
+            click.echo(f"Error: {error.message}", err=True)
+            if error.hint:
+                click.echo(f"hint: {error.hint}", err=True)
+    return worst
 
 
 def _validated(file: Path) -> str:
@@ -73,7 +79,7 @@ def _validated(file: Path) -> str:
     return f"a {what.kind}"
 
 
-@click.command("schema")
+@click.command("schema", epilog=examples("mvmci schema > topology.schema.json"))
 def schema_verb() -> int:
     """Print the JSON Schema of topology files, for editors."""
     from mvmci import topology
@@ -82,7 +88,7 @@ def schema_verb() -> int:
     return 0
 
 
-@click.command("doctor")
+@click.command("doctor", epilog=examples("mvmci doctor", "mvmci doctor --json"))
 @json_option
 @state_option
 def doctor_verb(as_json: bool, state: Path) -> int:
@@ -125,10 +131,10 @@ def _state(state: Path) -> str:
             f"{state}: {error.strerror}", hint="name another one with --state or MVMCI_STATE"
         ) from None
     free = stat.f_bavail * stat.f_frsize
-    if not os.access(state, os.W_OK) or free < FREE_BYTES_MIN:
-        raise Usage(
-            f"{state}: {free >> 20} MiB free, or not writable", hint="1 GiB is the least to work with"
-        )
+    if not os.access(state, os.W_OK):
+        raise Usage(f"{state} is not writable", hint="name another one with --state or MVMCI_STATE")
+    if free < FREE_BYTES_MIN:
+        raise Usage(f"{state}: {free >> 20} MiB free", hint="1 GiB is the least to work with")
     return f"{state}, {free >> 30} GiB free"
 
 

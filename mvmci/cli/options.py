@@ -24,6 +24,11 @@ HOST = "_host"  # slots and compiled code of this machine
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+def examples(*lines: str) -> str:
+    """The end of a verb's help."""
+    return "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+
+
 def option(*names: str, **settings: Any) -> Decorator:
     """A click option that can also be set by `MVMCI_<NAME>`."""
     long = max((name for name in names if name.startswith("--")), key=len).split("/")[0]
@@ -57,7 +62,11 @@ class Size(click.ParamType[int]):
 
 def default_state() -> Path:
     """The XDG state directory's part that is ours."""
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if base.startswith("~"):
+        raise Usage(
+            "this user has no home directory", hint="name a state directory with --state or MVMCI_STATE"
+        )
     return Path(base) / "mvmci"
 
 
@@ -82,8 +91,11 @@ id_argument = click.argument("job", metavar="ID", shell_complete=complete_id)
 
 
 @asynccontextmanager
-async def open_store(state: Path, *, local: bool = True) -> AsyncIterator[Store]:
-    """The store that a verb works on. Without `local` it is a cluster's, and there is none yet."""
+async def open_store(state: Path, *, local: bool = True, create: bool = False) -> AsyncIterator[Store]:
+    """The store that a verb works on. Without `local` it is a cluster's, and there is none yet.
+
+    A verb that only reads makes no directory: where there is none, there are no jobs.
+    """
     if not local:
         raise StoreUnavailable(
             "no cluster is known here", hint="--local reads what `mvmci run` left on this machine"
@@ -91,17 +103,28 @@ async def open_store(state: Path, *, local: bool = True) -> AsyncIterator[Store]
     from mvmci.stores.memory import Memory
 
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if create:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Usage(
             f"the state directory {state} cannot be made: {error.strerror}",
             hint="name another one with --state DIR or MVMCI_STATE",
         ) from None
-    store = Memory(state / LOCAL).store(LOCAL_UNIT)
+    folder = state / LOCAL
+    store = Memory(folder if create or folder.exists() else None).store(LOCAL_UNIT)
     try:
         yield store
     finally:
         await store.close()
+
+
+EXIT_PIPE = 141
+
+
+class ReaderGone(Exception):
+    """Nobody reads our output any more, and so nobody is left to tell."""
+
+    exit_code = EXIT_PIPE
 
 
 class Interrupted(Exception):
@@ -113,9 +136,9 @@ class Interrupted(Exception):
 
 
 def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main`; SIGINT and SIGTERM cancel it, and a second one ends the process at once.
+    """Run `main`; SIGINT, SIGTERM and SIGHUP cancel it, and a second one ends the process at once.
 
-    Raises Interrupted once everything is cleaned up.
+    Raises Interrupted or ReaderGone once everything is cleaned up.
     """
 
     import asyncio
@@ -131,7 +154,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
             task.cancel()
 
         loop = asyncio.get_running_loop()
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(signum, stop, signum)
         try:
             return await task
@@ -139,5 +162,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
             if caught:
                 raise Interrupted(caught[0]) from None
             raise
+        except BrokenPipeError:  # not let out, because click would end the process with 1
+            raise ReaderGone from None
 
     return asyncio.run(watched())

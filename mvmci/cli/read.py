@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ import msgspec
 
 from mvmci import job as jobs
 from mvmci.cli.options import (
+    examples,
     id_argument,
     json_option,
     local_option,
@@ -31,7 +33,7 @@ from mvmci.store import Store, load_text
 from mvmci.summary import Summary, payloads, rfc3339, summarise
 
 LOOK_S = 0.5  # how often `logs -f` looks whether the job has ended
-NAME_CHARS_MAX = 63
+TOLD_CHARS_MAX = 200
 
 
 def _verb(work: Callable[[Store], Awaitable[int]], local: bool, state: Path) -> int:
@@ -45,10 +47,22 @@ def _verb(work: Callable[[Store], Awaitable[int]], local: bool, state: Path) -> 
 async def summary_of(store: Store, journal: Journal) -> Summary:
     """The summary of a job, its payloads read from where they lie."""
     result, response = [await load_text(store.blobs, payload) for payload in payloads(journal)]
-    return summarise(journal, result=result, response=response)
+    summary = summarise(journal, result=result, response=response)
+    lease = journal.state.lease
+    if (
+        summary.status == "running"
+        and lease is not None
+        and not await store.presence.live(journal.job, lease)
+    ):
+        gone = f"its process is gone; `mvmci run --id {journal.job} …` goes on"
+        return msgspec.structs.replace(summary, reason=gone)
+    return summary
 
 
-@click.command("status")
+@click.command(
+    "status",
+    epilog=examples("mvmci status nightly-1 --local", "mvmci status nightly-1 --local --json | jq .result"),
+)
 @id_argument
 @local_option
 @json_option
@@ -71,7 +85,9 @@ def status_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
     return _verb(work, local, state)
 
 
-@click.command("list")
+@click.command(
+    "list", epilog=examples("mvmci list --local --status failed", "mvmci list --local --limit 0 --json")
+)
 @option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many; 0 is all.")
 @option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs that stand so.")
 @option("--queue", help="Only jobs of this queue.")
@@ -84,7 +100,10 @@ def list_verb(
     """The jobs that there are, newest first."""
 
     async def work(store: Store) -> int:
-        journals = [await load(store, job) async for job in store.journals.jobs()]
+        journals = []
+        async for job in store.journals.jobs():
+            with suppress(NotFound):  # a submit that never came to its first message
+                journals.append(await load(store, job))
         journals.sort(key=_submitted_at, reverse=True)
         found = []
         for journal in journals:
@@ -124,7 +143,7 @@ def _table(summaries: list[Summary]) -> None:
     Console(width=width, highlight=False, markup=False).print(table)
 
 
-@click.command("history")
+@click.command("history", epilog=examples("mvmci history nightly-1 --local"))
 @id_argument
 @local_option
 @json_option
@@ -142,7 +161,8 @@ def history_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
             click.echo(json.dumps(records))
         else:
             for record in journal.records:
-                click.echo(f"{rfc3339(record.at)}  {type(record).__name__.lower():<8}  {_told(record)}")
+                told = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in _told(record))
+                click.echo(f"{rfc3339(record.at)}  {type(record).__name__.lower():<8}  {told}")
         if journal.state.corrupt:
             click.echo(f"the rest cannot be trusted: {journal.state.corrupt}", err=True)
         return 0
@@ -180,10 +200,15 @@ def _answer(record: Result) -> str:
     fields = msgspec.to_builtins(record.value)
     kind = fields.pop("kind")
     text = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "headers")
-    return f"{kind} {text}"[:200]
+    return f"{kind} {text}"[:TOLD_CHARS_MAX]
 
 
-@click.command("logs")
+@click.command(
+    "logs",
+    epilog=examples(
+        "mvmci logs nightly-1 --local", "mvmci logs nightly-1 --local -f      until it has ended"
+    ),
+)
 @id_argument
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="A command's attempt; the last one if absent.")
@@ -206,15 +231,20 @@ def logs_verb(job: str, following: bool, attempt: int | None, local: bool, state
             finally:
                 await stop(watching)
         chunks = await store.logs.read(job)
-        printer.show(chunk for chunk in chunks if attempt in (None, chunk.attempt))
+        await printer.show(chunk for chunk in chunks if attempt in (None, chunk.attempt))
         if attempt is None:
             printer.warn(journal.state)
+        elif attempt > journal.state.epoch:
+            click.echo(f"warning: {job} had {journal.state.epoch} attempts", err=True)
         return 0
 
     return _verb(work, local, state)
 
 
-@click.command("artifacts")
+@click.command(
+    "artifacts",
+    epilog=examples("mvmci artifacts nightly-1 --local", "mvmci artifacts nightly-1 --local --output out"),
+)
 @id_argument
 @option("--output", type=click.Path(path_type=Path), help="Write them beneath this directory.")
 @local_option

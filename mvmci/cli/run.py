@@ -27,6 +27,7 @@ from mvmci.cli.options import (
     Duration,
     Interrupted,
     Size,
+    examples,
     id_argument,
     json_option,
     local_option,
@@ -49,7 +50,7 @@ from mvmci.store import Store, keep_text
 from mvmci.submission import mint_id, submit
 
 STDIN_BYTES_MAX = 256 << 20
-INPUT_BYTES_MAX = 16 << 20
+INPUT_BYTES_MAX = 8 << 20
 WORDS_BYTES_MAX = 256 << 10
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
@@ -123,7 +124,7 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 async def _run(order: Order, read: Read, state: Path, as_json: bool) -> int:
-    async with open_store(state) as store:
+    async with open_store(state, create=True) as store:
         spec = await _spec(order, read, store)
         fresh = await submit(store, spec)
         click.echo(spec.id, err=True)
@@ -157,11 +158,15 @@ def _read(order: Order) -> Read:
     what = module.inspect(code, name=order.module)
     if what.kind == "workflow" and order.args:
         raise Usage(f"{order.module} is a workflow and takes no arguments", hint="give it --input JSON")
+    if what.kind == "workflow" and (order.env or order.stdin is not None):
+        raise Usage(
+            f"{order.module} is a workflow and takes no --env or --stdin", hint="give it --input JSON"
+        )
     if what.kind == "command" and order.input_ is not None:
         raise Usage(f"{order.module} is a command and takes no --input", hint="use --stdin, or arguments")
     for pattern in order.artifacts:
         Pattern(pattern)
-    _check_words((*order.args, *order.env, *order.artifacts))
+    _check_words((*order.args, *order.env, *order.artifacts, Path(order.module).name))
     return Read(
         module=code,
         what=what,
@@ -190,12 +195,13 @@ def _input(text: str | None) -> str:
     if text is None:
         return "null"
     where = "--input"
-    if text.startswith("@"):
-        where = text[1:]
-        text = _read_file(where, INPUT_BYTES_MAX).decode(errors="replace")
+    _check_words((text,))
     try:
+        if text.startswith("@"):
+            where = text[1:]
+            text = _read_file(where, INPUT_BYTES_MAX).decode()
         msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Usage(
             f"{where} is not JSON: {error}", hint="""quote it for the shell: --input '{"a": 1}'"""
         ) from None
@@ -271,13 +277,17 @@ async def _see_through(engine: Engine, store: Store, job: str, fresh: bool, as_j
     since = 0 if workflow else state.epoch + (0 if state.ended else 1)
     if state.held and state.lease is not None and await store.presence.live(job, state.lease):
         raise _held(job)
+    if state.ended:
+        click.echo("it has already ended; this is what is recorded", err=True)
+    elif state.lease is not None:
+        click.echo(f"goes on after {state.results} recorded effects", err=True)
     printer = Printer(*standard_streams(all_on_stderr=as_json), since=since)
     following = asyncio.create_task(follow(store, job, printer))
     try:
         await _until_ended(engine, job, fresh)
     finally:
         await stop(following)
-    printer.show(await store.logs.read(job))
+    await printer.show(await store.logs.read(job))
     journal = await load(store, job)
     printer.warn(journal.state)
     return await _report(store, journal, as_json)
@@ -318,7 +328,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@click.command("replay")
+@click.command("replay", epilog=examples("mvmci replay nightly-1 --local"))
 @id_argument
 @local_option
 @state_option

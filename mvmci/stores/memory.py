@@ -39,6 +39,7 @@ from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Delivery, Member
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a log that another process may be writing
 COPY_BYTES = 1 << 20
+PROBE_S = 0.3  # somebody who only asks whether a job is held has its lock for a moment
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -326,6 +327,7 @@ class _Blobs:
             self._kept[digest] = data
         elif not await asyncio.to_thread(self._kept_whole, digest, len(data)):
             await asyncio.to_thread(self._write, digest, [data])
+        self._unsynced = True  # also what a process wrote that died before it was synced
         return digest
 
     async def put_file(self, path: Path) -> str:
@@ -461,7 +463,7 @@ class _Presence:
 
     async def claim(self, job: str, epoch: int) -> None:
         if self._memory.folder is not None and job not in self._locks:
-            self._locks[job] = self._lock(job)
+            self._locks[job] = self._lock(job, timeout_s=PROBE_S)
         self._holds[job] = epoch
         self._say()
 
@@ -476,7 +478,7 @@ class _Presence:
             member = self._memory.claims.get(lease.incarnation)
             return member is not None and f"{job}@{lease.epoch}" in member.holds
         try:
-            self._lock(job).release()
+            self._lock(job, timeout_s=0).release()
         except LockHeld:
             return True
         return False
@@ -489,11 +491,11 @@ class _Presence:
             await self.drop(job)
         self._memory.claims.pop(self.incarnation, None)
 
-    def _lock(self, job: str) -> FileLock:
+    def _lock(self, job: str, *, timeout_s: float) -> FileLock:
         assert self._memory.folder is not None
         path = self._memory.folder / "jobs" / job / "lock"
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(path, timeout=0, mode=0o600)
+        lock = FileLock(path, timeout=timeout_s, mode=0o600)
         try:
             lock.acquire()
         except Timeout:

@@ -222,9 +222,9 @@ def test_a_relative_state_directory_is_understood(mvmci: Mvmci, guest: Guest, tm
     assert (tmp_path / "here" / "_local").is_dir()
 
 
-def test_the_default_state_directory_is_the_xdg_one(mvmci: Mvmci, tmp_path: Path) -> None:
+def test_the_default_state_directory_is_the_xdg_one(mvmci: Mvmci, tmp_path: Path, guest: Guest) -> None:
     env = mvmci.environment(HOME=str(mvmci.home), XDG_STATE_HOME=str(tmp_path))
     del env["MVMCI_STATE"]
-    command = [mvmci.python, str(mvmci.zipapp), "list", "--local"]
+    command = [mvmci.python, str(mvmci.zipapp), "run", str(guest("exit"))]
     subprocess.run(command, env=env, check=True, capture_output=True)
     assert (tmp_path / "mvmci" / "_local" / "version").exists()

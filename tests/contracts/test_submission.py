@@ -14,7 +14,7 @@ from mvmci.holder import load
 from mvmci.journal import Done, Journal, Lease, Spec
 from mvmci.store import Store
 from mvmci.submission import submit
-from tests.conftest import OpenStore
+from tests.conftest import OpenStore, Place
 
 
 def spec(job: str = "j", **changes: Any) -> Spec:
@@ -52,7 +52,10 @@ async def test_of_many_that_submit_the_same_id_at_once_one_is_new(open_store: Op
     assert sum(new) == 1
 
 
-async def test_the_tombstone_of_a_job_keeps_its_id(store: Store) -> None:
+async def test_the_tombstone_of_a_job_keeps_its_id(place: Place, store: Store) -> None:
+    if place.kind != "jetstream":
+        pytest.skip("only a cluster forgets jobs: elsewhere a first message that is no spec is corrupt")
+    await submit(store, spec("other"))  # the sequence is the stream's: what was purged stood before
     lease = Lease(at=1, epoch=1, unit="w", incarnation="i", run="r", why="first")
     ended = Journal("j").encode([lease, Done(at=1, status="succeeded")], "m")
     await store.journals.append("j", "done", "default", ended, message_id="m", expect=0)
