@@ -90,6 +90,12 @@ class CodeCache:
         self._touch(key)
         return str(self._relative / f"{key}.cwasm")
 
+    def drop(self, digest: str, component: bool, workflow: bool) -> None:
+        """Remove code that a slot could not map although it is what was verified here."""
+        key = _key(digest, component, workflow)
+        if self._is_fresh(key):
+            self._path(key, "cwasm").unlink(missing_ok=True)
+
     async def _share(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` for `key` once for all who wait; it goes on when one of them gives up."""
         task = self._running.get(key)
@@ -311,7 +317,7 @@ def _host_key(path: Path) -> bytes:
     found = path.stat()
     key = path.read_bytes()
     if found.st_mode & 0o077 or found.st_uid != os.geteuid() or len(key) != HOST_KEY_BYTES:
-        raise CompileFailed(
+        raise MvmciError(
             f"{path} is not a key of ours alone", hint="remove it; compiled code is then made anew"
         )
     return key

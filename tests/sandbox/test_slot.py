@@ -202,7 +202,9 @@ async def test_an_endless_loop_ends_when_it_is_killed(nursery):
 
 
 @pytest.mark.parametrize(
-    "without", [frozenset(), frozenset({"landlock"}), frozenset({"seccomp"}), LAYERS], ids=str
+    "without",
+    [frozenset(), frozenset({"landlock"}), frozenset({"seccomp"}), LAYERS],
+    ids=lambda one: "-".join(sorted(one)),
 )
 async def test_a_guest_reaches_nothing_outside_its_directories_at_any_level(start, without):
     nursery = await start(without=without)
