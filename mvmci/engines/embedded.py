@@ -31,7 +31,7 @@ from mvmci.sandbox.code import CompileFailed
 from mvmci.sandbox.command import fill, run_command
 from mvmci.sandbox.host import Host
 from mvmci.sandbox.limits import LimitReached, TimedOut, first, time_up
-from mvmci.sandbox.nursery import SlotDied
+from mvmci.sandbox.nursery import CodeGone, SlotDied
 from mvmci.sandbox.slots import Slots
 from mvmci.sandbox.workflow import Exhausted, Live, Suspended, Verification, run_workflow
 from mvmci.store import load_text
@@ -193,6 +193,8 @@ class Embedded:
             return self._done("failed", f"module: {bad.message}")
         except BadWorkspace as bad:
             return self._done("failed", f"workspace: {bad.message}")
+        except CodeGone:
+            raise  # twice: something is wrong with this host, not with the job
         except SlotDied as died:
             return self._done("failed", f"trap: {died.message}")
         except (Nondeterminism, NotFound) as ours:
@@ -208,14 +210,25 @@ class Embedded:
 
     async def _guest(self, holder: Holder, fresh: bool, started: asyncio.Event) -> Done:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
+        code = await self._host.compiled(holder.spec)
+        try:
+            return await self._in_slot(holder, code, fresh, started)
+        except CodeGone:
+            # Another process has removed it since, to make room, or the disk has damaged it.
+            code = await self._host.compiled(holder.spec, refused=True)
+            return await self._in_slot(holder, code, fresh, started, again=True)
+
+    async def _in_slot(
+        self, holder: Holder, code: str, fresh: bool, started: asyncio.Event, *, again: bool = False
+    ) -> Done:
         host, spec = self._host, holder.spec
-        code = await host.compiled(spec)
         async with self.slots.take(await host.guests()) as slot:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
-            holder.stamp(host.now_ms())
-            started.set()
-            if fresh:
+            if not again:
+                holder.stamp(host.now_ms())
+                started.set()
+            if fresh and not again:
                 holder.write_within(LEASE_WAIT_S)
             else:
                 await holder.write()

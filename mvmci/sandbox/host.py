@@ -82,8 +82,11 @@ class Host:
             self._http = HttpClient(self.allow)
         return self._http
 
-    async def compiled(self, spec: Spec) -> str:
-        """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound."""
+    async def compiled(self, spec: Spec, *, refused: bool = False) -> str:
+        """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound.
+
+        `refused` is for a slot that ended with CodeGone: the code is made anew, if it is not already.
+        """
         guests = await self.guests()
         if self._code is None:
             self._code = CodeCache(self.root, guests)
@@ -92,6 +95,8 @@ class Host:
             self.notice(f"compiling {spec.name}: once on this machine")
             await self.store.blobs.fetch(spec.module, to)
 
+        if refused:
+            self._code.drop(spec.module, spec.component, spec.kind == "workflow")
         return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
 
     async def close(self) -> None:

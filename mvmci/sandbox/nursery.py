@@ -55,6 +55,10 @@ class SlotDied(MvmciError):
     """A child ended, or was ended, without saying how its task ended."""
 
 
+class CodeGone(SlotDied):
+    """A child could not map the code that it was to run; nothing of the guest has run."""
+
+
 class NoSlot(MvmciError):
     """This host makes no process now; nothing has begun."""
 
@@ -157,7 +161,9 @@ class Child:
         self._killed_for = self._killed_for or offence
         self.kill()
         status = await self.wait()
-        return SlotDied(f"the slot process {self._killed_for or _sentence(status)}")
+        no_code = os.waitstatus_to_exitcode(status) == wire.EXIT_NO_CODE
+        died = CodeGone if no_code and self._killed_for is None else SlotDied
+        return died(f"the slot process {self._killed_for or _sentence(status)}")
 
     def ended(self, status: int) -> None:
         """Called by the nursery, once, when it is known to have ended."""

@@ -18,6 +18,7 @@ from mvmci.errors import Nondeterminism, NotFound, Usage
 from mvmci.holder import load
 from mvmci.job import Limits
 from mvmci.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.sandbox.code import _stat
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.host import Host
 from mvmci.sandbox.nursery import Child, NoSlot, Nursery
@@ -351,3 +352,34 @@ async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_hol
     assert (await load(store, "j")).state.done is None
     await engine.run("j")
     assert status((await load(store, "j")).state)[0] == "succeeded"
+
+
+@pytest.mark.parametrize("how", ["missing", "refused"])
+async def test_code_that_is_gone_when_the_slot_wants_it_is_made_anew(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("j", "next"):
+        await submit(store, await command_spec(store, job, "files"))
+
+    async def lose(self: Host, spec: Spec, *, refused: bool = False) -> str:
+        """The code is gone, or another than was verified, as soon as the engine has its name."""
+        path = await compiled(self, spec, refused=refused)
+        if not refused:
+            file = self.root / path
+            file.unlink()
+            if how == "refused":
+                file.write_bytes(b"nonsense")
+                assert self._code is not None
+                self._code._verified[file.stem] = _stat(file.stat())
+        return path
+
+    compiled = Host.compiled
+    with monkeypatch.context() as patched:
+        patched.setattr(Host, "compiled", lose)
+        await engine.run("j")
+    await engine.run("next")
+    for job in ("j", "next"):
+        assert status((await load(store, job)).state)[0] == "succeeded"
+        assert count(await load(store, job), Lease) == 1
