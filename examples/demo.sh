@@ -18,8 +18,11 @@ finish() {
 trap finish EXIT INT TERM
 
 step() { printf '\n== %s\n' "$*"; }
+quoted() {
+    .venv/bin/python -c 'import shlex, sys; print("$ mvmci", shlex.join(sys.argv[1:]))' "$@"
+}
 show() {
-    printf '$ mvmci %s\n' "$*"
+    quoted "$@"
     "$mvmci" "$@"
 }
 
@@ -38,9 +41,7 @@ url="http://127.0.0.1:$port"
 set -- run dist/examples/python-workflow.wasm --id release --dir examples/c-command \
     --allow-http "$url/*" --allow-exec cksum \
     --input "{\"url\": \"$url\", \"files\": [\"count.c\", \"README.md\"], \"pause_ms\": 300}"
-printf '$ mvmci'
-printf ' %s' "$@"
-echo ' &'
+quoted "$@"
 "$mvmci" "$@" 2>"$here/said" &
 flow=$!
 while read -r line; do

@@ -1,7 +1,7 @@
 """A server outside of mvmci that answers the example workflow and counts what it was asked for.
 
-`demo_server.py` prints its port and serves until it is killed; `demo_server.py --counts URL` prints the
-counts of a running one, and fails if any request came twice.
+`demo_server.py [PORT]` prints its port and serves until it is killed; `demo_server.py --counts URL` prints
+the counts of a running one, and fails if any request came twice.
 """
 
 import json
@@ -43,7 +43,8 @@ def main() -> None:
         for request, times in seen.items():
             print(f"{request}: {times} time{'s' if times != 1 else ''}")
         sys.exit(any(times != 1 for times in seen.values()))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    port = int(sys.argv[1]) if sys.argv[1:] else 0
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     print(server.server_port, flush=True)
     sys.stdout.close()
     server.serve_forever()
