@@ -27,7 +27,7 @@ import msgspec
 import pathspec
 
 from mvmci import tree
-from mvmci.errors import BadWorkspace, Usage
+from mvmci.errors import BadWorkspace, StoreFull, Usage
 from mvmci.job import Artifact
 from mvmci.pattern import Pattern
 from mvmci.quantity import format_size
@@ -363,7 +363,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
     """Write the tree into `directory`, which is empty, as files of user and group `owner`.
 
     Directories and executables get mode 0755, other files 0644. The links come last, so that nothing
-    is ever written through one. Raises BadWorkspace, NotFound, and OSError when the disk is full.
+    is ever written through one. Raises BadWorkspace, NotFound, and StoreFull when the disk is full.
     """
     tree.check(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
     root = await asyncio.to_thread(_open_root, directory, False)
@@ -380,6 +380,10 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
                 await blobs.fetch(entry.digest, Path(f"/proc/self/fd/{root}") / entry.path)
                 await asyncio.to_thread(_finish_file, root, entry, owner)
         stats = await asyncio.to_thread(_finish, root, value, owner)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull(f"the workspace cannot be laid out in {directory}: {error.strerror}") from None
     finally:
         os.close(root)
     return Snapshot(tree=value, stats=stats)
@@ -401,7 +405,7 @@ def _lay_directories(root: int, value: Tree, owner: int | None) -> None:
 
 def _write_files(root: int, batch: list[Entry], contents: list[bytes], owner: int | None) -> None:
     for entry, data in zip(batch, contents, strict=True):
-        with os.fdopen(os.open(entry.path, _NEW, 0o600, dir_fd=root), "wb", 0) as file:
+        with os.fdopen(os.open(entry.path, _NEW, 0o600, dir_fd=root), "wb") as file:
             file.write(data)
         _finish_file(root, entry, owner)
 

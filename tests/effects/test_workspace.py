@@ -8,13 +8,14 @@ import hashlib
 import os
 import socket
 import stat
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mvmci import tree
-from mvmci.errors import BadWorkspace, NotFound, Usage
+from mvmci.errors import BadWorkspace, NotFound, StoreFull, Usage
 from mvmci.sandbox import workspace
 from mvmci.sandbox.limits import LimitReached
 from mvmci.tree import Entry
@@ -296,6 +297,23 @@ async def test_a_blob_of_another_size_is_refused(target: Path, blobs: Kept) -> N
     digest = await blobs.put(b"four")
     with pytest.raises(BadWorkspace, match="has 4 bytes instead of 3"):
         await workspace.materialise(tree.tree([Entry(path="a", digest=digest, size=3)]), target, blobs)
+
+
+@pytest.fixture
+def small(tmp_path: Path, root: None) -> Iterator[Path]:
+    """A disk of 128 KiB."""
+    made = tmp_path / "small"
+    made.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", made], check=True)
+    yield made
+    subprocess.run(["umount", made], check=True)
+
+
+async def test_a_disk_that_is_full_is_no_fault_of_the_workspace(small: Path, blobs: Kept) -> None:
+    digest = await blobs.put(bytes(100_000))  # the disk takes the beginning of the second
+    files = [Entry(path=name, digest=digest, size=100_000) for name in ("a", "b")]
+    with pytest.raises(StoreFull, match="No space left on device"):
+        await workspace.materialise(tree.tree(files), small, blobs)
 
 
 @pytest.mark.parametrize(
