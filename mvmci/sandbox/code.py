@@ -39,6 +39,7 @@ from mvmci.errors import BadModule, MvmciError
 from mvmci.sandbox import confinement, frames, settings
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.nursery import Nursery, SlotDied
+from mvmci.sandbox.threads import in_thread
 
 CODE_BYTES_MAX = 4 << 30  # of all files together
 CODE_FILE_BYTES_MAX = 1 << 30
@@ -157,7 +158,7 @@ class CodeCache:
             task = frames.Compile(component=component, workflow=workflow)
             await self._run(task, source.fileno(), code)
             # The child is dead: nothing can change what is authenticated from here on.
-            await asyncio.to_thread(self._publish, key, code, stage)
+            await in_thread(self._publish, key, code, stage)
 
     async def _run(self, task: frames.Compile, source: int, target: int) -> None:
         profile = Profile(

@@ -2,8 +2,9 @@
 
 A directory here may have been made by a hostile guest. Nothing in this module follows a symbolic
 link, opens a device or a pipe, or recurses, and every walk is bounded in entries and in depth. All
-functions that walk do so in a thread. Nobody else writes to the directory meanwhile, `watch` aside;
-a file that changes while it is read is noticed where it matters.
+functions that walk do so in a thread, and one that is cancelled waits for its thread. Nobody else
+writes to the directory meanwhile, `watch` aside; a file that changes while it is read is noticed where
+it matters.
 
 `scan` and `materialise` are each other's inverse up to what a tree leaves out: owners, times, and
 modes other than "executable". `clear` promises an empty directory, whatever it held.
@@ -32,6 +33,7 @@ from mvmci.job import Artifact
 from mvmci.pattern import Pattern
 from mvmci.quantity import format_size
 from mvmci.sandbox.limits import LimitReached
+from mvmci.sandbox.threads import go_on, in_thread, to_its_end
 from mvmci.store import Blobs
 from mvmci.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Entry, Tree
 
@@ -93,10 +95,10 @@ async def scan(
 
     Files whose stamps stand in `previous` are not read again.
     """
-    root = await asyncio.to_thread(_open_root, directory, strict)
+    root = _open_root(directory, strict)
     try:
-        survey = await asyncio.to_thread(_survey, root, directory, strict, bytes_max)
-        entries, stats = await asyncio.to_thread(_digest_all, root, directory, survey, previous, strict)
+        survey = await in_thread(_survey, root, directory, strict, bytes_max)
+        entries, stats = await in_thread(_digest_all, root, directory, survey, previous, strict)
         made = tree.tree(entries)
         tree.check(made, bytes_max=bytes_max)
         known = {entry.digest for entry in previous.tree.entries} if previous else set()
@@ -270,6 +272,7 @@ def _digest(root: int, path: str) -> tuple[str, Stamp]:
             raise OSError(0, "it is no longer a file")
         digest = hashlib.sha256()
         while data := os.read(fd, READ_BYTES):
+            go_on()
             digest.update(data)
         if _stamp(os.fstat(fd)) != _stamp(status):
             raise OSError(0, "it changed while it was read")
@@ -327,9 +330,9 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
     if len(patterns) > PATTERNS_MAX:
         raise Usage(f"more than {PATTERNS_MAX} artifact patterns")
     wanted = [Pattern(pattern) for pattern in patterns]
-    root = await asyncio.to_thread(_open_root, directory, False)
+    root = _open_root(directory, False)
     try:
-        found = await asyncio.to_thread(_matching, root, wanted)
+        found = await in_thread(_matching, root, wanted)
         artifacts = []
         for start in range(0, len(found), BATCH_MAX):
             batch = found[start : start + BATCH_MAX]
@@ -366,20 +369,21 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
     is ever written through one. Raises BadWorkspace, NotFound, and StoreFull when the disk is full.
     """
     tree.check(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
-    root = await asyncio.to_thread(_open_root, directory, False)
+    root = _open_root(directory, False)
     try:
-        await asyncio.to_thread(_lay_directories, root, value, owner)
+        await in_thread(_lay_directories, root, value, owner)
         files = [entry for entry in value.entries if entry.kind == "file"]
         small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
         for start in range(0, len(small), BATCH_MAX):
             batch = small[start : start + BATCH_MAX]
             contents = await _all(*(blobs.get(entry.digest) for entry in batch))
-            await asyncio.to_thread(_write_files, root, batch, contents, owner)
+            await in_thread(_write_files, root, batch, contents, owner)
         for entry in files:
             if entry.size > SMALL_BYTES_MAX:
-                await blobs.fetch(entry.digest, Path(f"/proc/self/fd/{root}") / entry.path)
-                await asyncio.to_thread(_finish_file, root, entry, owner)
-        stats = await asyncio.to_thread(_finish, root, value, owner)
+                place = Path(f"/proc/self/fd/{root}") / entry.path
+                await to_its_end(blobs.fetch(entry.digest, place))
+                await in_thread(_finish_file, root, entry, owner)
+        stats = await in_thread(_finish, root, value, owner)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -397,6 +401,7 @@ def _lay_directories(root: int, value: Tree, owner: int | None) -> None:
         if entry.kind == "dir":
             paths.add(entry.path)
     for path in sorted(paths):
+        go_on()
         os.mkdir(path, 0o755, dir_fd=root)
         os.chmod(path, 0o755, dir_fd=root)  # noqa: S103 -- whatever the umask
         if owner is not None:
@@ -405,6 +410,7 @@ def _lay_directories(root: int, value: Tree, owner: int | None) -> None:
 
 def _write_files(root: int, batch: list[Entry], contents: list[bytes], owner: int | None) -> None:
     for entry, data in zip(batch, contents, strict=True):
+        go_on()
         with os.fdopen(os.open(entry.path, _NEW, 0o600, dir_fd=root), "wb") as file:
             file.write(data)
         _finish_file(root, entry, owner)
@@ -428,6 +434,7 @@ def _finish_file(root: int, entry: Entry, owner: int | None) -> None:
 def _finish(root: int, value: Tree, owner: int | None) -> dict[str, Stamp]:
     stats: dict[str, Stamp] = {}
     for entry in value.entries:
+        go_on()
         if entry.kind == "link":
             os.symlink(entry.target, entry.path, dir_fd=root)
             if owner is not None:
@@ -475,7 +482,7 @@ async def watch(directory: Path, bytes_max: int, *, entries_max: int = FILES_MAX
     """
     while True:
         started = time.monotonic()
-        use = await asyncio.to_thread(measure, directory, entries_max=entries_max)
+        use = await in_thread(measure, directory, entries_max=entries_max)
         if use.bytes > bytes_max:
             raise LimitReached("workspace", f"more than {format_size(bytes_max)}")
         if use.entries > entries_max:
@@ -604,6 +611,7 @@ class _Walk:
         stack: list[_Level] = [(first, "", iter(sorted(os.listdir(first))))]
         try:
             while stack:
+                go_on()
                 parent, prefix, names = stack[-1]
                 name = next(names, None)
                 if name is None:

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from mvmci.sandbox.limits import LimitReached
 from mvmci.tree import Entry
 
 UID = 64124
+AWAITED_S_MAX = 30.0
 
 
 class Kept:
@@ -297,6 +299,34 @@ async def test_a_blob_of_another_size_is_refused(target: Path, blobs: Kept) -> N
     digest = await blobs.put(b"four")
     with pytest.raises(BadWorkspace, match="has 4 bytes instead of 3"):
         await workspace.materialise(tree.tree([Entry(path="a", digest=digest, size=3)]), target, blobs)
+
+
+async def test_a_walk_that_is_cancelled_is_over_before_its_descriptor_is_closed(
+    target: Path, blobs: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = tree.tree([Entry(path=name, kind="link", target="x") for name in ("a", "b")])
+    entered, go = threading.Event(), threading.Event()
+    seen: list[int] = []
+
+    def finish(root: int, value: tree.Tree, owner: int | None) -> object:
+        entered.set()
+        go.wait(AWAITED_S_MAX)
+        seen.append(os.fstat(root).st_ino)
+        return original(root, value, owner)
+
+    original = workspace._finish
+    monkeypatch.setattr(workspace, "_finish", finish)
+    laying = asyncio.create_task(workspace.materialise(links, target, blobs))
+    await asyncio.to_thread(entered.wait, AWAITED_S_MAX)
+    for _ in range(2):
+        laying.cancel()
+        await asyncio.wait([laying], timeout=0.05)
+    assert not laying.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await laying
+    assert seen == [target.stat().st_ino]
+    assert not list(target.iterdir()), "nobody wants the rest of it"
 
 
 @pytest.fixture

@@ -1,0 +1,62 @@
+"""Work in threads that a caller who is cancelled does not leave behind.
+
+A thread cannot be cancelled. One that is left works on with the descriptors of its caller, whose
+numbers may then mean other files: so the caller goes only once the work has ended, and long loops
+look whether anybody still wants them to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_local = threading.local()
+
+
+class Abandoned(Exception):
+    """Nobody waits for the result of this thread any more."""
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of `function`; a caller who is cancelled waits until the thread is done with it."""
+    stop = threading.Event()
+    work = functools.partial(_run, stop, functools.partial(function, *args, **kwargs))
+    return await to_its_end(asyncio.get_running_loop().run_in_executor(None, work), stop.set)
+
+
+async def to_its_end(work: Awaitable[T], stop: Callable[[], None] = lambda: None) -> T:
+    """The result of `work`, which also ends where the caller is cancelled; then `stop` is called."""
+    future = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stop()
+        while not future.done():
+            try:
+                await asyncio.wait([future])
+            except asyncio.CancelledError:
+                continue  # told a second time, it is as impossible as before
+        if not future.cancelled():
+            future.exception()  # looked at: the caller has no use for it
+        raise
+
+
+def go_on() -> None:
+    """For long loops in functions that `in_thread` may run. Raises Abandoned once nobody waits."""
+    stop: threading.Event | None = getattr(_local, "stop", None)
+    if stop is not None and stop.is_set():
+        raise Abandoned
+
+
+def _run(stop: threading.Event, function: Callable[[], T]) -> T:
+    _local.stop = stop
+    try:
+        return function()
+    finally:
+        _local.stop = None
