@@ -30,7 +30,7 @@ __all__ = ["LimitReached", "run_program", "supervise"]
 
 PROCESSES_MAX = 256
 OUTPUT_BYTES_MAX = 4 << 20  # both streams together: an answer stands in the journal and crosses a socket
-ESCAPED_BYTES_MAX = 12 << 20  # the same, written as JSON
+ESCAPED_BYTES_MAX = 12 << 20  # the same, with control characters counted as JSON writes them
 READ_BYTES = 64 << 10
 KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell

@@ -14,7 +14,7 @@ import msgspec
 
 from mvmci import effect
 
-FRAME_BYTES_MAX = 16 << 20
+FRAME_BYTES_MAX = 32 << 20  # an answer of `exec` comes to 18 MiB at most, one of `http` to less
 LENGTH_BYTES = 4
 
 

@@ -14,7 +14,9 @@ import pytest
 from processes import UID, alive
 
 from mvmci import effect
-from mvmci.sandbox.exec import LimitReached, run_program
+from mvmci.sandbox import frames
+from mvmci.sandbox.exec import ESCAPED_BYTES_MAX, OUTPUT_BYTES_MAX, LimitReached, run_program
+from mvmci.sandbox.frames import FRAME_BYTES_MAX
 from mvmci.sandbox.nursery import Nursery
 
 
@@ -79,6 +81,18 @@ async def test_a_program_that_dies_of_a_signal_has_the_code_of_a_shell(run: Runn
 
 async def test_output_that_is_not_utf8_is_replaced(run: Runner) -> None:
     assert await run("printf", r"a\377b") == effect.Exit(code=0, stdout="a�b")
+
+
+async def test_the_largest_answer_of_a_program_fits_into_a_frame_with_room_to_spare(run: Runner) -> None:
+    # A control character is 6 bytes of JSON, and a byte that is not UTF-8 becomes 3.
+    controls = (ESCAPED_BYTES_MAX - OUTPUT_BYTES_MAX) // 5
+    script = f"""head -c {controls} /dev/zero | tr '\\0' '\\1'
+        head -c {OUTPUT_BYTES_MAX - controls} /dev/zero | tr '\\0' '\\377' >&2"""
+    answer = await run("sh", "-c", script)
+    assert isinstance(answer, effect.Exit)
+    assert (len(answer.stdout), len(answer.stderr)) == (controls, OUTPUT_BYTES_MAX - controls)
+    frame = frames.encode(frames.Answer(now_ms=1, value=answer))
+    assert 16 << 20 < len(frame) < FRAME_BYTES_MAX * 3 // 4
 
 
 async def test_a_program_that_reads_no_input_is_not_waited_for(run: Runner) -> None:
