@@ -7,6 +7,7 @@ it, so nothing that a guest may have done to its process outlives the job.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 
 import msgspec
@@ -85,21 +86,28 @@ async def _run(host: Host, slot: Slot, spec: Spec, code: str, output: Output) ->
         memory_bytes=spec.limits.memory_bytes,
     )
     stdin = await _open_stdin(host, slot, spec)
-    stdout, out = os.pipe()
-    stderr, err = os.pipe()
-    try:
-        child = await guests.fork(profile, (stdin, out, err))
-    finally:
-        for fd in (stdin, out, err):
-            os.close(fd)
-    pumps = [
-        asyncio.create_task(_pump(stdout, "stdout", output)),
-        asyncio.create_task(_pump(stderr, "stderr", output)),
-    ]
-    try:
-        return await first(_converse(child, task, pumps), *pumps)
-    finally:
-        await child.close()
+    stdout, out = _pipe()
+    stderr, err = _pipe()
+    with stdout, stderr:
+        try:
+            child = await guests.fork(profile, (stdin, out, err))
+        finally:
+            for fd in (stdin, out, err):
+                os.close(fd)
+        pumps = [
+            asyncio.create_task(_pump(stdout, "stdout", output)),
+            asyncio.create_task(_pump(stderr, "stderr", output)),
+        ]
+        try:
+            return await first(_converse(child, task, pumps), *pumps)
+        finally:
+            await child.close()
+
+
+def _pipe() -> tuple[io.FileIO, int]:
+    """The end of a pipe to read from, and the other."""
+    read, write = os.pipe()
+    return io.FileIO(read, "rb"), write
 
 
 async def _converse(child: Child, task: frames.RunCommand, pumps: list[asyncio.Task[None]]) -> frames.Ended:
@@ -129,11 +137,11 @@ async def _open_stdin(host: Host, slot: Slot, spec: Spec) -> int:
     return fd
 
 
-async def _pump(fd: int, stream: str, output: Output) -> None:
-    """Pass on what comes through the pipe `fd` until its end."""
+async def _pump(pipe: io.FileIO, stream: str, output: Output) -> None:
+    """Pass on what comes through `pipe` until its end."""
     reader = asyncio.StreamReader(limit=READ_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", 0)
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
     try:
         while data := await reader.read(READ_BYTES):

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,11 @@ from mvmci.errors import Nondeterminism, NotFound, Usage
 from mvmci.holder import load
 from mvmci.job import Limits
 from mvmci.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.sandbox import command
 from mvmci.sandbox.code import _stat
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.host import Host
+from mvmci.sandbox.limits import LimitReached, first
 from mvmci.sandbox.nursery import Child, NoSlot, Nursery
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
@@ -332,6 +335,37 @@ async def test_a_warm_process_that_was_killed_while_idle_fails_no_job(memory: Me
                 await slot.warm.wait()
 
 
+def pipes() -> set[str]:
+    """The pipes that this process has open."""
+    fds = Path("/proc/self/fd").iterdir()
+    return {link for fd in fds if (link := os.readlink(fd) if fd.is_symlink() else "").startswith("pipe:")}
+
+
+async def test_a_job_whose_guest_is_stopped_before_its_first_output_leaves_no_pipe(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "files"))
+
+    async def stop(guest: Coroutine[Any, Any, Any], *guards: Any) -> Any:
+        """Cancels what reads the streams before its first step."""
+        if not isinstance(guards[0], asyncio.Task):
+            return await first(guest, *guards)
+        guest.close()
+        for guard in guards:
+            guard.cancel()
+        await asyncio.gather(*guards, return_exceptions=True)
+        raise LimitReached("output", "test")
+
+    before = pipes()
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "first", stop)
+        await engine.run("j")
+    assert status((await load(store, "j")).state) == ("failed", "output: test")
+    assert pipes() == before
+
+
 async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_holder(
     memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,10 +379,12 @@ async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_hol
         return await fork(self, profile, streams)
 
     fork = Nursery.fork
+    before = pipes()
     with monkeypatch.context() as patched:
         patched.setattr(Nursery, "fork", refuse)
         with pytest.raises(NoSlot):
             await engine.run("j")
+    assert pipes() == before, "the guest's streams are closed"
     assert (await load(store, "j")).state.done is None
     await engine.run("j")
     assert status((await load(store, "j")).state)[0] == "succeeded"
