@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import re
 import socket
 import zlib
@@ -60,7 +61,6 @@ OUR_HEADERS = frozenset(
         "upgrade",
     }
 )
-CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GZIP = frozenset({"gzip", "x-gzip"})  # all that is decoded; anything else is handed on as it came
 GZIP_WINDOW_BITS = 31
@@ -121,7 +121,7 @@ class HttpClient:
                 return response
             there = _redirected(url, location)
             if there.origin != url.origin:
-                headers = [(name, value) for name, value in headers if name.lower() not in CREDENTIALS]
+                headers = [pair for pair in headers if pair[0].lower() not in effect.SECRET_HEADERS]
             url = there
         raise Ends("lost", f"{hop.name}: more than {REDIRECTS_MAX} redirects")
 
@@ -239,7 +239,7 @@ async def _exchange(
             body = await _body(answer, hop)
             return _response(answer, body), location
     except aiohttp.ClientConnectorError as error:
-        raise hop.broken(f"no connection: {_reason(error)}") from None
+        raise hop.broken(f"no connection to {_bracketed(url.host)}:{url.port}: {_refusal(error)}") from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # ValueError is what an answer that is not HTTP may come to.
         what = "no whole answer came" if hop.sent else "no connection"
@@ -337,6 +337,16 @@ def _bracketed(address: str) -> str:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="replace")
+
+
+def _refusal(error: aiohttp.ClientConnectorError) -> str:
+    """Why there is no connection: in the system's words, or in those of TLS."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return _reason(error.certificate_error)
+    number = error.os_error.errno
+    if isinstance(error, aiohttp.ClientConnectorSSLError) or not number:
+        return _reason(error.os_error)
+    return os.strerror(number)
 
 
 def _reason(error: BaseException) -> str:
