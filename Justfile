@@ -42,9 +42,9 @@ zipapp:
 examples:
     {{ python }} packaging/make_guests.py
 
-# Measure, and print the table of the README
-bench: zipapp examples
-    {{ python }} -m benchmarks
+# Measure, and print the table of the README; `--write` puts it there
+bench *options: zipapp examples
+    {{ python }} -m benchmarks {{ options }}
 
 # Resolve the dependencies afresh and write requirements/
 relock:

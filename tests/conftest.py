@@ -23,8 +23,8 @@ from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 
-# Folders whose tests share compiled guests, and so stay on one worker where several run.
-SHARES_GUESTS = {"cli": "cli", "faults": "host", "contracts": "host"}
+# Folders whose tests share compiled guests or users, and so stay on one worker where several run.
+SHARES = {"cli": "cli", "faults": "host", "contracts": "host", "effects": "users", "sandbox": "users"}
 
 PLACES = ("memory", "folder", "jetstream")
 CLUSTER_BYTES = 512 << 20
@@ -34,7 +34,7 @@ OpenStore = Callable[[str], Awaitable[Store]]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        group = SHARES_GUESTS.get(item.path.parent.name)
+        group = SHARES.get(item.path.parent.name)
         if group is not None:
             item.add_marker(pytest.mark.xdist_group(group))
 
