@@ -32,6 +32,7 @@ CLUSTER_BYTES = 512 << 20
 OpenStore = Callable[[str], Awaitable[Store]]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = SHARES.get(item.path.parent.name)
