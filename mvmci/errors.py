@@ -8,8 +8,12 @@ from __future__ import annotations
 
 EXIT_FAILED = 1  # the job failed or was cancelled, whatever code the guest gave
 EXIT_USAGE = 2
+EXIT_CHANGES = 3  # `plan --exit-code` found some
+EXIT_PARTLY = 4  # partly applied
 EXIT_LOCKED = 5
 EXIT_UNREACHABLE = 6
+EXIT_REFUSED = 7  # a ticket or a credential
+EXIT_VERSIONS = 8
 EXIT_TIMED_OUT = 124
 EXIT_INTERNAL = 125  # ours, not the job's
 
@@ -51,6 +55,24 @@ class LockHeld(MvmciError):
     """Another process is at work on the same thing."""
 
     exit_code = EXIT_LOCKED
+
+
+class TicketRefused(MvmciError):
+    """A ticket or a credential that the cluster does not take, or that is none."""
+
+    exit_code = EXIT_REFUSED
+
+
+class VersionsDiffer(MvmciError):
+    """Two parts that must understand each other are of versions that do not."""
+
+    exit_code = EXIT_VERSIONS
+
+
+class PartlyApplied(MvmciError):
+    """A change was begun and could not be finished. Doing it again goes on."""
+
+    exit_code = EXIT_PARTLY
 
 
 class StoreUnavailable(MvmciError):

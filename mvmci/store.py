@@ -57,6 +57,9 @@ class Delivery(Protocol):
     async def keep(self) -> None:
         """The hint is still at work: do not hand it out again before another `HINT_LAPSE_S`."""
 
+    async def later(self, wait_s: float) -> None:
+        """Hand it out again, to anybody, after `wait_s`."""
+
 
 HINT_LAPSE_S = 30.0
 
@@ -119,12 +122,28 @@ class Blobs(Protocol):
         """Write the bytes to a new file at `to`, checked against their digest. Raises NotFound."""
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A unit that is there, and the jobs that it holds, `id@epoch`."""
+class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a unit tells of itself, for people who look."""
+
+    role: str = ""
+    host: str = ""
+    pid: int = 0
+    slots: int = 0
+    queues: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    isolation: str = ""
+    version: str = ""
+    state: Literal["ready", "draining"] = "ready"
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A unit that is there, the jobs that it holds, `id@epoch`, and those whose hints it keeps."""
 
     unit: str
     incarnation: str
     holds: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    about: About = About()
 
 
 class Presence(Protocol):
@@ -141,6 +160,15 @@ class Presence(Protocol):
 
     async def drop(self, job: str) -> None:
         """This unit no longer holds `job`."""
+
+    async def keep(self, job: str) -> None:
+        """Say that this unit keeps a hint of `job`."""
+
+    async def let_go(self, job: str) -> None:
+        """This unit no longer keeps a hint of `job`."""
+
+    async def tell(self, about: About) -> None:
+        """Say what this unit is."""
 
     async def live(self, job: str, lease: Lease) -> bool:
         """Whether the holder that wrote `lease` may still be at work on `job`.
@@ -166,6 +194,19 @@ class Store:
     blobs: Blobs
     presence: Presence
     close: Callable[[], Awaitable[None]]  # lets go of everything; what was written stays
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a cluster is and allows: the key `settings` of its CONFIG, which every unit reads."""
+
+    allow_http: tuple[str, ...] = ()
+    allow_exec: tuple[str, ...] = ()
+    jobs_ms: int = 7 * 86_400_000  # how long ended jobs are kept
+    logs_ms: int = 2 * 86_400_000
+    store_bytes: int = 10 << 30  # of all streams together
+    queues: tuple[str, ...] = ("default",)  # of the topology; tickets may add others
+    min_isolation: str = "process"
+    isolation: Literal["reuse", "per-job"] = "reuse"
 
 
 async def load_text(blobs: Blobs, payload: Payload) -> str:

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ import pytest_asyncio
 from mvmci.broker import serve
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.memory import Memory
-from mvmci.stores.nats import ensure, open_nats, remove
+from mvmci.stores.nats import ensure, open_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
@@ -30,6 +31,11 @@ PLACES = ("memory", "folder", "jetstream")
 CLUSTER_BYTES = 512 << 20
 
 OpenStore = Callable[[str], Awaitable[Store]]
+
+
+async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
+    """The store of `cluster`, for somebody who may make what is missing there."""
+    return (await open_cluster(url, cluster, unit, maintains=True, **options)).store
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

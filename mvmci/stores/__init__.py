@@ -6,8 +6,13 @@ Each is imported when it is opened, so that whoever needs one does not load the 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvmci.store import Store
+from mvmci.ticket import Identity
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats import Cluster
 
 
 def open_memory(unit: str, folder: Path | None = None) -> Store:
@@ -17,8 +22,12 @@ def open_memory(unit: str, folder: Path | None = None) -> Store:
     return Memory(folder).store(unit)
 
 
-async def open_nats(url: str, cluster: str, unit: str) -> Store:
-    """The store of `cluster` on the broker at `url`. Raises StoreUnavailable."""
+async def open_cluster(
+    identity: Identity, *, maintains: bool = False, announce: bool = True, unit: str | None = None
+) -> Cluster:
+    """The cluster of `identity` on its broker. Raises StoreUnavailable, TicketRefused."""
     from mvmci.stores import nats
 
-    return await nats.open_nats(url, cluster, unit)
+    return await nats.open_cluster(
+        identity.login, identity.cluster, unit or identity.unit, maintains=maintains, announce=announce
+    )

@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 
 from mvmci.errors import Conflict, LockHeld, NotFound, StoreFull, StoreUnavailable, Usage
 from mvmci.journal import Entry, Lease, MessageKind
-from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Delivery, Member, Store, digest_of
+from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
 
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a log that another process may be writing
@@ -231,6 +231,9 @@ class _Delivery:
     async def keep(self) -> None:
         self._hints.keep(self._hint)
 
+    async def later(self, wait_s: float) -> None:
+        await self._hints.later(self._hint, wait_s)
+
 
 class _Hints:
     def __init__(self, lapse_s: float, clock: Callable[[], float]) -> None:
@@ -260,6 +263,11 @@ class _Hints:
 
     def keep(self, hint: _Hint) -> None:
         hint.lapses = asyncio.get_running_loop().time() + self._lapse_s
+
+    async def later(self, hint: _Hint, wait_s: float) -> None:
+        hint.lapses = asyncio.get_running_loop().time() + wait_s
+        async with self._changed:
+            self._changed.notify_all()
 
     async def pull(self, queue: str, *, wait_s: float) -> Delivery | None:
         loop = asyncio.get_running_loop()
@@ -459,6 +467,8 @@ class _Presence:
         self._memory = memory
         self._locks: dict[str, FileLock] = {}
         self._holds: dict[str, int] = {}
+        self._keeps: dict[str, None] = {}
+        self._about = About()
         self._say()
 
     async def claim(self, job: str, epoch: int) -> None:
@@ -472,6 +482,18 @@ class _Presence:
         self._say()
         if job in self._locks:
             self._locks.pop(job).release()
+
+    async def keep(self, job: str) -> None:
+        self._keeps[job] = None
+        self._say()
+
+    async def let_go(self, job: str) -> None:
+        self._keeps.pop(job, None)
+        self._say()
+
+    async def tell(self, about: About) -> None:
+        self._about = about
+        self._say()
 
     async def live(self, job: str, lease: Lease) -> bool:
         if self._memory.folder is None or lease.incarnation == self.incarnation:
@@ -506,5 +528,10 @@ class _Presence:
 
     def _say(self) -> None:
         holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
-        member = Member(unit=self.unit, incarnation=self.incarnation, holds=holds)
-        self._memory.claims[self.incarnation] = member
+        self._memory.claims[self.incarnation] = Member(
+            unit=self.unit,
+            incarnation=self.incarnation,
+            holds=holds,
+            keeps=tuple(self._keeps),
+            about=self._about,
+        )

@@ -14,10 +14,11 @@ import pytest
 from mvmci import broker
 from mvmci.broker import Broker, serve
 from mvmci.errors import StoreUnavailable
-from mvmci.stores.nats import ensure, open_nats, remove
+from mvmci.stores.nats import ensure, remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
+from tests.conftest import open_nats
 
 LONG_S = 20.0
 OPEN_BATCHES = 60  # more than the server holds for a stream

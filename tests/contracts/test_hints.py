@@ -167,3 +167,11 @@ async def test_a_pull_that_was_cancelled_loses_no_hint(store: Store) -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
     await submit(store, "a")
     assert (await pull(store)).job == "a"
+
+
+async def test_a_hint_that_is_put_off_comes_again_then_and_not_before(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    await one.hints.ready("q", "a")
+    await (await pull(one)).later(1.5)
+    assert await nothing_comes(two)
+    assert (await pull(two)).job == "a"

@@ -12,10 +12,11 @@ from mvmci.broker import Broker
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.journal import Lease
 from mvmci.store import Chunk, Store
-from mvmci.stores.nats import ensure, open_nats
+from mvmci.stores.nats import ensure
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link
 from mvmci.stores.nats.presence import Presence
+from tests.conftest import open_nats
 
 LONG_S = 30.0
 CLUSTER = "demo"

@@ -12,7 +12,7 @@ from pathlib import Path
 from mvmci.allow import Allow
 from mvmci.engines.embedded import Embedded
 from mvmci.sandbox.host import Host
-from mvmci.stores.nats import open_nats
+from tests.conftest import open_nats
 
 GONE_S = 1.0
 LOOK_AGAIN_S = 0.1

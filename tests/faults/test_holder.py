@@ -37,8 +37,8 @@ from mvmci.journal import (
 )
 from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
-from mvmci.stores.nats import ensure, open_nats
-from tests.conftest import Place
+from mvmci.stores.nats import ensure
+from tests.conftest import Place, open_nats
 
 JOB = "job"
 WRITES = 4

@@ -12,8 +12,9 @@ import pytest
 
 from mvmci.holder import load
 from mvmci.job import Limits
-from mvmci.stores.nats import ensure, open_nats, remove
+from mvmci.stores.nats import ensure, remove
 from mvmci.submission import submit
+from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome
 from tests.faults.world import Counting, script_spec
 

@@ -17,11 +17,14 @@ PACKAGE = ROOT / "mvmci"
 LAYERS = {
     "domain": {
         "", "allow", "document", "effect", "errors", "job", "journal", "module", "pattern", "quantity",
-        "replay", "summary", "topology", "tree",
+        "plan", "replay", "summary", "ticket", "topology", "tree",
     },
     "ports": {"engine", "holder", "store", "submission"},
-    "adapters": {"broker", "sandbox", "stores"},
+    "adapters": {"broker", "sandbox", "stores", "trust"},
     "engines": {"engines"},
+    "roles": {"control_plane", "executor", "worker"},
+    "runtimes": {"runtime", "runtimes"},
+    "apply": {"apply"},
     "faces": {"__main__", "cli"},
 }  # fmt: skip
 RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
@@ -29,12 +32,13 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in na
 # The one module that imports each big library, and what only the command line imports.
 OWNERS = {
     "aiohttp": "mvmci.sandbox.http",
+    "cryptography": "mvmci.trust.keys",
     "nats": "mvmci.stores.nats.link",
     "wasmtime": "mvmci.sandbox.slot",
     "yaml": "mvmci.document",
 }
 CLI_ONLY = ["click", "rich"]
-HEAVY = ["aiohttp", "asyncssh", "nats", "wasmtime"]
+HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "wasmtime"]
 
 # The domain takes no clock, does no I/O and throws no dice.
 IMPURE = {

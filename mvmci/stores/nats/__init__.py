@@ -8,6 +8,7 @@ only what the stream gives is believed.
     layout     every name and setting                  hints       pulls, timers
     link       the connection; imports nats            blobs       the object store
     append     compare-and-set, group commit           presence    who is there
+    config     what the cluster is and allows
 
 Promised: an append that returned is on disk (if the broker syncs: `mvmci.broker` sees to it), a read
 sees every append that returned before it (one replica), and nothing waits without an end.
@@ -17,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -26,10 +28,12 @@ from mvmci.journal import Entry, MessageKind
 from mvmci.store import GONE_S, HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Store
 from mvmci.stores.nats.append import Append, GroupCommit
 from mvmci.stores.nats.blobs import Blobs
-from mvmci.stores.nats.hints import Hints
-from mvmci.stores.nats.layout import STORE_BYTES, Layout
+from mvmci.stores.nats.config import Config
+from mvmci.stores.nats.hints import Hints, make_consumer
+from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link, Refused
 from mvmci.stores.nats.presence import Presence
+from mvmci.ticket import Login
 
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a log line: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost
@@ -41,24 +45,60 @@ _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
 
 
-async def ensure(url: str, cluster: str, *, store_bytes: int = STORE_BYTES) -> None:
-    """Make or bring up to date every stream of `cluster`, within `store_bytes`. Doing it again is free.
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster on its broker: its store, and what only a cluster has."""
 
-    Raises StoreUnavailable, Usage when the broker will not have them so.
+    layout: Layout
+    link: Link
+    store: Store
+    config: Config
+
+    async def close(self) -> None:
+        """Leave. What was written stays."""
+        await self.store.close()
+
+
+async def ensure(
+    login: Login | str,
+    cluster: str,
+    *,
+    store_bytes: int = STORE_BYTES,
+    log_age_ms: int = LOG_AGE_MS,
+    queues: Sequence[str] = (),
+) -> None:
+    """Make or bring up to date what `cluster` has on its broker, within `store_bytes`. Again is free.
+
+    Raises StoreUnavailable, Usage when the broker will not have it so.
     """
-    link = Link(url, f"{cluster}/ensure")
+    link = Link(login, f"{cluster}/ensure")
     await link.open()
     try:
-        for stream in Layout(cluster).streams(store_bytes):
-            try:
-                await _make(link, stream)
-            except Refused as refused:
-                raise Usage(
-                    f"the broker at {url} refuses stream {stream['name']}: {refused.message}",
-                    hint="nats-server 2.12 or later with JetStream is needed, with room for the streams",
-                ) from refused
+        await maintain(link, Layout(cluster), store_bytes, log_age_ms, queues)
     finally:
         await link.close()
+
+
+async def maintain(
+    link: Link, layout: Layout, store_bytes: int, log_age_ms: int, queues: Iterable[str]
+) -> None:
+    """Make or bring up to date every stream, and the consumers of `queues`. Raises as `ensure`."""
+    for stream in layout.streams(store_bytes, log_age_ms):
+        try:
+            await _make(link, stream)
+        except Refused as refused:
+            raise Usage(
+                f"the broker at {link.url} refuses stream {stream['name']}: {refused.message}",
+                hint="nats-server 2.12 or later with JetStream is needed, with room for the streams",
+            ) from refused
+    for queue in queues:
+        await make_consumers(link, layout, queue)
+
+
+async def make_consumers(link: Link, layout: Layout, queue: str, lapse_s: float = HINT_LAPSE_S) -> None:
+    """Let workers pull from `queue`. Raises StoreUnavailable."""
+    for stream, settings in layout.consumers(queue, lapse_s):
+        await make_consumer(link, stream, settings)
 
 
 async def _make(link: Link, stream: dict[str, object]) -> None:
@@ -71,9 +111,9 @@ async def _make(link: Link, stream: dict[str, object]) -> None:
         await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
 
 
-async def remove(url: str, cluster: str) -> None:
+async def remove(login: Login | str, cluster: str) -> None:
     """Delete every stream of `cluster` with all that is in them. Raises StoreUnavailable."""
-    link = Link(url, f"{cluster}/remove")
+    link = Link(login, f"{cluster}/remove")
     await link.open()
     try:
         for stream in Layout(cluster).streams(STORE_BYTES):
@@ -85,25 +125,30 @@ async def remove(url: str, cluster: str) -> None:
         await link.close()
 
 
-async def open_nats(
-    url: str,
+async def open_cluster(
+    login: Login | str,
     cluster: str,
     unit: str,
     *,
+    maintains: bool = False,
+    announce: bool = True,
     clock: Callable[[], float] = time.monotonic,
     hint_lapse_s: float = HINT_LAPSE_S,
     gone_s: float = GONE_S,
-) -> Store:
-    """The store of `cluster` as a new incarnation of `unit` sees it. `clock` counts others' silence, in s.
+) -> Cluster:
+    """`cluster` as a new incarnation of `unit` sees it. `clock` counts others' silence, in s.
 
-    Raises StoreUnavailable.
+    Who `maintains` may make what is missing there; who does not `announce` is no member, and only looks.
+    Raises StoreUnavailable, TicketRefused.
     """
     layout = Layout(cluster)
-    link = Link(url, f"{cluster}/{unit}")
+    link = Link(login, f"{cluster}/{unit}")
     await link.open()
     commit = GroupCommit(link)
-    hints = Hints(link, layout, hint_lapse_s)
-    presence = Presence(link, layout, unit, clock=clock, gone_s=gone_s)
+    hints = Hints(link, layout, hint_lapse_s, maintains=maintains)
+    presence = Presence(
+        link, layout, unit, clock=clock, gone_s=gone_s, maintains=maintains, announce=announce
+    )
     try:
         await presence.open()
     except BaseException:
@@ -116,8 +161,9 @@ async def open_nats(
         await commit.close()
         await link.close()
 
-    journals = Journals(link, layout, commit)
-    return Store(journals, hints, Logs(link, layout), Blobs(link, layout), presence, close)
+    journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
+    store = Store(journals, hints, logs, blobs, presence, close)
+    return Cluster(layout, link, store, Config(link, layout))
 
 
 class Journals:

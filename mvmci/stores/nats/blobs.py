@@ -44,7 +44,7 @@ _infos = msgspec.json.Decoder(_Info)
 
 
 class Blobs:
-    """The port `mvmci.store.Blobs`."""
+    """The port `mvmci.store.Blobs`. It removes nothing: that is the control plane's."""
 
     def __init__(self, link: Link, layout: Layout) -> None:
         self._link = link
@@ -100,17 +100,15 @@ class Blobs:
                 digest="SHA-256=" + base64.urlsafe_b64encode(hashed.digest()).decode(),
                 options={"max_chunk_size": CHUNK_BYTES},
             )
-            await self._link.request(
-                self._layout.blob_info(_token(info.name)),
-                msgspec.json.encode(info),
-                headers={"Nats-Rollup": "sub"},
-            )
+            await self._tell(info)
         except Refused as refused:
-            await self._purge(self._layout.blob_chunks(nuid))
             if refused.code in FULL:
                 raise StoreFull(refused.message, hint=MAKE_ROOM) from None
             raise
         return info.name
+
+    async def _tell(self, info: _Info) -> None:
+        await self._link.request(self._layout.blob_info(_token(info.name)), msgspec.json.encode(info))
 
     async def _info(self, digest: str) -> _Info | None:
         stored = await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
@@ -131,7 +129,7 @@ class Blobs:
         return int((answer["state"].get("subjects") or {}).get(chunks, 0))
 
     async def _pieces(self, digest: str) -> AsyncIterator[bytes]:
-        """The bytes of a blob. One that was damaged is removed, so that it can be put again."""
+        """The bytes of a blob. One that was damaged counts as deleted, so that it can be put again."""
         info = await self._info(digest)
         if info is None:
             raise NotFound(f"there is no blob {digest[:80]}")
@@ -141,14 +139,10 @@ class Blobs:
                 hashed.update(stored.data)
                 yield stored.data
         if _name(hashed) != digest:
-            await self._purge(self._layout.blob_info(_token(digest)))
-            await self._purge(self._layout.blob_chunks(info.nuid))
+            await self._tell(msgspec.structs.replace(info, deleted=True))
             raise NotFound(
                 f"blob {digest} was damaged in the store", hint="submit the job again under a new id"
             )
-
-    async def _purge(self, subject: str) -> None:
-        await self._link.api(f"STREAM.PURGE.{self._layout.blobs}", filter=subject)
 
 
 def _name(hashed: hashlib._Hash) -> str:

@@ -40,6 +40,10 @@ class _Delivery:
     async def keep(self) -> None:
         await self._link.publish(self._reply, b"+WPI")
 
+    async def later(self, wait_s: float) -> None:
+        delay = msgspec.json.encode({"delay": int(wait_s * 1e9)})
+        await self._link.publish(self._reply, b"-NAK " + delay)
+
     async def refuse(self) -> None:
         await self._link.publish(self._reply, b"-NAK")
 
@@ -57,8 +61,9 @@ class _Consumer:
 class _Queue:
     """One queue as this process pulls from it."""
 
-    def __init__(self, link: Link, layout: Layout, consumers: list[_Consumer]) -> None:
+    def __init__(self, link: Link, layout: Layout, consumers: list[_Consumer], maintains: bool) -> None:
         self._link = link
+        self._maintains = maintains
         self._consumers = consumers
         self._layout = layout
         self._waiting: deque[asyncio.Future[_Delivery]] = deque()
@@ -73,7 +78,8 @@ class _Queue:
             if self._opened:
                 return
             for consumer in self._consumers:
-                await self._make(consumer)
+                if self._maintains:
+                    await self._make(consumer)
                 consumer.inbox = self._link.inbox()
                 take = self._taker(consumer)
                 self._unsubscribe.append(await self._link.subscribe(consumer.inbox, take))
@@ -147,17 +153,13 @@ class _Queue:
         self._start(delivery.refuse())
 
     async def _make(self, consumer: _Consumer) -> None:
-        name = consumer.settings["name"]
-        await self._link.api(
-            f"CONSUMER.DURABLE.CREATE.{consumer.stream}.{name}",
-            stream_name=consumer.stream,
-            config=consumer.settings,
-        )
+        await make_consumer(self._link, consumer.stream, consumer.settings)
 
     async def _make_again(self, consumer: _Consumer) -> None:
         """The consumer is gone, or the broker is still on its way up."""
         await asyncio.sleep(NO_CONSUMER_PAUSE_S)
-        await self._make(consumer)
+        if self._maintains:
+            await self._make(consumer)
         if self._waiting:
             await self._ask(PULL_S)
 
@@ -167,11 +169,18 @@ class _Queue:
         task.add_done_callback(self._tasks.discard)
 
 
-class Hints:
-    """The port `mvmci.store.Hints`."""
+async def make_consumer(link: Link, stream: str, settings: dict[str, Any]) -> None:
+    """Make a consumer, or bring it up to date. Raises StoreUnavailable."""
+    verb = f"CONSUMER.DURABLE.CREATE.{stream}.{settings['name']}"
+    await link.api(verb, stream_name=stream, config=settings)
 
-    def __init__(self, link: Link, layout: Layout, lapse_s: float) -> None:
+
+class Hints:
+    """The port `mvmci.store.Hints`. One that `maintains` makes the consumers of the queues it pulls from."""
+
+    def __init__(self, link: Link, layout: Layout, lapse_s: float, *, maintains: bool) -> None:
         self._link = link
+        self._maintains = maintains
         self._layout = layout
         self._lapse_s = lapse_s
         self._queues: dict[str, _Queue] = {}
@@ -194,7 +203,7 @@ class Hints:
                 _Consumer(stream, settings)
                 for stream, settings in self._layout.consumers(queue, self._lapse_s)
             ]
-            self._queues[queue] = _Queue(self._link, self._layout, consumers)
+            self._queues[queue] = _Queue(self._link, self._layout, consumers, self._maintains)
         return await self._queues[queue].pull(wait_s)
 
     async def close(self) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 from mvmci.job import check_id
 from mvmci.journal import MessageKind
 
-STORE_BYTES = 16 << 30
+STORE_BYTES = 10 << 30
 MEMBERS_BYTES = 16 << 20
-MEMBER_AGE_S = 60  # a unit that has been silent for so long is forgotten
-LOG_AGE_S = 7 * 86400
+MEMBER_AGE_S = 10  # a unit that has been silent for so long is forgotten
+LOG_AGE_MS = 2 * 86_400_000
 ACKS_PENDING_MAX = 65_536  # jobs of one queue that may be at work
 PULLS_WAITING_MAX = 8_192
 _NS = 1_000_000_000
+_NS_PER_MS = 1_000_000
 
 
 class Layout:
@@ -72,6 +73,19 @@ class Layout:
     def blob_chunks(self, nuid: str) -> str:
         return f"$O.{self.blobs_bucket}.C.{nuid}"
 
+    def setting(self, key: str) -> str:
+        return f"$KV.{self.config_bucket}.{key}"
+
+    def setting_of(self, subject: str) -> str:
+        """The key of a setting, by its subject."""
+        return subject.removeprefix(f"$KV.{self.config_bucket}.")
+
+    def enrol(self, ticket: str) -> str:
+        return f"{self.cluster}.enrol.{ticket}"
+
+    def renew(self, unit: str) -> str:
+        return f"{self.cluster}.renew.{unit}"
+
     def member(self, unit: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}"
 
@@ -83,8 +97,12 @@ class Layout:
         tokens = subject.split(".")
         return (tokens[2], True) if tokens[1] == "job" else (tokens[3], False)
 
-    def streams(self, store_bytes: int) -> list[dict[str, Any]]:
-        """The settings of every stream, for a store of `store_bytes`."""
+    def streams(self, store_bytes: int, log_age_ms: int = LOG_AGE_MS) -> list[dict[str, Any]]:
+        """The settings of every stream, for a store of `store_bytes`.
+
+        None takes a message that rolls up the ones before it: whoever may write one subject could
+        remove all others with it.
+        """
         return [
             _stream(
                 self.jobs,
@@ -109,7 +127,7 @@ class Layout:
                 self.logs,
                 self.log("*", "*"),
                 store_bytes * 15 // 100,
-                max_age=LOG_AGE_S * _NS,
+                max_age=log_age_ms * _NS_PER_MS,
                 allow_direct=True,
             ),
             _stream(
@@ -117,7 +135,6 @@ class Layout:
                 f"$O.{self.blobs_bucket}.M.>",
                 store_bytes * 25 // 100,
                 discard="new",
-                allow_rollup_hdrs=True,
                 allow_direct=True,
             )
             | {"subjects": [f"$O.{self.blobs_bucket}.C.>", f"$O.{self.blobs_bucket}.M.>"]},
@@ -150,7 +167,6 @@ def _bucket(name: str, bucket: str, bytes_max: int) -> dict[str, Any]:
         bytes_max,
         discard="new",
         max_msgs_per_subject=1,
-        allow_rollup_hdrs=True,
         allow_direct=True,
         deny_delete=True,
     )

@@ -9,8 +9,10 @@ Waits are bounded by `asyncio.timeout` throughout: before Python 3.12, `wait_for
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +22,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from mvmci.errors import NoAnswer, StoreUnavailable
+from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
+from mvmci.ticket import TLS_NAME, Login
 
 ANSWER_S = 5.0
 CONNECT_S = 5.0
@@ -33,6 +36,8 @@ READ_BYTES = 4 << 20
 READ_STALL_S = 2.0
 READ_TRIES = 3  # pages in a row that bring nothing new
 READ_PAUSE_S = 0.2
+REFUSALS_MAX = 3  # in a row, of reconnecting: a broker that is only starting is not one
+REFUSALS = ("authorization violation", "authentication", "revoked", "expired")
 
 
 class NoStream(StoreUnavailable):
@@ -76,50 +81,93 @@ _Answer = Callable[[Reply | None], None]  # None: the connection broke
 
 
 class Link:
-    """A connection that comes back by itself."""
+    """A connection that comes back by itself, unless its credential is refused.
 
-    def __init__(self, url: str, name: str) -> None:
-        self.url = url
+    `refused` is set once it will never come back, with the reason in `failure`.
+    """
+
+    def __init__(self, login: Login | str, name: str) -> None:
+        self.login = Login(urls=(login,)) if isinstance(login, str) else login
+        self.url = ", ".join(self.login.urls)
         self.on_reconnect: list[Callable[[], None]] = []
+        self.refused = asyncio.Event()
+        self.failure: MvmciError | None = None
         self._name = name
         self._client = Client()
         self._answers: dict[str, _Answer] = {}
         self._tokens = itertools.count()
+        self._serving: set[asyncio.Task[None]] = set()
         self._inbox = ""
+        self._refusals = 0
         self._up = asyncio.Event()
         self._closed = False
 
     async def open(self) -> None:
-        """Connect. Raises StoreUnavailable."""
+        """Connect. Raises StoreUnavailable, TicketRefused."""
         connect = self._client.connect(
-            [self.url],
+            list(self.login.urls),
             name=self._name,
             connect_timeout=2,
             max_reconnect_attempts=-1,
             reconnect_time_wait=RECONNECT_PAUSE_S,  # type: ignore[arg-type]
             ping_interval=PING_EVERY_S,
             max_outstanding_pings=PINGS_OUT_MAX,
+            inbox_prefix=self.login.inbox,
             error_cb=self._failed,
             disconnected_cb=self._went_down,
             reconnected_cb=self._came_back,
-            closed_cb=self._went_down,
+            closed_cb=self._ended,
             discovered_server_cb=_nothing,
             lame_duck_mode_cb=_nothing,
+            **self._trust(),
         )
+        # The library would go on trying for ever, also against a server that says no.
+        connecting = asyncio.ensure_future(connect)
+        refused = asyncio.ensure_future(self.refused.wait())
         try:
-            async with asyncio.timeout(CONNECT_S):
-                await connect
+            await asyncio.wait([connecting, refused], timeout=CONNECT_S, return_when="FIRST_COMPLETED")
+            if not connecting.done():
+                raise TimeoutError
+            connecting.result()
         except (TimeoutError, OSError, nats.errors.Error) as error:
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
             await self.close()
+            if self._refusals or _is_refusal(error):
+                raise self._refusal() from error
             raise StoreUnavailable(
                 f"no broker answers at {self.url}", hint="see that it runs and can be reached from here"
             ) from error
+        finally:
+            refused.cancel()
         self._inbox = self._client.new_inbox()
         self._up.set()
         # A message that the library dropped here would be a gap in a journal.
         await self._client.subscribe(
             f"{self._inbox}.*", cb=self._take, pending_msgs_limit=0, pending_bytes_limit=0
         )
+
+    def _trust(self) -> dict[str, Any]:
+        """Who we trust, and what we show: read anew at each connect, so that it can be renewed."""
+        settings: dict[str, Any] = {}
+        if self.login.ca:
+            context = ssl.create_default_context(cadata=self.login.ca)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            settings |= {"tls": context, "tls_hostname": TLS_NAME, "tls_handshake_first": True}
+        if self.login.seed:
+            settings["user_jwt_cb"] = lambda: self.login.jwt.encode()
+            settings["signature_cb"] = self._sign
+        return settings
+
+    def _sign(self, nonce: str) -> bytes:
+        from mvmci.trust.keys import sign
+
+        return base64.b64encode(sign(self.login.seed, nonce.encode()))
+
+    async def renew(self, login: Login) -> None:
+        """Go on under a newer credential: the server would cut a connection whose old one expires."""
+        self.login = login
+        await self._client.force_reconnect()
 
     def inbox(self) -> str:
         """A subject that nobody else uses."""
@@ -128,6 +176,9 @@ class Link:
     async def close(self) -> None:
         self._closed = True
         self._up.clear()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._client.close()
@@ -206,6 +257,40 @@ class Link:
         """Ask the JetStream API. Raises as `request`."""
         return await self.request(f"$JS.API.{verb}", msgspec.json.encode(body) if body else b"")
 
+    async def call(self, subject: str, data: bytes = b"", *, wait_s: float = ANSWER_S) -> bytes:
+        """One request to whoever serves `subject`, and its answer. Raises NoStream when nobody does."""
+        to, answer = self.expect()
+        try:
+            await self.publish(subject, data, reply=to)
+            return (await self.answer(answer, wait_s)).data
+        finally:
+            answer.cancel()
+
+    async def serve(
+        self, subject: str, handler: Callable[[str, bytes], Awaitable[bytes]], group: str = ""
+    ) -> Unsubscribe:
+        """Answer requests on `subject` with what `handler(subject, data)` returns; one of `group` does."""
+
+        async def answer(message: Msg) -> None:
+            await self.publish(message.reply, await handler(message.subject, message.data))
+
+        async def begin(message: Msg) -> None:
+            if message.reply:
+                task = asyncio.create_task(answer(message), name=f"answer {subject}")
+                self._serving.add(task)
+                task.add_done_callback(self._served)
+
+        await self._be_up()
+        subscription = await self._client.subscribe(subject, queue=group, cb=begin)
+        return lambda: self._unsubscribe(subscription)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        """That the broker went away needs no telling; whoever asked asks again. A bug ends the link."""
+        self._serving.discard(task)
+        failure = None if task.cancelled() else task.exception()
+        if failure is not None and not isinstance(failure, StoreUnavailable):
+            self._over(MvmciError(f"a request could not be answered: {failure!r}"))
+
     async def subscribe(self, subject: str, take: Callable[[Reply], None]) -> Unsubscribe:
         """Give every message on `subject` to `take`, until what is returned is called."""
 
@@ -278,6 +363,8 @@ class Link:
     async def _be_up(self) -> None:
         if self._up.is_set():
             return
+        if self.failure is not None:
+            raise self.failure
         if self._closed:
             raise StoreUnavailable("the store was closed")
         try:
@@ -305,12 +392,37 @@ class Link:
         self._give_up()
 
     async def _came_back(self) -> None:
+        self._refusals = 0
         self._up.set()
         for call in self.on_reconnect:
             call()
 
     async def _failed(self, error: Exception) -> None:
         """What the library reports here shows as a missing answer to whoever waits for one."""
+        if not self._up.is_set() and _is_refusal(error):
+            self._refusals += 1
+            if self._refusals >= REFUSALS_MAX:
+                self._over(self._refusal())
+
+    async def _ended(self) -> None:
+        """The library gave up: the server said why, and closed the connection."""
+        await self._went_down()
+        if not self._closed:
+            error = self._client.last_error
+            lost = StoreUnavailable(f"the broker at {self.url} closed the connection: {error}")
+            self._over(self._refusal() if _is_refusal(error) else lost)
+
+    def _refusal(self) -> TicketRefused:
+        return TicketRefused(
+            f"the broker at {self.url} refuses the credential",
+            hint="it was revoked or has expired: enrol again with a new ticket",
+        )
+
+    def _over(self, failure: MvmciError) -> None:
+        if self.failure is None:
+            self.failure = failure
+        self.refused.set()
+        self._give_up()
 
     def _give_up(self) -> None:
         for take in list(self._answers.values()):
@@ -319,6 +431,10 @@ class Link:
 
 async def _nothing() -> None:
     pass
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    return any(word in str(error).lower() for word in REFUSALS)
 
 
 def accepted(reply: Reply) -> dict[str, Any]:

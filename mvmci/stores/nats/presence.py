@@ -17,13 +17,16 @@ import msgspec
 
 from mvmci.errors import MvmciError, StoreUnavailable
 from mvmci.journal import Lease
-from mvmci.store import Member
+from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Refused, Reply
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.02  # many claims within it are said at once
 LEASES_KNOWN_MAX = 100_000
+REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
+GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
+FORGET_S = 600.0  # for so long a unit that fell silent is known to be gone, and not merely unknown
 FAREWELL_S = 1.0
 LEFT = "Mvmci-Left"  # header: the incarnation that leaves
 
@@ -37,10 +40,21 @@ class _Heard:
 
 
 class Presence:
-    """The port `mvmci.store.Presence`."""
+    """The port `mvmci.store.Presence`.
+
+    One that does not `announce` only listens. One that `maintains` makes the bucket where it is missing.
+    """
 
     def __init__(
-        self, link: Link, layout: Layout, unit: str, *, clock: Callable[[], float], gone_s: float
+        self,
+        link: Link,
+        layout: Layout,
+        unit: str,
+        *,
+        clock: Callable[[], float],
+        gone_s: float,
+        maintains: bool,
+        announce: bool,
     ) -> None:
         self.unit = unit
         self.incarnation = secrets.token_hex(8)
@@ -48,9 +62,14 @@ class Presence:
         self._layout = layout
         self._clock = clock
         self._gone_s = gone_s
+        self._maintains = maintains
+        self._announces = announce
+        self._about = About()
         self._holds: dict[str, int] = {}
+        self._keeps: dict[str, None] = {}
         self._heard: dict[str, _Heard] = {}  # by incarnation
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
+        self._remembered_max = REMEMBERED_MIN
         self._said_at = float("-inf")
         self._bucket_there = False
         self._changed = asyncio.Event()
@@ -59,25 +78,30 @@ class Presence:
     async def open(self) -> None:
         self._unsubscribe = await self._link.subscribe(self._layout.member("*"), self._hear)
         self._link.on_reconnect.append(self._came_back)
-        await self._announce()
+        if self._announces:
+            await self._announce()
         try:
             async for stored in self._link.read(self._layout.members, self._layout.member("*")):
                 self._hear(Reply(subject=stored.subject, data=stored.data, headers=stored.headers))
         except StoreUnavailable:
             pass  # who is there will say so
-        self._announcer = asyncio.create_task(self._announce_always(), name=f"presence of {self.unit}")
+        if self._announces:
+            self._announcer = asyncio.create_task(self._announce_always(), name=f"presence of {self.unit}")
 
     async def close(self) -> None:
         if self._announcer is not None:
             self._announcer.cancel()
             await asyncio.gather(self._announcer, return_exceptions=True)
+            await self._leave()
+        await self._unsubscribe()
+
+    async def _leave(self) -> None:
         headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
         try:
             async with asyncio.timeout(FAREWELL_S):
                 await self._link.request(self._layout.member(self.unit), headers=headers)
         except (TimeoutError, StoreUnavailable):
             pass  # silence says the same, only later
-        await self._unsubscribe()
 
     async def claim(self, job: str, epoch: int) -> None:
         self._check()
@@ -89,6 +113,21 @@ class Presence:
         self._holds.pop(job, None)
         self._changed.set()
 
+    async def keep(self, job: str) -> None:
+        self._check()
+        self._keeps[job] = None
+        self._changed.set()
+
+    async def let_go(self, job: str) -> None:
+        self._check()
+        self._keeps.pop(job, None)
+        self._changed.set()
+
+    async def tell(self, about: About) -> None:
+        self._check()
+        self._about = about
+        self._changed.set()
+
     async def live(self, job: str, lease: Lease) -> bool:
         self._check()
         if lease.incarnation == self.incarnation:
@@ -96,12 +135,12 @@ class Presence:
         now = self._clock()
         if self._deaf(now):
             return True
+        heard = self._heard.get(lease.incarnation)
+        if heard is not None and now - heard.at >= self._gone_s:
+            return False  # it was there and is silent, however new the lease is to this reader
         if now - self._see(job, lease, now) < self._gone_s:
             return True
-        heard = self._heard.get(lease.incarnation)
-        if heard is None or now - heard.at >= self._gone_s:
-            return False
-        return f"{job}@{lease.epoch}" in heard.member.holds
+        return heard is not None and f"{job}@{lease.epoch}" in heard.member.holds
 
     async def members(self) -> list[Member]:
         self._check()
@@ -117,7 +156,7 @@ class Presence:
 
     def _deaf(self, now: float) -> bool:
         """Whether it is this reader that is cut off, as far as it can tell."""
-        return now - self._said_at > self._gone_s / 2
+        return self._announces and now - self._said_at > self._gone_s / 2
 
     def _came_back(self) -> None:
         """The broker may have restarted: the bucket is gone, and others have yet to find that out."""
@@ -128,21 +167,28 @@ class Presence:
         self._first_seen.clear()
         now = self._clock()
         for heard in self._heard.values():
-            heard.at = now
+            heard.at = max(heard.at, now) if heard.at > GONE_FOR_GOOD else heard.at
         self._changed.set()
 
     def _hear(self, word: Reply) -> None:
         if LEFT in word.headers:
-            self._heard.pop(word.headers[LEFT], None)
+            left = self._heard.get(word.headers[LEFT])
+            if left is not None:
+                left.at = GONE_FOR_GOOD
             return
         try:
             member = _members.decode(word.data)
         except msgspec.DecodeError:
             return  # a newer version's; it is as good as silent to us
         now = self._clock()
-        for incarnation in [key for key, heard in self._heard.items() if now - heard.at > 2 * self._gone_s]:
-            del self._heard[incarnation]
         self._heard[member.incarnation] = _Heard(member, now)
+        if len(self._heard) > self._remembered_max:
+            self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Let go of those that were silent for long: every restart is another incarnation."""
+        self._heard = {key: heard for key, heard in self._heard.items() if now - heard.at < FORGET_S}
+        self._remembered_max = max(REMEMBERED_MIN, 2 * len(self._heard))
 
     async def _announce_always(self) -> None:
         every_s = self._gone_s / ANNOUNCEMENTS_PER_GONE
@@ -159,9 +205,16 @@ class Presence:
         """Say who is here and what it holds. That the broker is away is no failure of ours."""
         self._changed.clear()
         holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
-        member = Member(unit=self.unit, incarnation=self.incarnation, holds=holds)
+        member = Member(
+            unit=self.unit,
+            incarnation=self.incarnation,
+            holds=holds,
+            keeps=tuple(self._keeps),
+            about=self._about,
+        )
         try:
-            await self._make_bucket()
+            if self._maintains:
+                await self._make_bucket()
             await self._say(member)
         except StoreUnavailable:
             self._bucket_there = False  # readers listen on the same subject, so silence may mean just that
@@ -172,7 +225,7 @@ class Presence:
         self._said_at = now
 
     async def _make_bucket(self) -> None:
-        """A broker that restarts has lost it. Whoever misses it makes it; who may not, hopes."""
+        """A broker that restarts has lost it. The control plane makes it; the others go on saying."""
         if not self._bucket_there:
             try:
                 await self._link.api(f"STREAM.CREATE.{self._layout.members}", **self._layout.members_stream())

@@ -1,0 +1,81 @@
+"""What a cluster is and allows: a small key-value bucket, written by compare-and-set.
+
+settings          `mvmci.store.Settings`
+ticket.<id>       a ticket that was made: what it is for, and who used it
+unit.<name>       a unit that enrolled: its key, role and queues
+drain.<name>      a unit that is to take no new work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from mvmci.errors import Conflict
+from mvmci.stores.nats.append import CONFLICTS
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Refused, Reply, Stored, Unsubscribe
+
+_OPERATION = "KV-Operation"
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """A value, and the revision that a write over it must expect."""
+
+    value: bytes
+    revision: int
+
+
+class Config:
+    """The bucket CONFIG of one cluster."""
+
+    def __init__(self, link: Link, layout: Layout) -> None:
+        self._link = link
+        self._layout = layout
+
+    async def get(self, key: str) -> Setting | None:
+        """Raises StoreUnavailable."""
+        stored = await self._link.last(self._layout.config, self._layout.setting(key))
+        return None if stored is None or _deleted(stored) else Setting(stored.data, stored.seq)
+
+    async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
+        """Write `value` if the key's revision is `expect` (0: it is not there), and return the new one.
+
+        Raises Conflict, StoreUnavailable.
+        """
+        headers = {} if expect is None else {"Nats-Expected-Last-Subject-Sequence": str(expect)}
+        return await self._write(key, value, headers)
+
+    async def delete(self, key: str) -> None:
+        """Raises StoreUnavailable."""
+        await self._write(key, b"", {_OPERATION: "DEL"})
+
+    async def all(self, prefix: str) -> dict[str, bytes]:
+        """Every key that begins with `prefix.`, and its value. Raises StoreUnavailable."""
+        found = {}
+        async for stored in self._link.read(self._layout.config, self._layout.setting(f"{prefix}.>")):
+            if not _deleted(stored):
+                found[self._layout.setting_of(stored.subject)] = stored.data
+        return found
+
+    async def watch(self, pattern: str, changed: Callable[[str], None]) -> Unsubscribe:
+        """Call `changed(key)` when a key that fits `pattern` was written. A word may be lost."""
+
+        def hear(word: Reply) -> None:
+            changed(self._layout.setting_of(word.subject))
+
+        return await self._link.subscribe(self._layout.setting(pattern), hear)
+
+    async def _write(self, key: str, value: bytes, headers: dict[str, str]) -> int:
+        try:
+            answer = await self._link.request(self._layout.setting(key), value, headers=headers)
+        except Refused as refused:
+            if refused.code in CONFLICTS:
+                raise Conflict(f"{key} was changed by somebody else") from None
+            raise
+        return int(answer["seq"])
+
+
+def _deleted(stored: Stored) -> bool:
+    return _OPERATION in stored.headers

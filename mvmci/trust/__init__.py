@@ -1,0 +1,11 @@
+"""Who may do what: the keys of a cluster, the credentials made of them, and how machines get theirs.
+
+    keys        nkeys, the private CA and its certificates; imports cryptography
+    tokens      the JWTs that a broker in operator mode believes
+    authority   the keys of one cluster on disk, and what they give out
+    enrolment   asking for a credential, giving one, renewing and revoking it
+
+Every unit has a key of its own, which never leaves its machine, and a token that names exactly the
+subjects that its role needs (`mvmci.stores.nats.permissions`). Tokens are short-lived and renewed. A key
+that is revoked is cut off while it is connected, and stays so when the broker restarts.
+"""
