@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from mvmci.allow import Allow
 from mvmci.journal import State
 
 
@@ -42,6 +43,15 @@ class Engine(Protocol):
 
         Raises Nondeterminism where it differs, Usage for a job that cannot be replayed.
         """
+
+    async def prepare(self) -> str:
+        """Get ready to run guests, and return the isolation that they get. Raises IsolationUnavailable."""
+
+    def permit(self, allow: Allow) -> None:
+        """What workflows may do from now on."""
+
+    def drain(self, yes: bool = True) -> None:
+        """Let workflows go at their next effect, for another holder; commands run on. `False` ends that."""
 
     async def close(self) -> None:
         """Let every job go, kill what runs, and leave nothing behind."""

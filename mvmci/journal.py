@@ -310,6 +310,14 @@ class Journal:
         return _encoder.encode(Envelope(prev=self.head, sum=total, id=message_id, records=msgspec.Raw(body)))
 
 
+def records_of(entry: Entry) -> tuple[AnyRecord, ...]:
+    """The records of one message, whatever stands before it; none if it cannot be read."""
+    try:
+        return _records.decode(_envelopes.decode(entry.data).records)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ()
+
+
 def _sum(prev: str, message_id: str, body: bytes | msgspec.Raw) -> str:
     return hashlib.sha256(f"{prev} {message_id} ".encode() + bytes(body)).hexdigest()
 

@@ -8,7 +8,7 @@ nothing of records: journals are bytes in order, and only the compare-and-set ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -41,8 +41,20 @@ class Journals(Protocol):
         whether it was stored, StoreFull when there is no room.
         """
 
+    def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
+        """The messages of `job` with a sequence over `after`, then each as it comes. Never ends by itself.
+
+        Raises StoreUnavailable when the store is away for longer than an answer may take.
+        """
+
     def jobs(self) -> AsyncIterator[str]:
         """The ids of all jobs, in no order. Raises StoreUnavailable."""
+
+    def all(self) -> AsyncIterator[tuple[str, Entry]]:
+        """The messages of all jobs, each with its job's id: those of one job in order. Raises as `jobs`.
+
+        One long read instead of many short ones.
+        """
 
 
 class Delivery(Protocol):
@@ -67,8 +79,8 @@ HINT_LAPSE_S = 30.0
 class Hints(Protocol):
     """Words that a job wants looking at. Any of them may be lost without harm, or come twice."""
 
-    async def ready(self, queue: str, job: str) -> None:
-        """Say that `job` wants looking at; a newer word replaces an older one."""
+    async def ready(self, queue: str, job: str) -> int:
+        """Say that `job` wants looking at; a newer word replaces an older one. Returns its sequence."""
 
     async def timer(self, queue: str, job: str, at_ms: int) -> None:
         """Say `ready` at a time (ms since 1970), to the second; a newer timer replaces an older one."""
@@ -99,7 +111,7 @@ class Logs(Protocol):
     async def read(self, job: str) -> list[Chunk]:
         """All chunks of `job`, in the order of their arrival."""
 
-    def follow(self, job: str) -> AsyncIterator[Chunk]:
+    def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
         """The chunks of `job`, those that are there first, then each as it comes. Never ends by itself."""
 
 
@@ -114,6 +126,9 @@ class Blobs(Protocol):
 
     async def has(self, digest: str) -> bool:
         """Whether the blob is there, whole."""
+
+    async def missing(self, digests: Collection[str]) -> set[str]:
+        """Those of `digests` that are not there: one question for many."""
 
     async def get(self, digest: str) -> bytes:
         """The bytes, checked against their digest. Raises NotFound."""

@@ -11,10 +11,20 @@ from mvmci.store import Store
 
 
 def open_embedded(
-    store: Store, root: Path, *, allow: Allow, slots: int, notice: Callable[[str], None] = lambda _: None
+    store: Store,
+    root: Path,
+    *,
+    allow: Allow,
+    slots: int,
+    min_isolation: str = "process",
+    reuse: bool = True,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> Engine:
     """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work."""
     from mvmci.engines.embedded import Embedded
     from mvmci.sandbox.host import Host
 
-    return Embedded(Host(store=store, root=root, allow=allow, notice=notice), slots=slots)
+    host = Host(
+        store=store, root=root, allow=allow, min_isolation=min_isolation, reuse=reuse, notice=notice
+    )
+    return Embedded(host, slots=slots)

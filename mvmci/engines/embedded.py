@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import secrets
 
+from mvmci.allow import Allow
 from mvmci.engine import Step
 from mvmci.errors import (
     BadModule,
@@ -56,6 +57,21 @@ class Embedded:
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
         return await asyncio.shield(self._runs[job])
+
+    def drain(self, yes: bool = True) -> None:
+        """See `mvmci.engine.Engine.drain`."""
+        if yes:
+            self._host.draining.set()
+        else:
+            self._host.draining.clear()
+
+    async def prepare(self) -> str:
+        """See `mvmci.engine.Engine.prepare`."""
+        return (await self._host.guests()).isolation
+
+    def permit(self, allow: Allow) -> None:
+        """See `mvmci.engine.Engine.permit`."""
+        self._host.permit(allow)
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`."""
@@ -158,6 +174,9 @@ class Embedded:
         return Step("ended", holder.journal.state)
 
     async def _release(self, holder: Holder, until: int) -> Step:
+        if not until:
+            await holder.finish(Released(at=self._host.now_ms(), why="drain"))
+            return Step("released", holder.journal.state)
         until = min(until, self._deadline_ms(holder))
         await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
         await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)

@@ -38,9 +38,11 @@ class Host:
     root: Path
     allow: Allow
     min_isolation: str = "process"
+    reuse: bool = True  # a process that ran a workflow may run another
     without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
     now_ms: Callable[[], int] = wall_clock_ms
     notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
+    draining: asyncio.Event = field(default_factory=asyncio.Event)  # workflows are to let go
     _guests: Nursery | None = None
     _programs: Nursery | None = None
     _code: CodeCache | None = None
@@ -81,6 +83,12 @@ class Host:
 
             self._http = HttpClient(self.allow)
         return self._http
+
+    def permit(self, allow: Allow) -> None:
+        """What effects may do from now on; one that is under way is not called back."""
+        self.allow = allow
+        if self._http is not None:
+            self._http.allow = allow
 
     async def compiled(self, spec: Spec, *, refused: bool = False) -> str:
         """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound.

@@ -87,7 +87,7 @@ class HttpClient:
     """Performs requests, as far as `allow` allows them. `resolve` is for tests."""
 
     def __init__(self, allow: Allow, *, resolve: Resolve = resolve) -> None:
-        self._allow = allow
+        self.allow = allow
         self._resolve = resolve
         self._permits = asyncio.Semaphore(CONNECTIONS_MAX)
 
@@ -127,7 +127,7 @@ class HttpClient:
 
     async def _look_up(self, url: Url, hop: _Hop) -> list[str]:
         """The addresses that may be connected to for `url`."""
-        decision = self._allow.decide_parsed(url)
+        decision = self.allow.decide_parsed(url)
         if not decision.allowed:
             raise Ends("denied", decision.hint)
         try:

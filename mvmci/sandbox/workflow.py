@@ -103,7 +103,9 @@ def _is_json(text: str) -> bool:
 
 async def _warm(host: Host, slot: Slot, memory_bytes: int) -> Child:
     if slot.warm is not None and (
-        not slot.warm.alive or slot.runs >= RUNS_MAX or slot.memory_bytes < memory_bytes
+        not slot.warm.alive
+        or slot.runs >= (RUNS_MAX if host.reuse else 1)
+        or slot.memory_bytes < memory_bytes
     ):
         await slot.discard()
     if slot.warm is None:
@@ -167,6 +169,8 @@ class Live:
         if isinstance(found, Recorded):
             self._tree = found.tree or self._tree
             return await recorded_answer(self._host.store.blobs, found)
+        if self._host.draining.is_set():
+            raise Suspended(0)
         intent = found.intent or self._intent(found.index, request)
         if isinstance(request, effect.Sleep):
             if found.intent is None:
@@ -208,8 +212,12 @@ class Live:
         left_ms = until - self._host.now_ms()
         if left_ms > SLEEP_IN_SLOT_MS:
             raise Suspended(until)
-        await asyncio.sleep(max(left_ms, 0) / 1000)
-        return effect.Slept()
+        try:
+            async with asyncio.timeout(max(left_ms, 0) / 1000):
+                await self._host.draining.wait()
+        except TimeoutError:
+            return effect.Slept()
+        raise Suspended(0)
 
     async def _perform(self, request: effect.Http | effect.Exec, intent: Intent) -> effect.Answer:
         key = effect.idempotency_key(self._spec.id, intent.index) if intent.idempotent else None

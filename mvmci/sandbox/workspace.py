@@ -289,10 +289,10 @@ async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blo
     missing = {entry.digest: entry.path for entry in made.entries if entry.kind == "file"}
     for digest in known:
         missing.pop(digest, None)
-    todo = list(missing.items())
+    todo = [(digest, missing[digest]) for digest in await blobs.missing(missing)] if missing else []
 
     async def keep(digest: str, path: str) -> None:
-        if not await blobs.has(digest) and await _keep(root, path, blobs) != digest:
+        if await _keep(root, path, blobs) != digest:
             raise BadWorkspace(f"{directory}: {tree.shown(path)} changed while it was read")
 
     for start in range(0, len(todo), BATCH_MAX):

@@ -19,12 +19,21 @@ import contextlib
 import ctypes
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -37,7 +46,7 @@ from mvmci.journal import Entry, Lease, MessageKind
 from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
 
 FOLDER_VERSION = "1"
-LOOK_AT_FILE_S = 0.1  # how often a follower looks at a log that another process may be writing
+LOOK_AT_FILE_S = 0.1  # how often a follower looks at a file that another process may be writing
 COPY_BYTES = 1 << 20
 PROBE_S = 0.3  # somebody who only asks whether a job is held has its lock for a moment
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -187,6 +196,7 @@ class _Journals:
         self._files = _Files(folder, "journal")
         self._hints = hints
         self._blobs = blobs
+        self._appended = asyncio.Condition()
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
         lines = await asyncio.to_thread(self._files.of(job).read, after)
@@ -201,11 +211,27 @@ class _Journals:
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)
         if kind == "spec":
             await self._hints.spec(queue, job)
+        async with self._appended:
+            self._appended.notify_all()
         return expect + 1
+
+    async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
+        while True:
+            entries = await self.read(job, after)
+            for entry in entries:
+                yield entry
+            after += len(entries)
+            if not entries:
+                await _wait_for(self._appended, LOOK_AT_FILE_S)
 
     async def jobs(self) -> AsyncIterator[str]:
         for name in await asyncio.to_thread(self._files.jobs):
             yield name
+
+    async def all(self) -> AsyncIterator[tuple[str, Entry]]:
+        async for job in self.jobs():
+            for entry in await self.read(job):
+                yield job, entry
 
 
 @dataclass
@@ -240,13 +266,15 @@ class _Hints:
         self._lapse_s = lapse_s
         self._clock = clock
         self._queues: dict[str, dict[tuple[str, str], _Hint]] = {}
+        self._sequence = itertools.count(1)
         self._changed = asyncio.Condition()
 
     async def spec(self, queue: str, job: str) -> None:
         await self._put(queue, "spec", _Hint(job, True, 0.0))
 
-    async def ready(self, queue: str, job: str) -> None:
+    async def ready(self, queue: str, job: str) -> int:
         await self._put(queue, "ready", _Hint(job, False, 0.0))
+        return next(self._sequence)
 
     async def timer(self, queue: str, job: str, at_ms: int) -> None:
         await self._put(queue, "timer", _Hint(job, False, at_ms / 1000))
@@ -308,7 +336,7 @@ class _Logs:
     async def read(self, job: str) -> list[Chunk]:
         return [_chunks.decode(line) for line in await self._lines(job, 0)]
 
-    async def follow(self, job: str) -> AsyncIterator[Chunk]:
+    async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
         seen = 0
         while True:
             lines = await self._lines(job, seen)
@@ -345,6 +373,13 @@ class _Blobs:
 
     async def has(self, digest: str) -> bool:
         return digest in self._kept if self._folder is None else self._path(digest).exists()
+
+    async def missing(self, digests: Collection[str]) -> set[str]:
+        if self._folder is None:
+            return {digest for digest in digests if digest not in self._kept}
+        return await asyncio.to_thread(
+            lambda: {digest for digest in digests if not self._path(digest).exists()}
+        )
 
     async def get(self, digest: str) -> bytes:
         if self._folder is None:

@@ -1,8 +1,9 @@
-"""What every store promises of blobs: `mvmci.store.Blobs`."""
+"""What every store promises of blobs, also behind a cache: `mvmci.store.Blobs`."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,9 +11,28 @@ import pytest
 
 from mvmci.errors import NotFound
 from mvmci.store import Store, digest_of
+from mvmci.stores.cache import CachedBlobs
 from tests.conftest import OpenStore, Place
 
 SIZES = (0, 1, 128 << 10, (128 << 10) + 1, 5_000_000)
+CACHE_BYTES = 64 << 20
+
+
+@pytest.fixture(params=["plain", "cached"])
+def open_store(request: pytest.FixtureRequest, place: Place, tmp_path: Path) -> OpenStore:
+    """A way in as every test has it, and one that goes through a cache."""
+
+    async def open_cached(unit: str) -> Store:
+        store = await place.store(unit)
+        blobs = CachedBlobs(store.blobs, tmp_path / "cache", CACHE_BYTES)
+        return dataclasses.replace(store, blobs=blobs)
+
+    return open_cached if request.param == "cached" else place.store
+
+
+@pytest.fixture
+async def store(open_store: OpenStore) -> Store:
+    return await open_store("u1")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -59,11 +79,18 @@ async def test_a_blob_that_is_missing_is_not_had(store: Store) -> None:
     assert not await store.blobs.has(digest_of(b"missing"))
 
 
+@pytest.mark.parametrize("count", [0, 1, 1200])
+async def test_what_is_missing_of_many_is_told_at_once(store: Store, count: int) -> None:
+    there = [await store.blobs.put(b"there %d" % number) for number in range(count)]
+    gone = {digest_of(b"gone %d" % number) for number in range(count)}
+    assert await store.blobs.missing([*there, *gone]) == gone
+    assert await store.blobs.missing(there) == set()
+
+
 @pytest.mark.parametrize("size", [0, 10, 1_000_000])
 async def test_a_damaged_blob_is_not_given_out_and_can_be_put_again(
-    place: Place, tmp_path: Path, size: int
+    place: Place, store: Store, tmp_path: Path, size: int
 ) -> None:
-    store = await place.store("u1")
     data = os.urandom(size)
     digest = await store.blobs.put(data)
     await place.damage(digest)
@@ -71,8 +98,10 @@ async def test_a_damaged_blob_is_not_given_out_and_can_be_put_again(
         with pytest.raises(NotFound):
             await store.blobs.fetch(digest, tmp_path / "fetched")
         assert not (tmp_path / "fetched").exists()
+        assert await store.blobs.missing([digest]) == {digest}
     await store.blobs.put(data)
     assert await store.blobs.has(digest)
+    assert await store.blobs.missing([digest]) == set()
     assert await store.blobs.get(digest) == data
 
 

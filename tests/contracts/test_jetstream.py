@@ -129,6 +129,21 @@ async def test_a_follower_goes_on_after_a_restart_without_gap_or_repetition(brok
     await store.close()
 
 
+async def test_a_follower_of_a_journal_goes_on_after_a_restart(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    follower = store.journals.follow("a")
+    first = await store.journals.append("a", "spec", "q", b"1", message_id="m", expect=0)
+    assert (await anext(follower)).data == b"1"
+    waiting = asyncio.ensure_future(anext(follower))
+    await asyncio.sleep(0.1)
+    await restart(broker)
+    await store.journals.append("a", "run", "q", b"2", message_id="m", expect=first)
+    async with asyncio.timeout(LONG_S):
+        assert (await waiting).data == b"2"
+    await follower.aclose()
+    await store.close()
+
+
 async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Broker) -> None:
     await ensure(broker.url, "small", store_bytes=4 << 20)
     store = await open_nats(broker.url, "small", "u1")

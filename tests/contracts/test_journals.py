@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 import pytest
 
@@ -169,3 +170,68 @@ async def test_every_job_is_listed_once(store: Store) -> None:
         seq = await append(store, job, b"1", 0, "spec")
         await append(store, job, b"2", seq, "done")
     assert sorted([job async for job in store.journals.jobs()]) == ["a", "b", "c"]
+
+
+async def test_all_messages_come_with_their_job_and_in_its_order(store: Store) -> None:
+    wanted: dict[str, list[bytes]] = {"a": [], "a-b": [], "b": []}
+    tails = dict.fromkeys(wanted, 0)
+    for number in range(30):
+        for job in wanted:
+            data = b"%s %d" % (job.encode(), number)
+            tails[job] = await append(store, job, data, tails[job], "spec" if number == 0 else "run")
+            wanted[job].append(data)
+    found: dict[str, list[bytes]] = {}
+    tail: dict[str, int] = {}
+    async for job, entry in store.journals.all():
+        found.setdefault(job, []).append(entry.data)
+        tail[job] = entry.seq
+    assert (found, tail) == (wanted, tails)
+
+
+async def test_where_there_is_no_job_there_are_no_messages(store: Store) -> None:
+    assert [job async for job, _ in store.journals.all()] == []
+
+
+async def follow(store: Store, job: str, count: int, after: int = 0) -> list[bytes]:
+    """The first `count` messages that a follower is given."""
+    found: list[bytes] = []
+    async with aclosing(store.journals.follow(job, after)) as entries:
+        async for entry in entries:
+            found.append(entry.data)
+            if len(found) == count:
+                break
+    return found
+
+
+async def test_a_follower_gets_the_messages_that_are_there_and_those_that_come(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    seq = 0
+    following = [asyncio.create_task(follow(store, "a", 40)) for store in (one, two)]
+    for number in range(40):
+        seq = await append(one, "a", b"%d" % number, seq)
+        await append(one, f"other{number}", b"x", 0)
+    for follower in following:
+        assert await follower == [b"%d" % number for number in range(40)]
+
+
+async def test_a_follower_begins_after_what_it_knows(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    first = await append(one, "a", b"1", 0)
+    second = await append(one, "a", b"2", first)
+    following = asyncio.create_task(follow(two, "a", 2, after=first))
+    await append(one, "a", b"3", second)
+    assert await following == [b"2", b"3"]
+
+
+async def test_a_follower_hears_at_once(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    loop = asyncio.get_running_loop()
+    seq, waits = 0, []
+    for number in range(10):
+        following = asyncio.create_task(follow(two, "a", 1, after=seq))
+        await asyncio.sleep(0.15)  # by now it waits
+        seq = await append(one, "a", b"%d" % number, seq)
+        began = loop.time()
+        await following
+        waits.append(loop.time() - began)
+    assert sorted(waits)[5] < 0.5

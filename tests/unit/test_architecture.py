@@ -22,7 +22,7 @@ LAYERS = {
     "ports": {"engine", "holder", "store", "submission"},
     "adapters": {"broker", "sandbox", "stores", "trust"},
     "engines": {"engines"},
-    "roles": {"control_plane", "executor", "worker"},
+    "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},
     "runtimes": {"runtime", "runtimes"},
     "apply": {"apply"},
     "faces": {"__main__", "cli"},

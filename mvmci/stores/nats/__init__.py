@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import msgspec
@@ -31,11 +32,11 @@ from mvmci.stores.nats.blobs import Blobs
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link, Refused
+from mvmci.stores.nats.link import Link, Refused, Stored
 from mvmci.stores.nats.presence import Presence
 from mvmci.ticket import Login
 
-LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a log line: it may not be stored yet
+LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost
 NOT_FOUND = 10059
 PAGES_MAX = 1_000
@@ -52,6 +53,8 @@ class Cluster:
     layout: Layout
     link: Link
     store: Store
+    hints: Hints  # those of the store, of which the reconciler asks more
+    blobs: Blobs  # the same for retention
     config: Config
 
     async def close(self) -> None:
@@ -163,7 +166,7 @@ async def open_cluster(
 
     journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
     store = Store(journals, hints, logs, blobs, presence, close)
-    return Cluster(layout, link, store, Config(link, layout))
+    return Cluster(layout, link, store, hints, blobs, Config(link, layout))
 
 
 class Journals:
@@ -185,6 +188,17 @@ class Journals:
         assert len(data) <= MESSAGE_BYTES_MAX
         subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
         return await self._commit.append(Append(job, subject, subtree, data, expect))
+
+    async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
+        following = _follow(self._link, self._layout.jobs, self._layout.journal(job), after)
+        async with aclosing(following) as messages:
+            async for message in messages:
+                yield Entry(seq=message.seq, data=message.data)
+
+    async def all(self) -> AsyncIterator[tuple[str, Entry]]:
+        async for message in self._link.read(self._layout.jobs, self._layout.journals()):
+            job = self._layout.job_of_message(message.subject)
+            yield job, Entry(seq=message.seq, data=message.data)
 
     async def jobs(self) -> AsyncIterator[str]:
         found: set[str] = set()
@@ -218,37 +232,41 @@ class Logs:
             await self._link.request_all(subject, [_encode(chunk) for chunk in group])
 
     async def read(self, job: str) -> list[Chunk]:
-        return [chunk async for _, chunk in self._after(job, 0)]
+        stored = self._link.read(self._layout.logs, self._layout.log_of(job))
+        return [_chunks.decode(message.data) async for message in stored]
 
-    async def follow(self, job: str) -> AsyncIterator[Chunk]:
-        """What the stream has after the last that was given; a word only says when to look."""
-        word = asyncio.Event()
-        unsubscribe = await self._link.subscribe(self._layout.log_of(job), lambda _: word.set())
-        last = 0
-        try:
-            while True:
-                word.clear()
-                for pause_s in (0.0, *LOOK_AGAIN_S):
-                    await asyncio.sleep(pause_s)
-                    before = last
-                    async for seq, chunk in self._after(job, last):
-                        last = seq
-                        yield chunk
-                    if last > before:
-                        break
-                else:
-                    await _wait(word, LOOK_EVERY_S)
-        finally:
-            await unsubscribe()
-
-    async def _after(self, job: str, seq: int) -> AsyncIterator[tuple[int, Chunk]]:
-        async for stored in self._link.read(self._layout.logs, self._layout.log_of(job), seq):
-            yield stored.seq, _chunks.decode(stored.data)
+    async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
+        following = _follow(self._link, self._layout.logs, self._layout.log_of(job), 0)
+        async with aclosing(following) as messages:
+            async for message in messages:
+                yield _chunks.decode(message.data)
 
 
-async def _wait(event: asyncio.Event, wait_s: float) -> None:
+async def _follow(link: Link, stream: str, subject: str, last: int) -> AsyncGenerator[Stored, None]:
+    """What `stream` has on `subject` after `last`, and what comes; a word only says when to look."""
+    word = asyncio.Event()
+    unsubscribe = await link.subscribe(subject, lambda _: word.set())
+    looks: tuple[float, ...] = (0.0,)
+    try:
+        while True:
+            for pause_s in looks:
+                await asyncio.sleep(pause_s)
+                before = last
+                async for message in link.read(stream, subject, last):
+                    last = message.seq
+                    yield message
+                if last > before:
+                    break
+            looks = (0.0, *LOOK_AGAIN_S) if await _heard(word, LOOK_EVERY_S) else (0.0,)
+            word.clear()
+    finally:
+        await unsubscribe()
+
+
+async def _heard(word: asyncio.Event, wait_s: float) -> bool:
     try:
         async with asyncio.timeout(wait_s):
-            await event.wait()
+            await word.wait()
     except TimeoutError:
-        pass
+        return False
+    return True

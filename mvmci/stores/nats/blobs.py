@@ -12,7 +12,8 @@ import base64
 import hashlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ import msgspec
 from mvmci.errors import NotFound, StoreFull
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused
+from mvmci.stores.nats.link import LASTS_MAX, Link, Refused, Stored
 
 CHUNK_BYTES = 128 << 10
 CHUNKS_IN_FLIGHT = 16
@@ -68,6 +69,16 @@ class Blobs:
         info = await self._info(digest)
         return info is not None and await self._count(info) == info.chunks
 
+    async def missing(self, digests: Collection[str]) -> set[str]:
+        """By what was told of them: it is told last, once all the bytes are there."""
+        subjects = {self._layout.blob_info(_token(digest)): digest for digest in digests}
+        there: set[str] = set()
+        asked = list(subjects)
+        for start in range(0, len(asked), LASTS_MAX):
+            found = await self._link.lasts(self._layout.blobs, asked[start : start + LASTS_MAX])
+            there |= {subjects[subject] for subject, stored in found.items() if _told(stored) is not None}
+        return set(digests) - there
+
     async def get(self, digest: str) -> bytes:
         return b"".join([piece async for piece in self._pieces(digest)])
 
@@ -107,18 +118,48 @@ class Blobs:
             raise
         return info.name
 
+    async def older_than(self, age_ms: int) -> dict[str, list[str]]:
+        """The blobs that nobody touched for `age_ms`, each with the subjects under which it is stored.
+
+        Ages are by the broker's clock alone. Chunks of which nothing was ever told count as a blob.
+        """
+        stream, found = self._layout.blobs, {}
+        chunks, now = await self._all_chunks()
+        async for stored in self._link.read(stream, self._layout.blob_info("*")):
+            try:
+                info = _infos.decode(stored.data)
+            except msgspec.DecodeError:
+                continue
+            told = self._layout.blob_chunks(info.nuid)
+            chunks.discard(told)
+            if _age_ms(stored, now) > age_ms:
+                found[info.name] = [told, stored.subject]
+        for subject in chunks:
+            last = await self._link.last(stream, subject)
+            if last is not None and _age_ms(last, now) > age_ms:
+                found[subject] = [subject]
+        return found
+
+    async def _all_chunks(self) -> tuple[set[str], datetime]:
+        """The subjects of all chunks, and what time it is for the broker."""
+        subjects: set[str] = set()
+        while True:
+            answer = await self._link.api(
+                f"STREAM.INFO.{self._layout.blobs}",
+                subjects_filter=self._layout.blob_chunks("*"),
+                offset=len(subjects),
+            )
+            page = answer["state"].get("subjects") or {}
+            subjects.update(page)
+            if not page or len(subjects) >= answer.get("total", 0):
+                return subjects, datetime.fromisoformat(answer["ts"])
+
     async def _tell(self, info: _Info) -> None:
         await self._link.request(self._layout.blob_info(_token(info.name)), msgspec.json.encode(info))
 
     async def _info(self, digest: str) -> _Info | None:
         stored = await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
-        if stored is None:
-            return None
-        try:
-            info = _infos.decode(stored.data)
-        except msgspec.DecodeError:
-            return None
-        return None if info.deleted else info
+        return None if stored is None else _told(stored)
 
     async def _count(self, info: _Info) -> int:
         """How many of its chunks are there."""
@@ -143,6 +184,19 @@ class Blobs:
             raise NotFound(
                 f"blob {digest} was damaged in the store", hint="submit the job again under a new id"
             )
+
+
+def _told(stored: Stored) -> _Info | None:
+    """What a message tells of a blob; None if it is of none, or deleted."""
+    try:
+        info = _infos.decode(stored.data)
+    except msgspec.DecodeError:
+        return None
+    return None if info.deleted else info
+
+
+def _age_ms(stored: Stored, now: datetime) -> float:
+    return (now - datetime.fromisoformat(stored.headers["Nats-Time-Stamp"])).total_seconds() * 1000
 
 
 def _name(hashed: hashlib._Hash) -> str:

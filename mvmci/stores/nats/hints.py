@@ -20,7 +20,7 @@ import msgspec
 from mvmci.errors import StoreUnavailable
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, NoStream, Reply, Unsubscribe
+from mvmci.stores.nats.link import Link, NoStream, Refused, Reply, Unsubscribe
 
 PULL_S = 5.0
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
@@ -56,6 +56,15 @@ class _Consumer:
     settings: dict[str, Any]
     inbox: str = ""
     until: deque[float] = field(default_factory=deque)
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """The last sequences that the two consumers of a queue have handed out, and how many `ready` wait."""
+
+    spec: int
+    ready: int
+    waiting: int
 
 
 class _Queue:
@@ -186,8 +195,24 @@ class Hints:
         self._queues: dict[str, _Queue] = {}
         link.on_reconnect.append(self._again)
 
-    async def ready(self, queue: str, job: str) -> None:
-        await self._link.request(self._layout.ready(queue, job))
+    async def ready(self, queue: str, job: str) -> int:
+        answer = await self._link.request(self._layout.ready(queue, job))
+        return int(answer["seq"])
+
+    async def delivered(self, queue: str) -> Delivered | None:
+        """How far the consumers of `queue` are; None when they are not there. Raises StoreUnavailable."""
+        try:
+            spec, ready = [
+                await self._link.api(f"CONSUMER.INFO.{stream}.{settings['name']}")
+                for stream, settings in self._layout.consumers(queue, self._lapse_s)
+            ]
+        except Refused:
+            return None
+        return Delivered(
+            spec=spec["delivered"]["stream_seq"],
+            ready=ready["delivered"]["stream_seq"],
+            waiting=ready["num_pending"],
+        )
 
     async def timer(self, queue: str, job: str, at_ms: int) -> None:
         at = datetime.fromtimestamp(math.ceil(at_ms / 1000), UTC)

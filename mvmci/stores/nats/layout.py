@@ -17,6 +17,7 @@ from typing import Any
 
 from mvmci.job import check_id
 from mvmci.journal import MessageKind
+from mvmci.store import HINT_LAPSE_S
 
 STORE_BYTES = 10 << 30
 MEMBERS_BYTES = 16 << 20
@@ -51,6 +52,9 @@ class Layout:
 
     def journals(self) -> str:
         return f"{self.cluster}.job.>"
+
+    def ends(self) -> str:
+        return f"{self.cluster}.job.*.done.*"
 
     def specs(self, queue: str) -> str:
         return f"{self.cluster}.job.*.spec.{queue}"
@@ -147,7 +151,7 @@ class Layout:
         ages = {"storage": "memory", "max_age": MEMBER_AGE_S * _NS}
         return _bucket(self.members, self.members_bucket, MEMBERS_BYTES) | ages
 
-    def consumers(self, queue: str, lapse_s: float) -> list[tuple[str, dict[str, Any]]]:
+    def consumers(self, queue: str, lapse_s: float = HINT_LAPSE_S) -> list[tuple[str, dict[str, Any]]]:
         """The two consumers of a queue, each with its stream."""
         return [
             (self.jobs, _consumer(f"spec-{queue}", self.specs(queue), lapse_s)),

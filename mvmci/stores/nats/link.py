@@ -33,6 +33,7 @@ PING_EVERY_S = 10
 PINGS_OUT_MAX = 2
 READ_MESSAGES = 1_000  # of one page
 READ_BYTES = 4 << 20
+LASTS_MAX = 500  # the server answers for up to 1,024
 READ_STALL_S = 2.0
 READ_TRIES = 3  # pages in a row that bring nothing new
 READ_PAUSE_S = 0.2
@@ -308,7 +309,8 @@ class Link:
         """
         tries = 0
         while True:
-            page, more = await self._page(stream, subject, after)
+            ask = {"seq": after + 1, "next_by_subj": subject, "batch": READ_MESSAGES, "max_bytes": READ_BYTES}
+            page, more = await self._page(stream, ask)
             for stored in page:
                 yield stored
             if not more:
@@ -332,12 +334,24 @@ class Link:
             answer.cancel()
         return None if reply.status else _stored(reply)
 
-    async def _page(self, stream: str, subject: str, after: int) -> tuple[list[Stored], bool]:
+    async def lasts(self, stream: str, subjects: Sequence[str]) -> dict[str, Stored]:
+        """The last message on each of the literal `subjects` that has one, in one answer.
+
+        There may be `LASTS_MAX` of them. Raises StoreUnavailable.
+        """
+        assert 0 < len(subjects) <= LASTS_MAX
+        for _ in range(READ_TRIES):
+            page, more = await self._page(stream, {"multi_last": subjects})
+            if not more:
+                return {stored.subject: stored for stored in page}
+            await asyncio.sleep(READ_PAUSE_S)
+        raise StoreUnavailable(f"the broker at {self.url} does not answer reads of {stream}")
+
+    async def _page(self, stream: str, ask: dict[str, Any]) -> tuple[list[Stored], bool]:
         """Up to a page of messages, and whether there may be more."""
         token = str(next(self._tokens))
         replies: asyncio.Queue[Reply | None] = asyncio.Queue()
         self._answers[token] = replies.put_nowait
-        ask = {"seq": after + 1, "next_by_subj": subject, "batch": READ_MESSAGES, "max_bytes": READ_BYTES}
         page: list[Stored] = []
         try:
             await self.publish(

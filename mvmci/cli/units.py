@@ -1,0 +1,287 @@
+"""The verbs that are units of a cluster: worker, control-plane, broker. Each runs until it is stopped.
+
+SIGTERM or Ctrl-C drains a worker, within --grace; the second one ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mvmci import __version__
+from mvmci.cli.options import (
+    HOST,
+    Duration,
+    cluster_option,
+    examples,
+    find_cluster,
+    option,
+    run_async,
+    state_option,
+)
+from mvmci.errors import StoreUnavailable, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mvmci.engine import Engine
+    from mvmci.store import About
+    from mvmci.stores.nats import Cluster
+    from mvmci.ticket import Identity
+    from mvmci.worker import Worker
+
+GRACE = "30s"
+CACHE_BYTES = 2 << 30
+CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
+OBEY_EVERY_S = 10.0  # a word that something changed may be lost
+
+log = logging.getLogger("mvmci")
+
+grace_option = option("--grace", type=Duration(), default=GRACE, show_default=True, help="To finish in.")
+name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
+
+
+@click.command(
+    "worker",
+    epilog=examples(
+        "mvmci worker --join @ticket            add this machine to a cluster",
+        "mvmci worker --join @ticket --slots 8 --label arch=amd64",
+        "mvmci worker                           again, under the name that it got",
+    ),
+)
+@option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
+@name_option
+@option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
+@option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
+@option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
+@option("--min-isolation", default="process", show_default=True, help="Refuse to run below it.")
+@option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True)
+@grace_option
+@cluster_option
+@state_option
+def worker_verb(state: Path, cluster: str | None, join: str | None, name: str | None, **options: Any) -> int:
+    """Take jobs from a cluster and run them here, until stopped."""
+    _log_to_stderr()
+    return run_async(_worker(state, cluster, join, name, options))
+
+
+async def _worker(
+    state: Path, cluster: str | None, join: str | None, name: str | None, options: dict[str, Any]
+) -> int:
+    from mvmci.trust.enrolment import identity_of
+
+    identity, path = await identity_of(state, cluster, name, role="worker", join=join, find=find_cluster)
+    async with _joined(identity, path) as found:
+        await _work(found, identity, state / HOST, options)
+    return 0
+
+
+async def _work(cluster: Cluster, identity: Identity, root: Path, options: dict[str, Any]) -> None:
+    from mvmci.allow import Allow
+    from mvmci.control_plane import read_settings
+    from mvmci.engines import open_embedded
+    from mvmci.stores.cache import CachedBlobs
+    from mvmci.worker import Worker
+
+    settings = await read_settings(cluster)
+    slots = options["slots"] or os.cpu_count() or 1
+    queues = options["queues"] or identity.queues or settings.queues
+    store = replace(
+        cluster.store, blobs=CachedBlobs(cluster.store.blobs, root / "blobs", bytes_max=CACHE_BYTES)
+    )
+    engine = open_embedded(
+        store,
+        root,
+        allow=Allow(http=settings.allow_http, exec=settings.allow_exec),
+        slots=slots,
+        min_isolation=options["min_isolation"],
+        reuse=options["isolation"] == "reuse",
+        notice=log.info,
+    )
+    try:
+        about = _about(
+            identity,
+            slots=slots,
+            queues=tuple(queues),
+            labels=dict(_label(text) for text in options["labels"]),
+            isolation=await engine.prepare(),
+        )
+        worker = Worker(store, engine, queues=queues, slots=slots)
+        obeying = _obey(cluster, identity.unit, worker, engine, about)
+        await _until_stopped(cluster, worker.run(), obeying, drain=worker.drain, grace_ms=options["grace"])
+    finally:
+        await engine.close()
+
+
+async def _obey(cluster: Cluster, unit: str, worker: Worker, engine: Engine, about: About) -> None:
+    """Follow what the cluster allows, and whether this unit is to drain."""
+    import msgspec
+
+    from mvmci.allow import Allow
+    from mvmci.control_plane import read_settings
+
+    changed = asyncio.Event()
+    cluster.link.on_reconnect.append(changed.set)
+    for key in ("settings", f"drain.{unit}"):
+        await cluster.config.watch(key, lambda _: changed.set())
+    draining: asyncio.Task[None] | None = None
+    await cluster.store.presence.tell(about)
+    while True:
+        changed.clear()
+        with suppress(StoreUnavailable):
+            settings = await read_settings(cluster)
+            engine.permit(Allow(http=settings.allow_http, exec=settings.allow_exec))
+            wanted = await cluster.config.get(f"drain.{unit}") is not None
+            if wanted and draining is None:
+                log.info("draining: another word is awaited before new jobs are taken")
+                draining = asyncio.create_task(worker.drain(), name="drain")
+            elif not wanted and draining is not None:
+                draining.cancel()
+                draining = None
+                worker.resume()
+                log.info("taking jobs again")
+            state = "draining" if draining is not None else "ready"
+            await cluster.store.presence.tell(msgspec.structs.replace(about, state=state))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(OBEY_EVERY_S):
+                await changed.wait()
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise Usage(f"--label {text!r} is not of the form K=V")
+    return key, value
+
+
+@click.command(
+    "control-plane",
+    epilog=examples("mvmci control-plane --cluster demo      `mvmci up` starts it; several may run"),
+)
+@name_option
+@grace_option
+@cluster_option
+@state_option
+def control_plane_verb(state: Path, cluster: str | None, name: str | None, grace: int) -> int:
+    """Keep a cluster's streams, enrol machines, find jobs that were left behind, forget old ones."""
+    _log_to_stderr()
+    return run_async(_control_plane(state, cluster, name, grace))
+
+
+async def _control_plane(state: Path, cluster: str | None, name: str | None, grace_ms: int) -> int:
+    from mvmci.control_plane import ControlPlane
+    from mvmci.trust.authority import Authority
+    from mvmci.trust.enrolment import Enrolment, identity_of
+
+    identity, path = await identity_of(
+        state, cluster, name, role="control-plane", join=None, find=find_cluster
+    )
+    authority = Authority.load(state / identity.cluster)
+    async with _joined(identity, path, maintains=True) as found:
+        plane = ControlPlane(found)
+        enrolment = Enrolment(found, authority)
+        await enrolment.start()
+        try:
+            telling = found.store.presence.tell(_about(identity))
+            await _until_stopped(found, plane.run(), telling, drain=_nothing, grace_ms=grace_ms)
+        finally:
+            await enrolment.close()
+    return 0
+
+
+async def _nothing() -> None:
+    """A control plane holds nothing that would have to be let go."""
+
+
+@click.command("broker", epilog=examples("mvmci broker --cluster demo      `mvmci up` starts it"))
+@cluster_option
+@state_option
+def broker_verb(state: Path, cluster: str | None) -> int:
+    """Become the cluster's broker: nats-server, with the configuration that `mvmci up` has laid down."""
+    from mvmci.broker import exec_broker
+
+    exec_broker(state / find_cluster(state, cluster))
+    return 0
+
+
+@asynccontextmanager
+async def _joined(identity: Identity, path: Path, *, maintains: bool = False) -> AsyncIterator[Cluster]:
+    """The cluster, waited for while its broker is away; its credential is renewed meanwhile."""
+    from mvmci.stores import open_cluster
+    from mvmci.trust.enrolment import renew_always
+
+    cluster = None
+    for pause_s in _pauses():
+        try:
+            cluster = await open_cluster(identity, maintains=maintains)
+            break
+        except StoreUnavailable as away:
+            log.info("%s; trying again", away.message)
+        await asyncio.sleep(pause_s)
+    assert cluster is not None
+    log.info("%s has joined %s", identity.unit, identity.cluster)
+    renewing = asyncio.create_task(renew_always(cluster.link, identity, path), name="renew")
+    try:
+        yield cluster
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+        await cluster.close()
+
+
+def _pauses() -> Any:
+    from itertools import chain, repeat
+
+    return chain(CONNECT_PAUSES_S, repeat(CONNECT_PAUSES_S[-1]))
+
+
+async def _until_stopped(
+    cluster: Cluster,
+    *parts: Coroutine[Any, Any, None],
+    drain: Callable[[], Awaitable[None]],
+    grace_ms: int,
+) -> None:
+    """Run `parts` until a signal comes, one of them fails, or the credential is refused; then drain."""
+    refused = asyncio.create_task(cluster.link.refused.wait())
+    running = [asyncio.ensure_future(part) for part in parts]
+    try:
+        failing = asyncio.gather(*running)
+        await asyncio.wait([refused, failing], return_when=asyncio.FIRST_COMPLETED)
+        if refused.done():
+            assert cluster.link.failure is not None
+            raise cluster.link.failure
+        await failing
+    except asyncio.CancelledError:
+        log.info("draining, for at most %.0f s", grace_ms / 1000)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_ms / 1000):
+                await drain()
+        raise
+    finally:
+        for task in (refused, *running):
+            task.cancel()
+        await asyncio.gather(refused, *running, return_exceptions=True)
+
+
+def _about(identity: Identity, **more: Any) -> About:
+    from mvmci.store import About
+
+    return About(role=identity.role, host=socket.gethostname(), pid=os.getpid(), version=__version__, **more)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("MVMCI_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )

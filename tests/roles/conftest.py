@@ -1,0 +1,86 @@
+"""A cluster on the run's broker, with workers and a reconciler in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvmci.allow import Allow
+from mvmci.engines import open_embedded
+from mvmci.holder import load
+from mvmci.journal import Journal
+from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
+from mvmci.worker import Worker
+from tests.conftest import CLUSTER_BYTES
+
+LONG_S = 60.0
+LOOK_S = 0.02
+ALLOW = Allow(http=("http://127.0.0.1:*/*",))
+
+
+@dataclass
+class Place:
+    """One cluster, and who was let into it."""
+
+    url: str
+    name: str
+    root: Path
+    closing: list[Callable[[], Awaitable[Any]]] = field(default_factory=list)
+
+    async def join(self, unit: str, **options: Any) -> Cluster:
+        cluster = await open_cluster(self.url, self.name, unit, **options)
+        self.closing.append(cluster.close)
+        return cluster
+
+    async def worker(self, unit: str, *, slots: int = 2, **options: Any) -> Worker:
+        """A worker at work."""
+        cluster = await self.join(unit, **options)
+        engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
+        worker = Worker(cluster.store, engine, queues=("default", "other"), slots=slots)
+        running = asyncio.create_task(worker.run())
+
+        async def stop() -> None:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+            await engine.close()
+
+        self.closing.append(stop)
+        return worker
+
+    async def close(self) -> None:
+        for close in reversed(self.closing):
+            await close()
+
+
+@pytest.fixture
+async def place(broker_url: str, host_root: Path) -> AsyncIterator[Place]:
+    name = f"t-{secrets.token_hex(4)}"
+    await ensure(broker_url, name, store_bytes=CLUSTER_BYTES, queues=("default", "other"))
+    found = Place(broker_url, name, host_root)
+    yield found
+    await found.close()
+    await remove(broker_url, name)
+
+
+@pytest.fixture
+async def client(place: Place) -> Cluster:
+    return await place.join("client", announce=False)
+
+
+async def until(cluster: Cluster, job: str, condition: Callable[[Journal], bool]) -> Journal:
+    """The journal of `job`, once it is as `condition` wants it."""
+    async with asyncio.timeout(LONG_S):
+        while not condition(journal := await load(cluster.store, job)):  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(LOOK_S)
+    return journal
+
+
+async def ended(cluster: Cluster, job: str) -> Journal:
+    """The journal of `job`, once it has its last record."""
+    return await until(cluster, job, lambda journal: journal.state.done is not None)
