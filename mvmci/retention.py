@@ -62,9 +62,9 @@ class Retention:
             if ended_at + age_ms > now:
                 return  # they lie in the order of their ends
             if ended_at + 2 * age_ms <= now:
-                await self._purge(layout.jobs, journal)
+                await self._purge(journal)
             elif stored.seq > self._forgotten_to:
-                await self._purge(layout.jobs, journal, keep=1)
+                await self._purge(journal, keep=1)
                 self._forgotten_to = stored.seq
 
     async def sweep(self) -> None:
@@ -73,14 +73,11 @@ class Retention:
         What was there is looked up first: a blob that comes while journals are read is not on the list.
         """
         old = await self.cluster.blobs.older_than(self.blob_age_ms)
-        if not old:
-            return
-        named = await self._named()
-        for digest, subjects in old.items():
-            if digest not in named:
-                for subject in subjects:
-                    await self._purge(self.cluster.layout.blobs, subject)
-        log.info("swept %d blobs of %d that were old", len(old.keys() - named), len(old))
+        named = await self._named() if old else set()
+        stale = [blob for blob in old if blob.name not in named]
+        for blob in stale:
+            await self.cluster.blobs.remove(blob)
+        log.info("of %d blobs that are old, %d were named by nothing and are gone", len(old), len(stale))
 
     async def _named(self) -> set[str]:
         """Every blob that a journal names, and those that a tree or a list of artifacts names."""
@@ -101,8 +98,8 @@ class Retention:
                 pass  # it was damaged; what it named can no longer be found by anybody
         return named
 
-    async def _purge(self, stream: str, subject: str, *, keep: int = 0) -> None:
-        await self.cluster.link.api(f"STREAM.PURGE.{stream}", filter=subject, keep=keep)
+    async def _purge(self, journal: str, *, keep: int = 0) -> None:
+        await self.cluster.link.api(f"STREAM.PURGE.{self.cluster.layout.jobs}", filter=journal, keep=keep)
 
 
 def _digests(data: bytes) -> set[str]:

@@ -13,7 +13,8 @@ import hashlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from mvmci.stores.nats.link import LASTS_MAX, Link, Refused, Stored
 CHUNK_BYTES = 128 << 10
 CHUNKS_IN_FLIGHT = 16
 FILE_BYTES = 1 << 20
+TOUCH_AGE_MS = 6 * 3600 * 1000  # far below the age at which blobs are swept: clocks may be wrong
 
 
 class _Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,6 +44,15 @@ class _Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _infos = msgspec.json.Decoder(_Info)
+
+
+@dataclass(frozen=True)
+class Old:
+    """A blob that was not touched for long: where its bytes lie, and what was told of it."""
+
+    name: str  # empty for bytes of which nothing was told
+    chunks: str
+    told: Stored | None
 
 
 class Blobs:
@@ -66,8 +77,12 @@ class Blobs:
             return await self._store(iter(lambda: file.read(CHUNK_BYTES), b""))
 
     async def has(self, digest: str) -> bool:
-        info = await self._info(digest)
-        return info is not None and await self._count(info) == info.chunks
+        stored = await self._stored(digest)
+        info = None if stored is None else _told(stored)
+        if stored is None or info is None or await self._count(info) != info.chunks:
+            return False
+        await self._touch([stored])
+        return True
 
     async def missing(self, digests: Collection[str]) -> set[str]:
         """By what was told of them: it is told last, once all the bytes are there."""
@@ -76,7 +91,9 @@ class Blobs:
         asked = list(subjects)
         for start in range(0, len(asked), LASTS_MAX):
             found = await self._link.lasts(self._layout.blobs, asked[start : start + LASTS_MAX])
-            there |= {subjects[subject] for subject, stored in found.items() if _told(stored) is not None}
+            whole = {subject: stored for subject, stored in found.items() if _told(stored) is not None}
+            await self._touch(whole.values())
+            there |= {subjects[subject] for subject in whole}
         return set(digests) - there
 
     async def get(self, digest: str) -> bytes:
@@ -118,12 +135,19 @@ class Blobs:
             raise
         return info.name
 
-    async def older_than(self, age_ms: int) -> dict[str, list[str]]:
-        """The blobs that nobody touched for `age_ms`, each with the subjects under which it is stored.
+    async def _touch(self, found: Iterable[Stored]) -> None:
+        """Somebody counts on these: what was told long ago is told again, so that no sweep takes it."""
+        now = datetime.now(UTC)
+        for stored in found:
+            if _age_ms(stored, now) > TOUCH_AGE_MS:
+                await self._link.request(stored.subject, stored.data)
+
+    async def older_than(self, age_ms: int) -> list[Old]:
+        """The blobs that nobody touched for `age_ms`.
 
         Ages are by the broker's clock alone. Chunks of which nothing was ever told count as a blob.
         """
-        stream, found = self._layout.blobs, {}
+        stream, found = self._layout.blobs, []
         chunks, now = await self._all_chunks()
         async for stored in self._link.read(stream, self._layout.blob_info("*")):
             try:
@@ -133,12 +157,24 @@ class Blobs:
             told = self._layout.blob_chunks(info.nuid)
             chunks.discard(told)
             if _age_ms(stored, now) > age_ms:
-                found[info.name] = [told, stored.subject]
+                found.append(Old(info.name, told, stored))
         for subject in chunks:
             last = await self._link.last(stream, subject)
             if last is not None and _age_ms(last, now) > age_ms:
-                found[subject] = [subject]
+                found.append(Old("", subject, None))
         return found
+
+    async def remove(self, old: Old) -> None:
+        """Remove a blob, unless somebody has touched it meanwhile."""
+        if old.told is not None:
+            subject = old.told.subject
+            await self._purge(subject, seq=old.told.seq + 1)
+            if await self._link.last(self._layout.blobs, subject) is not None:
+                return
+        await self._purge(old.chunks)
+
+    async def _purge(self, subject: str, **more: int) -> None:
+        await self._link.api(f"STREAM.PURGE.{self._layout.blobs}", filter=subject, **more)
 
     async def _all_chunks(self) -> tuple[set[str], datetime]:
         """The subjects of all chunks, and what time it is for the broker."""
@@ -157,9 +193,9 @@ class Blobs:
     async def _tell(self, info: _Info) -> None:
         await self._link.request(self._layout.blob_info(_token(info.name)), msgspec.json.encode(info))
 
-    async def _info(self, digest: str) -> _Info | None:
-        stored = await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
-        return None if stored is None else _told(stored)
+    async def _stored(self, digest: str) -> Stored | None:
+        """What was told of a blob last."""
+        return await self._link.last(self._layout.blobs, self._layout.blob_info(_token(digest)))
 
     async def _count(self, info: _Info) -> int:
         """How many of its chunks are there."""
@@ -171,7 +207,8 @@ class Blobs:
 
     async def _pieces(self, digest: str) -> AsyncIterator[bytes]:
         """The bytes of a blob. One that was damaged counts as deleted, so that it can be put again."""
-        info = await self._info(digest)
+        stored = await self._stored(digest)
+        info = None if stored is None else _told(stored)
         if info is None:
             raise NotFound(f"there is no blob {digest[:80]}")
         hashed = hashlib.sha256()

@@ -11,23 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from mvmci.stores.nats.layout import Layout
 from mvmci.ticket import UnitRole
 
-Grantee = UnitRole | str  # a unit's role, or `BOOTSTRAP`
-BOOTSTRAP = "bootstrap"  # what a ticket holds: it may ask to enrol
+Grantee = UnitRole | Literal["bootstrap"]  # the last is a ticket's: it may ask to enrol
 ANSWER_WITHIN_S = 30.0  # who serves requests may answer each once, for so long
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
+CLAIMS_LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 VARZ = "$SYS.REQ.SERVER.PING.VARZ"
 
-_ABOUT = {
+_ABOUT: dict[Grantee, str] = {
     "worker": "Takes the hints of its queues and runs their jobs.",
     "executor": "Runs jobs for workers; takes no hints.",
     "client": "What `mvmci login` gives: submits, cancels and reads.",
     "control-plane": "Enrols units, looks after every queue, makes the streams.",
     "admin": "A verb on the machine that has the cluster's keys, for an hour.",
-    BOOTSTRAP: "What a ticket holds, until it expires. `UNIT` is the ticket's id.",
+    "bootstrap": "What a ticket holds, until it expires. `UNIT` is the ticket's id.",
     "system": "For `revoke` and for the check that the broker syncs; in an account apart from all jobs.",
 }
 
@@ -55,7 +56,7 @@ def permissions(layout: Layout, role: Grantee, unit: str, queues: Sequence[str] 
         "control-plane": _control_plane,
         "admin": _admin,
         "system": _system,
-        BOOTSTRAP: _bootstrap,
+        "bootstrap": _bootstrap,
     }[role](layout, unit, tuple(queues) or ("*",))
     answers_s = ANSWER_WITHIN_S if role == "control-plane" else 0
     subscribe = [f"{inbox(role, unit)}.>", *subscribe]
@@ -93,7 +94,7 @@ def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
         f"$JS.API.STREAM.INFO.{layout.jobs}",  # what jobs there are
         layout.renew(unit),
     ]
-    return publish, [*_hears(layout, unit), layout.log("*", "*")]
+    return publish, [*_hears(layout, unit), layout.journals(), layout.log("*", "*")]
 
 
 def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -125,7 +126,7 @@ def _bootstrap(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 
 def _system(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del layout, unit, queues
-    return [CLAIMS_UPDATE, VARZ], []
+    return [CLAIMS_UPDATE, CLAIMS_LOOKUP.format("*"), VARZ], []
 
 
 def _reads(layout: Layout) -> Iterator[str]:
@@ -156,7 +157,7 @@ def _pulls(layout: Layout, queues: tuple[str, ...]) -> Iterator[str]:
 
 def _administers(layout: Layout) -> Iterator[str]:
     """Streams and consumers of this cluster, and of no other."""
-    yield "$JS.API.INFO"
+    yield from ("$JS.API.INFO", "$JS.API.STREAM.NAMES")
     for stream in (layout.jobs, layout.hints, layout.logs, layout.blobs, layout.members, layout.config):
         yield f"$JS.API.STREAM.*.{stream}"
     for stream in (layout.jobs, layout.hints):
