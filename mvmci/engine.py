@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from mvmci.allow import Allow
-from mvmci.journal import State
+from mvmci.journal import Entry, State
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -31,11 +31,12 @@ class Step(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """Runs jobs, each at most once at a time."""
 
-    async def run(self, job: str, *, fresh: bool = False) -> Step:
+    async def run(self, job: str, *, fresh: bool = False, first: Entry | None = None) -> Step:
         """See `job` to its end, or to a release.
 
         `fresh` says that nobody can have tried before; then a job that ends quickly is written in one
-        message. Raises NotFound, StoreUnavailable, IsolationUnavailable.
+        message. `first` is its first message, if the caller has it at hand: then it is not read.
+        Raises NotFound, StoreUnavailable, IsolationUnavailable.
         """
 
     async def verify(self, job: str) -> int:

@@ -64,6 +64,13 @@ async def load(store: Store, job: str) -> Journal:
     return journal
 
 
+def known(job: str, first: Entry) -> Journal:
+    """The journal of `job` as far as its first message tells."""
+    journal = Journal(job)
+    journal.absorb([first])
+    return journal
+
+
 class Holder:
     """Writes the journal of one job for one run, and gives its output to the logs.
 

@@ -117,7 +117,7 @@ class Worker:
 
     async def _run(self, hint: Delivery) -> None:
         try:
-            step = await self._engine.run(hint.job, fresh=hint.fresh)
+            step = await self._engine.run(hint.job, fresh=hint.first is not None, first=hint.first)
         except NotFound:
             await hint.ack()  # it was forgotten
             return

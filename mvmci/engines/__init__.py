@@ -24,7 +24,5 @@ def open_embedded(
     from mvmci.engines.embedded import Embedded
     from mvmci.sandbox.host import Host
 
-    host = Host(
-        store=store, root=root, allow=allow, min_isolation=min_isolation, reuse=reuse, notice=notice
-    )
+    host = Host(store=store, root=root, allow=allow, min_isolation=min_isolation, reuse=reuse, notice=notice)
     return Embedded(host, slots=slots)

@@ -24,9 +24,9 @@ from mvmci.errors import (
     NotFound,
     Usage,
 )
-from mvmci.holder import Cancelled, Holder, Reread, load
+from mvmci.holder import Cancelled, Holder, Reread, known, load
 from mvmci.job import End
-from mvmci.journal import Done, Lease, Released, State, status
+from mvmci.journal import Done, Entry, Lease, Released, State, status
 from mvmci.quantity import format_duration
 from mvmci.sandbox.code import CompileFailed
 from mvmci.sandbox.command import fill, run_command
@@ -50,10 +50,10 @@ class Embedded:
         self.slots = Slots(host.root, slots)
         self._runs: dict[str, asyncio.Task[Step]] = {}
 
-    async def run(self, job: str, *, fresh: bool = False) -> Step:
+    async def run(self, job: str, *, fresh: bool = False, first: Entry | None = None) -> Step:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            task = asyncio.create_task(self._run(job, fresh), name=f"job {job}")
+            task = asyncio.create_task(self._run(job, fresh, first), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
         return await asyncio.shield(self._runs[job])
@@ -112,16 +112,19 @@ class Embedded:
         if expected != found:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
-    async def _run(self, job: str, fresh: bool) -> Step:
+    async def _run(self, job: str, fresh: bool, first: Entry | None) -> Step:
         while True:
             with contextlib.suppress(Reread):
-                return await self._take(job, fresh)
-            fresh = False
+                return await self._take(job, fresh, first)
+            fresh, first = False, None
 
-    async def _take(self, job: str, fresh: bool) -> Step:
-        """Look whether there is anything to do, and hold the job while there is."""
+    async def _take(self, job: str, fresh: bool, first: Entry | None) -> Step:
+        """Look whether there is anything to do, and hold the job while there is.
+
+        What may have come after `first` (a cancel) refuses the first write, and is read then.
+        """
         store = self._host.store
-        journal = await load(store, job)
+        journal = await load(store, job) if first is None else known(job, first)
         state = journal.state
         fresh = fresh and state.lease is None
         if state.ended:

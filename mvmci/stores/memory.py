@@ -210,7 +210,7 @@ class _Journals:
         await asyncio.to_thread(self._blobs.sync)  # what the message names is on disk before it
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)
         if kind == "spec":
-            await self._hints.spec(queue, job)
+            await self._hints.spec(queue, job, Entry(seq=expect + 1, data=data))
         async with self._appended:
             self._appended.notify_all()
         return expect + 1
@@ -237,7 +237,7 @@ class _Journals:
 @dataclass
 class _Hint:
     job: str
-    spec: bool
+    first: Entry | None
     due: float  # by the store's clock
     deliveries: int = 0
     lapses: float | None = None  # by the loop's clock, while it is out
@@ -246,7 +246,7 @@ class _Hint:
 class _Delivery:
     def __init__(self, hints: _Hints, queue: str, hint: _Hint) -> None:
         self.job = hint.job
-        self.fresh = hint.spec and hint.deliveries == 1
+        self.first = hint.first if hint.deliveries == 1 else None
         self._hints = hints
         self._queue = queue
         self._hint = hint
@@ -269,15 +269,15 @@ class _Hints:
         self._sequence = itertools.count(1)
         self._changed = asyncio.Condition()
 
-    async def spec(self, queue: str, job: str) -> None:
-        await self._put(queue, "spec", _Hint(job, True, 0.0))
+    async def spec(self, queue: str, job: str, first: Entry) -> None:
+        await self._put(queue, "spec", _Hint(job, first, 0.0))
 
     async def ready(self, queue: str, job: str) -> int:
-        await self._put(queue, "ready", _Hint(job, False, 0.0))
+        await self._put(queue, "ready", _Hint(job, None, 0.0))
         return next(self._sequence)
 
     async def timer(self, queue: str, job: str, at_ms: int) -> None:
-        await self._put(queue, "timer", _Hint(job, False, at_ms / 1000))
+        await self._put(queue, "timer", _Hint(job, None, at_ms / 1000))
 
     async def _put(self, queue: str, kind: str, hint: _Hint) -> None:
         self._queues.setdefault(queue, {})[kind, hint.job] = hint

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from mvmci.errors import MvmciError
 from mvmci.holder import load
 from mvmci.job import Limits
-from mvmci.journal import Intent, Lease, Released, Result, status
+from mvmci.journal import Cancel, Intent, Lease, Released, Result, status
 from mvmci.stores.nats import Cluster
 from mvmci.submission import submit
 from tests.faults.world import Counting, script_spec
 from tests.roles.conftest import LONG_S, Place, ended, until
+from tests.roles.test_reconciler import append
 
 
 async def test_a_job_that_is_submitted_is_run_to_its_end_and_its_hint_is_used_up(
@@ -57,6 +59,25 @@ async def test_a_worker_takes_no_more_hints_than_it_has_slots(place: Place, clie
     assert max(len(member.keeps) for member in members) <= 1
     assert (await load(client.store, "b")).state.lease is None
     await ended(client, "b")
+
+
+async def test_a_job_that_was_cancelled_before_its_hint_came_does_nothing(
+    place: Place, client: Cluster
+) -> None:
+    """The hint is the spec as it was submitted, and knows nothing of the cancel."""
+    async with Counting().serve() as server:
+        await submit(client.store, await script_spec(client.store, "j", [{"http": {"url": server.url}}]))
+        await append(client, "j", Cancel(at=1, by="me"))
+        await place.worker("w1")
+        consumer = f"CONSUMER.INFO.{client.layout.jobs}.spec-default"
+        async with asyncio.timeout(LONG_S):
+            while True:
+                told = await client.link.api(consumer)
+                if not told["num_ack_pending"] and not told["num_pending"]:
+                    break
+                await asyncio.sleep(0.02)
+        assert status((await load(client.store, "j")).state)[0] == "cancelled"
+        assert not server.counts
 
 
 async def test_draining_hands_a_workflow_to_another_worker_at_its_next_effect(
@@ -110,11 +131,11 @@ async def test_a_failure_of_the_host_puts_the_job_off_and_ends_nothing(
     failures = []
     run = worker._engine.run
 
-    async def fail_once(job: str, *, fresh: bool = False) -> object:
+    async def fail_once(job: str, **options: Any) -> object:
         if not failures:
             failures.append(job)
             raise MvmciError("the disk is on fire")
-        return await run(job, fresh=fresh)
+        return await run(job, **options)
 
     monkeypatch.setattr(worker._engine, "run", fail_once)
     await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=60_000)))

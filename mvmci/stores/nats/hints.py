@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import StoreUnavailable
+from mvmci.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, NoStream, Refused, Reply, Unsubscribe
@@ -28,9 +29,9 @@ NO_CONSUMER_PAUSE_S = 0.5
 
 
 class _Delivery:
-    def __init__(self, link: Link, job: str, *, fresh: bool, reply: str) -> None:
+    def __init__(self, link: Link, job: str, *, first: Entry | None, reply: str) -> None:
         self.job = job
-        self.fresh = fresh
+        self.first = first
         self._link = link
         self._reply = reply
 
@@ -153,7 +154,9 @@ class _Queue:
 
     def _hand_out(self, reply: Reply) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
-        delivery = _Delivery(self._link, job, fresh=spec and _deliveries(reply.reply) == 1, reply=reply.reply)
+        deliveries, seq = _delivered(reply.reply)
+        first = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None
+        delivery = _Delivery(self._link, job, first=first, reply=reply.reply)
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():
@@ -248,7 +251,11 @@ async def _best_effort(step: Coroutine[Any, Any, None]) -> None:
         pass
 
 
-def _deliveries(reply: str) -> int:
-    """How often a message was delivered: `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<n>.…`."""
+def _delivered(reply: str) -> tuple[int, int]:
+    """How often a message was delivered, and its sequence.
+
+    By `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.…` (NATS ADR-15).
+    """
     tokens = reply.split(".")
-    return int(tokens[4] if len(tokens) == 9 else tokens[6])
+    at = 4 if len(tokens) == 9 else 6
+    return int(tokens[at]), int(tokens[at + 1])
