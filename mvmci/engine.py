@@ -7,6 +7,7 @@ from the engine's word.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import msgspec
@@ -31,11 +32,19 @@ class Step(msgspec.Struct, frozen=True):
 class Engine(Protocol):
     """Runs jobs, each at most once at a time."""
 
-    async def run(self, job: str, *, fresh: bool = False, first: Entry | None = None) -> Step:
+    async def run(
+        self,
+        job: str,
+        *,
+        fresh: bool = False,
+        first: Entry | None = None,
+        freed: Callable[[], None] = lambda: None,
+    ) -> Step:
         """See `job` to its end, or to a release.
 
         `fresh` says that nobody can have tried before; then a job that ends quickly is written in one
-        message. `first` is its first message, if the caller has it at hand: then it is not read.
+        message. `first` is its first message, if the caller has it at hand: then it is not read. `freed`
+        is called when the guest has ended and another can begin, while the end is still being written.
         Raises NotFound, StoreUnavailable, IsolationUnavailable.
         """
 

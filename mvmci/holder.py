@@ -92,7 +92,9 @@ class Holder:
         self._chunks = 0
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: set[asyncio.Task[None]] = set()
-        self._looking = asyncio.create_task(self._watch())
+        self._looking: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._look_timer = loop.call_later(LOOK_EVERY_S, self._begin_to_watch)  # most jobs end before
         self._answered_at = _now_s()
 
     @property
@@ -154,9 +156,9 @@ class Holder:
                 return
             await asyncio.sleep(pause_s)
 
-    async def failed(self) -> None:
+    def failed(self) -> asyncio.Future[None]:
         """Ends only by raising what a look or a write in the background met, as `write` would."""
-        await asyncio.shield(self._failure)
+        return asyncio.shield(self._failure)
 
     async def confirm(self) -> None:
         """Look at the journal if this process may have been suspended since it last heard of it."""
@@ -172,9 +174,11 @@ class Holder:
     async def close(self) -> None:
         """Stop what runs in the background. What was not written is not written."""
         self._stop_timer()
+        self._look_timer.cancel()
         for task in (self._looking, *self._flushing):
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if not self._failure.cancel() and not self._failure.cancelled():
             self._failure.exception()  # nobody is left who would await it
 
@@ -258,11 +262,14 @@ class Holder:
         if self.journal.state.cancel is not None:
             raise Cancelled
 
+    def _begin_to_watch(self) -> None:
+        self._looking = asyncio.create_task(self._watch())
+
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
             await self._guard(self._look())
             await self._guard(self._publish(self._durable))
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _flush(self) -> None:
         self._timer = None

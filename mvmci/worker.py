@@ -1,7 +1,9 @@
 """The worker: takes hints, and sees each job to its end through an engine.
 
-A worker has as many loops as it may see to jobs at once: a loop is the permit, so no hint is taken that
-nobody has time for. What a hint comes to is decided by the journal alone (PROTOCOL §3):
+A worker has as many loops as it may run jobs at once: a loop is the permit, so no hint is taken that
+nobody has time for. A permit is free again when the guest has ended; the end is written behind its back,
+so that the ends of many jobs become durable together. What a hint comes to is decided by the journal
+alone (PROTOCOL §3):
 
     ended, or asleep until later      the hint has done its work: acknowledged
     held by a live holder             put off, for whoever is free when it comes again
@@ -24,6 +26,7 @@ from mvmci.store import HINT_LAPSE_S, Delivery, Store
 
 PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
+UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
 UNAVAILABLE_PAUSE_S = 0.5
@@ -42,82 +45,102 @@ class Worker:
         self._slots = slots
         self._open = asyncio.Event()
         self._open.set()
-        self._closed = asyncio.Event()
-        self._idle = asyncio.Condition()
-        self._at_work = 0
+        self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
+        self._pulls: set[asyncio.Task[Delivery | None]] = set()
+        self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
     async def run(self) -> None:
         """Take and see to jobs, until cancelled. Raises only what is a bug."""
-        async with asyncio.TaskGroup() as loops:
-            for number in range(self._slots):
-                loops.create_task(self._loop(), name=f"permit {number}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_hints(), name="keep hints")
+                for number in range(self._slots):
+                    tasks.create_task(self._loop(tasks), name=f"permit {number}")
+        finally:
+            for hint in self._at_work.values():
+                await _hand_back(hint)
 
     async def drain(self) -> None:
         """Take no more hints, let workflows go at their next effect, and wait until nothing is in work."""
         self._open.clear()
-        self._closed.set()
+        for pull in self._pulls:
+            pull.cancel()
         self._engine.drain()
-        async with self._idle:
-            await self._idle.wait_for(lambda: self._at_work == 0)
+        while self._at_work:
+            await asyncio.wait(self._at_work)
 
     def resume(self) -> None:
         """Take hints again."""
         self._engine.drain(False)
-        self._closed.clear()
         self._open.set()
 
-    async def _loop(self) -> None:
+    async def _loop(self, tasks: asyncio.TaskGroup) -> None:
         while True:
             await self._open.wait()
-            try:
-                hint = await self._next()
-            except StoreUnavailable as away:
-                log.info("no hints: %s", away.message)
-                await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+            await self._unrecorded.acquire()
+            hint = await self._next()
+            if hint is None:
+                self._unrecorded.release()
                 continue
-            if hint is not None:
-                self._at_work += 1
-                try:
-                    await self._see_to(hint)
-                finally:
-                    self._at_work -= 1
-                    async with self._idle:
-                        self._idle.notify_all()
+            freed = asyncio.Event()
+            task = tasks.create_task(self._see_to(hint, freed), name=f"see to {hint.job}")
+            self._at_work[task] = hint
+            task.add_done_callback(self._done)
+            await freed.wait()
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._unrecorded.release()
+        if not task.cancelled():
+            del self._at_work[task]
 
     async def _next(self) -> Delivery | None:
         """A hint of any of the queues; None when none came, or this worker drains."""
-        closed = asyncio.create_task(self._closed.wait())
+        pull = asyncio.create_task(self._pull())
+        self._pulls.add(pull)
+        try:
+            return await pull
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is None or current.cancelling():
+                raise
+            return None  # only the pull was cancelled: this worker drains
+        except StoreUnavailable as away:
+            log.info("no hints: %s", away.message)
+            await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+            return None
+        finally:
+            self._pulls.discard(pull)
+
+    async def _pull(self) -> Delivery | None:
+        if len(self._queues) == 1:
+            return await self._store.hints.pull(self._queues[0], wait_s=PULL_S)
         pulls = [asyncio.create_task(self._store.hints.pull(queue, wait_s=PULL_S)) for queue in self._queues]
         try:
-            await asyncio.wait([closed, *pulls], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (closed, *pulls):
-                task.cancel()
-            await asyncio.gather(closed, *pulls, return_exceptions=True)
+            for pull in pulls:
+                pull.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
         found = [pull.result() for pull in pulls if not pull.cancelled()]
         hints = [hint for hint in found if hint is not None]
-        for hint in hints if self._closed.is_set() else hints[1:]:
+        for hint in hints[1:]:
             await hint.later(0)
-        return hints[0] if hints and not self._closed.is_set() else None
+        return hints[0] if hints else None
 
-    async def _see_to(self, hint: Delivery) -> None:
+    async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
         await self._store.presence.keep(hint.job)
-        keeping = asyncio.create_task(_keep(hint), name=f"keep the hint of {hint.job}")
         try:
-            await self._run(hint)
+            await self._run(hint, freed)
         except StoreUnavailable as away:
             log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
-        except asyncio.CancelledError:
-            await _hand_back(hint)
-            raise
         finally:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
+            freed.set()
             await self._store.presence.let_go(hint.job)
 
-    async def _run(self, hint: Delivery) -> None:
+    async def _run(self, hint: Delivery, freed: asyncio.Event) -> None:
+        first = hint.first
         try:
-            step = await self._engine.run(hint.job, fresh=hint.first is not None, first=hint.first)
+            step = await self._engine.run(hint.job, fresh=first is not None, first=first, freed=freed.set)
         except NotFound:
             await hint.ack()  # it was forgotten
             return
@@ -136,14 +159,15 @@ class Worker:
         else:
             await hint.ack()
 
-
-async def _keep(hint: Delivery) -> None:
-    while True:
-        await asyncio.sleep(KEEP_EVERY_S)
-        try:
-            await hint.keep()
-        except StoreUnavailable:
-            pass  # the hint may come to another, who finds the job held
+    async def _keep_hints(self) -> None:
+        """Keep the hints of what is in work from lapsing."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            try:
+                for hint in list(self._at_work.values()):
+                    await hint.keep()
+            except StoreUnavailable:
+                pass  # a hint may come to another, who finds the job held
 
 
 async def _hand_back(hint: Delivery) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from mvmci.allow import Allow
 from mvmci.engine import Step
@@ -31,7 +33,7 @@ from mvmci.quantity import format_duration
 from mvmci.sandbox.code import CompileFailed
 from mvmci.sandbox.command import fill, run_command
 from mvmci.sandbox.host import Host
-from mvmci.sandbox.limits import LimitReached, TimedOut, first, time_up
+from mvmci.sandbox.limits import Deadline, LimitReached, TimedOut, first
 from mvmci.sandbox.nursery import CodeGone, SlotDied
 from mvmci.sandbox.slots import Slots
 from mvmci.sandbox.workflow import Exhausted, Live, Suspended, Verification, run_workflow
@@ -42,6 +44,16 @@ LET_GO_S = 2.0
 OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that no replay repeats
 
 
+@dataclass(frozen=True)
+class Order:
+    """What `run` was called with."""
+
+    job: str
+    fresh: bool
+    first: Entry | None
+    freed: Callable[[], None]
+
+
 class Embedded:
     """An engine in this process, with `slots` guests at a time."""
 
@@ -50,10 +62,17 @@ class Embedded:
         self.slots = Slots(host.root, slots)
         self._runs: dict[str, asyncio.Task[Step]] = {}
 
-    async def run(self, job: str, *, fresh: bool = False, first: Entry | None = None) -> Step:
+    async def run(
+        self,
+        job: str,
+        *,
+        fresh: bool = False,
+        first: Entry | None = None,
+        freed: Callable[[], None] = lambda: None,
+    ) -> Step:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            task = asyncio.create_task(self._run(job, fresh, first), name=f"job {job}")
+            task = asyncio.create_task(self._run(Order(job, fresh, first, freed)), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
         return await asyncio.shield(self._runs[job])
@@ -96,7 +115,9 @@ class Embedded:
         async with self.slots.take(await self._host.guests()) as slot:
             try:
                 replaying = run_workflow(self._host, slot, spec, started_at, code, other)
-                got = await first(replaying, time_up(self._host.now_ms() + limit_ms, self._host.now_ms))
+                time = Deadline(self._host.now_ms)
+                time.begin(self._host.now_ms() + limit_ms)
+                got = await first(replaying, time.over)
             except (Exhausted, TimedOut) as stopped:
                 if not partial:
                     raise Nondeterminism("nondeterminism: the end: it did not come in time") from stopped
@@ -112,21 +133,21 @@ class Embedded:
         if expected != found:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
-    async def _run(self, job: str, fresh: bool, first: Entry | None) -> Step:
+    async def _run(self, order: Order) -> Step:
         while True:
             with contextlib.suppress(Reread):
-                return await self._take(job, fresh, first)
-            fresh, first = False, None
+                return await self._take(order)
+            order = replace(order, fresh=False, first=None)
 
-    async def _take(self, job: str, fresh: bool, first: Entry | None) -> Step:
+    async def _take(self, order: Order) -> Step:
         """Look whether there is anything to do, and hold the job while there is.
 
         What may have come after `first` (a cancel) refuses the first write, and is read then.
         """
-        store = self._host.store
-        journal = await load(store, job) if first is None else known(job, first)
+        store, job = self._host.store, order.job
+        journal = await load(store, job) if order.first is None else known(job, order.first)
         state = journal.state
-        fresh = fresh and state.lease is None
+        order = replace(order, fresh=order.fresh and state.lease is None)
         if state.ended:
             return Step("ended", state)
         if state.released is not None and state.released.until > self._host.now_ms():
@@ -140,7 +161,7 @@ class Embedded:
         try:
             holder = Holder(store, journal, self._lease(state))
             try:
-                return await self._hold(holder, fresh)
+                return await self._hold(holder, order)
             except Fenced:
                 return Step("fenced", journal.state)
             finally:
@@ -159,11 +180,11 @@ class Embedded:
             why="first" if state.lease is None else "resumed" if state.released else "recovered",
         )
 
-    async def _hold(self, holder: Holder, fresh: bool) -> Step:
+    async def _hold(self, holder: Holder, order: Order) -> Step:
         """From the lease to the end, or to a release."""
         try:
             try:
-                done = await self._attempt(holder, fresh)
+                done = await self._attempt(holder, order)
             except Suspended as asleep:
                 return await self._release(holder, asleep.until)
             await holder.finish(done)
@@ -192,21 +213,20 @@ class Embedded:
             with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
                 await asyncio.wait_for(released, LET_GO_S)
 
-    async def _attempt(self, holder: Holder, fresh: bool) -> Done:
+    async def _attempt(self, holder: Holder, order: Order) -> Done:
         """One try at the job. What ends the job becomes its `done`; what does not is raised."""
         state, limits = holder.journal.state, holder.spec.limits
         if state.cancel is not None:
             raise Cancelled
         if state.held and state.lost + 1 >= limits.attempts:
             return self._done("errored", f"attempts: {state.lost + 1} holders were lost")
-        started = asyncio.Event()
+        time = Deadline(self._host.now_ms)
         try:
             if state.deadline_ms is not None:
-                started.set()
-                if state.deadline_ms <= self._host.now_ms():
-                    raise TimedOut
-            guest = self._guest(holder, fresh, started)
-            return await first(guest, holder.failed(), self._time_up(holder, started))
+                time.begin(state.deadline_ms)
+                if time.over.done():
+                    time.over.result()
+            return await first(self._guest(holder, order, time), holder.failed(), time.over)
         except TimedOut:
             return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
         except LimitReached as reached:
@@ -222,26 +242,25 @@ class Embedded:
         except (Nondeterminism, NotFound) as ours:
             return self._done("errored", ours.message)
 
-    async def _time_up(self, holder: Holder, started: asyncio.Event) -> None:
-        await started.wait()
-        await time_up(self._deadline_ms(holder), self._host.now_ms)
-
     def _deadline_ms(self, holder: Holder) -> int:
         """Counted from the first lease, which may be this one."""
         return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
 
-    async def _guest(self, holder: Holder, fresh: bool, started: asyncio.Event) -> Done:
+    async def _guest(self, holder: Holder, order: Order, time: Deadline) -> Done:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         code = await self._host.compiled(holder.spec)
         try:
-            return await self._in_slot(holder, code, fresh, started)
-        except CodeGone:
-            # Another process has removed it since, to make room, or the disk has damaged it.
-            code = await self._host.compiled(holder.spec, refused=True)
-            return await self._in_slot(holder, code, fresh, started, again=True)
+            try:
+                return await self._in_slot(holder, code, order, time)
+            except CodeGone:
+                # Another process has removed it since, to make room, or the disk has damaged it.
+                code = await self._host.compiled(holder.spec, refused=True)
+                return await self._in_slot(holder, code, order, time, again=True)
+        finally:
+            order.freed()
 
     async def _in_slot(
-        self, holder: Holder, code: str, fresh: bool, started: asyncio.Event, *, again: bool = False
+        self, holder: Holder, code: str, order: Order, time: Deadline, *, again: bool = False
     ) -> Done:
         host, spec = self._host, holder.spec
         async with self.slots.take(await host.guests()) as slot:
@@ -249,15 +268,15 @@ class Embedded:
                 await fill(host, slot, spec.tree)
             if not again:
                 holder.stamp(host.now_ms())
-                started.set()
-            if fresh and not again:
+                time.begin(self._deadline_ms(holder))
+            if order.fresh and not again:
                 holder.write_within(LEASE_WAIT_S)
             else:
                 await holder.write()
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
-            published = 0 if fresh else await self._published(spec.id)
+            published = 0 if order.fresh else await self._published(spec.id)
             live = Live(host, holder, slot, published=published)
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
 

@@ -57,6 +57,7 @@ async def with_artifacts(host: Host, done: Done, found: tuple[Artifact, ...]) ->
 
 async def fill(host: Host, slot: Slot, digest: str | None) -> workspace.Snapshot:
     """Lay the workspace tree `digest` out in the slot's empty directory. Raises NotFound, BadWorkspace."""
+    slot.used = True
     value = tree.Tree()
     if digest is not None:
         value = tree.decode(await host.store.blobs.get(digest))

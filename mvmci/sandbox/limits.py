@@ -32,6 +32,8 @@ class TimedOut(Exception):
 async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
     """The result of `guest`, unless a guard raises before it ends. What has not ended is cancelled.
 
+    A guard that is a future costs no task.
+
     Where several have ended, a guard's exception counts before the guest's result.
     """
     main = asyncio.ensure_future(guest)
@@ -49,13 +51,23 @@ async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
         await asyncio.gather(main, *tasks, return_exceptions=True)
 
 
-async def time_up(deadline_ms: int, now_ms: Callable[[], int]) -> None:
-    """Raises TimedOut once `deadline_ms` has passed."""
-    while True:
-        left_ms = deadline_ms - now_ms()
+class Deadline:
+    """A job's time. `over` raises TimedOut once it is up; it begins to run when `begin` says so."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._now_ms = now_ms
+
+    def begin(self, deadline_ms: int) -> None:
+        """It is up at `deadline_ms`, since 1970. Called again, it says the same."""
+        left_ms = deadline_ms - self._now_ms()
+        if self.over.done():
+            return
         if left_ms <= 0:
-            raise TimedOut
-        await asyncio.sleep(left_ms / 1000)
+            self.over.set_exception(TimedOut())
+        else:
+            timer = self.over.get_loop().call_later(left_ms / 1000, self.begin, deadline_ms)
+            self.over.add_done_callback(lambda _: timer.cancel())
 
 
 class Output:

@@ -38,6 +38,7 @@ class Slot:
     warm: Child | None = None  # a process that has run workflows and can run another
     runs: int = 0
     memory_bytes: int = 0  # that the warm process was made for
+    used: bool = False  # whether there may be something in its directories
 
     @property
     def place(self) -> Path:
@@ -73,6 +74,7 @@ class Slot:
             path.chmod(0o700)
             if self.uid is not None:
                 os.chown(path, self.uid, self.uid)
+        self.used = False
 
 
 class Slots:
@@ -100,9 +102,13 @@ class Slots:
         try:
             yield slot
         finally:
-            task = asyncio.create_task(self._clean(slot))
-            self._cleaning.add(task)
-            task.add_done_callback(self._cleaning.discard)
+            if slot.used:
+                task = asyncio.create_task(self._clean(slot))
+                self._cleaning.add(task)
+                task.add_done_callback(self._cleaning.discard)
+            else:
+                self._free.append(slot)
+                self._permits.release()
 
     async def _clean(self, slot: Slot) -> None:
         try:

@@ -1,7 +1,7 @@
 """Hints in JetStream: two durable pull consumers a queue, on the specs and on the `ready` words.
 
-Every pull asks both consumers for one message, for `PULL_S` at most: a request that spans a restart
-of the broker is lost, and is made again. Requests outlive the pull that made them and serve the next
+Pulls that wait ask both consumers for one message each, for `PULL_S` at most: a request that spans a
+restart of the broker is lost, and is made again. Requests outlive the pull that made them and serve the next
 one; a hint that comes when nobody waits goes back at once, for somebody else.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -120,14 +120,14 @@ class _Queue:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
             elif not taken:  # it came as this pull was cancelled
-                self._start(waiting.result().refuse())
+                self._start(waiting.result().refuse)
 
     def again(self) -> None:
         """The broker came back: whatever was asked is lost."""
         for consumer in self._consumers:
             consumer.until.clear()
         if self._waiting:
-            self._start(self._ask(PULL_S))
+            self._start(lambda: self._ask(PULL_S))
 
     async def _ask(self, live_s: float) -> None:
         """Let each consumer have as many open requests as there are pulls that wait."""
@@ -135,18 +135,21 @@ class _Queue:
         for consumer in self._consumers:
             while consumer.until and consumer.until[0] < now:
                 consumer.until.popleft()
-            while len(consumer.until) < len(self._waiting):
-                consumer.until.append(now + live_s + PULL_GRACE_S)
-                ask = msgspec.json.encode({"batch": 1, "expires": int(live_s * 1e9)})
+            more = len(self._waiting) - len(consumer.until)
+            if more > 0:
+                consumer.until.extend([now + live_s + PULL_GRACE_S] * more)
+                ask = msgspec.json.encode({"batch": more, "expires": int(live_s * 1e9)})
                 verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.settings['name']}"
                 await self._link.publish(verb, ask, reply=consumer.inbox)
 
     def _taker(self, consumer: _Consumer) -> Callable[[Reply], None]:
         def take(reply: Reply) -> None:
-            if consumer.until:
+            # A request that ends unfulfilled says how many of its messages did not come.
+            for _ in range(min(int(reply.headers.get("Nats-Pending-Messages", "1")), len(consumer.until))):
                 consumer.until.popleft()
             if reply.status == "503":
-                self._start(self._make_again(consumer))
+                consumer.until.clear()
+                self._start(lambda: self._make_again(consumer))
             elif not reply.status:
                 self._hand_out(reply)
 
@@ -162,7 +165,7 @@ class _Queue:
             if not waiting.done():
                 waiting.set_result(delivery)
                 return
-        self._start(delivery.refuse())
+        self._start(delivery.refuse)
 
     async def _make(self, consumer: _Consumer) -> None:
         await make_consumer(self._link, consumer.stream, consumer.settings)
@@ -175,7 +178,7 @@ class _Queue:
         if self._waiting:
             await self._ask(PULL_S)
 
-    def _start(self, step: Coroutine[Any, Any, None]) -> None:
+    def _start(self, step: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(_best_effort(step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -243,10 +246,10 @@ class Hints:
             queue.again()
 
 
-async def _best_effort(step: Coroutine[Any, Any, None]) -> None:
+async def _best_effort(step: Callable[[], Awaitable[None]]) -> None:
     """A hint may be lost, and whoever waits for one asks again."""
     try:
-        await step
+        await step()
     except (StoreUnavailable, NoStream):
         pass
 
