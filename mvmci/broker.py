@@ -1,7 +1,15 @@
 """The broker: a nats-server with JetStream on this machine, whose every acknowledged write is synced.
 
-Finds the server that came with mvmci, writes its configuration, starts it on the loopback, and checks
-that it really syncs. It dies with the process that started it, also when that one is killed.
+Finds the server that came with mvmci, writes its configuration, starts it or becomes it, and checks
+what it is. A broker of a cluster has an operator: it takes nobody without a credential, and speaks TLS
+as soon as it listens beyond the loopback. One without a guard is for tests; it listens on the loopback
+alone. None has another listener: no monitoring where an account can be asked, no websocket, no MQTT.
+
+    <cluster>/broker/settings.json     where it listens, and what it keeps: laid down by `up`
+    <cluster>/broker/nats.conf         made of it at every start
+    <cluster>/broker/nats.log          what the server says
+    <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
+    <cluster>/broker/store/            the streams
 """
 
 from __future__ import annotations
@@ -9,19 +17,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import http.client
 import importlib.metadata
+import ipaddress
 import json
 import os
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NoReturn
 
 import msgspec
 
 from mvmci.errors import StoreUnavailable, Usage
+from mvmci.ticket import Login
 
 START_S = 10.0
 LOOK_EVERY_S = 0.01
@@ -30,8 +43,37 @@ MONITOR_S = 5.0
 STORE_BYTES = 20 << 30  # more than the streams of a cluster take
 MEMORY_BYTES = 256 << 20
 PAYLOAD_BYTES_MAX = (1 << 20) + (16 << 10)  # a message of the largest size, and its headers
+LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
+API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches and schedules
+LOOPBACK = "127.0.0.1"
+ANY_PORT = -1
+FOLDER = "broker"
 PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker is to be. `name` is the server's; `synced` is off under `durability: relaxed`."""
+
+    name: str = ""
+    listen: str = LOOPBACK
+    port: int = ANY_PORT
+    store_bytes: int = STORE_BYTES
+    synced: bool = True
+
+
+_settings = msgspec.json.Decoder(Settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Whom a broker believes. The accounts' tokens are for one that has none yet."""
+
+    operator: str  # its token
+    system_account: str  # a public key
+    accounts: Mapping[str, str]  # tokens, by public key
+    certificate: Path
+    key: Path
 
 
 def find_server() -> Path:
@@ -49,21 +91,184 @@ def find_server() -> Path:
     )
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a broker that listens there."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def free_port(address: str = LOOPBACK) -> int:
+    """A port that nobody listens on. Raises Usage."""
+    return _bind(address, 0)
+
+
+def check_port(address: str, port: int) -> None:
+    """See that a broker could listen there. Raises Usage."""
+    _bind(address, port)
+
+
+def _bind(address: str, port: int) -> int:
+    try:
+        info = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(info[0], info[1], info[2]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(info[4])
+            probe.listen()
+            bound: int = probe.getsockname()[1]
+            return bound
+    except OSError as error:
+        why, hint = _NO_PORT.get(error.errno or 0, (f"cannot be used ({error.strerror})", ""))
+        raise Usage(
+            f"port {port} of {address} {why}",
+            hint=hint or "name another address or port in `broker.listen`",
+        ) from None
+
+
+_NO_PORT = {
+    errno.EADDRINUSE: ("is in use", "stop what listens there, or name another port in `broker.listen`"),
+    errno.EADDRNOTAVAIL: ("cannot be had: this machine does not have that address", ""),
+    errno.EACCES: ("is for root alone", "name one over 1023 in `broker.listen`"),
+}
+
+
+def lay_down(cluster: Path, settings: Settings) -> None:
+    """Write what the broker of the cluster in folder `cluster` is to be, for its next start."""
+    folder = _make(cluster / FOLDER)
+    new = folder / ".settings.json"
+    _write_private(new, msgspec.json.encode(settings).decode())
+    new.replace(folder / "settings.json")
+
+
+def laid_down(cluster: Path) -> Settings | None:
+    """What the broker of the cluster in folder `cluster` is to be; None where it has none."""
+    try:
+        return _settings.decode((cluster / FOLDER / "settings.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def exec_broker(cluster: Path) -> NoReturn:
+    """Become the broker of the cluster in folder `cluster`. Raises Usage, StoreUnavailable.
+
+    The process stays the same: its number, its parent, and the signal that it gets when that one dies.
+    """
+    from mvmci.trust.authority import Authority
+
+    settings = laid_down(cluster)
+    if settings is None:
+        raise StoreUnavailable(
+            f"cluster {cluster.name} has no broker on this machine", hint="`mvmci up` starts one"
+        )
+    if settings.port != ANY_PORT:
+        check_port(settings.listen, settings.port)
+    config = prepare(cluster / FOLDER, settings, Authority.load(cluster).guard())
+    server = str(find_server())
+    os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+
+
+def prepare(folder: Path, settings: Settings, guard: Guard | None) -> Path:
+    """Make `folder` ready for a server to start in; its configuration file."""
+    _make(folder)
+    for stale in folder.glob("nats-server_*.ports"):
+        stale.unlink()
+    if guard is not None:
+        resolver = _make(folder / "resolver")
+        for account, token in guard.accounts.items():
+            file = resolver / f"{account}.jwt"
+            if not file.exists():  # else it is newer, and may revoke somebody
+                new = resolver / f".{account}"
+                _write_private(new, token)
+                new.replace(file)
+    config = folder / "nats.conf"
+    _write_private(config, configuration(folder, settings, guard))
+    return config
+
+
+def configuration(folder: Path, settings: Settings, guard: Guard | None) -> str:
+    """nats-server's configuration; strings are quoted as JSON, which it reads."""
+    assert guard is not None or is_loopback(settings.listen), "it would take anybody"
+    lines = [
+        f"host: {_quoted(settings.listen)}",
+        f"port: {settings.port}",
+        f"max_payload: {PAYLOAD_BYTES_MAX}",
+        f"ports_file_dir: {_quoted(folder)}",
+        f"log_file: {_quoted(folder / 'nats.log')}",
+        f"logfile_size_limit: {LOG_BYTES_MAX}",
+        "logfile_max_num: 2",
+    ]
+    if settings.name:
+        lines.append(f"server_name: {_quoted(settings.name)}")
+    if guard is None:
+        lines.append("http: 127.0.0.1:-1")
+    else:
+        lines += _guarded(folder, guard)
+        if not is_loopback(settings.listen):
+            lines += _tls(guard)
+    lines += [
+        "jetstream {",
+        f"  store_dir: {_quoted(folder / 'store')}",
+        *(["  sync_interval: always"] if settings.synced else []),
+        f"  max_file_store: {settings.store_bytes}",
+        f"  max_memory_store: {MEMORY_BYTES}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _guarded(folder: Path, guard: Guard) -> list[str]:
+    """An operator's broker. Tokens are looked for in the resolver's folder, where they can be replaced."""
+    return [
+        f"operator: {guard.operator}",
+        f"system_account: {guard.system_account}",
+        "resolver {",
+        "  type: full",
+        f"  dir: {_quoted(folder / 'resolver')}",
+        "  allow_delete: false",
+        "}",
+    ]
+
+
+def _tls(guard: Guard) -> list[str]:
+    return [
+        "tls {",
+        f"  cert_file: {_quoted(guard.certificate)}",
+        f"  key_file: {_quoted(guard.key)}",
+        '  min_version: "1.3"',
+        "  handshake_first: true",
+        "}",
+    ]
+
+
+def read_ports(folder: Path, pid: int) -> dict[str, list[str]]:
+    """Where the server `pid` answers, as it wrote down once it did; empty while it has not.
+
+    `nats` are the URLs for clients. One that listens on every address names all those of this machine.
+    """
+    file = folder / f"nats-server_{pid}.ports"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
 @dataclass
 class Broker:
-    """One server and its folder. `url` is where it answers, once it was started; the port then stays."""
+    """A server that this process starts, and its folder. `url` is where it answers, once it was started.
+
+    Its port then stays. Without a guard it must sync; with one, `check_broker` tells.
+    """
 
     folder: Path
-    store_bytes: int = STORE_BYTES
-    port: int = -1  # any free one
+    settings: Settings = field(default_factory=Settings)
+    guard: Guard | None = None
     url: str = ""
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
         """Start the server and wait until it answers. Raises StoreUnavailable, Usage."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = self.folder / "nats.conf"
-        _write_private(config, self._config())
+        config = prepare(self.folder, self.settings, self.guard)
         with open(self.folder / "nats.log", "ab") as log:  # noqa: ASYNC230 (a local file)
             self.process = await asyncio.create_subprocess_exec(
                 find_server(), "-c", config, stdout=log, stderr=log, preexec_fn=_die_with(os.getpid())
@@ -71,8 +276,10 @@ class Broker:
         try:
             ports = await self._ports(self.process)
             self.url = ports["nats"][0]
-            self.port = int(self.url.rpartition(":")[2])
-            await asyncio.to_thread(_check_sync, ports["monitoring"][0])
+            port = int(self.url.rpartition(":")[2])
+            self.settings = msgspec.structs.replace(self.settings, port=port)
+            if self.guard is None:
+                await asyncio.to_thread(_check_monitor, ports["monitoring"][0])
         except BaseException:
             await self.kill()
             raise
@@ -94,30 +301,14 @@ class Broker:
             self.process.kill()
             await self.process.wait()
 
-    def _config(self) -> str:
-        """nats-server's configuration; strings are quoted as JSON, which it reads."""
-        return f"""
-host: 127.0.0.1
-port: {self.port}
-http: 127.0.0.1:-1
-max_payload: {PAYLOAD_BYTES_MAX}
-ports_file_dir: {json.dumps(str(self.folder))}
-jetstream {{
-  store_dir: {json.dumps(str(self.folder / "store"))}
-  sync_interval: always
-  max_file_store: {self.store_bytes}
-  max_memory_store: {MEMORY_BYTES}
-}}
-"""
-
     async def _ports(self, process: asyncio.subprocess.Process) -> dict[str, list[str]]:
         """Where it listens, as it wrote down once it did."""
-        file = self.folder / f"nats-server_{process.pid}.ports"
         for _ in range(int(START_S / LOOK_EVERY_S)):
             if process.returncode is not None:
                 break
-            with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-                return msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
+            ports = read_ports(self.folder, process.pid)
+            if ports:
+                return ports
             await asyncio.sleep(LOOK_EVERY_S)
         raise StoreUnavailable("nats-server did not start", hint=f"{self.folder / 'nats.log'} says why")
 
@@ -133,8 +324,61 @@ async def serve(folder: Path) -> AsyncIterator[str]:
         await broker.stop()
 
 
-def _check_sync(monitor: str) -> None:
-    """Raises StoreUnavailable when the server would lose acknowledged writes."""
+async def check_broker(login: Login, system: Login | None = None, *, synced: bool = True) -> list[str]:
+    """See that the broker of `login` can carry a cluster; sentences about what cannot be seen.
+
+    `system` is a login to the broker's own account, where we have one. Raises Usage that names all that
+    is missing, StoreUnavailable and TicketRefused when it cannot be asked.
+    """
+    missing = await _missing(login)
+    if missing:
+        raise Usage(
+            f"the broker at {', '.join(login.urls)} cannot carry a cluster: {'; '.join(missing)}",
+            hint="nats-server 2.12 or later is needed, with JetStream for this account",
+        )
+    if not synced:
+        return ["durability is relaxed: a power cut can lose what was accepted in the last two minutes"]
+    if system is None:
+        return [
+            "the broker does not tell us whether it syncs every write: without `sync_interval: always`, "
+            "a power cut loses jobs that were accepted"
+        ]
+    from mvmci.stores.nats.permissions import VARZ
+
+    told = msgspec.json.decode(await _ask(system, VARZ), type=dict[str, Any])
+    _check_sync(told.get("data", {}))
+    return []
+
+
+async def _missing(login: Login) -> list[str]:
+    """What the broker, or the account on it, does not offer."""
+    from mvmci.stores.nats.link import NoStream
+
+    try:
+        told = msgspec.json.decode(await _ask(login, "$JS.API.INFO"), type=dict[str, Any])
+    except NoStream:
+        return ["it has no JetStream"]
+    if "error" in told:
+        return [f"JetStream says: {told['error'].get('description', 'no')}"]
+    missing = []
+    if told.get("api", {}).get("level", 0) < API_LEVEL_MIN:
+        missing.append("it is older than 2.12, and has no atomic batches and no scheduled messages")
+    return missing
+
+
+async def _ask(login: Login, subject: str) -> bytes:
+    from mvmci.stores.nats.link import Link
+
+    link = Link(login, "check")
+    await link.open()
+    try:
+        return await link.call(subject)
+    finally:
+        await link.close()
+
+
+def _check_monitor(monitor: str) -> None:
+    """Ask an unguarded server whether it syncs. Raises StoreUnavailable."""
     host, _, port = monitor.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=MONITOR_S)
     try:
@@ -144,6 +388,11 @@ def _check_sync(monitor: str) -> None:
         raise StoreUnavailable(f"nats-server does not tell about itself at {monitor}") from error
     finally:
         connection.close()
+    _check_sync(told)
+
+
+def _check_sync(told: dict[str, Any]) -> None:
+    """Raises StoreUnavailable when a server that told this would lose acknowledged writes."""
     if told.get("jetstream", {}).get("config", {}).get("sync_always") is not True:
         raise StoreUnavailable(
             "nats-server does not sync every write", hint="it needs `sync_interval: always`"
@@ -157,6 +406,15 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return before_exec
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(str(value))
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -93,6 +93,12 @@ class NoAnswer(StoreUnavailable):
     """A write was sent and its answer did not come: it may have landed, or land later."""
 
 
+class NotYet(MvmciError):
+    """The time of waiting is up, and a job has not ended. It goes on."""
+
+    exit_code = EXIT_TIMED_OUT
+
+
 class Fenced(MvmciError):
     """Another run holds the job, or it has ended: stop, kill, write nothing, acknowledge nothing."""
 

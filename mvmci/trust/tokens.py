@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mvmci.stores.nats.permissions import Permissions
 from mvmci.trust import keys
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats.permissions import Permissions
 
 _VERSION = 2  # of NATS' claims
 _UNLIMITED = -1
 SUBSCRIPTIONS_MAX = 4_096  # of one connection
+_QUEUE = "queue:"
+_FOR_GOOD = 9_999_999_999  # s since 1970: no token is younger
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
 
@@ -34,6 +38,16 @@ class Claims(msgspec.Struct, frozen=True):
     iat: int = 0
     exp: int = 0
     tags: tuple[str, ...] = ()
+    revoked: frozenset[str] = frozenset()  # of an account's: the users' keys that it takes away
+
+    def tagged(self, kind: str) -> str:
+        """The role that the token is tagged with; empty if it is not of this `kind`."""
+        return next((tag.removeprefix(f"{kind}:") for tag in self.tags if tag.startswith(f"{kind}:")), "")
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """Those that the token is tagged with."""
+        return tuple(tag.removeprefix(_QUEUE) for tag in self.tags if tag.startswith(_QUEUE))
 
 
 def operator(seed: str, name: str, system_account: str, now: float) -> str:
@@ -43,11 +57,11 @@ def operator(seed: str, name: str, system_account: str, now: float) -> str:
 
 
 def account(
-    operator_seed: str, public: str, name: str, now: float, *, store: bool, revoked: Mapping[str, int]
+    operator_seed: str, public: str, name: str, now: float, *, store: bool, revoked: Iterable[str]
 ) -> str:
     """The token of an account. `store` lets it use JetStream, within what the server has.
 
-    `revoked` maps users' public keys to the time of the last of their tokens that is no longer taken.
+    `revoked` are users' public keys. They are taken away for good, so that no clock has a say in it.
     """
     every = ("subs", "data", "payload", "imports", "exports", "conn")
     limits: dict[str, Any] = dict.fromkeys(every, _UNLIMITED) | {"leaf": 0, "wildcards": True}
@@ -55,8 +69,9 @@ def account(
         of_store = ("mem_storage", "disk_storage", "streams", "consumer", "max_ack_pending")
         limits |= dict.fromkeys(of_store, _UNLIMITED)
     nats: dict[str, Any] = {"type": "account", "version": _VERSION, "limits": limits}
-    if revoked:
-        nats["revocations"] = dict(revoked)
+    revocations = dict.fromkeys(sorted(revoked), _FOR_GOOD)
+    if revocations:
+        nats["revocations"] = revocations
     return _sign(operator_seed, public, name, nats, now)
 
 
@@ -90,6 +105,11 @@ def user(
     return _sign(account_seed, public, name, nats, now, exp=expires_at)
 
 
+def tags(kind: str, role: str, queues: Sequence[str]) -> tuple[str, ...]:
+    """What a token says for us alone: `kind` is `role` for a unit's, `enrol` for a ticket's."""
+    return (f"{kind}:{role}", *(f"{_QUEUE}{queue}" for queue in queues))
+
+
 def read(token: str, issuer: str) -> Claims | None:
     """What `token` says, if `issuer` signed it. Whether it has expired is not looked at."""
     head, _, signature = token.rpartition(".")
@@ -106,9 +126,10 @@ def peek(token: str) -> Claims | None:
     """What `token` says, whoever signed it; None if it is no token."""
     try:
         body = msgspec.json.decode(_unpadded(token.split(".")[1]), type=dict[str, Any])
-        tags = body.get("nats", {}).get("tags", ())
-        return msgspec.convert({**body, "tags": tags}, Claims)
-    except (IndexError, ValueError, AttributeError):
+        nats = body.get("nats", {})
+        own = {"tags": nats.get("tags", ()), "revoked": list(nats.get("revocations", ()))}
+        return msgspec.convert(body | own, Claims)
+    except (IndexError, ValueError, AttributeError, TypeError):
         return None
 
 

@@ -1,0 +1,307 @@
+"""The verbs of trust: tickets, logging in with one, and taking a machine's right away again.
+
+All but `login` and `ticket inspect` need the cluster's keys, and so the machine that called `up`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from mvmci.cli.options import (
+    CLIENT,
+    Duration,
+    cluster_option,
+    examples,
+    find_cluster,
+    json_option,
+    make_state,
+    option,
+    run_async,
+    state_option,
+)
+from mvmci.errors import StoreUnavailable, Usage
+from mvmci.job import check_id
+from mvmci.summary import rfc3339
+from mvmci.ticket import ROLES, Role, Ticket, encode
+
+if TYPE_CHECKING:
+    from mvmci.home import Facts
+    from mvmci.stores.nats.config import Config
+    from mvmci.trust.authority import Authority
+    from mvmci.trust.registry import Record
+
+USES_MAX = 10_000
+TTL = "1h"
+
+ticket_argument = click.argument("text", metavar="TICKET|@FILE|-", required=False)
+
+
+@click.group("ticket")
+def ticket_verb() -> None:
+    """Rights to join a cluster: make them, look at them, take them back."""
+
+
+@ticket_verb.command(
+    "create",
+    epilog=examples(
+        "mvmci ticket create --output ticket            one worker, within an hour",
+        "mvmci ticket create --role client --ttl 7d     for `mvmci login` on a laptop",
+        "mvmci ticket create --queue gpu --uses 5",
+    ),
+)
+@option("--role", type=click.Choice(ROLES), default="worker", show_default=True, help="What it may become.")
+@option("--queue", "queues", multiple=True, help="Only of these queues. Those of the cluster, if absent.")
+@option("--uses", type=click.IntRange(1, USES_MAX), default=1, show_default=True, help="How many machines.")
+@option("--ttl", type=Duration(), default=TTL, show_default=True, help="How long it may be used.")
+@option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it there, for you alone.")
+@cluster_option
+@state_option
+@json_option
+def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | None, **wanted: Any) -> int:
+    """Make a ticket, and print it. Who has it can use it: keep it as a password."""
+    for queue in wanted["queues"]:
+        check_id(queue, "queue name")
+
+    from mvmci.broker import is_loopback
+
+    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+        ticket, uses = await _create(config, authority, facts, **wanted), wanted["uses"]
+        if output is not None:
+            _write(output, encode(ticket))
+        if as_json:
+            where = {"file": str(output)} if output is not None else {"ticket": encode(ticket)}
+            click.echo(msgspec.json.encode(_shown(ticket) | {"uses": uses} | where))
+            return 0
+        if output is None:
+            click.echo(encode(ticket))
+        machines = "one machine" if uses == 1 else f"{uses} machines"
+        until = rfc3339(ticket.expires_at)
+        click.echo(f"{ticket.id}: for {machines}, as {ticket.role}, until {until}", err=True)
+        if all(is_loopback(urlsplit(url).hostname or "") for url in ticket.login.urls):
+            click.echo(
+                "warning: the broker listens on the loopback, so only this machine can use it", err=True
+            )
+        return 0
+
+    return _with_keys(state, cluster, work)
+
+
+async def _create(
+    config: Config,
+    authority: Authority,
+    facts: Facts,
+    *,
+    role: Role,
+    queues: tuple[str, ...],
+    uses: int,
+    ttl: int,
+) -> Ticket:
+    from mvmci.store import Settings
+    from mvmci.trust.registry import make_ticket
+
+    if role == "worker" and not queues:
+        found = await config.get("settings")
+        settings = msgspec.json.decode(found.value, type=Settings) if found is not None else Settings()
+        queues = settings.queues
+    return await make_ticket(
+        config, authority, facts.outside, role=role, queues=queues, uses=uses, ttl_s=ttl / 1000
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    from mvmci.trust.authority import write_private
+
+    try:
+        write_private(path, f"{text}\n".encode())
+    except OSError as error:
+        raise Usage(f"{path} cannot be written: {error.strerror}") from None
+
+
+@ticket_verb.command("ls", epilog=examples("mvmci ticket ls", "mvmci ticket ls --json"))
+@cluster_option
+@state_option
+@json_option
+def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
+    """The tickets that were made, newest first; never what would let anybody in."""
+
+    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+        from mvmci.trust.registry import read_tickets
+
+        del authority, facts
+        found = sorted((await read_tickets(config)).items(), key=lambda one: one[1].since, reverse=True)
+        rows = [_row(ticket, record) for ticket, record in found]
+        if as_json:
+            click.echo(msgspec.json.encode(rows))
+        elif rows:
+            _table(rows)
+        else:
+            click.echo("no tickets", err=True)
+        return 0
+
+    return _with_keys(state, cluster, work)
+
+
+def _row(ticket: str, record: Record) -> dict[str, Any]:
+    return {
+        "id": ticket,
+        "role": record.role,
+        "queues": record.queues,
+        "uses": record.uses,
+        "used": len(record.used_by),
+        "created_at": rfc3339(record.since),
+        "expires_at": rfc3339(record.expires_at or None),
+        "revoked_at": rfc3339(record.revoked or None),
+        "state": _state(record),
+    }
+
+
+def _state(record: Record) -> str:
+    """What would be said to who came with it now."""
+    if record.revoked:
+        return "revoked"
+    if record.expires_at and record.expires_at <= time.time() * 1000:
+        return "expired"
+    return "used" if record.uses and len(record.used_by) >= record.uses else "open"
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("ID", "ROLE", "QUEUES", "USED", "EXPIRES", "STATE"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        queues, used = ", ".join(row["queues"]) or "all", f"{row['used']} of {row['uses'] or 'any'}"
+        table.add_row(row["id"], row["role"], queues, used, row["expires_at"] or "never", row["state"])
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+@ticket_verb.command(
+    "inspect", epilog=examples("mvmci ticket inspect @ticket", "mvmci ticket inspect - --json < ticket")
+)
+@ticket_argument
+@json_option
+def inspect_verb(text: str | None, as_json: bool) -> int:
+    """What a ticket says, without its secrets. No cluster is asked."""
+    from mvmci.trust.enrolment import read_ticket
+
+    shown = _shown(read_ticket(text))
+    if as_json:
+        click.echo(msgspec.json.encode(shown))
+        return 0
+    for name, value in shown.items():
+        told = ", ".join(value) if isinstance(value, list | tuple) else value
+        click.echo(f"{name:<11} {told or '-'}")
+    return 0
+
+
+def _shown(ticket: Ticket) -> dict[str, Any]:
+    """All of a ticket that anybody may see."""
+    login = ticket.login
+    return {
+        "id": ticket.id,
+        "cluster": ticket.cluster,
+        "role": ticket.role,
+        "queues": ticket.queues,
+        "expires_at": rfc3339(ticket.expires_at or None),
+        "urls": login.urls,
+        "ca_sha256": hashlib.sha256(ssl.PEM_cert_to_DER_cert(login.ca)).hexdigest() if login.ca else None,
+    }
+
+
+@ticket_verb.command("revoke", epilog=examples("mvmci ticket revoke 3f09c2a1b7"))
+@click.argument("ticket", metavar="ID")
+@cluster_option
+@state_option
+def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
+    """Let nobody join with a ticket any more. Who did stays: see `mvmci revoke`."""
+    check_id(ticket, "ticket id")
+
+    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+        from mvmci.trust.registry import revoke_ticket
+
+        await revoke_ticket(config, authority, facts.login, ticket)
+        click.echo(f"ticket {ticket} is revoked", err=True)
+        return 0
+
+    return _with_keys(state, cluster, work)
+
+
+@click.command("revoke", epilog=examples("mvmci revoke worker-4", "mvmci revoke laptop"))
+@click.argument("unit", metavar="NAME")
+@cluster_option
+@state_option
+def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
+    """Cut a machine off, at once and for good: its connection ends, and its credential is worth nothing.
+
+    Its jobs go on elsewhere. It can come back with a new ticket.
+    """
+    check_id(unit, "unit name")
+
+    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+        from mvmci.trust.registry import revoke_unit
+
+        await revoke_unit(config, authority, facts.login, unit)
+        click.echo(f"{unit} is revoked", err=True)
+        return 0
+
+    return _with_keys(state, cluster, work)
+
+
+@click.command(
+    "login",
+    epilog=examples(
+        "mvmci login @ticket            then every verb works from here",
+        "ssh host mvmci ticket create --role client | mvmci login -",
+    ),
+)
+@ticket_argument
+@option("--name", metavar="NAME", help="Who you are to the cluster. Of this host, if absent.")
+@state_option
+def login_verb(text: str | None, name: str | None, state: Path) -> int:
+    """Make this machine a client of a cluster, with a ticket for one."""
+    from mvmci.trust.enrolment import check_role, enrol, read_ticket
+
+    if name is not None:
+        check_id(name, "name")
+    ticket = read_ticket(text)
+    check_role(ticket, "client")
+    make_state(state)
+    identity = run_async(enrol(ticket, state / ticket.cluster / CLIENT, name=name or ""))
+    click.echo(f"this machine is {identity.unit}, a client of {identity.cluster}", err=True)
+    return 0
+
+
+def _with_keys(
+    state: Path, cluster: str | None, work: Callable[[Config, Authority, Facts], Awaitable[int]]
+) -> int:
+    """Do `work` as an administrator of the cluster. Raises StoreUnavailable where its keys are not here."""
+    from mvmci.home import Home
+    from mvmci.stores import open_cluster
+    from mvmci.trust.authority import Authority
+
+    home = Home(state, find_cluster(state, cluster))
+    authority, facts = Authority.load(home.folder), home.facts()
+    if facts is None:
+        raise StoreUnavailable(f"cluster {home.cluster} was never brought up here", hint="`mvmci up` does it")
+
+    async def main() -> int:
+        there = await open_cluster(authority.admin(facts.login), announce=False)
+        try:
+            return await work(there.config, authority, facts)
+        finally:
+            await there.close()
+
+    return run_async(main())

@@ -1,0 +1,320 @@
+"""The keys of one cluster, on the machine that `up` was called on, and what they give out.
+
+    keys/operator account system             seeds: who signs for the broker, its users, its own account
+    keys/ca.key ca.pem broker.key broker.pem        the private CA, and the broker's certificate
+    keys/lent.json                           instead of all these: the login to a broker of the user's own
+
+Owns that folder (0700, files 0600). Every file is written whole, and what a crash left out is made when
+the folder is made again. Whoever has this folder is the cluster.
+
+A broker of the user's own has its own operator, who gave us one login. It is lent to every unit as it
+is: it cannot be narrowed, renewed or revoked, and who wants that is told so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mvmci.broker import PAYLOAD_BYTES_MAX, Guard
+from mvmci.errors import StoreUnavailable, Usage
+from mvmci.ticket import Identity, Login, Role, Ticket, UnitRole
+from mvmci.trust import keys, tokens
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats.permissions import Grantee
+
+UNIT_S = 24 * 3600  # the life of a unit's token; it is renewed when a third of it is left
+CLIENT_S = 30 * 24 * 3600  # of a client's: it renews when it is used, and is not always running
+ADMIN_S = 3600
+SYSTEM_S = 300
+ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
+TICKET_ID_BYTES = 5
+FOLDER = "keys"
+_OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
+_CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
+_LENT = "lent.json"
+_KINDS: dict[str, keys.Kind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
+
+_identities = msgspec.json.Decoder(Identity)
+_logins = msgspec.json.Decoder(Login)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authority:
+    """What gives out the credentials of one cluster. Secret.
+
+    Where a method takes `base`, that says where to dial and whom to trust, and the method adds as whom.
+    """
+
+    cluster: str
+    folder: Path  # of the keys
+    operator: str = field(default="", repr=False)  # these three are seeds
+    account: str = field(default="", repr=False)
+    system: str = field(default="", repr=False)
+    ca: str = ""
+    lent: Login | None = field(default=None, repr=False)
+    now: Callable[[], float] = time.time
+
+    @staticmethod
+    def create(folder: Path) -> Authority:
+        """The authority of the cluster whose folder is `folder`; what is missing of it is made.
+
+        Not for two processes at a time: `up` holds the cluster's lock.
+        """
+        place, now = folder / FOLDER, time.time()
+        (place / _LENT).unlink(missing_ok=True)
+        for name, kind in _KINDS.items():
+            if not (place / name).exists():
+                write_private(place / name, keys.new_seed(kind).encode())
+        # A certificate is written after its key: as long as it is not there, nobody trusts that key.
+        if not (place / _CA).exists():
+            (place / _CERTIFICATE).unlink(missing_ok=True)
+            _write_all(place, (_CA_KEY, _CA), keys.new_ca(folder.name, now))
+        if not (place / _CERTIFICATE).exists():
+            ca_key, ca = (place / _CA_KEY).read_text(), (place / _CA).read_text()
+            _write_all(place, (_KEY, _CERTIFICATE), keys.new_certificate(ca_key, ca, now))
+        return Authority.load(folder)
+
+    @staticmethod
+    def lend(folder: Path, login: Login) -> Authority:
+        """The same for a broker of the user's own, whose one `login` every unit gets."""
+        write_private(folder / FOLDER / _LENT, msgspec.json.encode(login))
+        return Authority.load(folder)
+
+    @staticmethod
+    def load(folder: Path) -> Authority:
+        """The authority of the cluster whose folder is `folder`. Raises StoreUnavailable."""
+        place = folder / FOLDER
+        try:
+            if (place / _LENT).exists():
+                lent = _logins.decode((place / _LENT).read_bytes())
+                return Authority(cluster=folder.name, folder=place, lent=lent)
+            names = (_OPERATOR, _ACCOUNT, _SYSTEM, _CA)
+            operator, account, system, ca = ((place / name).read_text() for name in names)
+            for seed in (operator, account, system):
+                keys.public(seed)
+            return Authority(
+                cluster=folder.name, folder=place, operator=operator, account=account, system=system, ca=ca
+            )
+        except (OSError, msgspec.DecodeError, keys.BadKey) as error:
+            raise StoreUnavailable(
+                f"the keys of cluster {folder.name} are not on this machine, or cannot be read",
+                hint="do this as the user, and on the machine, that called `mvmci up`",
+            ) from error
+
+    @property
+    def issuer(self) -> str:
+        """The public key that signs the tokens of units."""
+        return keys.public(self.account)
+
+    def login(self, urls: Sequence[str], *, tls: bool) -> Login:
+        """Where to dial and whom to trust, for a broker at `urls`."""
+        return self.lent or Login(urls=tuple(urls), ca=self.ca if tls else "")
+
+    def mint(self, public: str, unit: str, role: Grantee, queues: Sequence[str], ttl_s: float) -> str:
+        """A token of `unit` for the key `public`. Empty where a login is lent."""
+        if self.lent is not None:
+            return ""
+        return self._token(public, unit, role, queues, ttl_s)
+
+    def identity(self, unit: str, role: UnitRole, queues: Sequence[str], base: Login, path: Path) -> Identity:
+        """The identity of a unit of `up`, kept at `path`: the one that is there, as long as it still fits.
+
+        A unit keeps its key over all changes.
+        """
+        there = read_identity(path)
+        if there is not None and self._fits(there, unit, role, tuple(queues), base):
+            return there
+        if there is not None and there.unit == unit and self._issued(there):
+            seed = there.login.seed
+        else:
+            seed = keys.new_seed("user")
+        made = Identity(
+            cluster=self.cluster,
+            unit=unit,
+            role=role,
+            queues=tuple(queues),
+            login=self._grant(base, seed, unit, role, queues, life_s(role)),
+        )
+        write_identity(path, made)
+        return made
+
+    def admin(self, base: Login) -> Identity:
+        """Who a verb is on this machine. It is kept nowhere."""
+        unit = f"admin-{secrets.token_hex(4)}"
+        login = self._grant(base, keys.new_seed("user"), unit, "admin", (), ADMIN_S)
+        return Identity(cluster=self.cluster, unit=unit, role="admin", login=login)
+
+    def system_login(self, base: Login) -> Login:
+        """A login to the broker's own account. Raises Usage where the broker is not ours."""
+        if self.lent is not None:
+            raise Usage(
+                f"the broker of cluster {self.cluster} is not mvmci's, so this cannot be done here",
+                hint="its operator can: every unit has the one credential that `broker.credentials` names",
+            )
+        unit = f"system-{secrets.token_hex(4)}"
+        return self._grant(base, keys.new_seed("user"), unit, "system", (), SYSTEM_S)
+
+    def ticket(self, role: Role, queues: Sequence[str], base: Login, ttl_s: float) -> Ticket:
+        """A right to enrol for `ttl_s`. It is worth nothing before the cluster has a record of it."""
+        name = secrets.token_hex(TICKET_ID_BYTES)
+        tags = tokens.tags("enrol", role, queues)
+        login = self._grant(base, keys.new_seed("user"), name, "bootstrap", queues, ttl_s, tags)
+        return Ticket(
+            id=name,
+            cluster=self.cluster,
+            role=role,
+            queues=tuple(queues),
+            expires_at=int((self.now() + ttl_s) * 1000),
+            login=login,
+        )
+
+    def account_token(self, revoked: Iterable[str], after: float = 0) -> str:
+        """The token of the account in which the cluster lives. It is newer than `after`, s since 1970."""
+        now = max(self.now(), after + 1)
+        return tokens.account(self.operator, self.issuer, self.cluster, now, store=True, revoked=revoked)
+
+    def guard(self) -> Guard | None:
+        """Whom a broker of ours believes; None where it is not ours."""
+        if self.lent is not None:
+            return None
+        system = keys.public(self.system)
+        return Guard(
+            operator=tokens.operator(self.operator, self.cluster, system, self.now()),
+            system_account=system,
+            accounts={
+                self.issuer: self.account_token(()),
+                system: tokens.account(self.operator, system, "system", self.now(), store=False, revoked=()),
+            },
+            certificate=self.folder / _CERTIFICATE,
+            key=self.folder / _KEY,
+        )
+
+    def _grant(
+        self,
+        base: Login,
+        seed: str,
+        unit: str,
+        role: Grantee,
+        queues: Sequence[str],
+        ttl_s: float,
+        tags: tuple[str, ...] = (),
+    ) -> Login:
+        """`base` as `unit`, with the key of `seed`."""
+        from mvmci.stores.nats.permissions import inbox
+
+        if self.lent is not None:
+            return self.lent
+        token = self._token(keys.public(seed), unit, role, queues, ttl_s, tags)
+        return msgspec.structs.replace(base, jwt=token, seed=seed, inbox=inbox(role, unit))
+
+    def _token(
+        self,
+        public: str,
+        unit: str,
+        role: Grantee,
+        queues: Sequence[str],
+        ttl_s: float,
+        tags: tuple[str, ...] = (),
+    ) -> str:
+        from mvmci.stores.nats.layout import Layout
+        from mvmci.stores.nats.permissions import permissions
+
+        now = self.now()
+        return tokens.user(
+            self.system if role == "system" else self.account,
+            public,
+            unit,
+            permissions(Layout(self.cluster), role, unit, queues),
+            now,
+            expires_at=math.ceil(now + ttl_s),
+            payload_max=ASK_BYTES_MAX if role == "bootstrap" else PAYLOAD_BYTES_MAX,
+            tags=tags or tokens.tags("role", role, queues),
+        )
+
+    def _fits(self, there: Identity, unit: str, role: UnitRole, queues: tuple[str, ...], base: Login) -> bool:
+        """Whether an identity is still what is wanted, and good for a while."""
+        if (there.cluster, there.unit, there.role, there.queues) != (self.cluster, unit, role, queues):
+            return False
+        if self.lent is not None:
+            return there.login == self.lent
+        if (there.login.urls, there.login.ca) != (base.urls, base.ca):
+            return False
+        claims = self._issued(there)
+        return claims is not None and claims.exp - self.now() > (claims.exp - claims.iat) / 3
+
+    def _issued(self, there: Identity) -> tokens.Claims | None:
+        """What its token says, if it is one of ours and for its key."""
+        claims = tokens.read(there.login.jwt, self.issuer) if self.lent is None else None
+        try:
+            return claims if claims is not None and claims.sub == keys.public(there.login.seed) else None
+        except keys.BadKey:
+            return None
+
+
+def life_s(role: UnitRole) -> int:
+    """How long a token of a unit is good."""
+    return CLIENT_S if role == "client" else UNIT_S
+
+
+def read_identity(path: Path) -> Identity | None:
+    """The identity at `path`; None when there is none that can be read."""
+    try:
+        return _identities.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_identity(path: Path, identity: Identity) -> None:
+    """Keep `identity` at `path`, 0600."""
+    write_private(path, msgspec.json.encode(identity))
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Put `data` where only we can read it, all of it or nothing, and so that a power cut leaves it."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _write_all(place: Path, names: tuple[str, str], texts: tuple[str, str]) -> None:
+    for name, text in zip(names, texts, strict=True):
+        write_private(place / name, text.encode())
+
+
+def read_credentials(text: str, name: str) -> tuple[str, str]:
+    """The token and the seed in a .creds file; `name` is the file's, for messages. Raises Usage."""
+    lines = [line.strip() for line in text.splitlines()]
+    token = next((line for line in lines if line.startswith("eyJ")), "")
+    seed = next((line for line in lines if line.startswith("SU")), "")
+    try:
+        if token and keys.is_public(keys.public(seed), "user"):
+            return token, seed
+    except keys.BadKey:
+        pass
+    raise Usage(
+        f"{name} is no .creds file of a NATS user",
+        hint="one has a JWT, and the seed of the key that it is for; `nsc generate creds` writes it",
+    )

@@ -1,0 +1,203 @@
+"""The registry: which tickets were made and which units there are, and what takes them away again.
+
+`ticket.<id>` and `unit.<name>` in CONFIG, written by compare-and-set. They say who is known and who was
+revoked; what somebody may do stands in tokens alone, which nobody else can write.
+
+Revoking writes the record first, so that nothing is renewed any more, and then tells the broker, which
+cuts that key's connections at once and keeps it out over every restart. A revoked key stays so for
+good; the name that it had is free.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from mvmci.errors import Conflict, NotFound, StoreUnavailable
+from mvmci.stores.nats.config import Config, Setting
+from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
+from mvmci.ticket import Login, Role, Ticket, UnitRole
+from mvmci.trust import keys, tokens
+from mvmci.trust.authority import Authority
+
+TRIES_MAX = 20  # of a compare-and-set
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A ticket that was made. `key` is that of its bootstrap credential; times are ms since 1970."""
+
+    role: Role
+    queues: tuple[str, ...] = ()
+    expires_at: int = 0
+    uses: int = 1  # 0 is any number
+    used_by: tuple[str, ...] = ()  # public keys
+    key: str = ""
+    since: int = 0
+    revoked: int = 0  # when
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A unit that enrolled. `ticket` is empty for one that `up` started."""
+
+    key: str
+    role: UnitRole
+    queues: tuple[str, ...] = ()
+    ticket: str = ""
+    host: str = ""
+    since: int = 0
+    revoked: int = 0
+
+
+_T = TypeVar("_T", Record, Unit)
+_records = msgspec.json.Decoder(Record)
+_units = msgspec.json.Decoder(Unit)
+_encode = msgspec.json.Encoder().encode
+
+
+async def change_ticket(
+    config: Config, ticket: str, step: Callable[[Record | None], Record | None]
+) -> Record | None:
+    """Write what `step` makes of a ticket's record; None leaves it. What stands there afterwards.
+
+    `step` is called again when somebody else wrote meanwhile, and may raise. Raises StoreUnavailable.
+    """
+    return await _change(config, f"ticket.{ticket}", _records, step)
+
+
+async def change_unit(config: Config, name: str, step: Callable[[Unit | None], Unit | None]) -> Unit | None:
+    """The same for a unit."""
+    return await _change(config, f"unit.{name}", _units, step)
+
+
+async def _change(
+    config: Config, key: str, decoder: msgspec.json.Decoder[_T], step: Callable[[_T | None], _T | None]
+) -> _T | None:
+    for _ in range(TRIES_MAX):
+        setting = await config.get(key)
+        there = _read(decoder, setting)
+        changed = step(there)
+        if changed is None:
+            return there
+        try:
+            await config.put(key, _encode(changed), expect=setting.revision if setting is not None else 0)
+        except Conflict:
+            continue
+        return changed
+    raise StoreUnavailable(f"too many change {key} at the same time", hint="try again")
+
+
+async def read_tickets(config: Config) -> dict[str, Record]:
+    """The tickets that were made, by id. Raises StoreUnavailable."""
+    return _read_all(_records, await config.all("ticket"))
+
+
+async def read_units(config: Config) -> dict[str, Unit]:
+    """The units that enrolled, by name. Raises StoreUnavailable."""
+    return _read_all(_units, await config.all("unit"))
+
+
+def _read(decoder: msgspec.json.Decoder[_T], setting: Setting | None) -> _T | None:
+    """What a key holds; None where that is nothing, or nothing that we wrote."""
+    try:
+        return decoder.decode(setting.value) if setting is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _read_all(decoder: msgspec.json.Decoder[_T], values: dict[str, bytes]) -> dict[str, _T]:
+    found = {}
+    for key, value in values.items():
+        read = _read(decoder, Setting(value, 0))
+        if read is not None:
+            found[key.partition(".")[2]] = read
+    return found
+
+
+async def make_ticket(
+    config: Config,
+    authority: Authority,
+    base: Login,
+    *,
+    role: Role,
+    queues: Sequence[str] = (),
+    uses: int = 1,
+    ttl_s: float,
+) -> Ticket:
+    """A ticket that the cluster knows. `base` is how other machines reach the broker; 0 uses: any number.
+
+    Raises StoreUnavailable.
+    """
+    ticket = authority.ticket(role, queues, base, ttl_s)
+    record = Record(
+        role=role,
+        queues=ticket.queues,
+        expires_at=ticket.expires_at,
+        uses=uses,
+        key=keys.public(ticket.login.seed) if authority.lent is None else "",
+        since=int(authority.now() * 1000),
+    )
+    await config.put(f"ticket.{ticket.id}", _encode(record), expect=0)
+    return ticket
+
+
+async def revoke_ticket(config: Config, authority: Authority, base: Login, ticket: str) -> None:
+    """Let nobody enrol with a ticket any more; who did stays. Raises NotFound, StoreUnavailable."""
+
+    def revoke(record: Record | None) -> Record:
+        if record is None:
+            raise NotFound(f"there is no ticket {ticket[:80]}", hint="`mvmci ticket ls` lists them")
+        return msgspec.structs.replace(record, revoked=record.revoked or _now_ms())
+
+    await change_ticket(config, ticket, revoke)
+    if authority.lent is None:
+        await uphold(config, authority, base)
+
+
+async def revoke_unit(config: Config, authority: Authority, base: Login, name: str) -> None:
+    """Cut a unit off, for good. Raises NotFound, StoreUnavailable, Usage where the broker is not ours."""
+    authority.system_login(base)
+
+    def revoke(unit: Unit | None) -> Unit:
+        if unit is None:
+            raise NotFound(f"there is no unit {name[:80]}", hint="`mvmci ps` lists them")
+        return msgspec.structs.replace(unit, revoked=unit.revoked or _now_ms())
+
+    await change_unit(config, name, revoke)
+    await uphold(config, authority, base)
+
+
+async def uphold(config: Config, authority: Authority, base: Login) -> None:
+    """Let the broker know of every revoked key, in addition to those that it knows.
+
+    It replaces one token by another, so whoever does it looks again afterwards. Raises StoreUnavailable.
+    """
+    records: list[Record | Unit] = [*(await read_tickets(config)).values()]
+    records += (await read_units(config)).values()
+    revoked = frozenset(record.key for record in records if record.revoked and record.key)
+    if not revoked:
+        return
+    link = Link(authority.system_login(base), "revoke")
+    await link.open()
+    try:
+        for _ in range(TRIES_MAX):
+            token = (await link.call(CLAIMS_LOOKUP.format(authority.issuer))).decode()
+            claims = tokens.read(token, keys.public(authority.operator))
+            if claims is None:
+                raise StoreUnavailable("the broker does not know the account of this cluster")
+            if revoked <= claims.revoked:
+                return
+            newer = authority.account_token(claims.revoked | revoked, after=claims.iat)
+            told = msgspec.json.decode(await link.call(CLAIMS_UPDATE, newer.encode()), type=dict[str, Any])
+            if "error" in told:
+                raise StoreUnavailable(f"the broker does not take the revocation: {told['error']}")
+        raise StoreUnavailable("others revoke at the same time", hint="try again")
+    finally:
+        await link.close()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
