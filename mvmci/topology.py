@@ -52,8 +52,8 @@ User = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_.-]{0,31}$", descriptio
 Listen = Annotated[
     str,
     Meta(
-        pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$",
-        description="an address and port, as 10.0.0.5:4222",
+        pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$",
+        description="an address, as 0.0.0.0 or 10.0.0.5:4222",
     ),
 ]
 BrokerUrl = Annotated[
@@ -80,6 +80,7 @@ Size = Annotated[
     Annotated[str, Meta(pattern=quantity.SIZE_PATTERN)] | int,
     Meta(description="a size: bytes, or a number with KiB, MiB or GiB"),
 ]
+FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="the path of a file")]
 HostNames = Annotated[tuple[Id, ...], Meta(max_length=1000, description="a list of at most 1000 hosts")]
 
 
@@ -97,17 +98,39 @@ class Host(_Section, frozen=True, kw_only=True):
 
 
 class Broker(_Section, frozen=True, kw_only=True):
-    """Where nats-server runs: on one host, on three, or at the URL of one that you run yourself."""
+    """Where nats-server runs: on one host, on three, or at the URL of one that you run yourself.
+
+    `credentials` are those that a broker of yours gave you, in a .creds file; its path is relative to
+    the cluster file's folder.
+    """
 
     hosts: HostNames = ()
     url: BrokerUrl | None = None
+    credentials: FilePath | None = None
     listen: Listen | None = None
     store: Size = "10GiB"
+
+    @property
+    def address(self) -> str | None:
+        """The address of `listen`, without brackets; None is the loopback."""
+        return _host_and_port(self.listen)[0].strip("[]") if self.listen else None
+
+    @property
+    def port(self) -> int | None:
+        """The port of `listen`; None is any free one."""
+        port = _host_and_port(self.listen)[1] if self.listen else ""
+        return int(port) if port else None
 
     @property
     def store_bytes(self) -> int:
         """What the broker may keep on disk, in bytes."""
         return quantity.parse_size(self.store, minimum_bytes=STORE_BYTES_MIN)
+
+
+def _host_and_port(listen: str) -> tuple[str, str]:
+    """The two parts of `listen`; the colons of an address stand in brackets."""
+    host, colon, port = listen.rpartition(":")
+    return (host, port) if colon and not port.endswith("]") else (listen, "")
 
 
 class ControlPlane(_Section, frozen=True, kw_only=True):
@@ -302,7 +325,10 @@ def _check_broker(topology: Topology) -> Iterator[_Finding]:
         yield ("broker", what), f"`broker.{what}` and `broker.url` exclude each other", hint
     if len(broker.hosts) not in (0, 1, 3):
         yield ("broker", "hosts"), f"a broker runs on one host or on three, not on {len(broker.hosts)}", None
-    if broker.listen is not None and not 1 <= int(broker.listen.rpartition(":")[2]) <= 65_535:
+    if broker.credentials is not None and broker.url is None:
+        hint = "Add url: tls://…, or remove it: a broker that `up` starts makes its own."
+        yield ("broker", "credentials"), "`broker.credentials` goes with `broker.url`", hint
+    if broker.port is not None and not 1 <= broker.port <= 65_535:
         yield ("broker", "listen"), "the port of `broker.listen` must be from 1 to 65535", None
     yield from _accepted(("broker", "store"), lambda: broker.store_bytes)
 

@@ -2,6 +2,9 @@
 
 The stamp is written last, so an environment whose making was interrupted is made again. Two calls at
 the same time follow each other, and the second finds the work done.
+
+mvmci itself is linked in, not installed: what is edited here counts at once. pip cannot do that for a
+package whose folder has another name (topologies, installed as mvmci_topologies).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +47,22 @@ def make() -> int:
             "pip could not install the pinned tools into .venv (its reason is above).",
             "it needs a package index: see `pip config list`; then run ./just again",
         )
+    (site,) = (VENV / "lib").glob("python*/site-packages")
+    link(site)
     return 0
+
+
+def link(site: Path) -> None:
+    """Let `site` show mvmci's packages and entry points, as if it were installed there."""
+    (site / "mvmci.pth").write_text(f"{ROOT}\n")
+    (site / "mvmci_topologies").symlink_to(ROOT / "topologies")
+    info = site / "mvmci-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mvmci\nVersion: 0\n")
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    with (info / "entry_points.txt").open("w") as file:
+        for group, entries in groups.items():
+            file.write(f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items()))
 
 
 def main(stamp: str) -> int:

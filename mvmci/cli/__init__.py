@@ -17,11 +17,25 @@ from mvmci.cli.options import Interrupted, ReaderGone
 from mvmci.errors import EXIT_INTERNAL, MvmciError
 
 VERBS = {
+    "init": "init",
+    "up": "cluster",
+    "down": "cluster",
+    "ps": "cluster",
+    "plan": "cluster",
+    "topologies": "cluster",
+    "ticket": "ticket",
+    "login": "ticket",
+    "worker": "units",
+    "drain": "cluster",
+    "revoke": "ticket",
     "run": "run",
+    "submit": "submit",
     "status": "read",
     "list": "read",
     "logs": "read",
     "history": "read",
+    "wait": "submit",
+    "cancel": "submit",
     "artifacts": "read",
     "replay": "run",
     "validate": "check",
@@ -29,6 +43,9 @@ VERBS = {
     "doctor": "check",
     "completion": "check",
     "version": "check",
+    "control-plane": "units",
+    "broker": "units",
+    "supervise": "cluster",
 }
 EXIT_INTERRUPTED = 130
 EXAMPLES = """
@@ -52,7 +69,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"mvmci.cli.{VERBS[cmd_name]}")
-        command: click.Command = getattr(module, cmd_name + "_verb")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_verb")
         return command
 
     def resolve_command(
@@ -84,7 +101,7 @@ def main() -> None:
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         where = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "mvmci"
-        own = isinstance(error, click.NoSuchOption) and where.endswith(" run")
+        own = isinstance(error, click.NoSuchOption) and where.endswith((" run", " submit"))
         hint = "a job's own arguments come after `--`; " if own else ""
         click.echo(f"hint: {hint}`{where} --help` says what there is", err=True)
         code = error.exit_code

@@ -64,7 +64,13 @@ name_option = option("--name", metavar="NAME", help="The unit's name. Of this ho
 @option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
 @option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
-@option("--min-isolation", default="process", show_default=True, help="Refuse to run below it.")
+@option(
+    "--min-isolation",
+    type=click.Choice(["process", "filtered", "confined", "isolated"]),
+    default="process",
+    show_default=True,
+    help="Refuse to run below it.",
+)
 @option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True)
 @grace_option
 @cluster_option
@@ -180,8 +186,9 @@ def control_plane_verb(state: Path, cluster: str | None, name: str | None, grace
 
 async def _control_plane(state: Path, cluster: str | None, name: str | None, grace_ms: int) -> int:
     from mvmci.control_plane import ControlPlane
+    from mvmci.trust.admission import Enrolment
     from mvmci.trust.authority import Authority
-    from mvmci.trust.enrolment import Enrolment, identity_of
+    from mvmci.trust.enrolment import identity_of
 
     identity, path = await identity_of(
         state, cluster, name, role="control-plane", join=None, find=find_cluster
@@ -211,24 +218,14 @@ def broker_verb(state: Path, cluster: str | None) -> int:
     from mvmci.broker import exec_broker
 
     exec_broker(state / find_cluster(state, cluster))
-    return 0
 
 
 @asynccontextmanager
 async def _joined(identity: Identity, path: Path, *, maintains: bool = False) -> AsyncIterator[Cluster]:
     """The cluster, waited for while its broker is away; its credential is renewed meanwhile."""
-    from mvmci.stores import open_cluster
     from mvmci.trust.enrolment import renew_always
 
-    cluster = None
-    for pause_s in _pauses():
-        try:
-            cluster = await open_cluster(identity, maintains=maintains)
-            break
-        except StoreUnavailable as away:
-            log.info("%s; trying again", away.message)
-        await asyncio.sleep(pause_s)
-    assert cluster is not None
+    cluster = await _connect(identity, maintains)
     log.info("%s has joined %s", identity.unit, identity.cluster)
     renewing = asyncio.create_task(renew_always(cluster.link, identity, path), name="renew")
     try:
@@ -239,10 +236,16 @@ async def _joined(identity: Identity, path: Path, *, maintains: bool = False) ->
         await cluster.close()
 
 
-def _pauses() -> Any:
-    from itertools import chain, repeat
+async def _connect(identity: Identity, maintains: bool) -> Cluster:
+    from mvmci.stores import open_cluster
 
-    return chain(CONNECT_PAUSES_S, repeat(CONNECT_PAUSES_S[-1]))
+    pauses = list(reversed(CONNECT_PAUSES_S))
+    while True:
+        try:
+            return await open_cluster(identity, maintains=maintains)
+        except StoreUnavailable as away:
+            log.info("%s; trying again", away.message)
+        await asyncio.sleep(pauses.pop() if len(pauses) > 1 else pauses[0])
 
 
 async def _until_stopped(
@@ -256,7 +259,8 @@ async def _until_stopped(
     running = [asyncio.ensure_future(part) for part in parts]
     try:
         failing = asyncio.gather(*running)
-        await asyncio.wait([refused, failing], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [refused, failing]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if refused.done():
             assert cluster.link.failure is not None
             raise cluster.link.failure

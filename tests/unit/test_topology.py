@@ -90,6 +90,27 @@ def test_every_key_is_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("listen", "address", "port"),
+    [
+        ("0.0.0.0", "0.0.0.0", None),
+        ("10.0.0.5:4222", "10.0.0.5", 4222),
+        ('"[::]"', "::", None),
+        ('"[fe80::1]:4222"', "fe80::1", 4222),
+        ("ci.example.com", "ci.example.com", None),
+    ],
+)
+def test_a_broker_listens_at_an_address_with_a_port_or_without(
+    listen: str, address: str, port: int | None
+) -> None:
+    broker = topology.load(SMALLEST + f"broker: {{listen: {listen}}}\n", name="a.yaml").broker
+    assert (broker.address, broker.port) == (address, port)
+
+
+def test_a_broker_that_says_nothing_listens_on_the_loopback_at_any_port() -> None:
+    assert (topology.Broker().address, topology.Broker().port) == (None, None)
+
+
 @pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
 def test_the_files_that_ship_are_good_and_local(access: str) -> None:
     file = SHIPPED / f"{access}.yaml"
@@ -198,6 +219,13 @@ SHAPES = [
         ],
     ),
     (
+        SMALLEST + "broker: {listen: '::1', credentials: ''}\n",
+        [
+            "3:18 `broker.listen` must be an address, as 0.0.0.0 or 10.0.0.5:4222, not `::1`",
+            "3:38 `broker.credentials` must be the path of a file, not ``",
+        ],
+    ),
+    (
         SMALLEST + "retain: {jobs: 1w, logs: 9999d}\n",
         ["3:16 `retain.jobs` must be a duration: seconds, or a number with ms, s, m, h or d, not `1w`"],
     ),
@@ -236,6 +264,10 @@ CROSS = [
     (
         HOSTS + SMALLEST + "broker: {hosts: [a], url: 'tls://x'}\n",
         ["4:17 `broker.hosts` and `broker.url` exclude each other"],
+    ),
+    (
+        SMALLEST + "broker: {credentials: me.creds}\n",
+        ["3:23 `broker.credentials` goes with `broker.url`"],
     ),
     (
         SMALLEST + "broker: {listen: 'x:70000', store: 1MiB}\n",

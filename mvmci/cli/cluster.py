@@ -1,0 +1,375 @@
+"""The verbs that make a cluster what its file says, and that look at it: up, plan, ps, down, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from mvmci.cli.options import (
+    Duration,
+    client_of,
+    cluster_option,
+    examples,
+    find_cluster,
+    json_option,
+    make_state,
+    option,
+    run_async,
+    state_option,
+)
+from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused
+
+if TYPE_CHECKING:
+    from mvmci.apply import Proposal, Up
+    from mvmci.home import Home
+    from mvmci.roster import Roster, Row
+
+LOOK_EVERY_S = 0.5
+WIDTH = 200  # of tables, off a terminal
+MARKS = {"start": "+", "restart": "~", "stop": "-"}
+READY_IN, GRACE = "60s", "30s"
+
+file_argument = click.argument("file", type=click.Path(path_type=Path))
+runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local.")
+
+
+# ---- up
+
+
+@click.command(
+    "up",
+    epilog=examples(
+        "mvmci up topology.yaml                 start or change a cluster; Ctrl-C brings it down",
+        "mvmci up topology.yaml --detach        return when a real job has run",
+        "mvmci up topology.yaml --detach --json | jq -r .ticket_file",
+    ),
+)
+@file_argument
+@runtime_option
+@option("--detach", is_flag=True, help="Leave it running, and return when it is ready.")
+@option("--within", type=Duration(), default=READY_IN, show_default=True, help="To be ready in.")
+@option("--yes", is_flag=True, help="Do not ask before something that runs is stopped.")
+@json_option
+@state_option
+def up_verb(
+    file: Path, runtime: str | None, detach: bool, within: int, yes: bool, as_json: bool, state: Path
+) -> int:
+    """Make the cluster what FILE says: start it, or change what has changed. Twice is once."""
+    return run_async(_up(file, runtime, detach, within / 1000, yes, as_json, state))
+
+
+async def _up(
+    file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
+) -> int:
+    from mvmci.apply import Up, propose
+
+    make_state(state)
+    proposal = propose(state, file, runtime)
+    if proposal.empty and await _all_ready(proposal, as_json):
+        return 0
+    for line in _lines(proposal):
+        click.echo(line, err=as_json)
+    if proposal.disturbs and not yes and not detach and sys.stdin.isatty():
+        click.confirm("go on?", default=True, abort=True, err=True)
+    view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
+    up = Up(proposal, say=view.say, show=view.show, attached=not detach, within_s=within_s)
+    if not detach:
+        return await _foreground(up, proposal.home, view, as_json)
+    with view:
+        roster = await up.run()
+    _tell_ready(proposal.home, roster, as_json)
+    return 0
+
+
+async def _all_ready(proposal: Proposal, as_json: bool) -> bool:
+    """Say that there is nothing to do, where that is so."""
+    from mvmci.apply import look
+
+    home = proposal.home
+    try:
+        roster = await look(home, lambda: client_of(home.folder))
+    except (StoreUnavailable, TicketRefused):
+        return False
+    planned = {unit.name for unit in proposal.plan.units}
+    if any(row.state != "ready" for row in roster.units if row.name in planned):
+        return False
+    click.echo(f"nothing to change: {len(planned)} units of {home.cluster} are ready", err=as_json)
+    if as_json:
+        _print_json(home, roster)
+    return True
+
+
+async def _foreground(up: Up, home: Home, view: _View, as_json: bool) -> int:
+    """Bring it up, show how it is, and bring it down at the end."""
+    try:
+        with view:
+            roster = await up.run()
+            if as_json:
+                _print_json(home, roster)
+            else:
+                view.say(f"{home.cluster} is ready; Ctrl-C brings it down")
+            await _watch(home, view)
+    except BaseException:
+        if up.begun:
+            click.echo(f"bringing {home.cluster} down; again to hurry", err=True)
+            await home.runtime().stop()
+        raise
+    click.echo(f"{home.cluster} was brought down", err=True)
+    return 0
+
+
+async def _watch(home: Home, view: _View) -> None:
+    """Show how the units are, until none of them is kept running any more."""
+    from mvmci.apply import look
+
+    ended = asyncio.create_task(home.runtime().ended())
+    try:
+        while not ended.done():
+            with suppress(StoreUnavailable, TicketRefused):
+                view.show((await look(home, lambda: client_of(home.folder))).units)
+            await asyncio.wait([ended], timeout=LOOK_EVERY_S)
+    finally:
+        ended.cancel()
+
+
+def _tell_ready(home: Home, roster: Roster, as_json: bool) -> None:
+    if as_json:
+        _print_json(home, roster)
+        return
+    click.echo(f"{home.cluster} is ready: a job has run")
+    steps = {
+        "mvmci submit MODULE --wait": "run something on it",
+        "mvmci ps": "see how it is",
+        "mvmci down": "stop it; its data stays",
+        f"mvmci worker --join @{home.ticket}": "add a worker, once, within the hour",
+    }
+    click.echo("\nnext:")
+    for verb, why in steps.items():
+        click.echo(f"  {verb:<{max(map(len, steps))}}   {why}")
+
+
+def _print_json(home: Home, roster: Roster) -> None:
+    facts = home.facts()
+    more = {
+        "ticket_file": str(home.ticket) if home.ticket.exists() else None,
+        "url": facts.outside.urls[0] if facts is not None else None,
+    }
+    click.echo(json.dumps(msgspec.to_builtins(roster) | more))
+
+
+class _View:
+    """Shows units while they change: a table on a terminal, else a line for each change."""
+
+    def __init__(self, *, live: bool, err: bool) -> None:
+        self._live: Any = None
+        self._err = err
+        self._states: dict[str, str] = {}
+        if live:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(highlight=False, markup=False), auto_refresh=False)
+
+    def __enter__(self) -> _View:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(text)
+        else:
+            click.echo(text, err=self._err)
+
+    def show(self, units: Sequence[Row]) -> None:
+        """How they are now."""
+        if self._live is not None:
+            self._live.update(_table(units), refresh=True)
+            return
+        for row in units:
+            if self._states.get(row.name) != row.state:
+                self._states[row.name] = row.state
+                click.echo(f"{row.name} is {row.state}", err=self._err)
+        for name in self._states.keys() - {row.name for row in units}:
+            del self._states[name]
+            click.echo(f"{name} is gone", err=self._err)
+
+
+def _table(units: Sequence[Row]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION"):
+        table.add_column(title, overflow="fold")
+    for row in units:
+        busy = f"{row.busy}/{row.slots}" if row.slots else ""
+        pid, queues = str(row.pid or ""), ",".join(row.queues)
+        shown = (row.name, row.role, row.host, row.state, pid, busy, queues)
+        table.add_row(*shown, row.isolation or "", row.version or "")
+    return table
+
+
+# ---- plan
+
+
+@click.command("plan", epilog=examples("mvmci plan topology.yaml", "mvmci plan topology.yaml --exit-code"))
+@file_argument
+@runtime_option
+@option("--exit-code", is_flag=True, help=f"Exit with {EXIT_CHANGES} if `up` would change something.")
+@json_option
+@state_option
+def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
+    """What `up` would do with FILE. Nothing is changed."""
+    from mvmci.apply import propose
+
+    proposal = propose(state, file, runtime)
+    if as_json:
+        changes = [
+            {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit) for one in proposal.changes
+        ]
+        told = {"cluster": proposal.home.cluster, "changes": changes, "settings": proposal.settings}
+        click.echo(json.dumps(told))
+    elif proposal.empty:
+        click.echo("nothing to change")
+    else:
+        for line in _lines(proposal):
+            click.echo(line)
+    return EXIT_CHANGES if exit_code and not proposal.empty else 0
+
+
+def _lines(proposal: Proposal) -> list[str]:
+    """What will be done, as people read it."""
+    lines = [f"* {line}" for line in proposal.settings]
+    for change in proposal.changes:
+        what = f"{MARKS[change.kind]} {change.kind} {change.unit.name} on {change.unit.host}"
+        lines.append(f"{what}: {change.why}" if change.why else what)
+    return lines
+
+
+# ---- ps
+
+
+@click.command("ps", epilog=examples("mvmci ps", "mvmci ps --json | jq '.units[] | select(.busy > 0)'"))
+@cluster_option
+@json_option
+@state_option
+def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
+    """The units of a cluster, those that joined by hand too, and how they are."""
+    from mvmci.apply import look
+    from mvmci.home import Home
+
+    home = Home(state, find_cluster(state, cluster))
+    roster = run_async(look(home, lambda: client_of(home.folder)))
+    if as_json:
+        click.echo(msgspec.json.encode(roster))
+        return 0
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, highlight=False, markup=False).print(_table(roster.units))
+    return 0
+
+
+# ---- down
+
+
+@click.command("down", epilog=examples("mvmci down", "mvmci down topology.yaml --purge"))
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
+@option("--grace", type=Duration(), default=GRACE, show_default=True, help="For jobs to finish in.")
+@option("--purge", is_flag=True, help="Cut jobs short, and remove the cluster with all its data.")
+@cluster_option
+@state_option
+def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, state: Path) -> int:
+    """Stop all that `up` started. What jobs left stays, and the next `up` goes on with it."""
+    from mvmci.apply import down
+    from mvmci.home import Home
+
+    home = Home(state, find_cluster(state, _named(file) if file is not None else cluster))
+    ran = run_async(down(home, grace_s=grace / 1000, purge=purge))
+    click.echo(f"{home.cluster} is down" if ran else f"nothing of {home.cluster} was running")
+    if purge:
+        click.echo(f"{home.folder} was removed")
+    return 0
+
+
+def _named(file: Path) -> str:
+    """The cluster of a file. Raises Usage."""
+    from mvmci.apply import read_file
+
+    return read_file(file)[1].cluster
+
+
+# ---- drain
+
+
+@click.command("drain", epilog=examples("mvmci drain worker-2", "mvmci drain worker-2 --undo"))
+@click.argument("name", metavar="NAME")
+@option("--undo", is_flag=True, help="Let it take jobs again.")
+@cluster_option
+@state_option
+def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
+    """Let a worker take no more jobs, and wait until it has none. It stays, also over a restart."""
+    from mvmci.apply import drain
+    from mvmci.home import Home
+
+    home = Home(state, find_cluster(state, cluster))
+    run_async(drain(home, name, undo=undo))
+    click.echo(f"{name} takes jobs again" if undo else f"{name} is drained: it has no job, and takes none")
+    return 0
+
+
+# ---- topologies, supervise
+
+
+@click.command("topologies", epilog=examples("mvmci topologies"))
+@json_option
+def topologies_verb(as_json: bool) -> int:
+    """The accesses that a cluster file can name, and what each is for."""
+    from mvmci.apply import accesses
+
+    found = accesses()
+    if as_json:
+        click.echo(json.dumps([{"name": access.name, "about": access.about} for access in found]))
+        return 0
+    for access in found:
+        click.echo(f"{access.name:<12} {access.about}")
+    return 0
+
+
+@click.command("supervise", hidden=True)
+@click.option("--cluster", required=True)
+@click.option("--attached", type=int, help="End when the process of this number does.")
+@state_option
+def supervise_verb(cluster: str, attached: int | None, state: Path) -> int:
+    """Keep the units of a cluster running: what `up` starts, and leaves behind."""
+    from mvmci.runtimes.processes import clean_environment, die_with, this_program
+    from mvmci.runtimes.supervisor import supervise
+
+    if attached is not None:
+        die_with(attached, signal.SIGTERM)
+    env = clean_environment(state)
+    asyncio.run(supervise(state / cluster, this_program(), env, ready=_say_ready))
+    return 0
+
+
+def _say_ready() -> None:
+    """Tell who started us, and let go of that pipe."""
+    os.write(sys.stdout.fileno(), b"ready\n")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

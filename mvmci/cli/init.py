@@ -1,0 +1,89 @@
+"""`mvmci init`: a first cluster file and a first job, to look at, to run, and to change."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import re
+from pathlib import Path
+
+import click
+
+from mvmci.cli.options import examples
+from mvmci.errors import Usage
+
+TEMPLATE = ("mvmci_topologies", "per-worker.yaml")  # the file that ships is the one that is written
+
+HELLO = """\
+;; Prints a line. A job is any WASI program: from C, Rust, Go, … (README.md), or by hand, as here.
+(module
+  (import "wasi_snapshot_preview1" "fd_write"
+    (func $fd_write (param i32 i32 i32 i32) (result i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "hello from mvmci\\n")
+  (func (export "_start")
+    (i32.store (i32.const 0) (i32.const 16))  ;; where the text begins
+    (i32.store (i32.const 4) (i32.const 17))  ;; how long it is
+    (drop (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))
+"""
+# The text above, assembled.
+HELLO_WASM = base64.b64decode(
+    "AGFzbQEAAAABDAJgBH9/f38Bf2AAAAIjARZ3YXNpX3NuYXBzaG90X3ByZXZpZXcxCGZkX3dyaXRlAAADAgEBBQMBAAEHEwIG"
+    "bWVtb3J5AgAGX3N0YXJ0AAEKHQEbAEEAQRA2AgBBBEERNgIAQQFBAEEBQQgQABoLCxcBAEEQCxFoZWxsbyBmcm9tIG12bWNp"
+    "CgASBG5hbWUBCwEACGZkX3dyaXRl"
+)
+README = """\
+# A first job
+
+`hello.wasm` is `hello.wat`, assembled. Run it on a cluster, or with no cluster at all:
+
+    mvmci submit hello/hello.wasm --wait
+    mvmci run hello/hello.wasm
+
+Build it, and others like it:
+
+    wat2wasm hello.wat                                       text, with wabt
+    zig cc --target=wasm32-wasi hello.c -o hello.wasm        C, or clang with the WASI SDK
+    rustc --target wasm32-wasip1 hello.rs                    Rust
+    GOOS=wasip1 GOARCH=wasm go build -o hello.wasm           Go
+"""
+
+
+@click.command("init", epilog=examples("mvmci init", "mvmci init ci && mvmci up ci/topology.yaml"))
+@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+def init_verb(directory: Path) -> int:
+    """Write a cluster file with comments, and an example job. Nothing that is there is overwritten."""
+    files: dict[str, str | bytes] = {
+        "topology.yaml": _topology(directory),
+        "hello/hello.wat": HELLO,
+        "hello/hello.wasm": HELLO_WASM,
+        "hello/README.md": README,
+    }
+    there = [name for name in files if (directory / name).exists()]
+    if there:
+        raise Usage(
+            f"{directory / there[0]} is there already", hint="name another directory, or remove what is there"
+        )
+    for name, content in files.items():
+        path = directory / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        except OSError as error:
+            raise Usage(f"{path} cannot be written: {error.strerror}") from None
+        click.echo(path)
+    here = "" if directory == Path() else f"{directory}/"
+    click.echo("\nnext:", err=True)
+    click.echo(f"  mvmci up {here}topology.yaml                    the cluster, until Ctrl-C", err=True)
+    click.echo(f"  mvmci submit {here}hello/hello.wasm --wait      in another terminal", err=True)
+    return 0
+
+
+def _topology(directory: Path) -> str:
+    """The file that ships, for a cluster of the directory's name where that can be one."""
+    package, name = TEMPLATE
+    text = importlib.resources.files(package).joinpath(name).read_text()
+    cluster = directory.resolve().name
+    if re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", cluster):
+        text = text.replace("cluster: demo\n", f"cluster: {cluster}\n")
+    return text

@@ -1,0 +1,56 @@
+"""What starts the units of a plan and watches them: the port of `runtimes/`.
+
+A runtime knows processes and hosts, not jobs: that a unit is *ready* is for presence to say. Units that
+crash are started again, with growing pauses and under their names, for as long as the runtime runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from mvmci.plan import Role, Unit
+
+GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
+
+State = Literal["starting", "ready", "draining", "down"]
+
+
+class UnitStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit as its runtime sees it. A process that runs is `starting`, until presence knows better."""
+
+    name: str
+    role: Role
+    host: str
+    state: State = "down"
+    pid: int | None = None
+    restarts: int = 0  # after a crash, since the runtime was started
+    last_exit: int | None = None  # the code of its last process, negative for a signal
+    reason: str = ""  # why it is down, as far as it said
+    since: int = 0  # when it came into this state, ms since 1970
+
+
+class Runtime(Protocol):
+    """Where the units of one cluster run."""
+
+    def planned(self) -> tuple[Unit, ...]:
+        """The units that are kept running now; none when nothing is."""
+
+    def units(self) -> list[UnitStatus]:
+        """What became of them, in the order of the plan."""
+
+    async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
+        """Keep exactly `units` running from now on: only what differs is touched.
+
+        Returns when this is under way, not when they are ready: from then on, `units` says of none that
+        is to be stopped or started anew that it runs on. What is started while `attached` is stopped when
+        this process dies. Raises MvmciError.
+        """
+
+    async def ended(self) -> None:
+        """Wait until nothing is kept running any more."""
+
+    async def stop(self, grace_s: float = GRACE_S) -> bool:
+        """Stop all units in the reverse order of their start, and wait. False: nothing was running."""
