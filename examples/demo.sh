@@ -1,64 +1,82 @@
 #!/bin/sh
-# The main job, in a minute: a WASI program on a directory, then a workflow that is killed and goes on.
-# Run it with `./just demo`, which builds what it needs.
+# The main job, in a minute: a cluster from one file, a WASI program on it, then a workflow whose worker is
+# killed in the middle and which goes on elsewhere. Run it with `./just demo`, which builds what it needs.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 mvmci="${MVMCI_ZIPAPP:-dist/mvmci.pyz}"
 here=$(mktemp -d)
 export MVMCI_STATE="$here/state"
 server=
-flow=
+follower=
 
 finish() {
     code=$?
-    for pid in $server $flow; do kill "$pid" 2>/dev/null || true; done
+    for pid in $server $follower; do kill "$pid" 2>/dev/null || true; done
+    "$mvmci" down --grace 1s >/dev/null 2>&1 || true
     rm -rf "$here"
     exit "$code"
 }
 trap finish EXIT INT TERM
 
 step() { printf '\n== %s\n' "$*"; }
-quoted() {
-    .venv/bin/python -c 'import shlex, sys; print("$ mvmci", shlex.join(sys.argv[1:]))' "$@"
-}
 show() {
-    quoted "$@"
+    .venv/bin/python -c 'import shlex, sys; print("$ mvmci", shlex.join(sys.argv[1:]))' "$@"
     "$mvmci" "$@"
 }
+# The value of a field: `field worker` of a job's status, `field pid worker-1` of a unit.
+field() {
+    .venv/bin/python -c '
+import json, sys
+told, key, *unit = json.load(sys.stdin), *sys.argv[1:]
+print(next(one for one in told["units"] if one["name"] == unit[0])[key] if unit else told[key])' "$@"
+}
 
-step "1. A WASI program on a copy of a directory; it leaves an artifact"
-show run dist/examples/c-command.wasm --id count --dir examples --artifact 'report/*' -- --top 3
-show artifacts count --local --output "$here/out"
-head -c 200 "$here/out/report/summary.json"
-echo
-
-step "2. A workflow with HTTP calls, a native program and sleeps; its process is killed with -9 in the middle"
 mkfifo "$here/port" "$here/said"
 .venv/bin/python examples/demo_server.py >"$here/port" &
 server=$!
 read -r port <"$here/port"
 url="http://127.0.0.1:$port"
-set -- run dist/examples/python-workflow.wasm --id release --dir examples/c-command \
-    --allow-http "$url/*" --allow-exec cksum \
-    --input "{\"url\": \"$url\", \"files\": [\"count.c\", \"README.md\"], \"pause_ms\": 300}"
-quoted "$@"
-"$mvmci" "$@" 2>"$here/said" &
-flow=$!
+
+step "1. A cluster of three workers, from one file"
+cat >"$here/cluster.yaml" <<END
+cluster: demo
+access: per-worker
+workers: {count: 3, slots: 2}
+allow: {http: ["$url/*"], exec: [cksum]}
+END
+cat "$here/cluster.yaml"
+show up "$here/cluster.yaml" --detach
+
+step "2. A WASI program on a copy of a directory; it leaves an artifact"
+show submit dist/examples/c-command.wasm --id count --dir examples --artifact 'report/*' --wait -- --top 3
+show artifacts count --output "$here/out"
+head -c 200 "$here/out/report/summary.json"
+echo
+
+step "3. A workflow with HTTP calls, a native program and sleeps; its worker is killed with -9 in the middle"
+show submit dist/examples/python-workflow.wasm --id release --dir examples/c-command \
+    --input "{\"url\": \"$url\", \"files\": [\"count.c\", \"README.md\"], \"pause_ms\": 1500}"
+"$mvmci" logs release -f 2>"$here/said" &
+follower=$!
 while read -r line; do
     echo "$line"
-    case $line in *'checked count.c'*) kill -9 "$flow" && break ;; esac
+    case $line in *'checked count.c'*)
+        worker=$("$mvmci" status release --json | field worker)
+        kill -9 "$("$mvmci" ps --json | field pid "$worker")"
+        echo "-- kill -9 of $worker --"
+        ;;
+    esac
 done <"$here/said"
-wait "$flow" 2>/dev/null || true
-flow=
-echo "-- kill -9 --"
-show status release --local
-
-step "3. The same command again: it goes on from its journal"
-show "$@"
+wait "$follower"
+follower=
+show wait release
+show status release
 
 step "4. Every effect was done once"
 .venv/bin/python examples/demo_server.py --counts "$url"
-show history release --local
+show history release
 
 step "5. And it is what its journal says"
-show replay release --local
+show replay release
+show ps
+show down

@@ -1,26 +1,35 @@
-"""What several verbs share: options with their variables, the state directory, the local store."""
+"""What several verbs share: options with their variables, the state directory, and the place of jobs.
+
+A place is a cluster that this machine is a client of, or the store of `run` on this machine.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import secrets
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mvmci.errors import StoreUnavailable, Usage
+from mvmci.errors import StoreUnavailable, TicketRefused, Usage
 from mvmci.quantity import parse_duration, parse_size
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
     from mvmci.store import Store
+    from mvmci.ticket import Identity
 
 T = TypeVar("T")
+R = TypeVar("R")
 LOCAL_UNIT = "run"
 LOCAL = "_local"  # the store of `run`
 HOST = "_host"  # slots and compiled code of this machine
+CLIENT = "client.json"  # in a cluster's folder: an Identity of role client
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -78,7 +87,8 @@ state_option = option(
     help="Where mvmci keeps everything.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
-local_option = option("--local", is_flag=True, help="Read what `mvmci run` left on this machine.")
+cluster_option = option("--cluster", metavar="NAME", help="The cluster; the only one known, if absent.")
+local_option = option("--local", is_flag=True, help="Look at what `mvmci run` left on this machine.")
 
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -90,32 +100,146 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 id_argument = click.argument("job", metavar="ID", shell_complete=complete_id)
 
 
-@asynccontextmanager
-async def open_store(state: Path, *, local: bool = True, create: bool = False) -> AsyncIterator[Store]:
-    """The store that a verb works on. Without `local` it is a cluster's, and there is none yet.
+def find_cluster(state: Path, name: str | None) -> str:
+    """The cluster that is meant: `name`, or the only one that this machine knows.
 
-    A verb that only reads makes no directory: where there is none, there are no jobs.
+    Raises StoreUnavailable where there is none, Usage where there are several.
     """
-    if not local:
-        raise StoreUnavailable(
-            "no cluster is known here", hint="--local reads what `mvmci run` left on this machine"
-        )
-    from mvmci.stores.memory import Memory
+    from mvmci.job import check_id
 
+    if name is not None:
+        check_id(name, "cluster name")
+    known = sorted(
+        path.name
+        for path in (state.iterdir() if state.is_dir() else ())
+        if not path.name.startswith("_") and any((path / part).exists() for part in KNOWN_BY)
+    )
+    if name in known or (name is None and len(known) == 1):
+        return name or known[0]
+    if known and name is None:
+        raise Usage(f"several clusters are known here: {', '.join(known)}", hint="name one with --cluster")
+    others = f"; known are {', '.join(known)}" if known else ""
+    raise StoreUnavailable(
+        f"the cluster {name} is not known here{others}" if name else "no cluster is known here",
+        hint="`mvmci up` starts one, `mvmci login @ticket` makes this machine a client of one; "
+        "--local is for what `mvmci run` left on this machine",
+    )
+
+
+KNOWN_BY = (CLIENT, "keys", "units")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a verb looks for jobs: a cluster, or with `local` the store of `run`."""
+
+    state: Path
+    local: bool = False
+    cluster: str | None = None
+
+    def verb(self, words: str) -> str:
+        """How a verb on this place is typed, for hints."""
+        where = " --local" if self.local else f" --cluster {self.cluster}" if self.cluster else ""
+        return f"`mvmci {words}{where}`"
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Store]:
+        """Its store. A verb that only reads makes no directory: where there is none, there are no jobs.
+
+        Raises StoreUnavailable, TicketRefused, Usage.
+        """
+        if self.local:
+            folder = self.state / LOCAL
+            store = open_local(folder if folder.exists() else None)
+        else:
+            store = await _open_cluster(self.state / find_cluster(self.state, self.cluster))
+        try:
+            yield store
+        finally:
+            await store.close()
+
+
+def place_options(verb: Callable[..., int]) -> Callable[..., int]:
+    """Give `verb` the options that say where it looks, as its argument `place`."""
+
+    @functools.wraps(verb)
+    def with_place(state: Path, local: bool, cluster: str | None, **options: Any) -> int:
+        return verb(place=Place(state, local, cluster), **options)
+
+    return state_option(cluster_option(local_option(with_place)))
+
+
+def open_local(folder: Path | None) -> Store:
+    """The store of `run`, in `folder`, or an empty one in memory. Raises Usage."""
+    from mvmci.stores import open_memory
+
+    return open_memory(LOCAL_UNIT, folder)
+
+
+def make_state(state: Path) -> None:
+    """Make the state directory where it is missing. Raises Usage."""
     try:
-        if create:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Usage(
             f"the state directory {state} cannot be made: {error.strerror}",
             hint="name another one with --state DIR or MVMCI_STATE",
         ) from None
-    folder = state / LOCAL
-    store = Memory(folder if create or folder.exists() else None).store(LOCAL_UNIT)
+
+
+async def _open_cluster(folder: Path) -> Store:
+    """The store of a cluster, for a client: it is no member, and only looks who is."""
+    from mvmci.stores import open_cluster
+
+    return (await open_cluster(client_of(folder), announce=False)).store
+
+
+def client_of(folder: Path) -> Identity:
+    """Who this machine is to the cluster: what its keys make of it, else what `login` left.
+
+    Raises TicketRefused, StoreUnavailable, Usage.
+    """
+    from mvmci.ticket import Identity
+
+    if (folder / "keys").is_dir():
+        made = _made_here(folder)
+        if made is not None:
+            return made
+    found = _read(folder / CLIENT, Identity)
+    if found is None:
+        raise TicketRefused(
+            f"this machine is no client of {folder.name}", hint="`mvmci login @ticket` makes it one"
+        )
+    return found
+
+
+def _made_here(folder: Path) -> Identity | None:
+    """The client that the keys of this machine make; None before `up` has laid down its broker."""
+    import msgspec
+
+    from mvmci.ticket import Login
+    from mvmci.trust.authority import Authority, read_identity
+
+    facts = _read(folder / "cluster.json", dict)
+    if facts is None:
+        return None
+    there = read_identity(folder / CLIENT)
+    unit = there.unit if there is not None else f"client-{secrets.token_hex(4)}"
+    base = msgspec.convert(facts["login"], Login)
+    return Authority.load(folder).identity(unit, "client", (), base, folder / CLIENT)
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    """What a file of JSON says; None if there is none. Raises Usage."""
+    import msgspec
+
     try:
-        yield store
-    finally:
-        await store.close()
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise Usage(f"{path} cannot be read: {why}", hint="remove it, and `up` or log in again") from None
 
 
 EXIT_PIPE = 141
@@ -166,3 +290,26 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
             raise ReaderGone from None
 
     return asyncio.run(watched())
+
+
+async def spread(work: Callable[[T], Awaitable[R]], items: Collection[T], *, at_once: int) -> list[R]:
+    """`work` on each of `items`, some at a time; the results in the order of the items.
+
+    The first failure ends all of them, and is raised.
+    """
+    import asyncio
+
+    todo = enumerate(items)
+    results: dict[int, R] = {}
+
+    async def take() -> None:
+        for index, item in todo:
+            results[index] = await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(at_once, len(items))):
+                group.create_task(take())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [results[index] for index in range(len(items))]

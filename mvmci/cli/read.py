@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -14,65 +13,64 @@ import msgspec
 
 from mvmci import job as jobs
 from mvmci.cli.options import (
+    Place,
     examples,
     id_argument,
     json_option,
-    local_option,
-    open_store,
     option,
+    place_options,
     run_async,
-    state_option,
+    spread,
 )
-from mvmci.cli.output import Printer, follow, last_attempt, standard_streams, stop
+from mvmci.cli.output import LATE_S, Printer, Watch, last_attempt, standard_streams, summary_of
 from mvmci.errors import NotFound, Usage
 from mvmci.holder import load
 from mvmci.job import STATUSES
-from mvmci.journal import AnyRecord, Cancel, Done, Intent, Journal, Lease, Progress, Released, Result, Spec
+from mvmci.journal import (
+    AnyRecord,
+    Cancel,
+    Done,
+    Intent,
+    Journal,
+    Lease,
+    Progress,
+    Released,
+    Result,
+    Spec,
+    State,
+    status,
+)
 from mvmci.replay import show
 from mvmci.store import Store, load_text
-from mvmci.summary import Summary, payloads, rfc3339, summarise
+from mvmci.submission import until_ended
+from mvmci.summary import Summary, rfc3339, summarise
 
-LOOK_S = 0.5  # how often `logs -f` looks whether the job has ended
 TOLD_CHARS_MAX = 200
+PAYLOADS_AT_ONCE = 64
+FILES_AT_ONCE = 16
 
 
-def _verb(work: Callable[[Store], Awaitable[int]], local: bool, state: Path) -> int:
+def _verb(work: Callable[[Store], Awaitable[int]], place: Place) -> int:
     async def main() -> int:
-        async with open_store(state, local=local) as store:
+        async with place.open() as store:
             return await work(store)
 
     return run_async(main())
 
 
-async def summary_of(store: Store, journal: Journal) -> Summary:
-    """The summary of a job, its payloads read from where they lie."""
-    result, response = [await load_text(store.blobs, payload) for payload in payloads(journal)]
-    summary = summarise(journal, result=result, response=response)
-    lease = journal.state.lease
-    if (
-        summary.status == "running"
-        and lease is not None
-        and not await store.presence.live(journal.job, lease)
-    ):
-        gone = f"its process is gone; `mvmci run --id {journal.job} …` goes on"
-        return msgspec.structs.replace(summary, reason=gone)
-    return summary
-
-
 @click.command(
     "status",
-    epilog=examples("mvmci status nightly-1 --local", "mvmci status nightly-1 --local --json | jq .result"),
+    epilog=examples("mvmci status nightly-1", "mvmci status nightly-1 --json | jq .result"),
 )
 @id_argument
-@local_option
+@place_options
 @json_option
-@state_option
-def status_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
+def status_verb(job: str, place: Place, as_json: bool) -> int:
     """How a job stands."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
-        summary = await summary_of(store, await load(store, job))
+        summary = await summary_of(store, await load(store, job), place)
         if as_json:
             click.echo(msgspec.json.encode(summary))
             return 0
@@ -82,52 +80,62 @@ def status_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
                 click.echo(f"{name:<13} {shown}")
         return 0
 
-    return _verb(work, local, state)
+    return _verb(work, place)
 
 
-@click.command(
-    "list", epilog=examples("mvmci list --local --status failed", "mvmci list --local --limit 0 --json")
-)
+@click.command("list", epilog=examples("mvmci list --status failed", "mvmci list --limit 0 --json"))
 @option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many; 0 is all.")
 @option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs that stand so.")
 @option("--queue", help="Only jobs of this queue.")
-@local_option
+@place_options
 @json_option
-@state_option
-def list_verb(
-    limit: int, wanted: str | None, queue: str | None, local: bool, as_json: bool, state: Path
-) -> int:
+def list_verb(limit: int, wanted: str | None, queue: str | None, place: Place, as_json: bool) -> int:
     """The jobs that there are, newest first."""
 
     async def work(store: Store) -> int:
-        journals = []
-        async for job in store.journals.jobs():
-            with suppress(NotFound):  # a submit that never came to its first message
-                journals.append(await load(store, job))
-        journals.sort(key=_submitted_at, reverse=True)
-        found = []
-        for journal in journals:
+        found = [
+            journal
+            for journal in await _newest_first(store)
+            if wanted in (None, status(journal.state)[0]) and queue in (None, _queue(journal))
+        ]
+
+        async def summarised(journal: Journal) -> Summary:
             try:
-                summary = await summary_of(store, journal)
+                return await summary_of(store, journal, place)
             except NotFound:  # one result that is lost must not hide the other jobs; `status` says so
-                summary = summarise(journal, result=None, response=None)
-            if wanted in (None, summary.status) and queue in (None, summary.queue):
-                found.append(summary)
-            if limit and len(found) == limit:
-                break
+                return summarise(journal, result=None, response=None)
+
+        shown = await spread(summarised, found[: limit or None], at_once=PAYLOADS_AT_ONCE)
         if as_json:
-            click.echo(msgspec.json.encode(found))
-        elif not found:
+            click.echo(msgspec.json.encode(shown))
+        elif not shown:
             click.echo("no jobs", err=True)
         else:
-            _table(found)
+            _table(shown)
         return 0
 
-    return _verb(work, local, state)
+    return _verb(work, place)
+
+
+async def _newest_first(store: Store) -> list[Journal]:
+    """All jobs that are not forgotten."""
+    journals: dict[str, Journal] = {}
+    async for job, entry in store.journals.all():
+        journals.setdefault(job, Journal(job)).absorb([entry])
+    kept = [journal for journal in journals.values() if not _forgotten(journal)]
+    return sorted(kept, key=_submitted_at, reverse=True)
+
+
+def _forgotten(journal: Journal) -> bool:
+    return journal.state.spec is None and journal.state.corrupt is None
 
 
 def _submitted_at(journal: Journal) -> int:
     return journal.state.spec.at if journal.state.spec else 0
+
+
+def _queue(journal: Journal) -> str | None:
+    return journal.state.spec.queue if journal.state.spec else None
 
 
 def _table(summaries: list[Summary]) -> None:
@@ -143,12 +151,11 @@ def _table(summaries: list[Summary]) -> None:
     Console(width=width, highlight=False, markup=False).print(table)
 
 
-@click.command("history", epilog=examples("mvmci history nightly-1 --local"))
+@click.command("history", epilog=examples("mvmci history nightly-1"))
 @id_argument
-@local_option
+@place_options
 @json_option
-@state_option
-def history_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
+def history_verb(job: str, place: Place, as_json: bool) -> int:
     """The records of a job, in order: who held it, what it did, how it ended."""
     jobs.check_id(job)
 
@@ -167,7 +174,7 @@ def history_verb(job: str, local: bool, as_json: bool, state: Path) -> int:
             click.echo(f"the rest cannot be trusted: {journal.state.corrupt}", err=True)
         return 0
 
-    return _verb(work, local, state)
+    return _verb(work, place)
 
 
 def _told(record: AnyRecord) -> str:
@@ -205,52 +212,50 @@ def _answer(record: Result) -> str:
 
 @click.command(
     "logs",
-    epilog=examples(
-        "mvmci logs nightly-1 --local", "mvmci logs nightly-1 --local -f      until it has ended"
-    ),
+    epilog=examples("mvmci logs nightly-1", "mvmci logs nightly-1 -f      until it has ended"),
 )
 @id_argument
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="A command's attempt; the last one if absent.")
-@local_option
-@state_option
-def logs_verb(job: str, following: bool, attempt: int | None, local: bool, state: Path) -> int:
+@place_options
+def logs_verb(job: str, following: bool, attempt: int | None, place: Place) -> int:
     """What a job printed: the guest's bytes, its two streams onto ours."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
         journal = await load(store, job)
-        since = last_attempt(journal.state) if attempt is None else attempt
-        printer = Printer(*standard_streams(), since=since)
-        if following:
-            watching = asyncio.create_task(follow(store, job, printer))
-            try:
-                while not journal.state.ended and not watching.done():
-                    await asyncio.wait([watching], timeout=LOOK_S)
-                    journal.absorb(await store.journals.read(job, after=journal.tail))
-            finally:
-                await stop(watching)
-        chunks = await store.logs.read(job)
-        await printer.show(chunk for chunk in chunks if attempt in (None, chunk.attempt))
-        if attempt is None:
-            printer.warn(journal.state)
-        elif attempt > journal.state.epoch:
+        printer = Printer(*standard_streams(), since=last_attempt(journal.state), attempt=attempt)
+        if not following and not journal.state.ended:
+            await printer.show(await store.logs.read(job))
+        else:
+            async with Watch(store, job, printer) as watch:
+                late_s = _late_s(journal.state)
+                if not journal.state.ended:
+                    await watch.until(until_ended(store, journal))
+                    late_s = LATE_S
+                await watch.rest(journal.state, late_s)
+        if attempt is not None and attempt > journal.state.epoch:
             click.echo(f"warning: {job} had {journal.state.epoch} attempts", err=True)
         return 0
 
-    return _verb(work, local, state)
+    return _verb(work, place)
+
+
+def _late_s(state: State) -> float:
+    """How long the rest of the output of an ended job may still be on its way."""
+    since_s = time.time() - state.done.at / 1000 if state.done else LATE_S
+    return min(max(LATE_S - since_s, 0.0), LATE_S)
 
 
 @click.command(
     "artifacts",
-    epilog=examples("mvmci artifacts nightly-1 --local", "mvmci artifacts nightly-1 --local --output out"),
+    epilog=examples("mvmci artifacts nightly-1", "mvmci artifacts nightly-1 --output out"),
 )
 @id_argument
 @option("--output", type=click.Path(path_type=Path), help="Write them beneath this directory.")
-@local_option
+@place_options
 @json_option
-@state_option
-def artifacts_verb(job: str, output: Path | None, local: bool, as_json: bool, state: Path) -> int:
+def artifacts_verb(job: str, output: Path | None, place: Place, as_json: bool) -> int:
     """The files that a job left; with --output, written to a directory by their relative paths."""
     jobs.check_id(job)
 
@@ -260,8 +265,7 @@ def artifacts_verb(job: str, output: Path | None, local: bool, as_json: bool, st
         listed = await load_text(store.blobs, done.artifacts) if done else ""
         found = msgspec.json.decode(listed or "[]", type=tuple[jobs.Artifact, ...])
         if output is not None:
-            for artifact in found:
-                await _write(store, output, artifact)
+            await spread(lambda one: _write(store, output, one), found, at_once=FILES_AT_ONCE)
         if as_json:
             click.echo(msgspec.json.encode(found))
         else:
@@ -272,7 +276,7 @@ def artifacts_verb(job: str, output: Path | None, local: bool, as_json: bool, st
             click.echo(f"warning: {job} {why}", err=True)
         return 0
 
-    return _verb(work, local, state)
+    return _verb(work, place)
 
 
 async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:

@@ -20,10 +20,13 @@ Guest = Callable[[str], Path]
 Offered = Callable[[str], list[str]]
 VERBS = [
     "run",
+    "submit",
     "status",
     "list",
     "logs",
     "history",
+    "wait",
+    "cancel",
     "artifacts",
     "replay",
     "validate",

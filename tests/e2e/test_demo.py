@@ -15,15 +15,16 @@ ZIPAPP = Path(os.environ.get("MVMCI_ZIPAPP", ROOT / "dist" / "mvmci.pyz"))
 DEMO_S_MAX = 180
 
 
-def test_the_demo_kills_a_workflow_and_every_effect_happens_once() -> None:
+def test_the_demo_kills_a_worker_and_every_effect_happens_once() -> None:
     demo = subprocess.run(
         ["sh", "examples/demo.sh"], cwd=ROOT, capture_output=True, text=True, timeout=DEMO_S_MAX
     )
     assert demo.returncode == 0, demo.stdout + demo.stderr
     for line in ("GET /build: 1 time", "POST /reports: 1 time", "PUT /builds/42: 1 time", "identical"):
         assert f"{line}\n" in demo.stdout
-    assert "-- kill -9 --" in demo.stdout
+    assert "-- kill -9 of worker-" in demo.stdout
     assert "epoch 2, recovered" in demo.stdout
+    assert "demo is down" in demo.stdout
 
 
 def commands(document: Path) -> list[str]:
