@@ -71,7 +71,9 @@ class CodeCache:
         self._directory.chmod(0o711)
         self._host_key = _host_key(root / "code.key")
         self._verified: dict[Key, Stat] = {}  # ordered by use, the last at the end
+        self._touched: dict[Key, float] = {}  # when, by this process's clock
         self._running: dict[Key, asyncio.Task[None]] = {}
+        self._key = functools.lru_cache(KEPT_MAX)(_key)
         self._compiles = asyncio.Semaphore(COMPILES_MAX)
         self._evict_lock = asyncio.Lock()
         self._sweep()
@@ -84,7 +86,7 @@ class CodeCache:
         `fetch` writes the module's file, and is called only if it must be compiled. Raises BadModule
         if it cannot run here, CompileFailed if compiling took too long or too much.
         """
-        key = _key(digest, component, workflow)
+        key = self._key(digest, component, workflow)
         if not self._is_fresh(key):
             await self._share(key, functools.partial(self._provide, key, component, workflow, fetch))
         self._verified[key] = self._verified.pop(key)
@@ -93,7 +95,7 @@ class CodeCache:
 
     def drop(self, digest: str, component: bool, workflow: bool) -> None:
         """Remove code that a slot could not map although it is what was verified here."""
-        key = _key(digest, component, workflow)
+        key = self._key(digest, component, workflow)
         if self._is_fresh(key):
             self._path(key, "cwasm").unlink(missing_ok=True)
 
@@ -234,10 +236,11 @@ class CodeCache:
 
     def _touch(self, key: Key) -> None:
         """Note the use, on the MAC's file: the code's own times are part of how it is recognised."""
-        path = self._path(key, "mac")
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > TOUCH_S:
-                os.utime(path)
+        now = time.monotonic()
+        if now - self._touched.get(key, -TOUCH_S) >= TOUCH_S:
+            self._touched[key] = now
+            with contextlib.suppress(OSError):
+                os.utime(self._path(key, "mac"))
 
     def _evict(self) -> None:
         """Remove what was used longest ago, until the rest is within the bound."""

@@ -51,14 +51,9 @@ class Host:
 
     async def guests(self) -> Nursery:
         """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
-        async with self._opening:
-            if self._guests is None or not self._guests.alive:
-                self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-                self.root.chmod(0o711)
-                dead, self._guests, self._code = self._guests, None, None
-                await _bury(dead)
-                self._guests = await Nursery.start(self.root, without=self.without)
-            guests = self._guests
+        guests = self._guests
+        if guests is None or not guests.alive:
+            guests = await self._start_guests()
         reached = guests.isolation
         if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
             raise IsolationUnavailable(
@@ -66,6 +61,16 @@ class Host:
                 hint="`mvmci doctor` says what is missing",
             )
         return guests
+
+    async def _start_guests(self) -> Nursery:
+        async with self._opening:
+            if self._guests is None or not self._guests.alive:
+                self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+                self.root.chmod(0o711)
+                dead, self._guests, self._code = self._guests, None, None
+                await _bury(dead)
+                self._guests = await Nursery.start(self.root, without=self.without)
+            return self._guests
 
     async def programs(self) -> Nursery:
         """The nursery of native programs: with the host's network, without a slot's confinement."""
