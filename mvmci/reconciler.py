@@ -63,10 +63,12 @@ def needs(state: State, *, now_ms: int, live: bool, hinted: bool) -> Need:
 
 @dataclass
 class _Open:
-    """A job that has not ended, and what was said for it."""
+    """A job that has not ended, and what was said for it. Its journal is read only if it is looked at."""
 
     journal: Journal
+    queue: str
     spec_seq: int
+    news: list[Entry] = field(default_factory=list)  # what the journal has not taken in yet
     said_seq: int = 0  # of the last `ready` that this reconciler wrote
     said: int = 0  # how often, since its journal last changed
     next_at: float = 0.0
@@ -108,8 +110,7 @@ class Reconciler:
         async for stored in self.cluster.link.read(
             self.cluster.layout.jobs, self.cluster.layout.journals(), self._seq
         ):
-            job = self.cluster.layout.job_of_message(stored.subject)
-            self._absorb(job, Entry(seq=stored.seq, data=stored.data))
+            self._take(stored.subject, Entry(seq=stored.seq, data=stored.data))
             self._seq = stored.seq
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
@@ -119,26 +120,27 @@ class Reconciler:
             if one.next_at <= self.clock():
                 await self._see_to(job, one, delivered, looked_at)
 
-    def _absorb(self, job: str, entry: Entry) -> None:
-        """Take in a message. A new job waits in its queue; one that somebody wrote to is looked at."""
-        one = self._open.get(job)
-        if one is None:
-            queue = next((queue for queue, jobs in self._waiting.items() if job in jobs), None)
-            one = self._waiting[queue].pop(job) if queue is not None else _Open(Journal(job), entry.seq)
-        one.journal.absorb([entry])
+    def _take(self, subject: str, entry: Entry) -> None:
+        """Take in a message by its subject alone: most jobs end before anybody has to read them.
+
+        A new job waits in its queue; one that somebody wrote to is looked at; one that ended is let go.
+        """
+        job, kind, queue = self.cluster.layout.parts_of_message(subject)
+        waiting = self._waiting[queue]
+        one = self._open.pop(job, None) or waiting.pop(job, None) or _Open(Journal(job), queue, entry.seq)
+        if kind == "done":
+            return
+        one.news.append(entry)
         one.said, one.next_at, one.alone_since = 0, 0.0, None
-        state = one.journal.state
-        if state.done is not None or state.corrupt is not None:
-            self._open.pop(job, None)
-        elif state.spec is not None and len(one.journal.records) == 1:
-            self._waiting[state.spec.queue][job] = one
+        if kind == "spec":
+            waiting[job] = one
         else:
             self._open[job] = one
 
     async def _deliver(self) -> dict[str, Delivered]:
         """How far each queue's consumers are; jobs whose spec was delivered are looked at from now on."""
         queues = {queue for queue, jobs in self._waiting.items() if jobs}
-        queues |= {one.journal.state.spec.queue for one in self._open.values() if one.journal.state.spec}
+        queues.update(one.queue for one in self._open.values())
         delivered = {}
         for queue in queues:
             found = await self.cluster.hints.delivered(queue)
@@ -153,39 +155,42 @@ class Reconciler:
     async def _see_to(
         self, job: str, one: _Open, delivered: dict[str, Delivered], looked_at: set[str]
     ) -> None:
+        one.journal.absorb(one.news)
+        one.news.clear()
         state = one.journal.state
-        assert state.spec is not None
-        queue = state.spec.queue
+        if state.spec is None or state.corrupt is not None:
+            del self._open[job]  # its status says so; nothing that is done here would mend it
+            return
         live = state.held and state.lease is not None
         if live:
             assert state.lease is not None
             live = await self.cluster.store.presence.live(job, state.lease)
-        far = delivered.get(queue)
+        far = delivered.get(one.queue)
         waits = far is not None and far.waiting > 0 and one.said_seq > far.ready
         hinted = job in looked_at or waits
         need = needs(state, now_ms=self.now_ms(), live=live, hinted=hinted)
         if need == "nothing":
             one.alone_since = None
         elif need == "ready":
-            await self._say(job, queue, one, at_once=state.held)
+            await self._say(job, one, at_once=state.held)
         else:
-            await self._end(job, queue, one.journal, need)
+            await self._end(job, one, need)
 
-    async def _say(self, job: str, queue: str, one: _Open, *, at_once: bool) -> None:
+    async def _say(self, job: str, one: _Open, *, at_once: bool) -> None:
         now = self.clock()
         if one.alone_since is None:
             one.alone_since = now
         if not at_once and now - one.alone_since < NOTICE_S:
             return
-        one.said_seq = await self.cluster.store.hints.ready(queue, job)
+        one.said_seq = await self.cluster.store.hints.ready(one.queue, job)
         one.next_at = now + PAUSES_S[min(one.said, len(PAUSES_S) - 1)]
         one.said += 1
         self.counts.said += 1
         log.info("%s: nobody is at work on it; said so again", job)
 
-    async def _end(self, job: str, queue: str, journal: Journal, end: End) -> None:
+    async def _end(self, job: str, one: _Open, end: End) -> None:
         """Write the end, unless somebody else has written anything meanwhile."""
-        state = journal.state
+        journal, state = one.journal, one.journal.state
         assert state.spec is not None
         if end == "cancelled":
             assert state.cancel is not None
@@ -197,7 +202,7 @@ class Reconciler:
         data = journal.encode([done], message_id)
         try:
             await self.cluster.store.journals.append(
-                job, "done", queue, data, message_id=message_id, expect=journal.tail
+                job, "done", one.queue, data, message_id=message_id, expect=journal.tail
             )
             self.counts.ended += 1
         except Conflict:

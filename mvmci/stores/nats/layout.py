@@ -96,6 +96,11 @@ class Layout:
     def job_of_message(self, subject: str) -> str:
         return subject.split(".")[2]
 
+    def parts_of_message(self, subject: str) -> tuple[str, str, str]:
+        """The job, the kind and the queue of a message of a journal."""
+        _, _, job, kind, queue = subject.split(".")
+        return job, kind, queue
+
     def job_of_hint(self, subject: str) -> tuple[str, bool]:
         """The job that a hint is about, and whether it is the job's own spec."""
         tokens = subject.split(".")

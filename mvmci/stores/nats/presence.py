@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mvmci.errors import MvmciError, StoreUnavailable
+from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Refused, Reply
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
-ANNOUNCE_PAUSE_S = 0.02  # many claims within it are said at once
+ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
 LEASES_KNOWN_MAX = 100_000
 REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
 GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
@@ -100,7 +100,7 @@ class Presence:
         try:
             async with asyncio.timeout(FAREWELL_S):
                 await self._link.request(self._layout.member(self.unit), headers=headers)
-        except (TimeoutError, StoreUnavailable):
+        except (TimeoutError, StoreUnavailable, TicketRefused):
             pass  # silence says the same, only later
 
     async def claim(self, job: str, epoch: int) -> None:
@@ -216,6 +216,8 @@ class Presence:
             if self._maintains:
                 await self._make_bucket()
             await self._say(member)
+        except TicketRefused:
+            return  # the link is over, and whoever watches it ends this unit
         except StoreUnavailable:
             self._bucket_there = False  # readers listen on the same subject, so silence may mean just that
             return
