@@ -2,8 +2,9 @@
 
 A worker has as many loops as it may run jobs at once: a loop is the permit, so no hint is taken that
 nobody has time for. A permit is free again when the guest has ended; the end is written behind its back,
-so that the ends of many jobs become durable together. What a hint comes to is decided by the journal
-alone (PROTOCOL §3):
+so that the ends of many jobs become durable together. While jobs are so short that fetching them takes
+longer than running them, more loops fetch ahead; a hint that then waits for its turn after all is handed
+back for others. What a hint comes to is decided by the journal alone (PROTOCOL §3):
 
     ended, or asleep until later      the hint has done its work: acknowledged
     held by a live holder             put off, for whoever is free when it comes again
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from mvmci.engine import Engine
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
@@ -27,6 +29,10 @@ from mvmci.store import HINT_LAPSE_S, Delivery, Store
 PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
 UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
+AHEAD_MAX = 32  # hints in hand beyond what may run at once, while jobs are short
+SHORT_S = 0.01  # the mean time in a slot below which they are
+TURN_S = 0.1  # after so long in hand without a turn, a hint goes back
+MEAN_OVER = 16  # jobs
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
 UNAVAILABLE_PAUSE_S = 0.5
@@ -46,6 +52,9 @@ class Worker:
         self._open = asyncio.Event()
         self._open.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
+        self._turns = asyncio.Semaphore(slots)
+        self._short = asyncio.Event()  # whether hints are fetched ahead
+        self._mean_s = SHORT_S
         self._pulls: set[asyncio.Task[Delivery | None]] = set()
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
@@ -54,8 +63,9 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_hints(), name="keep hints")
-                for number in range(self._slots):
-                    tasks.create_task(self._loop(tasks), name=f"permit {number}")
+                for number in range(self._slots + AHEAD_MAX):
+                    ahead = number >= self._slots
+                    tasks.create_task(self._loop(tasks, ahead), name=f"permit {number}")
         finally:
             for hint in self._at_work.values():
                 await _hand_back(hint)
@@ -74,9 +84,11 @@ class Worker:
         self._engine.drain(False)
         self._open.set()
 
-    async def _loop(self, tasks: asyncio.TaskGroup) -> None:
+    async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
         while True:
             await self._open.wait()
+            if ahead:
+                await self._short.wait()
             await self._unrecorded.acquire()
             hint = await self._next()
             if hint is None:
@@ -129,18 +141,43 @@ class Worker:
 
     async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
         await self._store.presence.keep(hint.job)
+        turn = Turn(self._ended_turn, freed)
         try:
-            await self._run(hint, freed)
+            if await self._take_turn():
+                turn.begin()
+                await self._run(hint, turn.end)
+            else:
+                await hint.later(0)
         except StoreUnavailable as away:
             log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
         finally:
-            freed.set()
+            turn.end()
             await self._store.presence.let_go(hint.job)
 
-    async def _run(self, hint: Delivery, freed: asyncio.Event) -> None:
+    async def _take_turn(self) -> bool:
+        """Whether a job can run now, or soon."""
+        if not self._turns.locked():
+            return await self._turns.acquire()
+        try:
+            async with asyncio.timeout(TURN_S):
+                return await self._turns.acquire()
+        except TimeoutError:
+            self._short.clear()
+            self._mean_s = 2 * SHORT_S
+            return False
+
+    def _ended_turn(self, took_s: float) -> None:
+        self._turns.release()
+        self._mean_s += (took_s - self._mean_s) / MEAN_OVER
+        if self._mean_s < SHORT_S:
+            self._short.set()
+        else:
+            self._short.clear()
+
+    async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
         first = hint.first
         try:
-            step = await self._engine.run(hint.job, fresh=first is not None, first=first, freed=freed.set)
+            step = await self._engine.run(hint.job, fresh=first is not None, first=first, freed=freed)
         except NotFound:
             await hint.ack()  # it was forgotten
             return
@@ -168,6 +205,24 @@ class Worker:
                     await hint.keep()
             except StoreUnavailable:
                 pass  # a hint may come to another, who finds the job held
+
+
+class Turn:
+    """A job's time in its slot, as seen from here. It ends once, however often that is said."""
+
+    def __init__(self, ended: Callable[[float], None], freed: asyncio.Event) -> None:
+        self._ended = ended
+        self._freed = freed
+        self._began: float | None = None
+
+    def begin(self) -> None:
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        self._freed.set()
+        if self._began is not None:
+            took_s, self._began = time.monotonic() - self._began, None
+            self._ended(took_s)
 
 
 async def _hand_back(hint: Delivery) -> None:

@@ -162,8 +162,8 @@ class Embedded:
             holder = Holder(store, journal, self._lease(state))
             try:
                 return await self._hold(holder, order)
-            except Fenced:
-                return Step("fenced", journal.state)
+            except Fenced:  # by another holder, or by an end: then there is nothing left to do
+                return Step("ended" if journal.state.ended else "fenced", journal.state)
             finally:
                 await holder.close()
         finally:

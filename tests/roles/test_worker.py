@@ -80,6 +80,24 @@ async def test_a_job_that_was_cancelled_before_its_hint_came_does_nothing(
         assert not server.counts
 
 
+async def test_a_hint_that_was_fetched_ahead_is_not_kept_behind_a_long_job(
+    place: Place, client: Cluster
+) -> None:
+    first = await place.worker("w1", slots=1)
+    for number in range(3):
+        await submit(client.store, await script_spec(client.store, f"short-{number}", []))
+        await ended(client, f"short-{number}")
+    first._short.set()  # as after many jobs that were shorter still
+    await submit(client.store, await script_spec(client.store, "long", [{"sleep": 8000}]))
+    await until(client, "long", lambda journal: journal.state.lease is not None)
+    await submit(client.store, await script_spec(client.store, "j", []))
+    await place.worker("w2")
+    journal = await ended(client, "j")
+    assert journal.state.lease is not None
+    assert journal.state.lease.unit == "w2"
+    assert (await load(client.store, "long")).state.done is None
+
+
 async def test_draining_hands_a_workflow_to_another_worker_at_its_next_effect(
     place: Place, client: Cluster
 ) -> None:
