@@ -1,0 +1,99 @@
+"""What is done for many jobs at once survives the death of who does it.
+
+A lease and an end in one message, many ends in one batch, hints fetched ahead, a slot that is free before
+the end is on disk, a spec that was not read again, submits that travel together: each is cut short here
+by kill -9 in the middle of it, and every job ends once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+
+from mvmci.holder import load
+from mvmci.journal import Done, status
+from mvmci.reconciler import Reconciler
+from mvmci.stores.nats import Cluster
+from mvmci.submission import submit
+from tests.faults.world import Counting, script_spec
+from tests.roles.conftest import LONG_S, Place, ended
+
+JOBS = 200
+KILLS = 4
+ROOT = Path(__file__).parents[2]
+
+
+async def start(place: Place, unit: str) -> Process:
+    """A worker that is at work."""
+    command = ["-m", "tests.roles.runner", place.url, place.name, unit, place.root]
+    process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=PIPE)
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+async def some_end(client: Cluster, count: int) -> None:
+    """Wait until that many ends have been written."""
+    seen, enough = 0, asyncio.Event()
+
+    def hear(_: object) -> None:
+        nonlocal seen
+        seen += 1
+        if seen >= count:
+            enough.set()
+
+    unsubscribe = await client.link.subscribe(client.layout.ends(), hear)
+    async with asyncio.timeout(LONG_S):
+        await enough.wait()
+    await unsubscribe()
+
+
+async def test_workers_that_die_among_many_short_jobs_lose_none_and_end_none_twice(
+    place: Place, client: Cluster
+) -> None:
+    reconciler = Reconciler(await place.join("control-plane", maintains=True))
+    running = asyncio.create_task(reconciler.run())
+    jobs = [f"j{number}" for number in range(JOBS)]
+    specs = [await script_spec(client.store, job, []) for job in jobs]
+    first = await script_spec(client.store, "compiles", [])
+    worker = await start(place, "w0")
+    await submit(client.store, first)
+    await ended(client, "compiles")
+    await asyncio.gather(*(submit(client.store, spec) for spec in specs))
+    for kill in range(KILLS):
+        await some_end(client, JOBS // 10)
+        worker.send_signal(signal.SIGKILL)
+        await worker.wait()
+        worker = await start(place, f"w{kill + 1}")
+    journals = [await ended(client, job) for job in jobs]
+    worker.send_signal(signal.SIGKILL)
+    await worker.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert {status(journal.state)[0] for journal in journals} == {"succeeded"}
+    assert {sum(isinstance(one, Done) for one in journal.records) for journal in journals} == {1}
+    # Such a job leaves no trace of its first holder: lease and end are one message. Its hint was lost.
+    assert reconciler.counts.said > 0, "nobody died with a job in hand"
+
+
+async def test_submits_that_were_cut_off_are_sent_again_and_exist_once(place: Place, client: Cluster) -> None:
+    """The client dies with submits in flight; another sends all of them again."""
+    jobs = [f"j{number}" for number in range(JOBS)]
+    async with Counting().serve() as server:
+        post = [{"http": {"url": f"{server.url}/once", "method": "POST"}}]
+        specs = [await script_spec(client.store, job, post) for job in jobs[:20]]
+        dying = await place.join("dying", announce=False)
+        sending = [asyncio.create_task(submit(dying.store, spec)) for spec in specs]
+        await asyncio.sleep(0)  # they are on their way, and no answer has come
+        await dying.link.close()
+        await asyncio.gather(*sending, return_exceptions=True)
+        await place.worker("w1")
+        await asyncio.gather(*(submit(client.store, spec) for spec in specs))
+        for spec in specs:
+            journal = await ended(client, spec.id)
+            assert status(journal.state)[0] == "succeeded"
+            assert (await load(client.store, spec.id)).state.epoch == 1
+        assert server.counts == {"POST /once": len(specs)}
