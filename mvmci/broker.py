@@ -70,6 +70,7 @@ class Guard:
     """Whom a broker believes. The accounts' tokens are for one that has none yet."""
 
     operator: str  # its token
+    signer: str  # its public key
     system_account: str  # a public key
     accounts: Mapping[str, str]  # tokens, by public key
     certificate: Path
@@ -157,13 +158,14 @@ def exec_broker(cluster: Path) -> NoReturn:
     from mvmci.trust.authority import Authority
 
     settings = laid_down(cluster)
-    if settings is None:
+    guard = Authority.load(cluster).guard() if settings is not None else None
+    if settings is None or guard is None:
         raise StoreUnavailable(
             f"cluster {cluster.name} has no broker on this machine", hint="`mvmci up` starts one"
         )
     if settings.port != ANY_PORT:
         check_port(settings.listen, settings.port)
-    config = prepare(cluster / FOLDER, settings, Authority.load(cluster).guard())
+    config = prepare(cluster / FOLDER, settings, guard)
     server = str(find_server())
     os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
 
@@ -177,13 +179,24 @@ def prepare(folder: Path, settings: Settings, guard: Guard | None) -> Path:
         resolver = _make(folder / "resolver")
         for account, token in guard.accounts.items():
             file = resolver / f"{account}.jwt"
-            if not file.exists():  # else it is newer, and may revoke somebody
+            if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
                 new = resolver / f".{account}"
                 _write_private(new, token)
                 new.replace(file)
     config = folder / "nats.conf"
     _write_private(config, configuration(folder, settings, guard))
     return config
+
+
+def _is_whole(file: Path, account: str, signer: str) -> bool:
+    """Whether an account's token is there as it was signed: the server does not sync what it writes."""
+    from mvmci.trust import tokens
+
+    try:
+        claims = tokens.read(file.read_text(), signer)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return claims is not None and claims.sub == account
 
 
 def configuration(folder: Path, settings: Settings, guard: Guard | None) -> str:
@@ -420,3 +433,5 @@ def _make(folder: Path) -> Path:
 def _write_private(path: Path, text: str) -> None:
     with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

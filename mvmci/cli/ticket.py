@@ -32,7 +32,7 @@ from mvmci.cli.options import (
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.job import check_id
 from mvmci.summary import rfc3339
-from mvmci.ticket import ROLES, Role, Ticket, encode
+from mvmci.ticket import ROLES, Identity, Role, Ticket, encode
 
 if TYPE_CHECKING:
     from mvmci.home import Facts
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mvmci.trust.authority import Authority
     from mvmci.trust.registry import Record
 
-USES_MAX = 10_000
+USES_MAX = 1_000
 TTL = "1h"
 
 ticket_argument = click.argument("text", metavar="TICKET|@FILE|-", required=False)
@@ -272,6 +272,7 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
 @state_option
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
     """Make this machine a client of a cluster, with a ticket for one."""
+    from mvmci.stores import open_cluster
     from mvmci.trust.enrolment import check_role, enrol, read_ticket
 
     if name is not None:
@@ -279,7 +280,13 @@ def login_verb(text: str | None, name: str | None, state: Path) -> int:
     ticket = read_ticket(text)
     check_role(ticket, "client")
     make_state(state)
-    identity = run_async(enrol(ticket, state / ticket.cluster / CLIENT, name=name or ""))
+
+    async def main() -> Identity:
+        identity = await enrol(ticket, state / ticket.cluster / CLIENT, name=name or "")
+        await (await open_cluster(identity, announce=False)).close()  # what was there may have been revoked
+        return identity
+
+    identity = run_async(main())
     click.echo(f"this machine is {identity.unit}, a client of {identity.cluster}", err=True)
     return 0
 

@@ -3,7 +3,9 @@
     keys        nkeys, the private CA and its certificates; imports cryptography
     tokens      the JWTs that a broker in operator mode believes
     authority   the keys of one cluster on disk, and what they give out
-    enrolment   asking for a credential, giving one, renewing and revoking it
+    registry    which tickets were made, which units there are, and what revokes them
+    enrolment   a machine's side: asking for a credential with a ticket, and renewing it
+    admission   the control plane's side of that
 
 Every unit has a key of its own, which never leaves its machine, and a token that names exactly the
 subjects that its role needs (`mvmci.stores.nats.permissions`). Tokens are short-lived and renewed. A key

@@ -190,6 +190,7 @@ class Authority:
         system = keys.public(self.system)
         return Guard(
             operator=tokens.operator(self.operator, self.cluster, system, self.now()),
+            signer=keys.public(self.operator),
             system_account=system,
             accounts={
                 self.issuer: self.account_token(()),

@@ -6,20 +6,28 @@ import asyncio
 import os
 import secrets
 import signal
+import socket
+import ssl
 import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from mvmci import broker
-from mvmci.broker import Broker, serve
-from mvmci.errors import StoreUnavailable
+from mvmci.broker import LOOPBACK, Broker, Settings, check_broker, check_port, configuration, free_port, serve
+from mvmci.errors import EXIT_UNREACHABLE, EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
 from mvmci.stores.nats import ensure, remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
+from mvmci.ticket import TLS_NAME, Login
+from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 
+ROOT = Path(broker.__file__).parent.parent
 LONG_S = 20.0
 OPEN_BATCHES = 60  # more than the server holds for a stream
 
@@ -34,6 +42,19 @@ async def main():
         await asyncio.sleep(600)
 
 asyncio.run(main())
+"""
+
+# A supervisor's child that becomes a broker: told to die with its parent, as units are.
+BECOMES_ONE = """
+import ctypes, os, signal, sys
+from pathlib import Path
+from mvmci.broker import exec_broker
+
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    print(os.getpid(), flush=True)
+    exec_broker(Path(sys.argv[1]))
+signal.pause()
 """
 
 
@@ -63,7 +84,7 @@ async def test_the_broker_ends_with_its_block_and_keeps_its_data(tmp_path: Path)
 async def test_the_broker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", STARTS_ONE, tmp_path / "broker", stdout=asyncio.subprocess.PIPE,
-        cwd=Path(broker.__file__).parent.parent,
+        cwd=ROOT,
     )  # fmt: skip
     assert parent.stdout is not None
     url = (await parent.stdout.readline()).decode().strip()
@@ -75,12 +96,8 @@ async def test_the_broker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> N
             await asyncio.sleep(0.02)
 
 
-async def test_a_server_that_does_not_sync_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    relaxed = Broker(tmp_path / "broker")
-    config = relaxed._config().replace("sync_interval: always", "sync_interval: 2m")
-    monkeypatch.setattr(relaxed, "_config", lambda: config)
+async def test_a_server_that_does_not_sync_is_not_used(tmp_path: Path) -> None:
+    relaxed = Broker(tmp_path / "broker", Settings(synced=False))
     with pytest.raises(StoreUnavailable, match="does not sync"):
         await relaxed.start()
     assert relaxed.process is not None
@@ -118,3 +135,217 @@ async def test_appends_go_out_plainly_when_too_many_batches_are_open(broker_url:
     await hog.close()
     await store.close()
     await remove(broker_url, cluster)
+
+
+# One of a cluster.
+
+
+async def until_silent(url: str) -> None:
+    async with asyncio.timeout(LONG_S):
+        while await answers(url):  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    """What the broker with an operator is to be; a test may say otherwise."""
+    return Settings()
+
+
+@dataclass
+class Guarded:
+    """A broker with an operator, and how to reach it."""
+
+    server: Broker
+    authority: Authority
+    base: Login
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path, settings: Settings) -> AsyncIterator[Guarded]:
+    authority = Authority.create(tmp_path / "demo")
+    server = Broker(tmp_path / "demo" / "broker", settings, authority.guard())
+    await server.start()
+    url = f"nats://{LOOPBACK}:{server.settings.port}"
+    yield Guarded(server, authority, authority.login([url], tls=settings.listen != LOOPBACK))
+    await server.stop()
+
+
+async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_parent(
+    tmp_path: Path,
+) -> None:
+    cluster = tmp_path / "demo"
+    authority = Authority.create(cluster)
+    port = free_port()
+    broker.lay_down(cluster, Settings(port=port, name="broker-1"))
+    assert broker.laid_down(cluster) == Settings(port=port, name="broker-1")
+    (cluster / "broker" / "nats-server_1.ports").write_text("{}")
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BECOMES_ONE, cluster, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    try:
+        url = await _see_that_it_became_one(cluster, pid, port)
+        base = authority.login([url], tls=False)
+        assert await check_broker(authority.admin(base).login, authority.system_login(base)) == []
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        await parent.wait()
+    await until_silent(url)
+
+
+async def _see_that_it_became_one(cluster: Path, pid: int, port: int) -> str:
+    async with asyncio.timeout(LONG_S):
+        while not broker.read_ports(cluster / "broker", pid):  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.02)
+    [url] = broker.read_ports(cluster / "broker", pid)["nats"]
+    assert url == f"nats://{LOOPBACK}:{port}"
+    assert [path.name for path in (cluster / "broker").glob("*.ports")] == [f"nats-server_{pid}.ports"]
+    assert os.readlink(f"/proc/{pid}/exe") == str(broker.find_server().resolve())
+    return url
+
+
+@pytest.fixture
+def no_exec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests themselves must not become a broker."""
+
+    def execv(*_: object) -> None:
+        raise AssertionError("this would have become a broker")
+
+    monkeypatch.setattr(os, "execv", execv)
+
+
+@pytest.mark.usefixtures("no_exec")
+def test_a_broker_that_was_not_laid_down_cannot_be_become(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="has no broker on this machine") as caught:
+        broker.exec_broker(tmp_path / "demo")
+    assert caught.value.exit_code == EXIT_UNREACHABLE
+    Authority.lend(tmp_path / "demo", Login(urls=("nats://10.0.0.5:4222",)))
+    broker.lay_down(tmp_path / "demo", Settings())
+    with pytest.raises(StoreUnavailable, match="has no broker on this machine"):
+        broker.exec_broker(tmp_path / "demo")
+
+
+@pytest.mark.usefixtures("no_exec")
+def test_a_port_in_use_is_one_sentence_before_anything_is_changed(tmp_path: Path) -> None:
+    cluster = tmp_path / "demo"
+    Authority.create(cluster)
+    with socket.create_server((LOOPBACK, 0)) as taken:
+        port = taken.getsockname()[1]
+        for look in (lambda: check_port(LOOPBACK, port), lambda: check_port("0.0.0.0", port)):
+            with pytest.raises(Usage, match=f"port {port} of .* is in use") as caught:
+                look()
+            assert caught.value.exit_code == EXIT_USAGE and "broker.listen" in str(caught.value.hint)
+        broker.lay_down(cluster, Settings(port=port))
+        with pytest.raises(Usage, match="is in use"):
+            broker.exec_broker(cluster)
+        assert [path.name for path in (cluster / "broker").iterdir()] == ["settings.json"]
+    check_port(LOOPBACK, port)
+
+
+def test_an_address_that_is_not_this_machines_is_one_sentence() -> None:
+    with pytest.raises(Usage, match="this machine does not have that address"):
+        check_port("203.0.113.77", 4222)
+    with pytest.raises(Usage, match="cannot be used"):
+        check_port("no.such.host.invalid", 4222)
+
+
+async def test_a_broker_of_a_cluster_takes_nobody_without_a_credential(
+    guarded: Guarded, tmp_path: Path
+) -> None:
+    authority, base = guarded.authority, guarded.base
+    with pytest.raises(TicketRefused):
+        await Link(base, "nobody").open()
+    forged = Authority.create(tmp_path / "other").admin(base).login
+    with pytest.raises(TicketRefused):
+        await Link(forged, "forger").open()
+    stolen = msgspec.structs.replace(authority.admin(base).login, seed=forged.seed)
+    with pytest.raises(TicketRefused):
+        await Link(stolen, "thief").open()
+
+
+async def test_a_broker_of_a_cluster_has_no_other_listener(guarded: Guarded) -> None:
+    server = guarded.server
+    assert server.process is not None
+    assert set(broker.read_ports(server.folder, server.process.pid)) == {"nats"}
+
+
+@pytest.mark.parametrize("settings", [Settings(listen="0.0.0.0")])
+async def test_beyond_the_loopback_a_broker_speaks_nothing_but_tls_1_3(guarded: Guarded) -> None:
+    authority, base, port = guarded.authority, guarded.base, guarded.server.settings.port
+    reader, writer = await asyncio.open_connection(LOOPBACK, port)
+    with pytest.raises(TimeoutError):  # not even a greeting
+        async with asyncio.timeout(0.3):
+            await reader.read(1)
+    writer.close()
+    for newest, taken in ((ssl.TLSVersion.TLSv1_2, False), (ssl.TLSVersion.TLSv1_3, True)):
+        context = ssl.create_default_context(cadata=authority.ca)
+        context.maximum_version = newest
+        try:
+            _, writer = await asyncio.open_connection(LOOPBACK, port, ssl=context, server_hostname=TLS_NAME)
+        except ssl.SSLError:
+            assert not taken
+        else:
+            assert taken and writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+            writer.close()
+    with pytest.raises(StoreUnavailable):
+        await Link(msgspec.structs.replace(authority.admin(base).login, ca=""), "plain").open()
+    assert await check_broker(authority.admin(base).login, authority.system_login(base)) == []
+
+
+def test_a_broker_that_would_take_anybody_listens_on_the_loopback_alone(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="take anybody"):
+        configuration(tmp_path, Settings(listen="0.0.0.0"), None)
+
+
+@pytest.mark.parametrize("settings", [Settings(synced=False)])
+async def test_a_broker_that_does_not_sync_is_found_out_unless_that_is_wanted(guarded: Guarded) -> None:
+    authority, base = guarded.authority, guarded.base
+    admin, system = authority.admin(base).login, authority.system_login(base)
+    with pytest.raises(StoreUnavailable, match="does not sync every write"):
+        await check_broker(admin, system)
+    [warning] = await check_broker(admin, system, synced=False)
+    assert "power cut" in warning
+    [warning] = await check_broker(admin)  # of somebody else's, nobody can tell
+    assert "does not tell us" in warning
+
+
+async def test_what_a_broker_lacks_is_named(tmp_path: Path) -> None:
+    """A server without JetStream; somebody on it answers as older ones do."""
+    server = await asyncio.create_subprocess_exec(
+        broker.find_server(), "-a", LOOPBACK, "-p", "-1", "--ports_file_dir", tmp_path,
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    async with asyncio.timeout(LONG_S):
+        while not (ports := broker.read_ports(tmp_path, server.pid)):  # noqa: ASYNC110 (nobody tells of it)
+            await asyncio.sleep(0.02)
+    try:
+        await _see_what_it_lacks(Login(urls=(ports["nats"][0],)))
+    finally:
+        server.kill()
+        await server.wait()
+
+
+async def _see_what_it_lacks(login: Login) -> None:
+    with pytest.raises(Usage, match="cannot carry a cluster: it has no JetStream"):
+        await check_broker(login)
+    link = Link(login, "old")
+    await link.open()
+
+    answers = {
+        b'{"api": {"level": 1}}': "older than 2.12",
+        b'{"api": {}}': "older than 2.12",
+        b'{"error": {"code": 503, "description": "not enabled for account"}}': "not enabled for account",
+    }
+    tell = iter(answers)
+
+    async def answer(subject: str, data: bytes) -> bytes:
+        return next(tell)
+
+    await link.serve("$JS.API.INFO", answer)
+    for lacks in answers.values():
+        with pytest.raises(Usage, match=f"cannot carry a cluster: .*{lacks}") as caught:
+            await check_broker(login)
+        assert caught.value.exit_code == EXIT_USAGE and "2.12" in str(caught.value.hint)
+    await link.close()

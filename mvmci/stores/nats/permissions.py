@@ -33,6 +33,9 @@ _ABOUT: dict[Grantee, str] = {
 }
 
 
+_OF_QUEUES = ("worker", "executor")  # the others see to all queues, unless they are told otherwise
+
+
 @dataclass(frozen=True)
 class Permissions:
     """Subjects, as NATS writes them. `answers_s`: for how long each request may be answered; 0 is not."""
@@ -100,11 +103,11 @@ def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del queues  # it looks after all of them
     publish = [
-        *(layout.message("*", kind, "*") for kind in ("cancel", "done")),
+        layout.message("*", "done", "*"),
         *(layout.ready("*", "*"), layout.timer("*", "*")),
         layout.member(unit),
         layout.setting(">"),
-        *_blobs(layout, unit),
+        layout.blob_info("*"),  # to say of a damaged one that it is gone
         *_reads(layout),
         *_administers(layout),
         layout.renew(unit),
@@ -172,7 +175,7 @@ def describe() -> str:
     layout = Layout("demo")
     parts = []
     for role, about in _ABOUT.items():
-        granted = permissions(layout, role, "UNIT", () if role == "client" else ("QUEUE",))
+        granted = permissions(layout, role, "UNIT", ("QUEUE",) if role in _OF_QUEUES else ())
         rows = "\n".join(
             f"| {verb} | {', '.join(f'`{subject}`' for subject in subjects)} |"
             for verb, subjects in (("publish", granted.publish), ("subscribe", granted.subscribe))
