@@ -1,49 +1,44 @@
-"""From a cluster file to a running cluster, and back.
+"""A cluster as its file says, and no cluster again: what `up`, `ps`, `drain` and `down` do.
 
-`propose` gathers facts and says what `up` would do; it changes nothing, and refuses whatever can be
-seen to be wrong. `Up` does it: keys, broker, units in their order, settings; then it waits until each
-unit is *seen* in presence and a real job has run. When it cannot finish it says how far it came, and
-the same again goes on from there.
+`Up` does what was proposed: keys, broker, units in their order, settings; then it waits until each unit
+is *seen* in presence and a real job has run. When it cannot finish it says how far it came, and the same
+again goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib
-import importlib.metadata
+import ipaddress
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import msgspec
 
-from mvmci import broker, topology
+from mvmci import broker
 from mvmci.errors import EXIT_REFUSED, LockHeld, MvmciError, NotFound, PartlyApplied, StoreUnavailable, Usage
 from mvmci.holder import load
 from mvmci.home import VERSION, Facts, Home
 from mvmci.job import Limits
 from mvmci.journal import Spec, status
-from mvmci.plan import Change, Plan, Unit, check, diff
-from mvmci.quantity import format_duration, format_size
+from mvmci.plan import Unit
+from mvmci.proposal import Proposal, access_of, broker_of, check_broker, propose, settings_of
 from mvmci.roster import Roster, Row, rows
-from mvmci.runtime import GRACE_S, Runtime
-from mvmci.store import Member, Settings, Store
+from mvmci.runtime import GRACE_S
+from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.submission import mint_id, submit, until_ended
 from mvmci.ticket import Identity, Login, encode
-from mvmci.topology import Topology
-from mvmci.trust.authority import Authority, read_credentials, write_private
+from mvmci.trust.authority import Authority, write_private
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
 
-ACCESSES = "mvmci.topologies"  # the entry points that give plan functions
 READY_S = 60.0
 LOOK_EVERY_S = 0.03
 CRASHES_MAX = 5  # of a unit that was never ready
@@ -58,238 +53,6 @@ NOTHING = bytes.fromhex(
     "0061736d 01000000  01 04 01 60 00 00  03 02 01 00  05 03 01 00 01"
     "07 13 02 06 6d656d6f7279 02 00 06 5f7374617274 00 00  0a 04 01 02 00 0b"
 )
-
-
-# ---- Accesses
-
-
-@dataclass(frozen=True)
-class Access:
-    """A way for workers to reach an engine, as some package offers it."""
-
-    name: str
-    about: str
-    plan: Callable[[Topology], Plan]
-
-
-@functools.cache
-def accesses() -> list[Access]:
-    """All that are installed, by name."""
-    found = []
-    for entry in importlib.metadata.entry_points(group=ACCESSES):
-        plan = entry.load()
-        about = (importlib.import_module(plan.__module__).__doc__ or "").strip().partition("\n")[0]
-        found.append(Access(entry.name, about, plan))
-    return sorted(found, key=lambda access: access.name)
-
-
-def _access(name: str) -> Access:
-    known = accesses()
-    for access in known:
-        if access.name == name:
-            return access
-    there = ", ".join(access.name for access in known)
-    raise Usage(f"access {name} is not in this version", hint=f"there is {there}: `mvmci topologies`")
-
-
-# ---- What would be done
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """What `up` would do. Nothing was changed."""
-
-    home: Home
-    text: bytes
-    topology: Topology
-    plan: Plan
-    changes: tuple[Change, ...]
-    settings: tuple[str, ...]  # what changes beside the units, a line each
-    moves: bool  # whether the broker will answer at another address
-    lent: Login | None  # to a broker of the user's own
-    file: Path
-    runtime: str | None
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing is to be changed."""
-        return not self.changes and not self.settings
-
-    @property
-    def disturbs(self) -> bool:
-        """Whether something that runs is stopped, if only for a moment."""
-        return any(change.kind != "start" for change in self.changes)
-
-
-def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
-    """What leads from what is there to what `file` says.
-
-    Raises BadTopology, Usage, VersionsDiffer for whatever is wrong and can be seen before a change.
-    """
-    text, found = read_file(file)
-    _check_offered(found, runtime or found.runtime)
-    plan = _access(found.access).plan(found)
-    check(plan)
-    home = Home(root, found.cluster)
-    home.check_version()
-    lent = _lent(found, file)
-    facts, running = home.facts(), home.runtime()
-    _check_same_broker(home, facts, found)
-    if lent is None and not any(unit.role == "broker" for unit in running.planned()):
-        wanted = _broker(found, facts)
-        broker.check_port(wanted.listen, max(wanted.port, 0))
-    return Proposal(
-        home=home,
-        text=text,
-        topology=found,
-        plan=plan,
-        changes=tuple(_changes(facts, found, plan, running)),
-        settings=tuple(_settings_changes(home, found)),
-        moves=bool(running.planned()) and lent is None and _moves(facts, found),
-        lent=lent,
-        file=file,
-        runtime=runtime,
-    )
-
-
-def read_file(file: Path) -> tuple[bytes, Topology]:
-    """A cluster file, and what it says. Raises BadTopology, Usage."""
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        hint = "`mvmci init` writes one" if isinstance(error, FileNotFoundError) else None
-        raise Usage(f"{file} cannot be read: {error.strerror}", hint=hint) from None
-    return text, topology.load(text, name=str(file))
-
-
-def _check_offered(found: Topology, runtime: str) -> None:
-    """Raises Usage for what a later version will do."""
-    if runtime != "local":
-        raise Usage(
-            f"runtime {runtime} is not in this version", hint="`runtime: local` starts units on this machine"
-        )
-    if len(found.broker.hosts) > 1:
-        raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
-
-
-def _lent(found: Topology, file: Path) -> Login | None:
-    """The login to a broker of the user's own; None where `up` starts one. Raises Usage."""
-    url, credentials = found.broker.url, found.broker.credentials
-    if url is None:
-        return None
-    if credentials is None:
-        return Login(urls=(url,))
-    path = file.parent / Path(credentials).expanduser()
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise Usage(f"{path}, which `broker.credentials` names, cannot be read: {why}") from None
-    jwt, seed = read_credentials(text, str(path))
-    return Login(urls=(url,), jwt=jwt, seed=seed)
-
-
-def _check_same_broker(home: Home, facts: Facts | None, found: Topology) -> None:
-    """Raises Usage when the jobs of the cluster would stay behind, in another broker."""
-    if facts is None:
-        return
-    was = None if facts.broker is not None else facts.login.urls[0]
-    if was != found.broker.url:
-        raise Usage(
-            f"cluster {home.cluster} cannot change to another broker: its jobs lie in the one that it has",
-            hint=f"`mvmci down --cluster {home.cluster} --purge` forgets them",
-        )
-
-
-def _broker(found: Topology, facts: Facts | None) -> broker.Settings:
-    """What the broker is to be. Its port is as the file says, else the one that it had, else any."""
-    kept = facts.broker.port if facts is not None and facts.broker is not None else broker.ANY_PORT
-    return broker.Settings(
-        name=found.cluster,
-        listen=found.broker.address or broker.LOOPBACK,
-        port=found.broker.port or kept,
-        store_bytes=found.broker.store_bytes,
-        synced=found.durability == "strict",
-    )
-
-
-def _changes(facts: Facts | None, found: Topology, plan: Plan, running: Runtime) -> Iterator[Change]:
-    """What happens to each unit, in the order of the plan; what is stopped comes last."""
-    before = running.planned()
-    by_name = {change.unit.name: change for change in diff(before, plan.units)}
-    refused = {one.name: one.reason for one in running.units() if one.last_exit == EXIT_REFUSED}
-    why = _broker_change(facts, found) if before else ""
-    for unit in plan.units:
-        if unit.name in by_name:
-            yield by_name.pop(unit.name)
-        elif why and (unit.role == "broker" or _moves(facts, found)):
-            yield Change(kind="restart", unit=unit, why=why)
-        elif unit.name in refused:
-            yield Change(kind="start", unit=unit, why=f"is down: {refused[unit.name]}")
-    yield from by_name.values()
-
-
-def _broker_change(facts: Facts | None, found: Topology) -> str:
-    """How a broker of ours differs from what it is to be; empty if it does not."""
-    was = facts.broker if facts is not None else None
-    becomes = _broker(found, facts)
-    if was is None or found.broker.url is not None or was == becomes:
-        return ""
-    if _moves(facts, found):
-        return f"the broker moves to {becomes.listen}, port {becomes.port}"
-    if was.synced != becomes.synced:
-        return f"durability becomes {found.durability}"
-    return f"its store becomes {found.broker.store}"
-
-
-def _moves(facts: Facts | None, found: Topology) -> bool:
-    """Whether the broker will answer at another address."""
-    was, becomes = facts.broker if facts is not None else None, _broker(found, facts)
-    return was is not None and (was.listen, was.port) != (becomes.listen, becomes.port)
-
-
-def settings_of(found: Topology) -> Settings:
-    """What the units of the cluster read in CONFIG."""
-    return Settings(
-        allow_http=found.allow.http,
-        allow_exec=found.allow.exec,
-        jobs_ms=found.retain.jobs_ms,
-        logs_ms=found.retain.logs_ms,
-        store_bytes=found.broker.store_bytes,
-        queues=found.workers.queues,
-        min_isolation=found.min_isolation,
-        isolation=found.isolation,
-    )
-
-
-def _settings_changes(home: Home, found: Topology) -> Iterator[str]:
-    applied = home.applied()
-    if applied is None:
-        yield f"the cluster {home.cluster} is made in {home.folder}"
-        return
-    was, becomes = settings_of(applied), settings_of(found)
-    for field, (label, shown) in _SETTINGS.items():
-        if getattr(was, field) != getattr(becomes, field):
-            yield f"{label} becomes {shown(getattr(becomes, field))}"
-
-
-def _list(values: Sequence[str]) -> str:
-    return f"[{', '.join(values)}]"
-
-
-_SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "allow_http": ("allow.http", _list),
-    "allow_exec": ("allow.exec", _list),
-    "jobs_ms": ("retain.jobs", format_duration),
-    "logs_ms": ("retain.logs", format_duration),
-    "store_bytes": ("broker.store", format_size),
-    "queues": ("queues", _list),
-    "min_isolation": ("min_isolation", str),
-    "isolation": ("isolation", str),
-}
-
-
-# ---- Doing it
 
 
 class Up:
@@ -318,8 +81,6 @@ class Up:
     async def run(self) -> Roster:
         """Do it. Raises LockHeld, Usage, StoreUnavailable, TicketRefused, and later on PartlyApplied."""
         proposal, home = self._proposal, self._home
-        if proposal.lent is not None:
-            await self._check_broker(proposal.lent)
         with home.lock():
             if propose(home.root, proposal.file, proposal.runtime) != proposal:
                 raise LockHeld(f"{home.cluster} was changed by somebody else just now", hint="try again")
@@ -340,12 +101,15 @@ class Up:
         )
 
     async def _apply(self) -> None:
+        await self._stop_what_starts_anew()
         authority, facts = self._lay_down()
         self._crashed_before = {one.name: one.restarts for one in self._runtime.units()}
-        await self._start()
+        await self._runtime.apply(self._proposal.plan.units, attached=self._attached)
         async with self._joined(authority.admin(facts.login)) as cluster:
             if self._proposal.lent is None:
-                await self._check_broker(cluster.link.login, authority.system_login(facts.login))
+                system = authority.system_login(facts.login)
+                for warning in await check_broker(self._proposal, cluster.link.login, system):
+                    self._say(warning)
             await self._make(cluster)
             proving = asyncio.create_task(self._prove(cluster.store), name="prove")
             try:
@@ -358,6 +122,22 @@ class Up:
             self._home.keep_facts(facts)
             await self._write_ticket(authority, facts, cluster)
 
+    async def _stop_what_starts_anew(self) -> None:
+        """Units that stay the same for the runtime, and yet must be started again.
+
+        Before anything is laid down: whoever goes on after a crash then finds them stopped.
+        """
+        proposal, runtime = self._proposal, self._runtime
+        before = runtime.planned()
+        again = {one.unit for one in proposal.changes if one.kind == "restart" and one.unit in before}
+        if proposal.anew:
+            await runtime.stop()  # the broker last: what others let go must be written down
+        elif again:
+            await runtime.apply([unit for unit in before if unit not in again], attached=self._attached)
+            names = {unit.name for unit in again}
+            while names & {one.name for one in runtime.units()}:  # noqa: ASYNC110 (told by a file)
+                await asyncio.sleep(LOOK_EVERY_S)
+
     def _lay_down(self) -> tuple[Authority, Facts]:
         """Everything that units find in the cluster's folder."""
         proposal, home = self._proposal, self._home
@@ -367,7 +147,7 @@ class Up:
             facts = Facts(login=Login(urls=proposal.lent.urls))
         else:
             authority = Authority.create(home.folder)
-            settings = _broker(proposal.topology, home.facts())
+            settings = broker_of(proposal.topology, home.facts())
             if settings.port == broker.ANY_PORT:
                 settings = msgspec.structs.replace(settings, port=broker.free_port(settings.listen))
             broker.lay_down(home.folder, settings)
@@ -379,20 +159,6 @@ class Up:
                 path = home.unit(unit.name) / "identity.json"
                 authority.identity(unit.name, unit.role, _queues(unit), facts.login, path)
         return authority, facts
-
-    async def _start(self) -> None:
-        """Give the runtime the plan; what is the same and must start anew is stopped first."""
-        units, runtime = self._proposal.plan.units, self._runtime
-        before = runtime.planned()
-        again = {one.unit for one in self._proposal.changes if one.kind == "restart" and one.unit in before}
-        if self._proposal.moves:
-            await runtime.stop()  # the broker last: what others let go must be written down
-        elif again:
-            await runtime.apply([unit for unit in units if unit not in again])
-            names = {unit.name for unit in again}
-            while names & {one.name for one in runtime.units()}:  # noqa: ASYNC110 (told by a file)
-                await asyncio.sleep(LOOK_EVERY_S)
-        await runtime.apply(units, attached=self._attached)
 
     @asynccontextmanager
     async def _joined(self, identity: Identity) -> AsyncIterator[Cluster]:
@@ -408,11 +174,6 @@ class Up:
             yield cluster
         finally:
             await cluster.close()
-
-    async def _check_broker(self, login: Login, system: Login | None = None) -> None:
-        synced = self._proposal.topology.durability == "strict"
-        for warning in await broker.check_broker(login, system, synced=synced):
-            self._say(f"warning: {warning}")
 
     async def _make(self, cluster: Cluster) -> None:
         """The streams, and what the cluster is and allows."""
@@ -475,13 +236,11 @@ class Up:
         """`facts`, with where other machines reach the broker."""
         if facts.broker is None or broker.is_loopback(facts.broker.listen):
             return facts
+        folder = self._home.folder / broker.FOLDER
         pids = [one.pid for one in self._runtime.units() if one.role == "broker" and one.pid]
-        urls = [
-            url
-            for pid in pids
-            for url in broker.read_ports(self._home.folder / broker.FOLDER, pid).get("nats", ())
-        ]
-        return msgspec.structs.replace(facts, urls=tuple(urls))
+        told = [url for pid in pids for url in broker.read_ports(folder, pid).get("nats", ())]
+        far = [url for url in told if _is_far(url)]
+        return msgspec.structs.replace(facts, urls=tuple(far or told))
 
     async def _write_ticket(self, authority: Authority, facts: Facts, cluster: Cluster) -> None:
         from mvmci.trust.registry import make_ticket
@@ -517,6 +276,15 @@ def _url(settings: broker.Settings) -> str:
     return f"{scheme}://{f'[{address}]' if ':' in address else address}:{settings.port}"
 
 
+def _is_far(url: str) -> bool:
+    """Whether other machines can dial it: some addresses mean something on this one only."""
+    try:
+        address = ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return True  # a name
+    return not (address.is_loopback or address.is_link_local)
+
+
 def _queues(unit: Unit) -> list[str]:
     """Those that a worker or an executor is told to take jobs from."""
     prefix = "--queue="
@@ -548,7 +316,7 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
     applied, runtime = home.applied(), home.runtime()
     planned, statuses = runtime.planned(), runtime.units()
     if not planned and applied is not None:
-        planned = _access(applied.access).plan(applied).units
+        planned = access_of(applied.access).plan(applied).units
     members: Sequence[Member] | None = None
     if applied is None or statuses or applied.broker.url is not None:
         try:
@@ -582,7 +350,8 @@ async def drain(home: Home, name: str, *, undo: bool) -> None:
         if name not in there:
             workers = sorted(unit for unit, member in there.items() if member.about.role == "worker")
             raise NotFound(
-                f"no worker {name} of {home.cluster} is there", hint=f"there are {', '.join(workers) or 'none'}"
+                f"no worker {name} of {home.cluster} is there",
+                hint=f"there are {', '.join(workers) or 'none'}",
             )
         if there[name].about.role != "worker":
             raise Usage(f"{name} is a {there[name].about.role}", hint="only workers take jobs")

@@ -110,6 +110,11 @@ class Home:
                 hint="use the version that made it, or name another directory with --state",
             )
 
+    def check_free(self) -> None:
+        """Raises LockHeld when somebody is at work on the cluster now."""
+        if (self.folder / "lock").exists():
+            self._acquire().release()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the only one at work on the cluster. Raises LockHeld, which says who is, and Usage."""
@@ -120,6 +125,17 @@ class Home:
                 f"the state directory {self.root} cannot be used: {error.strerror}",
                 hint="name another one with --state DIR or MVMCI_STATE",
             ) from None
+        lock, file = self._acquire(), self.folder / "lock"
+        try:
+            since = rfc3339(time.time_ns() // 1_000_000)
+            file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
+            yield
+        finally:
+            if file.exists():
+                file.write_text("")
+            lock.release()
+
+    def _acquire(self) -> FileLock:
         file = self.folder / "lock"
         lock = FileLock(file, mode=0o600, thread_local=False)
         try:
@@ -129,14 +145,7 @@ class Home:
             raise LockHeld(
                 f"{who} is at work on {self.cluster}", hint="wait until it has finished, then try again"
             ) from None
-        try:
-            since = rfc3339(time.time_ns() // 1_000_000)
-            file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
-            yield
-        finally:
-            if file.exists():
-                file.write_text("")
-            lock.release()
+        return lock
 
     def remove(self) -> None:
         """Remove all of it; the lock is held."""

@@ -60,7 +60,8 @@ def rows(
         for one in members or ()
         if one.unit not in known and one.about.role in ROLES
     ]
-    joined.sort(key=lambda row: ([role == row.role for role in ROLES], row.name), reverse=False)
+    order = {str(role): place for place, role in enumerate(ROLES)}
+    joined.sort(key=lambda row: (order[row.role], row.name))
     return [_row(unit, members, here, now_ms) for unit in units] + joined
 
 

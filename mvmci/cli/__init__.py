@@ -51,11 +51,12 @@ EXIT_INTERRUPTED = 130
 EXAMPLES = """
 \b
 Examples:
-  mvmci run tool.wasm --dir . -- --flag      run a WASI program on a directory
-  mvmci run flow.wasm --id nightly-1 --allow-http 'https://api.example.com/*'
-  mvmci run flow.wasm --id nightly-1 …       after a crash: go on from the journal
-  mvmci logs nightly-1 --local -f            follow it from another terminal
-  mvmci replay nightly-1 --local             was it deterministic?
+  mvmci up topology.yaml                     start a cluster, or change it
+  mvmci submit tool.wasm --dir . --wait      run a WASI program on it, with a copy of this directory
+  mvmci submit flow.wasm --id nightly-1      let a workflow run on it
+  mvmci logs nightly-1 -f                    follow it, from any machine that logged in
+  mvmci replay nightly-1                     was it deterministic?
+  mvmci run tool.wasm --dir . -- --flag      the same on this machine alone, with no cluster
 """
 
 

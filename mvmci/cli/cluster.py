@@ -30,14 +30,16 @@ from mvmci.cli.options import (
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused
 
 if TYPE_CHECKING:
-    from mvmci.apply import Proposal, Up
+    from mvmci.apply import Up
     from mvmci.home import Home
+    from mvmci.proposal import Proposal
     from mvmci.roster import Roster, Row
 
-LOOK_EVERY_S = 0.5
+LOOK_EVERY_S = 1.0
 WIDTH = 200  # of tables, off a terminal
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
 READY_IN, GRACE = "60s", "30s"
+UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
 runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local.")
@@ -71,10 +73,14 @@ def up_verb(
 async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
-    from mvmci.apply import Up, propose
+    from mvmci.apply import Up
+    from mvmci.proposal import check_lent, propose
 
     make_state(state)
     proposal = propose(state, file, runtime)
+    proposal.home.check_free()
+    for warning in await check_lent(proposal):
+        click.echo(warning, err=True)
     if proposal.empty and await _all_ready(proposal, as_json):
         return 0
     for line in _lines(proposal):
@@ -85,8 +91,13 @@ async def _up(
     up = Up(proposal, say=view.say, show=view.show, attached=not detach, within_s=within_s)
     if not detach:
         return await _foreground(up, proposal.home, view, as_json)
-    with view:
-        roster = await up.run()
+    try:
+        with view:
+            roster = await up.run()
+    except asyncio.CancelledError:
+        if up.begun:
+            click.echo("interrupted: the same command goes on, `mvmci down` stops what runs", err=True)
+        raise
     _tell_ready(proposal.home, roster, as_json)
     return 0
 
@@ -235,9 +246,11 @@ def _table(units: Sequence[Row]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.apply import propose
+    from mvmci.proposal import check_lent, propose
 
     proposal = propose(state, file, runtime)
+    for warning in run_async(check_lent(proposal)):
+        click.echo(warning, err=True)
     if as_json:
         changes = [
             {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit) for one in proposal.changes
@@ -309,7 +322,7 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
 
 def _named(file: Path) -> str:
     """The cluster of a file. Raises Usage."""
-    from mvmci.apply import read_file
+    from mvmci.proposal import read_file
 
     return read_file(file)[1].cluster
 
@@ -340,7 +353,7 @@ def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
 @json_option
 def topologies_verb(as_json: bool) -> int:
     """The accesses that a cluster file can name, and what each is for."""
-    from mvmci.apply import accesses
+    from mvmci.proposal import accesses
 
     found = accesses()
     if as_json:
@@ -362,7 +375,7 @@ def supervise_verb(cluster: str, attached: int | None, state: Path) -> int:
 
     if attached is not None:
         die_with(attached, signal.SIGTERM)
-    env = clean_environment(state)
+    env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
     asyncio.run(supervise(state / cluster, this_program(), env, ready=_say_ready))
     return 0
 

@@ -19,6 +19,7 @@ import msgspec
 import mvmci
 
 PR_SET_PDEATHSIG = 1
+KEPT = ("MVMCI_LOG",)  # how much units say
 _libc = ctypes.CDLL(None, use_errno=True)
 _START_TIME = 19  # of the fields of /proc/<pid>/stat behind the command's name
 
@@ -87,7 +88,7 @@ def this_program() -> list[str]:
 
 def clean_environment(root: Path) -> dict[str, str]:
     """Ours, for processes that stay: without options that were meant for this call alone."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("MVMCI_")}
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MVMCI_") or key in KEPT}
     env["MVMCI_STATE"] = str(root)
     return env | _source(env)
 

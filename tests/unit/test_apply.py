@@ -1,0 +1,327 @@
+"""What `up` would do, and what is refused before anything is changed: no process, no broker."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+import pytest
+import wasmtime
+
+from mvmci import apply, broker, module
+from mvmci.cli.init import HELLO, HELLO_WASM
+from mvmci.errors import LockHeld, Usage, VersionsDiffer
+from mvmci.home import Facts, Home
+from mvmci.plan import Change, Unit
+from mvmci.proposal import Proposal, accesses, broker_of, propose, settings_of
+from mvmci.runtime import UnitStatus
+from mvmci.runtimes import local
+from mvmci.store import Settings
+from mvmci.ticket import Login
+from mvmci.topology import load
+from mvmci.trust import keys
+from mvmci.trust.authority import Authority
+
+SMALLEST = "cluster: demo\nworkers: {count: 1, slots: 2}\n"
+
+
+class Place:
+    """A state directory, and what is in it before `propose` looks."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root = root
+        self.home = Home(root / "state", "demo")
+        self.file = root / "topology.yaml"
+        self.statuses: list[UnitStatus] = []
+        self._patch = monkeypatch
+
+    def propose(self, text: str = SMALLEST) -> Proposal:
+        self.file.write_text(text)
+        return propose(self.root / "state", self.file)
+
+    def lines(self, text: str = SMALLEST) -> list[str]:
+        """What would change, in short."""
+        found = self.propose(text)
+        return [*found.settings, *(f"{one.kind} {one.unit.name} {one.why}".strip() for one in found.changes)]
+
+    def applied(self, text: str = SMALLEST, *, runs: bool = True) -> None:
+        """As if `text` had been applied."""
+        found = self.propose(text)
+        self.home.folder.mkdir(parents=True, exist_ok=True)
+        settings = msgspec.structs.replace(broker_of(found.topology, None), port=4000)
+        facts = Facts(login=Login(urls=("nats://127.0.0.1:4000",)), broker=settings)
+        if found.lent is not None:
+            facts = Facts(login=Login(urls=found.lent.urls))
+            Authority.lend(self.home.folder, found.lent)
+        self.home.keep_facts(facts)
+        self.home.keep_applied(text.encode())
+        units: tuple[Unit, ...] = found.plan.units if runs else ()
+        self._patch.setattr(local.Local, "planned", lambda _: units)
+        self._patch.setattr(local.Local, "units", lambda _: self.statuses)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path, monkeypatch)
+
+
+# ---- The modules that are inside
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ('(module (memory (export "memory") 1) (func (export "_start")))', apply.NOTHING),
+        (HELLO, HELLO_WASM),
+    ],
+    ids=["nothing", "hello"],
+)
+def test_the_modules_that_are_inside_are_what_their_text_says(text: str, data: bytes) -> None:
+    assert bytes(wasmtime.wat2wasm(text)) == data
+    assert module.inspect(data, name="x.wasm").kind == "command"
+
+
+# ---- Accesses
+
+
+def test_an_access_is_found_by_its_entry_point_and_says_what_it_is_for() -> None:
+    (access,) = (access for access in accesses() if access.name == "per-worker")
+    assert access.about.startswith("Every worker has its engine inside")
+    assert [unit.name for unit in access.plan(load(SMALLEST, name="a")).units][-1] == "worker-1"
+
+
+# ---- Proposals
+
+
+def test_a_cluster_that_is_not_there_is_made(place: Place) -> None:
+    assert place.lines() == [
+        f"the cluster demo is made in {place.home.folder}",
+        "start broker-1",
+        "start control-plane-1",
+        "start worker-1",
+    ]
+    assert not place.home.root.exists()
+
+
+def test_what_is_as_the_file_says_is_left_alone(place: Place) -> None:
+    place.applied()
+    for text in (SMALLEST, f"# a comment\n{SMALLEST}"):
+        found = place.propose(text)
+        assert found.empty
+        assert not found.disturbs
+
+
+def test_what_is_down_is_started_with_the_settings_that_it_has(place: Place) -> None:
+    place.applied(runs=False)
+    assert place.lines() == ["start broker-1", "start control-plane-1", "start worker-1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("allow: {http: ['*'], exec: []}", "allow.http becomes [*]"),
+        ("allow: {exec: [git, make]}", "allow.exec becomes [git, make]"),
+        ("retain: {jobs: 30d}", "retain.jobs becomes 30d"),
+        ("retain: {logs: 90}", "retain.logs becomes 90s"),
+    ],
+)
+def test_what_units_read_by_themselves_changes_without_a_restart(place: Place, more: str, line: str) -> None:
+    place.applied()
+    found = place.propose(f"{SMALLEST}{more}\n")
+    assert (found.settings, found.changes, found.disturbs) == ((line,), (), False)
+
+
+def test_what_the_broker_keeps_restarts_the_broker_alone(place: Place) -> None:
+    place.applied()
+    assert place.lines(f"{SMALLEST}durability: relaxed\n") == ["restart broker-1 durability becomes relaxed"]
+    assert place.lines(f"{SMALLEST}broker: {{store: 2GiB}}\n") == [
+        "broker.store becomes 2GiB",
+        "restart broker-1 its store becomes 2GiB",
+    ]
+    assert place.propose(f"{SMALLEST}durability: relaxed\n").disturbs
+    assert not place.propose(f"{SMALLEST}durability: relaxed\n").anew
+
+
+def test_a_broker_that_moves_restarts_all_and_keeps_its_port_unless_the_file_names_one(place: Place) -> None:
+    place.applied()
+    found = place.propose(f"{SMALLEST}broker: {{listen: 0.0.0.0}}\n")
+    assert found.anew
+    assert {one.why for one in found.changes} == {"the broker moves to 0.0.0.0, port 4000"}
+    assert [one.unit.name for one in found.changes] == ["broker-1", "control-plane-1", "worker-1"]
+    found = place.propose(f"{SMALLEST}broker: {{listen: '127.0.0.1:4001'}}\n")
+    assert {one.why for one in found.changes} == {"the broker moves to 127.0.0.1, port 4001"}
+
+
+def test_a_change_of_units_is_said_once(place: Place) -> None:
+    place.applied()
+    assert place.lines("cluster: demo\nworkers: {count: 2, slots: 3}\nbroker: {listen: 0.0.0.0}\n") == [
+        "restart broker-1 the broker moves to 0.0.0.0, port 4000",
+        "restart control-plane-1 the broker moves to 0.0.0.0, port 4000",
+        "restart worker-1 without --slots=2, with --slots=3",
+        "start worker-2",
+    ]
+
+
+def test_a_unit_that_was_refused_is_tried_again(place: Place) -> None:
+    place.applied()
+    down = UnitStatus(name="worker-1", role="worker", host="local", last_exit=7, reason="it was revoked")
+    place.statuses = [down]
+    unit = place.propose().plan.units[-1]
+    assert place.propose().changes == (Change(kind="start", unit=unit, why="is down: it was revoked"),)
+
+
+def test_a_cluster_keeps_to_its_broker(place: Place) -> None:
+    place.applied()
+    with pytest.raises(Usage, match="cannot change to another broker"):
+        place.propose(f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n")
+
+
+def test_a_cluster_of_a_lent_broker_keeps_to_it_too(place: Place) -> None:
+    lent = f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n"
+    place.applied(lent)
+    assert place.propose(lent).empty
+    for other in (SMALLEST, lent.replace("x:1", "x:2")):
+        with pytest.raises(Usage, match="cannot change to another broker"):
+            place.propose(other)
+
+
+def test_credentials_are_looked_for_beside_the_file(place: Place) -> None:
+    text = f"{SMALLEST}broker: {{url: 'tls://x:1', credentials: my.creds}}\n"
+    with pytest.raises(Usage, match=r"my\.creds, which `broker\.credentials` names, cannot be read"):
+        place.propose(text)
+    (place.root / "my.creds").write_text("nothing of the kind")
+    with pytest.raises(Usage, match=r"my\.creds is no \.creds file"):
+        place.propose(text)
+
+
+def test_other_credentials_restart_everybody(place: Place) -> None:
+    creds = place.root / "my.creds"
+    creds.write_text(f"eyJ.a.b\n{keys.new_seed('user')}\n")
+    text = f"{SMALLEST}broker: {{url: 'tls://x:1', credentials: {creds}}}\n"
+    place.applied(text)
+    assert place.propose(text).empty
+    creds.write_text(f"eyJ.a.b\n{keys.new_seed('user')}\n")
+    assert place.propose(text).anew
+    assert place.lines(text) == [
+        "restart control-plane-1 the broker's credentials change",
+        "restart worker-1 the broker's credentials change",
+    ]
+
+
+def test_a_folder_of_another_version_is_refused(place: Place) -> None:
+    place.home.folder.mkdir(parents=True)
+    (place.home.folder / "version").write_text("2\n")
+    with pytest.raises(VersionsDiffer) as caught:
+        place.propose()
+    assert caught.value.exit_code == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("access: shared", "access shared is not in this version"),
+        ("runtime: compose", "runtime compose is not in this version"),
+        (
+            "hosts: {a: {}, b: {}, c: {}}\nbroker: {hosts: [a, b, c]}",
+            "a replicated broker is not in this version",
+        ),
+    ],
+)
+def test_what_a_later_version_will_do_is_refused_in_a_sentence(
+    place: Place, more: str, sentence: str
+) -> None:
+    with pytest.raises(Usage) as caught:
+        place.propose(f"{SMALLEST}{more}\n")
+    assert caught.value.message == sentence
+    assert caught.value.hint
+
+
+def test_settings_are_what_the_file_says() -> None:
+    text = f"""{SMALLEST}
+allow: {{http: ["https://a/*"], exec: [git]}}
+retain: {{jobs: 1h, logs: 1m}}
+broker: {{store: 1GiB}}
+min_isolation: confined
+isolation: per-job
+"""
+    assert settings_of(load(text, name="a")) == Settings(
+        allow_http=("https://a/*",),
+        allow_exec=("git",),
+        jobs_ms=3_600_000,
+        logs_ms=60_000,
+        store_bytes=1 << 30,
+        queues=("default",),
+        min_isolation="confined",
+        isolation="per-job",
+    )
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        ("127.0.0.1", "nats://127.0.0.1:4222"),
+        ("0.0.0.0", "tls://127.0.0.1:4222"),
+        ("::", "tls://127.0.0.1:4222"),
+        ("10.0.0.5", "tls://10.0.0.5:4222"),
+        ("fd00::1", "tls://[fd00::1]:4222"),
+        ("::1", "nats://[::1]:4222"),
+    ],
+)
+def test_units_here_dial_what_is_nearest(listen: str, url: str) -> None:
+    assert apply._url(broker.Settings(listen=listen, port=4222)) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "far"),
+    [
+        ("tls://127.0.0.1:1", False),
+        ("tls://[::1]:1", False),
+        ("tls://[fe80::1]:1", False),
+        ("tls://10.0.0.5:1", True),
+        ("tls://[fd00::1]:1", True),
+        ("tls://ci.example.com:1", True),
+    ],
+)
+def test_other_machines_are_told_addresses_that_they_can_dial(url: str, far: bool) -> None:
+    assert apply._is_far(url) is far
+
+
+# ---- The lock
+
+
+def test_one_at_a_time_is_at_work_and_the_other_is_told_who(tmp_path: Path) -> None:
+    home = Home(tmp_path, "demo")
+    home.check_free()
+    assert not home.folder.exists()
+    with home.lock():
+        assert stat.S_IMODE(home.folder.stat().st_mode) == 0o700
+        for other in (home.check_free, home.lock().__enter__):
+            with pytest.raises(LockHeld) as caught:
+                other()
+            assert caught.value.message.startswith(f"process {os.getpid()} of ")
+            assert caught.value.message.endswith("Z, is at work on demo")
+            assert caught.value.exit_code == 5
+    home.check_free()
+    with home.lock():
+        pass
+    assert (home.folder / "lock").read_text() == ""
+
+
+def test_a_lock_is_let_go_after_a_failure_too(tmp_path: Path) -> None:
+    home = Home(tmp_path, "demo")
+    with pytest.raises(ZeroDivisionError), home.lock():
+        raise ZeroDivisionError
+    home.check_free()
+
+
+async def test_a_proposal_that_somebody_else_has_overtaken_is_not_applied(place: Place) -> None:
+    proposal = place.propose()
+    place.applied()
+    up = apply.Up(proposal, say=print, show=print)
+    with pytest.raises(LockHeld) as caught:
+        await up.run()
+    assert caught.value.message == "demo was changed by somebody else just now"
+    assert not up.begun
+    place.home.check_free()

@@ -1,0 +1,112 @@
+"""How each unit of a cluster is: the runtime's word and presence's, put together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mvmci.plan import Unit
+from mvmci.roster import SILENT_MS, Row, rows
+from mvmci.runtime import UnitStatus
+from mvmci.store import About, Member
+
+NOW_MS = 1_000_000
+HERE = "this-machine"
+BROKER = Unit(name="broker-1", role="broker", host="local")
+W1 = Unit(name="w-1", role="worker", host="local")
+W2 = Unit(name="w-2", role="worker", host="local")
+
+
+def status(unit: Unit, **more: Any) -> UnitStatus:
+    told = {"state": "starting", "pid": 11, "since": NOW_MS - 10} | more
+    return UnitStatus(name=unit.name, role=unit.role, host=unit.host, **told)
+
+
+def member(name: str, pid: int = 11, *, holds: Any = (), keeps: Any = (), **about: Any) -> Member:
+    told = {"role": "worker", "host": HERE, "slots": 2, "queues": ("default",), "version": "1"} | about
+    return Member(unit=name, incarnation="i", holds=holds, keeps=keeps, about=About(pid=pid, **told))
+
+
+def look(planned: list[Unit], statuses: list[UnitStatus], members: list[Member] | None) -> list[Row]:
+    return rows(planned, statuses, members, here=HERE, now_ms=NOW_MS)
+
+
+def states(*args: Any) -> list[str]:
+    return [row.state for row in look(*args)]
+
+
+def test_a_unit_is_ready_when_presence_says_so() -> None:
+    (row,) = look([W1], [status(W1)], [member("w-1", isolation="confined")])
+    assert row == Row(
+        name="w-1",
+        role="worker",
+        host="local",
+        state="ready",
+        pid=11,
+        slots=2,
+        queues=("default",),
+        isolation="confined",
+        version="1",
+    )
+
+
+def test_a_process_that_nobody_has_heard_of_is_starting_and_after_a_while_down() -> None:
+    assert states([W1], [status(W1)], []) == ["starting"]
+    assert states([W1], [status(W1, since=NOW_MS - SILENT_MS - 1)], []) == ["down"]
+
+
+def test_where_nobody_could_be_asked_a_process_that_runs_is_starting() -> None:
+    old = status(W1, since=NOW_MS - SILENT_MS - 1)
+    assert states([BROKER, W1], [status(BROKER), old], None) == ["starting", "starting"]
+
+
+def test_a_broker_that_was_asked_for_the_members_is_ready() -> None:
+    assert states([BROKER], [status(BROKER)], []) == ["ready"]
+    assert states([BROKER], [status(BROKER, state="down", pid=None)], []) == ["down"]
+
+
+def test_the_word_of_an_earlier_process_does_not_count() -> None:
+    assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11)]) == ["starting"]
+    assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11), member("w-1", pid=12)]) == ["ready"]
+    (row,) = look([W1], [status(W1, state="down", pid=None)], [member("w-1")])
+    assert (row.state, row.slots) == ("down", 0)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [("draining", "ready"), ("starting", "draining"), ("draining", "draining")]
+)
+def test_a_unit_drains_when_its_runtime_or_itself_says_so(state: str, said: str) -> None:
+    assert states([W1], [status(W1, state=state)], [member("w-1", state=said)]) == ["draining"]
+
+
+def test_what_is_not_running_is_down() -> None:
+    assert states([BROKER, W1], [], None) == ["down", "down"]
+
+
+def test_busy_counts_jobs_that_are_held_or_whose_hints_are_kept_once() -> None:
+    (row,) = look([W1], [status(W1)], [member("w-1", holds=("a@1", "b@2"), keeps=("b", "c"))])
+    assert row.busy == 3
+
+
+def test_who_joined_by_hand_is_there_too_behind_the_plan_by_role_and_name() -> None:
+    members = [
+        member("w-1"),
+        member("zoe", pid=21),
+        member("adam", pid=22, host="elsewhere"),
+        member("plane", pid=23, role="control-plane"),
+        member("laptop", pid=24, role="client"),
+    ]
+    found = look([W1], [status(W1)], members)
+    assert [(row.name, row.pid) for row in found] == [
+        ("w-1", 11),
+        ("plane", 23),
+        ("adam", None),  # a number means nothing on another machine
+        ("zoe", 21),
+    ]
+
+
+def test_a_unit_that_is_planned_no_more_and_has_yet_to_leave_is_there_once() -> None:
+    leaving = status(W2, state="draining", pid=12)
+    found = look([W1], [status(W1), leaving], [member("w-1"), member("w-2", pid=12)])
+    assert [(row.name, row.state) for row in found] == [("w-1", "ready"), ("w-2", "draining")]
