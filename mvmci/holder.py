@@ -60,7 +60,7 @@ async def load(store: Store, job: str) -> Journal:
     journal = Journal(job)
     journal.absorb(await store.journals.read(job))
     if not journal.tail and journal.state.corrupt is None:
-        raise NotFound(f"there is no job {job}", hint="`mvmci list --local` shows those of `mvmci run`")
+        raise NotFound(f"there is no job {job}", hint="`list` shows those that there are")
     return journal
 
 
@@ -84,6 +84,7 @@ class Holder:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.spec = journal.state.spec
         self._store = store
+        self._barred: Fenced | Reread | None = None  # why this run may write nothing more
         self._unwritten: list[AnyRecord] = [lease]
         self._durable = 0  # records of this run that are on disk
         self._writing = asyncio.Lock()
@@ -189,6 +190,7 @@ class Holder:
         there: one that went unanswered, or whose writer was cancelled, may land at any time.
         """
         self._stop_timer()
+        self._check()
         waiting = tuple(self._unwritten)
         message_id = secrets.token_hex(8)
         give_up = _now_s() + GIVE_UP_S
@@ -250,10 +252,16 @@ class Holder:
             self.journal, news, run=self.lease.run, epoch=self.lease.epoch, message_id=message_id
         )
         if decision == "fenced":
-            raise Fenced(f"another run holds {self.journal.job}, or it has ended")
-        if decision == "reread":
-            raise Reread
+            self._barred = Fenced(f"another run holds {self.journal.job}, or it has ended")
+        elif decision == "reread":
+            self._barred = Reread()
+        self._check()
         return decision
+
+    def _check(self) -> None:
+        """A write may have waited for the very look that found this run deposed."""
+        if self._barred is not None:
+            raise self._barred
 
     async def _look(self) -> None:
         """Absorb what others wrote: a cancel, a newer lease, an end."""

@@ -56,6 +56,12 @@ class Journals(Protocol):
         One long read instead of many short ones.
         """
 
+    def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
+        """All jobs but those that were forgotten, each with all its messages: the newest first.
+
+        They are as they were when this was called, or newer. Raises as `jobs`.
+        """
+
 
 class Delivery(Protocol):
     """One hint, handed to one puller."""

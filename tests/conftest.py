@@ -25,7 +25,14 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 
 # Folders whose tests share compiled guests or users, and so stay on one worker where several run.
-SHARES = {"cli": "cli", "faults": "host", "contracts": "host", "effects": "users", "sandbox": "users"}
+SHARES = {
+    "cli": "cli",
+    "cluster": "cluster",
+    "faults": "host",
+    "contracts": "host",
+    "effects": "users",
+    "sandbox": "users",
+}
 
 PLACES = ("memory", "folder", "jetstream")
 CLUSTER_BYTES = 512 << 20

@@ -10,18 +10,19 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mvmci.errors import StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
 from mvmci.quantity import parse_duration, parse_size
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
     from mvmci.store import Store
+    from mvmci.stores.nats.link import Link
     from mvmci.ticket import Identity
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ LOCAL_UNIT = "run"
 LOCAL = "_local"  # the store of `run`
 HOST = "_host"  # slots and compiled code of this machine
 CLIENT = "client.json"  # in a cluster's folder: an Identity of role client
+RENEW_S = 2.0  # for so long a verb waits for a newer credential, while the old one is still good
+RENEW_LOOK_S = 60.0
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -151,12 +154,13 @@ class Place:
         if self.local:
             folder = self.state / LOCAL
             store = open_local(folder if folder.exists() else None)
-        else:
-            store = await _open_cluster(self.state / find_cluster(self.state, self.cluster))
-        try:
+            try:
+                yield store
+            finally:
+                await store.close()
+            return
+        async with _joined(self.state / find_cluster(self.state, self.cluster)) as store:
             yield store
-        finally:
-            await store.close()
 
 
 def place_options(verb: Callable[..., int]) -> Callable[..., int]:
@@ -187,11 +191,54 @@ def make_state(state: Path) -> None:
         ) from None
 
 
-async def _open_cluster(folder: Path) -> Store:
+@asynccontextmanager
+async def _joined(folder: Path) -> AsyncIterator[Store]:
     """The store of a cluster, for a client: it is no member, and only looks who is."""
+    import asyncio
+
     from mvmci.stores import open_cluster
 
-    return (await open_cluster(client_of(folder), announce=False)).store
+    identity = client_of(folder)
+    cluster = await open_cluster(identity, announce=False)
+    keeping = None
+    try:
+        if identity.login.jwt:
+            await _renew(cluster.link, folder / CLIENT)
+            keeping = asyncio.create_task(_renew_always(cluster.link, folder / CLIENT), name="renew")
+        yield cluster.store
+    finally:
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+        await cluster.close()
+
+
+async def _renew_always(link: Link, path: Path) -> None:
+    """A verb may wait for longer than a token lives."""
+    import asyncio
+
+    while True:
+        await asyncio.sleep(RENEW_LOOK_S)
+        await _renew(link, path)
+
+
+async def _renew(link: Link, path: Path) -> None:
+    """Get a newer token if that is due; the broker asks for it when the old one's time is up.
+
+    Who cannot get one now goes on with what there is.
+    """
+    import asyncio
+    import time
+
+    from mvmci.trust.authority import read_identity
+    from mvmci.trust.enrolment import is_due, renew
+
+    identity = read_identity(path)
+    if identity is None or not is_due(identity, time.time()):
+        return
+    with suppress(MvmciError, TimeoutError):
+        async with asyncio.timeout(RENEW_S):
+            link.login = (await renew(link, identity, path)).login
 
 
 def client_of(folder: Path) -> Identity:
@@ -259,8 +306,8 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
-def run_async(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main`; SIGINT, SIGTERM and SIGHUP cancel it, and a second one ends the process at once.
+def run_async(main: Coroutine[Any, Any, T], *, cancels: int = 1) -> T:
+    """Run `main`; SIGINT, SIGTERM and SIGHUP cancel it, so many times, and the next ends the process at once.
 
     Raises Interrupted or ReaderGone once everything is cleaned up.
     """
@@ -272,7 +319,7 @@ def run_async(main: Coroutine[Any, Any, T]) -> T:
         caught: list[int] = []
 
         def stop(signum: int) -> None:
-            if caught:
+            if len(caught) == cancels:
                 os._exit(128 + signum)
             caught.append(signum)
             task.cancel()

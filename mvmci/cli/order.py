@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import secrets
@@ -105,7 +106,7 @@ class Files:
         _check_kind(order, what)
         for pattern in order.artifact:
             Pattern(pattern)
-        _check_words((*order.args, *order.env, *order.artifact, Path(order.module).name))
+        _check_words((*order.args, *order.env, *order.artifact, os.path.basename(order.module)))
         if order.stdin is not None:
             self._read(order.stdin, STDIN_BYTES_MAX)
         if order.dir is not None:
@@ -156,7 +157,7 @@ class Files:
             queue=order.queue,
             kind=what.kind,
             module=self._digests[order.module],
-            name=Path(order.module).name[: jobs.MODULE_NAME_CHARS_MAX],
+            name=os.path.basename(order.module)[: jobs.MODULE_NAME_CHARS_MAX],
             component=what.component,
             input=await keep_text(store.blobs, checked.input) if workflow else Payload(),
             args=order.args,
@@ -245,6 +246,7 @@ def read_file(name: str, bytes_max: int) -> bytes:
     return data
 
 
+@functools.cache
 def who() -> str:
     """Who asks, for the journal."""
     try:

@@ -103,10 +103,16 @@ class Printer:
         return chunk.attempt == self._since
 
     def missing(self, state: State) -> int:
-        """How many pieces of an ended job's output were not seen."""
-        if state.done is None or self._only is not None:
+        """How many pieces of an ended job's output are known to exist and were not seen."""
+        last = last_attempt(state)
+        if state.done is None or self._only not in (None, last):
             return 0
-        return max(0, state.done.chunks - self._next.get(last_attempt(state), 0))
+        return max(0, state.done.chunks - self._next.get(last, 0))
+
+    def complete(self, state: State) -> bool:
+        """Whether all of an ended job's output is known to have been seen."""
+        counted = state.done is not None and state.done.chunks > 0
+        return counted and self._only in (None, last_attempt(state)) and not self.missing(state)
 
 
 class Watch:
@@ -168,7 +174,7 @@ class Watch:
                 hearing.cancel()
         if self._following.done():
             return
-        if state.done is None or not state.done.chunks or self._printer.missing(state):
+        if not self._printer.complete(state):
             await self._printer.show(await self._store.logs.read(self._job))
         lost = self._printer.missing(state)
         if lost:  # its holder died right after the end, or they were forgotten

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 import click
@@ -93,45 +94,44 @@ def list_verb(limit: int, wanted: str | None, queue: str | None, place: Place, a
     """The jobs that there are, newest first."""
 
     async def work(store: Store) -> int:
-        found = [
-            journal
-            for journal in await _newest_first(store)
-            if wanted in (None, status(journal.state)[0]) and queue in (None, _queue(journal))
-        ]
-
-        async def summarised(journal: Journal) -> Summary:
-            try:
-                return await summary_of(store, journal, place)
-            except NotFound:  # one result that is lost must not hide the other jobs; `status` says so
-                return summarise(journal, result=None, response=None)
-
-        shown = await spread(summarised, found[: limit or None], at_once=PAYLOADS_AT_ONCE)
+        found = await _newest(store, place, limit, wanted, queue)
         if as_json:
-            click.echo(msgspec.json.encode(shown))
-        elif not shown:
+            click.echo(msgspec.json.encode(found))
+        elif not found:
             click.echo("no jobs", err=True)
         else:
-            _table(shown)
+            _table(found)
         return 0
 
     return _verb(work, place)
 
 
-async def _newest_first(store: Store) -> list[Journal]:
-    """All jobs that are not forgotten."""
-    journals: dict[str, Journal] = {}
-    async for job, entry in store.journals.all():
-        journals.setdefault(job, Journal(job)).absorb([entry])
-    kept = [journal for journal in journals.values() if not _forgotten(journal)]
-    return sorted(kept, key=_submitted_at, reverse=True)
+async def _newest(
+    store: Store, place: Place, limit: int, wanted: str | None, queue: str | None
+) -> list[Summary]:
+    """The newest jobs that fit, up to `limit`; 0 is all of them."""
+    found: list[Summary] = []
+    some: list[Journal] = []
 
+    async def summarised(journal: Journal) -> Summary:
+        try:
+            return await summary_of(store, journal, place)
+        except NotFound:  # one result that is lost must not hide the other jobs; `status` says so
+            return summarise(journal, result=None, response=None)
 
-def _forgotten(journal: Journal) -> bool:
-    return journal.state.spec is None and journal.state.corrupt is None
-
-
-def _submitted_at(journal: Journal) -> int:
-    return journal.state.spec.at if journal.state.spec else 0
+    async with aclosing(store.journals.newest()) as jobs:
+        async for job, entries in jobs:
+            journal = Journal(job)
+            journal.absorb(entries)
+            if wanted in (None, status(journal.state)[0]) and queue in (None, _queue(journal)):
+                some.append(journal)
+            if len(some) == PAYLOADS_AT_ONCE:
+                found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
+                some = []
+            if limit and len(found) + len(some) == limit:
+                break
+    found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
+    return sorted(found, key=lambda one: one.submitted_at or "", reverse=True)
 
 
 def _queue(journal: Journal) -> str | None:

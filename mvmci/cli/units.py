@@ -1,6 +1,7 @@
 """The verbs that are units of a cluster: worker, control-plane, broker. Each runs until it is stopped.
 
-SIGTERM or Ctrl-C drains a worker, within --grace; the second one ends it at once.
+SIGTERM or Ctrl-C drains a worker, within --grace. The second one cuts that short: jobs are handed back as
+they are. The third does not even wait for that.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ name_option = option("--name", metavar="NAME", help="The unit's name. Of this ho
 def worker_verb(state: Path, cluster: str | None, join: str | None, name: str | None, **options: Any) -> int:
     """Take jobs from a cluster and run them here, until stopped."""
     _log_to_stderr()
-    return run_async(_worker(state, cluster, join, name, options))
+    return run_async(_worker(state, cluster, join, name, options), cancels=2)
 
 
 async def _worker(
@@ -113,6 +114,7 @@ async def _work(cluster: Cluster, identity: Identity, root: Path, options: dict[
         min_isolation=options["min_isolation"],
         reuse=options["isolation"] == "reuse",
         notice=log.info,
+        now_ms=cluster.clock.now_ms,
     )
     try:
         about = _about(
@@ -181,7 +183,7 @@ def _label(text: str) -> tuple[str, str]:
 def control_plane_verb(state: Path, cluster: str | None, name: str | None, grace: int) -> int:
     """Keep a cluster's streams, enrol machines, find jobs that were left behind, forget old ones."""
     _log_to_stderr()
-    return run_async(_control_plane(state, cluster, name, grace))
+    return run_async(_control_plane(state, cluster, name, grace), cancels=2)
 
 
 async def _control_plane(state: Path, cluster: str | None, name: str | None, grace_ms: int) -> int:
@@ -195,7 +197,7 @@ async def _control_plane(state: Path, cluster: str | None, name: str | None, gra
     )
     authority = Authority.load(state / identity.cluster)
     async with _joined(identity, path, maintains=True) as found:
-        plane = ControlPlane(found)
+        plane = ControlPlane(found, clock_ms=found.clock.now_ms)
         enrolment = Enrolment(found, authority)
         await enrolment.start()
         try:

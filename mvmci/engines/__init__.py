@@ -19,10 +19,22 @@ def open_embedded(
     min_isolation: str = "process",
     reuse: bool = True,
     notice: Callable[[str], None] = lambda _: None,
+    now_ms: Callable[[], int] | None = None,
 ) -> Engine:
-    """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work."""
-    from mvmci.engines.embedded import Embedded
-    from mvmci.sandbox.host import Host
+    """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work.
 
-    host = Host(store=store, root=root, allow=allow, min_isolation=min_isolation, reuse=reuse, notice=notice)
+    `now_ms` is since 1970; by this machine's clock, if absent.
+    """
+    from mvmci.engines.embedded import Embedded
+    from mvmci.sandbox.host import Host, wall_clock_ms
+
+    host = Host(
+        store=store,
+        root=root,
+        allow=allow,
+        min_isolation=min_isolation,
+        reuse=reuse,
+        notice=notice,
+        now_ms=now_ms or wall_clock_ms,
+    )
     return Embedded(host, slots=slots)

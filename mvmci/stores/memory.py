@@ -190,6 +190,14 @@ class _Files:
             return [job for job, lines in self._files.items() if lines.read()]
         return [path.parent.name for path in self._jobs.glob(f"*/{self._name}")]
 
+    def newest(self) -> list[str]:
+        """The jobs that have lines, the newest first: a job's folder gets no more files once it has begun."""
+        jobs = [job for job in self.jobs() if self.of(job).read()]
+        if self._jobs is None:
+            return jobs[::-1]
+        folder = self._jobs
+        return sorted(jobs, key=lambda job: (folder / job).stat().st_mtime_ns, reverse=True)
+
 
 class _Journals:
     def __init__(self, folder: Path | None, hints: _Hints, blobs: _Blobs) -> None:
@@ -227,6 +235,10 @@ class _Journals:
     async def jobs(self) -> AsyncIterator[str]:
         for name in await asyncio.to_thread(self._files.jobs):
             yield name
+
+    async def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
+        for job in await asyncio.to_thread(self._files.newest):
+            yield job, await self.read(job)
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
         async for job in self.jobs():

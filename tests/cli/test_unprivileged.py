@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_refused(nobody: Mvmci, public: Path) -> None:
     assert_sentence(done, 2, "secrets", "a directory that cannot be read")
     (place / "tool.wasm").write_bytes(b"")
     (place / "tool.wasm").chmod(0o600)
-    assert_sentence(nobody("run", place / "tool.wasm"), 2, "tool.wasm' is not readable")
+    assert_sentence(nobody("run", place / "tool.wasm"), 2, "tool.wasm cannot be read: Permission denied")
 
 
 def test_a_state_directory_that_cannot_be_written_to_is_one_sentence(nobody: Mvmci, public: Path) -> None:

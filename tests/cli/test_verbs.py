@@ -19,6 +19,17 @@ from tests.cli.program import Mvmci, assert_sentence
 Guest = Callable[[str], Path]
 Offered = Callable[[str], list[str]]
 VERBS = [
+    "init",
+    "up",
+    "down",
+    "ps",
+    "plan",
+    "topologies",
+    "ticket",
+    "login",
+    "worker",
+    "drain",
+    "revoke",
     "run",
     "submit",
     "status",
@@ -34,6 +45,8 @@ VERBS = [
     "doctor",
     "completion",
     "version",
+    "control-plane",
+    "broker",
 ]
 CHECKS = ["python", "state directory", "isolation", "broker"]
 
@@ -73,7 +86,7 @@ def test_every_example_of_a_help_text_can_be_typed(
         found = re.search(r"(?:^  |\| |: )mvmci ([a-z]+ .*)", line)
         if not found or line.startswith("Usage: ") or "…" in line:
             continue
-        words = shlex.split(re.split(r"   | [>|] ", found[1])[0])
+        words = shlex.split(re.split(r"   | [>|] | && ", found[1])[0])
         answer = mvmci(*words, cwd=tmp_path)
         for phrase in ("No such option", "No such command", "Missing", "Invalid", "unexpected", "--help"):
             assert phrase not in answer.err, line

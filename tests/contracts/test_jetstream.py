@@ -165,6 +165,29 @@ async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Br
     await store.close()
 
 
+async def test_the_last_part_of_the_journals_is_kept_for_jobs_that_were_accepted(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ensure(broker.url, "small", store_bytes=16 << 20)
+    monkeypatch.setattr("mvmci.stores.nats.ROOM_S", 0.0)
+    store = await open_nats(broker.url, "small", "u1")
+    data = b"x" * 100_000
+    jobs: list[tuple[str, int]] = []
+
+    async def fill() -> None:
+        for number in range(200):
+            job = f"j{number}"
+            jobs.append((job, await store.journals.append(job, "spec", "q", data, message_id="m", expect=0)))
+
+    with pytest.raises(StoreFull, match="90 %"):
+        await fill()
+    room = Layout("small").streams(16 << 20)[0]["max_bytes"]
+    assert len(jobs) * len(data) < room
+    for job, seq in jobs[:5]:
+        await store.journals.append(job, "done", "q", data, message_id="m", expect=seq)
+    await store.close()
+
+
 async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_before(broker: Broker) -> None:
     clock = Clock()
     reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)

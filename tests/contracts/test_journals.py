@@ -192,6 +192,27 @@ async def test_where_there_is_no_job_there_are_no_messages(store: Store) -> None
     assert [job async for job, _ in store.journals.all()] == []
 
 
+async def test_the_newest_jobs_come_first_and_each_with_all_its_messages(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.stores.nats.WINDOW", 3)
+    monkeypatch.setattr("mvmci.stores.nats.WINDOW_MAX", 20)
+    wanted: dict[str, list[bytes]] = {}
+    tails: dict[str, int] = {}
+    for number in range(40):
+        for job in (f"j{number}", f"j{number // 2}", "j0"):  # long after its spec, too
+            data = b"%s %d" % (job.encode(), number)
+            kind = "run" if job in wanted else "spec"
+            tails[job] = await append(store, job, data, tails.get(job, 0), kind)
+            wanted.setdefault(job, []).append(data)
+    found = [(job, [entry.data for entry in entries]) async for job, entries in store.journals.newest()]
+    assert found == list(wanted.items())[::-1]
+
+
+async def test_where_there_is_no_job_there_is_no_newest(store: Store) -> None:
+    assert [job async for job, _ in store.journals.newest()] == []
+
+
 async def follow(store: Store, job: str, count: int, after: int = 0) -> list[bytes]:
     """The first `count` messages that a follower is given."""
     found: list[bytes] = []

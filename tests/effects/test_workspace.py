@@ -10,7 +10,7 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,7 @@ class Kept:
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self.puts = 0
+        self.asked = 0
 
     async def put(self, data: bytes) -> str:
         self.puts += 1
@@ -43,6 +44,10 @@ class Kept:
 
     async def has(self, digest: str) -> bool:
         return digest in self.blobs
+
+    async def missing(self, digests: Collection[str]) -> set[str]:
+        self.asked += 1
+        return set(digests) - set(self.blobs)
 
     async def get(self, digest: str) -> bytes:
         if digest not in self.blobs:
@@ -128,8 +133,10 @@ async def test_a_tree_is_stored_once(source: Path, blobs: Kept) -> None:
     fill(source)
     await workspace.scan(source, blobs)
     before = blobs.puts
+    blobs.asked = 0
     await workspace.scan(source, blobs)
     assert blobs.puts == before == len(blobs.blobs)
+    assert blobs.asked <= 1  # one question for all files
 
 
 async def test_files_that_did_not_change_are_not_read_again(

@@ -511,3 +511,38 @@ async def test_a_broker_killed_in_the_middle_loses_nothing_that_it_acknowledged(
     finally:
         await store.close()
         await broker.stop()
+
+
+@pytest.mark.parametrize("last", [Result(at=4, index=0), Released(at=9, why="drain")])
+async def test_a_write_that_waited_for_a_look_which_finds_a_newer_holder_is_not_made(
+    store: Store, last: Result | Released
+) -> None:
+    """The look takes in the newer lease; the write behind it would fit the tail, and must not be made."""
+    await write_as_other(store, spec())
+    journals = FaultyJournals(store, {})
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    await run.write(intent(0))
+    await write_as_other(store, foreign_lease(2))
+    look = asyncio.create_task(run._look())
+    await asyncio.sleep(0)
+    writing = run.finish(last) if isinstance(last, Released) else run.write(last)
+    for refused in (look, writing):
+        with pytest.raises(Fenced):
+            await refused
+    await run.close()
+    assert journals.attempts == 1
+    assert isinstance((await load(store, JOB)).records[-1], Lease)
+
+
+async def test_a_lease_that_waited_for_a_look_which_finds_records_is_not_written(store: Store) -> None:
+    await write_as_other(store, spec())
+    journals = FaultyJournals(store, {})
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(epoch=2))
+    await write_as_other(store, foreign_lease(1))
+    look = asyncio.create_task(run._look())
+    await asyncio.sleep(0)
+    for refused in (look, run.write(intent(0))):
+        with pytest.raises(Reread):
+            await refused
+    await run.close()
+    assert journals.attempts == 0

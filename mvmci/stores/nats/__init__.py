@@ -8,7 +8,7 @@ only what the stream gives is believed.
     layout     every name and setting                  hints       pulls, timers
     link       the connection; imports nats            blobs       the object store
     append     compare-and-set, group commit           presence    who is there
-    config     what the cluster is and allows
+    config     what the cluster is and allows      clock       what time it is
 
 Promised: an append that returned is on disk (if the broker syncs: `mvmci.broker` sees to it), a read
 sees every append that returned before it (one replica), and nothing waits without an end.
@@ -24,11 +24,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mvmci.errors import Usage
+from mvmci.errors import StoreFull, Usage
 from mvmci.journal import Entry, MessageKind
 from mvmci.store import GONE_S, HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Store
-from mvmci.stores.nats.append import Append, GroupCommit
+from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
 from mvmci.stores.nats.blobs import Blobs
+from mvmci.stores.nats.clock import Clock
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
@@ -40,7 +41,12 @@ LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not
 LOOK_EVERY_S = 2.0  # a word may be lost
 NOT_FOUND = 10059
 PAGES_MAX = 1_000
+WINDOW = 1_000  # messages that are read at a time, from the newest back; then twice as many
+WINDOW_MAX = 16_000
 CHUNKS_IN_FLIGHT = 64
+SPECS_PERCENT = 90  # of the bytes of JOBS: beyond, no new job is taken
+ROOM_S = 1.0  # how long an answer about that holds
+ROOM_SHARE = 8  # and for the how manieth part of the room: others may submit as fast
 
 _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
@@ -56,6 +62,7 @@ class Cluster:
     hints: Hints  # those of the store, of which the reconciler asks more
     blobs: Blobs  # the same for retention
     config: Config
+    clock: Clock
 
     async def close(self) -> None:
         """Leave. What was written stays."""
@@ -157,16 +164,20 @@ async def open_cluster(
     except BaseException:
         await link.close()
         raise
+    time_of_day = Clock(link, layout)
+    if announce:  # who only looks writes nothing that others would read as a time
+        await time_of_day.open()
 
     async def close() -> None:
         await presence.close()
+        await time_of_day.close()
         await hints.close()
         await commit.close()
         await link.close()
 
     journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
     store = Store(journals, hints, logs, blobs, presence, close)
-    return Cluster(layout, link, store, hints, blobs, Config(link, layout))
+    return Cluster(layout, link, store, hints, blobs, Config(link, layout), time_of_day)
 
 
 class Journals:
@@ -176,6 +187,11 @@ class Journals:
         self._link = link
         self._layout = layout
         self._commit = commit
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._granted = 0  # bytes that may be submitted before the next look
+        self._in_flight = 0  # bytes that are being submitted
+        self._landed = asyncio.Event()
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
         messages = self._link.read(self._layout.jobs, self._layout.journal(job), after)
@@ -187,7 +203,36 @@ class Journals:
         del message_id  # it stands in the message
         assert len(data) <= MESSAGE_BYTES_MAX
         subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
-        return await self._commit.append(Append(job, subject, subtree, data, expect))
+        append = Append(job, subject, subtree, data, expect)
+        if kind != "spec":
+            return await self._commit.append(append)
+        await self._take_room(len(data))
+        try:
+            return await self._commit.append(append)
+        finally:
+            self._in_flight -= len(data)
+            self._landed.set()
+
+    async def _take_room(self, size: int) -> None:
+        """Raises StoreFull where the last part is left, which belongs to jobs that were accepted.
+
+        What is on its way already is counted as well; where that decides, it is waited for.
+        """
+        async with self._looking:
+            while self._granted < size or time.monotonic() - self._looked_at > ROOM_S:
+                self._landed.clear()
+                answer = await self._link.api(f"STREAM.INFO.{self._layout.jobs}")
+                used, most = answer["state"]["bytes"] + self._in_flight, answer["config"]["max_bytes"]
+                left = most * SPECS_PERCENT // 100 - used
+                if left >= size:
+                    self._granted = max(left // ROOM_SHARE, size)
+                    self._looked_at = time.monotonic()
+                    break
+                if not self._in_flight:
+                    raise StoreFull(f"the journals take {SPECS_PERCENT} % of their room", hint=MAKE_ROOM)
+                await self._landed.wait()
+            self._granted -= size
+            self._in_flight += size
 
     async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
         following = _follow(self._link, self._layout.jobs, self._layout.journal(job), after)
@@ -199,6 +244,33 @@ class Journals:
         async for message in self._link.read(self._layout.jobs, self._layout.journals()):
             job = self._layout.job_of_message(message.subject)
             yield job, Entry(seq=message.seq, data=message.data)
+
+    async def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
+        """Backwards, a window of the stream at a time: a job's spec stands before all else of it."""
+        state = (await self._link.api(f"STREAM.INFO.{self._layout.jobs}"))["state"]
+        first, last, size = state["first_seq"], state["last_seq"], WINDOW
+        later: dict[str, list[Entry]] = {}  # what stands behind specs that were not seen yet
+        while last >= first:
+            start = max(first, last - size + 1)
+            window, specs = await self._window(start, last)
+            for job in reversed(specs):
+                yield job, window.pop(job) + later.pop(job, [])
+            for job, entries in window.items():
+                later[job] = entries + later.get(job, [])
+            last, size = start - 1, min(size * 2, WINDOW_MAX)
+
+    async def _window(self, start: int, last: int) -> tuple[dict[str, list[Entry]], list[str]]:
+        """The messages from `start` to `last` by their jobs, and the jobs that begin there, in order."""
+        window: dict[str, list[Entry]] = {}
+        specs: list[str] = []
+        async for message in self._link.read(self._layout.jobs, self._layout.journals(), start - 1):
+            if message.seq > last:
+                break
+            job = self._layout.job_of_message(message.subject)
+            window.setdefault(job, []).append(Entry(seq=message.seq, data=message.data))
+            if self._layout.is_spec(message.subject):
+                specs.append(job)
+        return window, specs
 
     async def jobs(self) -> AsyncIterator[str]:
         found: set[str] = set()

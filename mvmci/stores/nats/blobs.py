@@ -138,9 +138,8 @@ class Blobs:
     async def _touch(self, found: Iterable[Stored]) -> None:
         """Somebody counts on these: what was told long ago is told again, so that no sweep takes it."""
         now = datetime.now(UTC)
-        for stored in found:
-            if _age_ms(stored, now) > TOUCH_AGE_MS:
-                await self._link.request(stored.subject, stored.data)
+        old = [stored for stored in found if _age_ms(stored, now) > TOUCH_AGE_MS]
+        await asyncio.gather(*(self._link.request(stored.subject, stored.data) for stored in old))
 
     async def older_than(self, age_ms: int) -> list[Old]:
         """The blobs that nobody touched for `age_ms`.

@@ -101,6 +101,10 @@ class Layout:
         _, _, job, kind, queue = subject.split(".")
         return job, kind, queue
 
+    def is_spec(self, subject: str) -> bool:
+        """Whether that is the subject of a job's first message."""
+        return subject.split(".")[3] == "spec"
+
     def job_of_hint(self, subject: str) -> tuple[str, bool]:
         """The job that a hint is about, and whether it is the job's own spec."""
         tokens = subject.split(".")

@@ -171,15 +171,19 @@ class Presence:
         self._changed.set()
 
     def _hear(self, word: Reply) -> None:
+        """A unit speaks for itself alone: the broker lets it write under its own name only."""
+        speaker = word.subject.rpartition(".")[2]
         if LEFT in word.headers:
             left = self._heard.get(word.headers[LEFT])
-            if left is not None:
+            if left is not None and left.member.unit == speaker:
                 left.at = GONE_FOR_GOOD
             return
         try:
             member = _members.decode(word.data)
         except msgspec.DecodeError:
             return  # a newer version's; it is as good as silent to us
+        if member.unit != speaker:
+            return
         now = self._clock()
         self._heard[member.incarnation] = _Heard(member, now)
         if len(self._heard) > self._remembered_max:
