@@ -174,8 +174,9 @@ class Watch:
                 hearing.cancel()
         if self._following.done():
             return
-        if not self._printer.complete(state):
-            await self._printer.show(await self._store.logs.read(self._job))
+        seen = self._printer.complete(state)
+        # In both cases this returns only when all of it was written, and not merely handed over.
+        await self._printer.show(() if seen else await self._store.logs.read(self._job))
         lost = self._printer.missing(state)
         if lost:  # its holder died right after the end, or they were forgotten
             assert state.done is not None

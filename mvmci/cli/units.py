@@ -88,16 +88,19 @@ async def _worker(
     from mvmci.trust.enrolment import identity_of
 
     identity, path = await identity_of(state, cluster, name, role="worker", join=join, find=find_cluster)
-    async with _joined(identity, path) as found:
-        await _work(found, identity, state / HOST, options)
+    async with _joined(identity) as found:
+        await _work(found, identity, path, state / HOST, options)
     return 0
 
 
-async def _work(cluster: Cluster, identity: Identity, root: Path, options: dict[str, Any]) -> None:
+async def _work(
+    cluster: Cluster, identity: Identity, path: Path, root: Path, options: dict[str, Any]
+) -> None:
     from mvmci.allow import Allow
     from mvmci.control_plane import read_settings
     from mvmci.engines import open_embedded
     from mvmci.stores.cache import CachedBlobs
+    from mvmci.trust.enrolment import renew_always
     from mvmci.worker import Worker
 
     settings = await read_settings(cluster)
@@ -125,8 +128,14 @@ async def _work(cluster: Cluster, identity: Identity, root: Path, options: dict[
             isolation=await engine.prepare(),
         )
         worker = Worker(store, engine, queues=queues, slots=slots)
-        obeying = _obey(cluster, identity.unit, worker, engine, about)
-        await _until_stopped(cluster, worker.run(), obeying, drain=worker.drain, grace_ms=options["grace"])
+        await _until_stopped(
+            cluster,
+            worker.run(),
+            _obey(cluster, identity.unit, worker, engine, about),
+            renew_always(cluster.link, identity, path),
+            drain=worker.drain,
+            grace_ms=options["grace"],
+        )
     finally:
         await engine.close()
 
@@ -190,19 +199,20 @@ async def _control_plane(state: Path, cluster: str | None, name: str | None, gra
     from mvmci.control_plane import ControlPlane
     from mvmci.trust.admission import Enrolment
     from mvmci.trust.authority import Authority
-    from mvmci.trust.enrolment import identity_of
+    from mvmci.trust.enrolment import identity_of, renew_always
 
     identity, path = await identity_of(
         state, cluster, name, role="control-plane", join=None, find=find_cluster
     )
     authority = Authority.load(state / identity.cluster)
-    async with _joined(identity, path, maintains=True) as found:
+    async with _joined(identity, maintains=True) as found:
         plane = ControlPlane(found, clock_ms=found.clock.now_ms)
         enrolment = Enrolment(found, authority)
         await enrolment.start()
         try:
-            telling = found.store.presence.tell(_about(identity))
-            await _until_stopped(found, plane.run(), telling, drain=_nothing, grace_ms=grace_ms)
+            await found.store.presence.tell(_about(identity))
+            renewing = renew_always(found.link, identity, path)
+            await _until_stopped(found, plane.run(), renewing, drain=_nothing, grace_ms=grace_ms)
         finally:
             await enrolment.close()
     return 0
@@ -223,18 +233,13 @@ def broker_verb(state: Path, cluster: str | None) -> int:
 
 
 @asynccontextmanager
-async def _joined(identity: Identity, path: Path, *, maintains: bool = False) -> AsyncIterator[Cluster]:
-    """The cluster, waited for while its broker is away; its credential is renewed meanwhile."""
-    from mvmci.trust.enrolment import renew_always
-
+async def _joined(identity: Identity, *, maintains: bool = False) -> AsyncIterator[Cluster]:
+    """The cluster, waited for while its broker is away."""
     cluster = await _connect(identity, maintains)
     log.info("%s has joined %s", identity.unit, identity.cluster)
-    renewing = asyncio.create_task(renew_always(cluster.link, identity, path), name="renew")
     try:
         yield cluster
     finally:
-        renewing.cancel()
-        await asyncio.gather(renewing, return_exceptions=True)
         await cluster.close()
 
 
@@ -259,8 +264,8 @@ async def _until_stopped(
     """Run `parts` until a signal comes, one of them fails, or the credential is refused; then drain."""
     refused = asyncio.create_task(cluster.link.refused.wait())
     running = [asyncio.ensure_future(part) for part in parts]
+    failing = asyncio.gather(*running)
     try:
-        failing = asyncio.gather(*running)
         either: list[asyncio.Future[Any]] = [refused, failing]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if refused.done():
@@ -276,7 +281,7 @@ async def _until_stopped(
     finally:
         for task in (refused, *running):
             task.cancel()
-        await asyncio.gather(refused, *running, return_exceptions=True)
+        await asyncio.gather(refused, failing, *running, return_exceptions=True)
 
 
 def _about(identity: Identity, **more: Any) -> About:

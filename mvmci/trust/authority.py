@@ -32,8 +32,10 @@ from mvmci.trust import keys, tokens
 if TYPE_CHECKING:
     from mvmci.stores.nats.permissions import Grantee
 
-UNIT_S = 24 * 3600  # the life of a unit's token; it is renewed when a third of it is left
-CLIENT_S = 30 * 24 * 3600  # of a client's: it renews when it is used, and is not always running
+# The life of a token; it is renewed when a third of it is left. A machine that was off for longer needs a
+# new ticket. What is revoked is cut off at once, so a long life is no danger.
+UNIT_S = 30 * 24 * 3600
+CLIENT_S = 30 * 24 * 3600
 ADMIN_S = 3600
 SYSTEM_S = 300
 ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
