@@ -15,7 +15,7 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Everything: lint, unit, contracts, faults, cli, end to end (under 10 minutes)
+# Everything: lint, unit, contracts, faults, cli, end to end (under 15 minutes)
 test: lint zipapp examples
     # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.
     {{ python }} -m pytest tests/effects

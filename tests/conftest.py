@@ -28,6 +28,8 @@ from mvmci.stores.nats.link import Link
 SHARES = {
     "cli": "cli",
     "cluster": "cluster",
+    "chaos": "chaos",
+    "roles": "host",
     "faults": "host",
     "contracts": "host",
     "effects": "users",
