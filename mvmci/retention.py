@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -112,4 +113,6 @@ async def _always(step: Callable[[], Awaitable[None]], every_s: Callable[[], flo
             await step()
         except StoreUnavailable as away:
             log.info("forgetting nothing: %s", away.message)
-        await asyncio.sleep(every_s())
+        since = time.monotonic()
+        while time.monotonic() - since < every_s():  # noqa: ASYNC110 (`up` may make it less meanwhile)
+            await asyncio.sleep(PASS_S_MIN)

@@ -189,11 +189,9 @@ class Worker:
             return
         if step.kind == "held":
             await hint.later(HELD_PAUSE_S)
-        elif step.kind == "fenced":
-            log.info("%s: another holder has taken over", hint.job)
         elif step.kind == "released" and not step.until:
             await hint.later(0)
-        else:
+        elif step.kind != "fenced":
             await hint.ack()
 
     async def _keep_hints(self) -> None:

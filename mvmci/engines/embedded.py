@@ -163,6 +163,7 @@ class Embedded:
             try:
                 return await self._hold(holder, order)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
+                self._host.notice(f"{job}: another holder has taken over")
                 return Step("ended" if journal.state.ended else "fenced", journal.state)
             finally:
                 await holder.close()

@@ -9,7 +9,8 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ class Client:
             await self.command("sleeper", "50", "20")
         else:
             await self.command("hello")
+
+    @asynccontextmanager
+    async def witness(self) -> AsyncIterator[str]:
+        """A workflow is in the middle of an effect until the block ends; the worker that holds it."""
+        job = self.fresh("w")
+        effect = self.outside.hold(f"/{job}/once/1")
+        try:
+            await self.workflow([once(self.outside, job, number) for number in range(3)], job)
+            await effect.arrived.wait()
+            lease = (await load(self.store, job)).state.lease
+            assert lease is not None
+            yield lease.unit
+        finally:
+            effect.may_go.set()
 
     def _effects(self, job: str) -> Steps:
         """Effects at most once and idempotent ones, with short pauses, some of them none."""

@@ -12,7 +12,6 @@ What was held back when a connection is cut is lost. `mischief` does all of it a
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
@@ -21,7 +20,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 PIECE_BYTES = 64 << 10
-LONG_EVERY = 3
 MISCHIEF = ("cut", "hole", "deafen", "hole and cut", "deafen and cut", "delay")
 
 
@@ -95,20 +93,19 @@ class Proxy:
             way.news.clear()
             await way.news.wait()
 
-    async def mischief(
-        self, dice: random.Random, *, quiet_s: float, short_s: float, long_s: tuple[float, float]
-    ) -> None:
-        """Now this and now that, with pauses of up to `quiet_s`, until cancelled; then all is well.
-
-        Most of it lasts for up to `short_s`; one hole of every few is a long one.
-        """
+    async def mischief(self, dice: random.Random, *, quiet_s: float, longest_s: float) -> None:
+        """Now this and now that, with pauses of up to `quiet_s`, until cancelled; then all is well."""
         try:
-            for turn in itertools.count():
+            while True:
                 await asyncio.sleep(dice.uniform(0.1, quiet_s))
-                if turn % LONG_EVERY == 0:
-                    await self._do("long hole", dice.uniform(*long_s))
-                else:
-                    await self._do(dice.choice(MISCHIEF), dice.uniform(0.1, short_s))
+                await self._do(dice.choice(MISCHIEF), dice.uniform(0.1, longest_s))
+        finally:
+            self.heal()
+
+    async def unplug(self, seconds: float) -> None:
+        """A hole that lasts."""
+        try:
+            await self._do("long hole", seconds)
         finally:
             self.heal()
 

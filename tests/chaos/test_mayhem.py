@@ -11,7 +11,7 @@ import json
 import os
 import random
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -32,15 +32,16 @@ SEED = int(os.environ.get("MVMCI_CHAOS_SEED", "0")) or time.time_ns() % 1_000_00
 EVERY_S = 0.6  # between two submits
 END_S = 120.0  # for whatever has not ended by then, once all is well
 SLOW_S = 0.3
-# Of a worker's line the long holes are longer than a silence that means death. Of a control plane's they
-# are not: whoever is cut off himself declares nobody dead.
-WORKERS = {"quiet_s": 4.0, "short_s": 2.0, "long_s": (8.0, 12.0)}
-PLANES = {"quiet_s": 12.0, "short_s": 1.0, "long_s": (1.0, 3.0)}
+# Longer than a silence that means death. One worker's line at a time is out for so long, while the others
+# are well: whoever is cut off himself declares nobody dead.
+LONG_S = (9.0, 12.0)
+STORM_S = 5.0
+SHORT = {"quiet_s": 1.5, "longest_s": 2.0}
 TOPOLOGY = """
 cluster: demo
 hosts: {{a: {{}}, b: {{}}}}
 control_plane: {{hosts: [a, b]}}
-workers: {{count: 3, slots: 2}}
+workers: {{count: 3, slots: 3}}
 allow: {{http: ["{allow}"]}}
 """
 
@@ -78,6 +79,17 @@ def batch(path: Path, count: int) -> None:
     path.write_text("".join(json.dumps({**line, "id": f"b-{number}"}) + "\n" for number in range(count)))
 
 
+async def stop_for_long(client: Client, mayhem: Mayhem, seconds: float) -> None:
+    """Now and again a worker that is in the middle of an effect, until others have surely taken over."""
+    dice = random.Random(SEED)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                async with client.witness() as unit:
+                    await mayhem.stop(unit, dice.uniform(*LONG_S))
+                await asyncio.sleep(dice.uniform(0, LONG_S[0]))
+
+
 async def test_whatever_is_killed_or_stopped_every_job_ends_once_and_no_effect_happens_twice(
     make: Make, closing: AsyncExitStack, outside: Outside
 ) -> None:
@@ -87,6 +99,7 @@ async def test_whatever_is_killed_or_stopped_every_job_ends_once_and_no_effect_h
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(mayhem.run(KILLS_S))
         tasks.create_task(client.run(KILLS_S, EVERY_S))
+        tasks.create_task(stop_for_long(client, mayhem, KILLS_S))
     report = Report(mayhem.counts)
     report.counts["kills"] = sum(count for name, count in mayhem.counts.items() if name.startswith("killed"))
     report.counts["stops"] = sum(count for name, count in mayhem.counts.items() if name.startswith("stopped"))
@@ -119,6 +132,20 @@ async def put_behind_proxies(cluster: Cluster, closing: AsyncExitStack) -> dict[
     return proxies
 
 
+async def cut_at_random(client: Client, proxies: dict[str, Proxy], seconds: float) -> None:
+    """In turns: one worker alone for long, in the middle of an effect, and all units now and again."""
+    dice = random.Random(SEED)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                async with client.witness() as unit:
+                    await proxies[unit].unplug(dice.uniform(*LONG_S))
+                storm = (proxy.mischief(random.Random(dice.random()), **SHORT) for proxy in proxies.values())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STORM_S):
+                        await asyncio.gather(*storm)
+
+
 async def test_however_the_connection_is_cut_every_job_ends_once_and_no_effect_happens_twice(
     make: Make, closing: AsyncExitStack, outside: Outside
 ) -> None:
@@ -126,20 +153,9 @@ async def test_however_the_connection_is_cut_every_job_ends_once_and_no_effect_h
     cluster, client = await start(make, closing, outside)
     proxies = await put_behind_proxies(cluster, closing)
     await asyncio.to_thread(cluster.all_ready)
-    mischief = [
-        asyncio.create_task(
-            proxy.mischief(
-                random.Random(f"{SEED} {name}"), **(WORKERS if name.startswith("worker") else PLANES)
-            )
-        )
-        for name, proxy in proxies.items()
-    ]
-    try:
-        await client.run(CUTS_S, EVERY_S)
-    finally:
-        for task in mischief:
-            task.cancel()
-        await asyncio.gather(*mischief, return_exceptions=True)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(client.run(CUTS_S, EVERY_S))
+        tasks.create_task(cut_at_random(client, proxies, CUTS_S))
     report = Report()
     for proxy in proxies.values():
         report.counts.update(proxy.counts)

@@ -19,9 +19,7 @@ from pathlib import Path
 from mvmci.runtimes import open_local
 
 STOPPED_S = (0.5, 12.0)
-LONG_S = (8.0, 12.0)  # of a stop after which others have surely taken over
 PAUSE_S = (0.2, 1.4)  # from one deed to the next
-LONG_EVERY = 10  # deeds
 WEIGHTS = {"worker": 5, "sandbox": 3, "control-plane": 2, "broker": 2}
 
 
@@ -79,13 +77,11 @@ class Mayhem:
 
     async def run(self, seconds: float) -> None:
         """Do so for `seconds`, and then let everything live."""
-        deeds = 0
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     await asyncio.sleep(self.dice.uniform(*PAUSE_S))
-                    deeds += 1
-                    self._do(long=deeds % LONG_EVERY == 1)
+                    self._do()
         except TimeoutError:
             pass
         finally:
@@ -97,13 +93,19 @@ class Mayhem:
             task.cancel()
         await asyncio.gather(*self._stops, return_exceptions=True)
 
-    def _do(self, *, long: bool) -> None:
-        if long:
-            worker = self.dice.choice([*self._processes("worker")] or [0])
-            if worker and worker not in self._stopped:
-                self._spared.add(worker)
-                self._stop("worker", [worker, *children(worker)], self.dice.uniform(*LONG_S))
+    async def stop(self, unit: str, seconds: float) -> None:
+        """Stop a worker with all that is beneath it, and let nothing else happen to it meanwhile."""
+        pid = pids(self.folder).get(unit)
+        if pid is None or pid in self._stopped:
             return
+        self._spared.add(pid)
+        self.counts["stopped worker"] += 1
+        try:
+            await self._stopping([pid, *children(pid)], seconds)
+        finally:
+            self._spared.discard(pid)
+
+    def _do(self) -> None:
         kind = self.dice.choices([*WEIGHTS], [*WEIGHTS.values()])[0]
         found = [pid for pid in self._processes(kind) if pid not in self._spared]
         if not found:
@@ -151,7 +153,6 @@ class Mayhem:
             for pid, pidfd in fds.items():
                 os.close(pidfd)
                 self._stopped.pop(pid, None)
-                self._spared.discard(pid)
 
 
 def _signal(fds: dict[int, int], signum: int) -> None:
