@@ -154,9 +154,12 @@ class Up:
             tls = not broker.is_loopback(settings.listen)
             facts = Facts(login=authority.login([_url(settings)], tls=tls), broker=settings)
         home.keep_facts(facts)
+        refused = {one.name for one in home.runtime().units() if one.last_exit == EXIT_REFUSED}
         for unit in proposal.plan.units:
             if unit.role != "broker":
                 path = home.unit(unit.name) / "identity.json"
+                if unit.name in refused:  # its key was revoked: it comes back under a new one
+                    path.unlink(missing_ok=True)
                 authority.identity(unit.name, unit.role, _queues(unit), facts.login, path)
         return authority, facts
 

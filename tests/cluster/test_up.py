@@ -229,6 +229,13 @@ def test_a_killed_unit_comes_back_under_its_name(demo: Cluster, name: str) -> No
     assert demo.up().text.startswith("nothing to change")
 
 
+def test_a_revoked_unit_stays_down_until_up_gives_it_another_key(demo: Cluster) -> None:
+    assert demo.mvmci("revoke", "worker-3").code == 0
+    until(lambda: demo.states()["worker-3"] == "down")
+    demo.up()
+    assert demo.states()["worker-3"] == "ready"
+
+
 def test_a_silent_unit_is_not_ready(demo: Cluster) -> None:
     """Its process is there, but nobody hears of it."""
     pid = demo.pids()["worker-1"] or 0
