@@ -1,247 +1,135 @@
-"""`python -m benchmarks`: the engine alone, beside plain wasmtime, in one run.
+"""`python -m benchmarks`: mvmci against its promises, and beside what a user would pick instead.
 
-Prints a Markdown table, and with `--write` puts it into the README. Numbers are medians, with the 10th
-and the 90th percentile behind them. The store is a folder whose appends are synced, as `mvmci run` has it.
+    ./just bench                  everything, about a quarter of an hour
+    ./just bench --quick          the same in under three minutes, for a look
+    ./just bench --write          and put the tables and the picture into the README
+    ./just bench growth [--long]  what becomes slower when there is more of something
+
+Everything lies in one folder, beneath --folder, and so on one disk. Ctrl-C ends all that was started.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import os
-import platform
-import statistics
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mvmci.allow import Allow
-from mvmci.engines.embedded import Embedded
-from mvmci.holder import load
-from mvmci.journal import Spec, status
-from mvmci.sandbox.host import Host
-from mvmci.store import Store, keep_text
-from mvmci.stores.memory import Memory
-from mvmci.submission import submit
+from benchmarks import cluster, compare, engine, growth, picture, report
+from benchmarks.peers import PEERS
+from benchmarks.processes import ROOT
+from benchmarks.program import Cluster
 
-ROOT = Path(__file__).parents[1]
-DIST = ROOT / "dist"
-ROUNDS = 3
-LIGHT_RUNS = 200
-COMMAND_RUNS = 60
-EFFECTS = 500
-REPLAYED_EFFECTS = 5_000  # an intent and a result each
-STARTS = 10
-BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
-
-Row = tuple[str, str, str, str]
+Result = tuple[str, dict[str, Any]]  # as Markdown, and the raw figures
+PICTURE = Path("benchmarks") / "bench.svg"
 
 
-class Bench:
-    """One engine with one slot on a folder store."""
+@dataclass(frozen=True)
+class Scale:
+    """How long it takes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.store: Store = Memory(folder / "store").store("bench")
-        self.host = Host(store=self.store, root=folder / "host", allow=Allow())
-        self.engine = Embedded(self.host, slots=1)
-        self._number = 0
-
-    async def submit(self, path: Path, *, workflow: bool, input_: Any = None) -> str:
-        """A new job, submitted."""
-        self._number += 1
-        spec = Spec(
-            at=time.time_ns() // 1_000_000,
-            id=f"b{self._number}",
-            queue="default",
-            kind="workflow" if workflow else "command",
-            module=await self.store.blobs.put_file(path),
-            name=path.name,
-            component=workflow,
-            input=await keep_text(self.store.blobs, json.dumps(input_)),
-            seed=1,
-            by="bench",
-        )
-        await submit(self.store, spec)
-        return spec.id
-
-    async def run(self, path: Path, *, workflow: bool, input_: Any = None) -> float:
-        """Milliseconds from the taking of a job to its recorded end."""
-        job = await self.submit(path, workflow=workflow, input_=input_)
-        began = time.perf_counter()
-        await self.engine.run(job, fresh=True)
-        took_ms = (time.perf_counter() - began) * 1000
-        state = (await load(self.store, job)).state
-        assert status(state)[0] == "succeeded", status(state)
-        return took_ms
+    engine: engine.Scale
+    cluster: cluster.Scale
+    compare: compare.Scale
 
 
-def plain(kind: str, path: Path, runs: int) -> list[float]:
-    """Milliseconds of each run under wasmtime alone; the first few warm up."""
-    command = [sys.executable, "-m", "benchmarks.plain", kind, str(path), str(runs + 5)]
-    times: list[float] = json.loads(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
-    return times[5:]
+FULL = Scale(
+    engine.Scale(rounds=3, light=66, commands=20, effects=500, replayed=5000, starts=10),
+    cluster.Scale(rounds=5, batch=10_000, alone=200, effects=500, replayed=5000, starts=20),
+    compare.Scale(rounds=5, seconds=3, alone=200),
+)
+QUICK = Scale(
+    engine.Scale(rounds=2, light=30, commands=10, effects=100, replayed=5000, starts=3),
+    cluster.Scale(rounds=2, batch=2000, alone=100, effects=200, replayed=5000, starts=4),
+    compare.Scale(rounds=2, seconds=1, alone=40),
+)
 
 
-def shown(times: Sequence[float], unit: str = "ms") -> str:
-    """The median, and where most of the others lie."""
-    deciles = statistics.quantiles(times, n=10)
-    return f"{statistics.median(times):.2f} {unit} ({deciles[0]:.2f}–{deciles[-1]:.2f})"
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """A folder for all that is written, removed with what still runs in it."""
+    folder = Path(tempfile.mkdtemp(prefix="mvmci-bench-", dir=parent)).resolve()
+    folder.chmod(0o711)  # slots and PostgreSQL run as other users
+    try:
+        yield folder
+    finally:
+        for state in folder.glob("*/state"):
+            Cluster(state.parent).down(purge=True)
+        shutil.rmtree(folder)
 
 
-async def compare(bench: Bench, name: str, path: Path, *, workflow: bool, runs: int) -> Row:
-    """The same module under mvmci and under wasmtime alone, in turns."""
-    ours: list[float] = []
-    theirs: list[float] = []
-    await bench.run(path, workflow=workflow)
-    for _ in range(ROUNDS):
-        ours += [await bench.run(path, workflow=workflow) for _ in range(runs // ROUNDS)]
-        theirs += plain("workflow" if workflow else "command", path, runs // ROUNDS)
-    more = statistics.median(ours) - statistics.median(theirs)
-    return name, shown(ours), shown(theirs), f"{more:.1f} ms more"
+def say(text: str) -> None:
+    """How far it is."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def synced_write(folder: Path) -> list[float]:
-    """Milliseconds of one append of 300 bytes and its fsync: the floor of an effect."""
-    times = []
-    with open(folder / "floor", "ab") as file:
-        for _ in range(EFFECTS):
-            began = time.perf_counter()
-            file.write(b"x" * 300)
-            file.flush()
-            os.fsync(file.fileno())
-            times.append((time.perf_counter() - began) * 1000)
-    return times
-
-
-async def effects(bench: Bench, folder: Path) -> Row:
-    """What an effect costs that itself takes no time: a sleep of 0 ms."""
-    script = DIST / "guests" / "script.wasm"
-    empty = [await bench.run(script, workflow=True, input_={"steps": []}) for _ in range(ROUNDS)]
-    each = []
-    for _ in range(ROUNDS):
-        took = await bench.run(script, workflow=True, input_={"steps": [{"sleep": 0}] * EFFECTS})
-        each.append((took - statistics.median(empty)) / EFFECTS)
-    floor = synced_write(folder)
-    ratio = statistics.median(each) / statistics.median(floor)
-    return (
-        "an effect, journaled",
-        shown(each),
-        f"one synced write: {shown(floor)}",
-        f"{ratio:.1f} times",
+def arguments() -> argparse.Namespace:
+    """What is asked for."""
+    parser = argparse.ArgumentParser(
+        prog="./just bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("part", nargs="?", choices=["all", "growth"], default="all")
+    parser.add_argument("--quick", action="store_true", help="less of everything")
+    parser.add_argument("--long", action="store_true", help="growth: also 200,000 jobs in one go")
+    parser.add_argument("--write", action="store_true", help="into the README, and the picture beside it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw figures there")
+    parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on which disk")
+    return parser.parse_args()
 
 
-async def replay(bench: Bench) -> Row:
-    """A finished workflow run again from its journal."""
-    script = DIST / "guests" / "script.wasm"
-    job = await bench.submit(script, workflow=True, input_={"steps": [{"sleep": 0}] * REPLAYED_EFFECTS})
-    await bench.engine.run(job, fresh=True)
-    times, folds = [], []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        await load(bench.store, job)
-        folds.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        await bench.engine.verify(job)
-        times.append(time.perf_counter() - began)
-    records = len((await load(bench.store, job)).records)
-    fold = statistics.median(folds)
-    return f"replay of {records:,} records", shown(times, "s"), "", f"of it reading and folding {fold:.2f} s"
+def everything(folder: Path, scale: Scale, facts: dict[str, Any], command: str, *, write: bool) -> Result:
+    """mvmci line by line, and all side by side."""
+    say("mvmci: the engine alone")
+    alone = asyncio.run(engine.measure(folder / "engine", scale.engine))
+    say("mvmci: a cluster")
+    lines = [*asyncio.run(cluster.Lines(folder / "cluster", scale.cluster).measure()), *alone]
+    outcomes = compare.compare(folder, list(PEERS), scale.compare)
+    if outcomes["mvmci"].missing:
+        raise RuntimeError(outcomes["mvmci"].missing)
+    text = report.markdown(lines, outcomes, facts, command, str(PICTURE))
+    if write:
+        (ROOT / PICTURE).write_text(picture.draw(outcomes))
+        report.put_into(ROOT / "README.md", text)
+    return text, {"lines": lines, "peers": outcomes}
 
 
-def starts() -> list[Row]:
-    """`mvmci version` from the zipapp: unpacked anew, and warm."""
-    zipapp = DIST / "mvmci.pyz"
-    cold, warm, python = [], [], []
-    for _ in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as root:
-            cold.append(_timed([str(zipapp), "version"], SHIV_ROOT=root))
-            warm += [_timed([str(zipapp), "version"], SHIV_ROOT=root) for _ in range(STARTS)]
-        python += [_timed(["python3", "-c", "pass"]) for _ in range(STARTS)]
-    bare = f"`python3 -c pass`: {shown(python)}"
-    size = f"the file has {zipapp.stat().st_size / 2**20:.1f} MiB"
-    return [
-        ("`mvmci version`, unpacked anew", shown(cold), bare, size),
-        ("`mvmci version`, warm", shown(warm), bare, ""),
-    ]
-
-
-def _timed(command: list[str], **env: str) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **env})
-    return (time.perf_counter() - began) * 1000
-
-
-async def memory(bench: Bench) -> Row:
-    """What a warm slot has for itself that has run a tiny component and a Python workflow."""
-    await bench.run(DIST / "examples" / "tiny.wasm", workflow=True)
-    await bench.run(DIST / "guests" / "script.wasm", workflow=True, input_={"steps": []})
-    warm = next(slot.warm for slot in bench.engine.slots.all if slot.warm is not None)
-    rollup = Path(f"/proc/{warm.pid}/smaps_rollup").read_text()
-    kib = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
-    own = f"{kib['Private_Dirty'] / 1024:.1f} MiB written by itself"
-    return (
-        "memory of a warm slot",
-        own,
-        "",
-        f"{kib['Pss'] / 1024:.0f} MiB as its share, {kib['Rss'] / 1024:.0f} MiB resident",
-    )
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown, and what they were measured on."""
-    lines = ["| what | mvmci | alone | |", "|---|---|---|---|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name")]
-    cpu = models[0] if models else platform.machine()
-    lines += [
-        "",
-        "Median (10th–90th percentile) of interleaved runs. "
-        f"`./just bench` on {os.cpu_count()} cores ({cpu}), Linux {platform.release().split('-')[0]}, "
-        f"Python {platform.python_version()}, "
-        f"wasmtime {version('wasmtime')}; isolation and logs on, every append synced.",
-    ]
-    return "\n".join(lines)
-
-
-async def measure() -> list[Row]:
-    """All rows."""
-    with tempfile.TemporaryDirectory(dir=DIST) as folder:
-        bench = Bench(Path(folder))
-        try:
-            rows = [
-                await compare(
-                    bench, "a tiny component", DIST / "examples" / "tiny.wasm", workflow=True, runs=LIGHT_RUNS
-                ),
-                await compare(
-                    bench, "a warm command", DIST / "guests" / "files.wasm", workflow=False, runs=COMMAND_RUNS
-                ),
-                await effects(bench, Path(folder)),
-                await replay(bench),
-                await memory(bench),
-            ]
-        finally:
-            await bench.engine.close()
-            await bench.store.close()
-    return rows + starts()
+def grow(folder: Path, scale: growth.Scale, facts: dict[str, Any], command: str, *, long: bool) -> Result:
+    """What becomes slower when there is more of something."""
+    sections = asyncio.run(growth.measure(folder, scale, long=long))
+    return growth.markdown(sections, facts, command), {"growth": sections}
 
 
 def main() -> None:
-    """Measure, print, and with `--write` put it into the README."""
-    text = table(asyncio.run(measure()))
+    """Measure, print, and write where that is asked for."""
+    asked = arguments()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler)
+    given = [asked.part] * (asked.part != "all") + ["--quick"] * asked.quick + ["--long"] * asked.long
+    command = " ".join(["./just bench", *given])
+    with scratch(asked.folder) as folder:
+        facts = report.machine(folder)
+        if asked.part == "growth":
+            scale = growth.QUICK if asked.quick else growth.FULL
+            text, raw = grow(folder, scale, facts, command, long=asked.long)
+        else:
+            text, raw = everything(folder, QUICK if asked.quick else FULL, facts, command, write=asked.write)
     print(text)
-    if "--write" in sys.argv[1:]:
-        readme = ROOT / "README.md"
-        before, _, rest = readme.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    if asked.json:
+        kept = json.dumps({"machine": facts, "command": command, **raw}, indent=1, default=asdict)
+        asked.json.write_text(kept + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("interrupted; all that was started has ended")
+        sys.exit(130)
