@@ -29,6 +29,7 @@ SHARES = {
     "cli": "cli",
     "cluster": "cluster",
     "chaos": "chaos",
+    "foreign": "foreign",
     "roles": "host",
     "faults": "host",
     "contracts": "host",

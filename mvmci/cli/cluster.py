@@ -185,6 +185,7 @@ class _View:
         self._live: Any = None
         self._err = err
         self._states: dict[str, str] = {}
+        self._pids: dict[str, int] = {}  # of those that are here, the last that was seen
         if live:
             from rich.console import Console
             from rich.live import Live
@@ -213,6 +214,9 @@ class _View:
             self._live.update(_table(units), refresh=True)
             return
         for row in units:
+            if row.pid is not None and self._pids.setdefault(row.name, row.pid) != row.pid:
+                self._pids[row.name] = row.pid
+                click.echo(f"{row.name} was started again", err=self._err)
             if self._states.get(row.name) != row.state:
                 self._states[row.name] = row.state
                 click.echo(f"{row.name} is {row.state}", err=self._err)

@@ -14,7 +14,7 @@ import pytest
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Joined
 from mvmci.ticket import Identity
-from tests.chaos import hosts
+from tests.chaos import hosts, without
 from tests.chaos.hosts import Network, network
 from tests.cli.conftest import copy_code, need
 from tests.cli.program import Mvmci, steps
@@ -41,6 +41,10 @@ def program(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Mvmci:
     home = tmp_path_factory.mktemp("home")
     (home / ".cache").mkdir()
     found = Mvmci(zipapp, home / "state", home)
+    rule = os.environ.get("MVMCI_CHAOS_WITHOUT")
+    if rule:
+        package = without.write(rule, home / "source")
+        found = dataclasses.replace(found, zipapp=package, env={"PYTHONPATH": str(package.parent)})
     assert found("run", GUESTS / "script.wasm", "--input", steps()).code == 0
     assert found("run", GUESTS / "hello.wasm").code == 0
     assert found("run", GUESTS / "sleeper.wasm", "--", "1", "1").code == 0

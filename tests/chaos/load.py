@@ -27,6 +27,8 @@ from tests.chaos.judge import Job
 from tests.chaos.outside import Outside, Steps, again, once
 
 ATTEMPTS = 1_000  # nothing gives up because it was killed often
+EFFECT_S = 1.0
+WITNESSED = 14  # effects
 KILLED = ("succeeded", "failed: trap")  # of a job whose sandbox may be killed: that is the job's failure
 GUESTS = Path(__file__).resolve().parents[2] / "dist" / "guests"
 
@@ -87,14 +89,22 @@ class Client:
 
     @asynccontextmanager
     async def witness(self) -> AsyncIterator[str]:
-        """A workflow is in the middle of an effect until the block ends; the worker that holds it."""
+        """A workflow is in the middle of an effect as the block begins; the worker that holds it.
+
+        The effect ends soon after, so that its holder would go on if it could; and there is so much to do
+        that whoever takes over is still at it when the first one is back.
+        """
         job = self.fresh("w")
         effect = self.outside.hold(f"/{job}/once/1")
         try:
-            await self.workflow([once(self.outside, job, number) for number in range(3)], job)
+            steps = [once(self.outside, job, 0), once(self.outside, job, 1)]
+            for number in range(2, WITNESSED):
+                steps += [once(self.outside, job, number), {"sleep": 800}]
+            await self.workflow(steps, job)
             await effect.arrived.wait()
             lease = (await load(self.store, job)).state.lease
             assert lease is not None
+            asyncio.get_running_loop().call_later(EFFECT_S, effect.may_go.set)
             yield lease.unit
         finally:
             effect.may_go.set()

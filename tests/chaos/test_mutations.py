@@ -11,8 +11,10 @@ write in test_crash_everywhere.py. Here are whole workers on a broker, and what 
 from __future__ import annotations
 
 import asyncio
+import compileall
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from mvmci.cli.options import HOST
 from mvmci.errors import NoAnswer
 from mvmci.journal import Entry, Intent, Journal, Result, Verdict, verdict
 from mvmci.stores.nats.append import Append
+from tests.chaos import without
 from tests.chaos.crew import LAPSE_S, LONG_S, Crew, crew
 from tests.chaos.outside import again, once
 from tests.cli.program import Mvmci
@@ -196,6 +199,13 @@ FOUND: list[tuple[Callable[[Patch], None], Scene, str]] = [
     (beginning_before_the_intent_is_on_disk, a_write_is_lost_and_then_its_writer, "happened 2 times"),
     (acknowledging_before_the_end, a_worker_dies_and_nobody_reconciles, "it has not ended"),
 ]
+
+
+@pytest.mark.parametrize("rule", without.RULES)
+def test_each_rule_can_be_taken_out_of_the_program(rule: str, tmp_path: Path) -> None:
+    """For a chaos run without it, which takes too long to be here (see `without`)."""
+    package = without.write(rule, tmp_path)
+    assert compileall.compile_dir(package, quiet=1)
 
 
 async def play(team: Crew, scene: Scene) -> list[str]:
