@@ -22,6 +22,7 @@ import msgspec
 
 from mvmci import broker
 from mvmci.errors import EXIT_REFUSED, LockHeld, MvmciError, NotFound, PartlyApplied, StoreUnavailable, Usage
+from mvmci.files import write_private
 from mvmci.holder import load
 from mvmci.home import VERSION, Facts, Home
 from mvmci.job import Limits
@@ -34,7 +35,7 @@ from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.submission import mint_id, submit, until_ended
 from mvmci.ticket import Identity, Login, encode
-from mvmci.trust.authority import Authority, write_private
+from mvmci.trust.authority import Authority
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster

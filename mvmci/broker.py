@@ -34,6 +34,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from mvmci.errors import StoreUnavailable, Usage
+from mvmci.files import write_private
 from mvmci.ticket import Login
 
 START_S = 10.0
@@ -136,10 +137,7 @@ _NO_PORT = {
 
 def lay_down(cluster: Path, settings: Settings) -> None:
     """Write what the broker of the cluster in folder `cluster` is to be, for its next start."""
-    folder = _make(cluster / FOLDER)
-    new = folder / ".settings.json"
-    _write_private(new, msgspec.json.encode(settings).decode())
-    new.replace(folder / "settings.json")
+    write_private(_make(cluster / FOLDER) / "settings.json", msgspec.json.encode(settings))
 
 
 def laid_down(cluster: Path) -> Settings | None:
@@ -180,11 +178,9 @@ def prepare(folder: Path, settings: Settings, guard: Guard | None) -> Path:
         for account, token in guard.accounts.items():
             file = resolver / f"{account}.jwt"
             if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
-                new = resolver / f".{account}"
-                _write_private(new, token)
-                new.replace(file)
+                write_private(file, token.encode())
     config = folder / "nats.conf"
-    _write_private(config, configuration(folder, settings, guard))
+    write_private(config, configuration(folder, settings, guard).encode())
     return config
 
 
@@ -428,10 +424,3 @@ def _quoted(value: object) -> str:
 def _make(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
-
-
-def _write_private(path: Path, text: str) -> None:
-    with open(path, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

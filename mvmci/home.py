@@ -24,12 +24,12 @@ from filelock import FileLock, Timeout
 
 from mvmci import broker, topology
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
+from mvmci.files import write_private
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_local
 from mvmci.summary import rfc3339
 from mvmci.ticket import Login
 from mvmci.topology import Topology
-from mvmci.trust.authority import write_private
 
 VERSION = "1"
 

@@ -119,7 +119,7 @@ async def _create(
 
 
 def _write(path: Path, text: str) -> None:
-    from mvmci.trust.authority import write_private
+    from mvmci.files import write_private
 
     try:
         write_private(path, f"{text}\n".encode())

@@ -17,7 +17,7 @@ from mvmci.errors import MvmciError
 from mvmci.plan import Unit
 from mvmci.runtime import GRACE_S, UnitStatus
 from mvmci.runtimes.processes import Known, clean_environment, has_ended, open_alive, this_program
-from mvmci.runtimes.supervisor import Files, Orders, Told, replace
+from mvmci.runtimes.supervisor import Files, Orders, Told, write
 
 READY = b"ready\n"
 WORDS_BYTES_MAX = 2000
@@ -47,7 +47,7 @@ class Local:
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         orders = Orders(cluster=self.cluster, units=tuple(units), number=time.time_ns())
-        replace(self.files.plan, orders)
+        write(self.files.plan, orders)
         with self._supervisor() as pidfd:
             if pidfd is not None:
                 signal.pidfd_send_signal(pidfd, signal.SIGHUP)
@@ -67,7 +67,7 @@ class Local:
             if pidfd is None:
                 return False
             with contextlib.suppress(FileNotFoundError):
-                replace(self.files.plan, msgspec.structs.replace(self.files.orders(), grace_s=grace_s))
+                write(self.files.plan, msgspec.structs.replace(self.files.orders(), grace_s=grace_s))
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             await _wait(pidfd)
             return True

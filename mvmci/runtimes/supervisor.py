@@ -26,6 +26,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mvmci.errors import EXIT_REFUSED, LockHeld
+from mvmci.files import sweep, write_private
 from mvmci.plan import ROLES, Unit, diff
 from mvmci.runtime import GRACE_S, UnitStatus
 from mvmci.runtimes.processes import dying_with_us, this_process
@@ -71,21 +72,20 @@ class Files:
         self.supervisor = folder / "supervisor.json"
         self.units = folder / "units.json"
         self.lock = folder / "supervisor.lock"
+        self.logs = folder / "units"
 
     def log(self, name: str) -> Path:
         """What the unit printed."""
-        return self.folder / "units" / name / "log"
+        return self.logs / name / "log"
 
     def orders(self) -> Orders:
         """What is to run. Raises FileNotFoundError."""
         return msgspec.json.decode(self.plan.read_bytes(), type=Orders)
 
 
-def replace(path: Path, value: Any) -> None:
-    """Write `value` as JSON: readers see all of it, or what was there before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(msgspec.json.encode(value))
-    os.replace(part, path)
+def write(path: Path, value: Any) -> None:
+    """Write `value` as JSON. No power cut is to be survived: with the processes, it would mean nothing."""
+    write_private(path, msgspec.json.encode(value), synced=False)
 
 
 async def supervise(
@@ -112,12 +112,14 @@ async def supervise(
         async with asyncio.TaskGroup() as tasks:
             supervisor = Supervisor(files, program, env, pace, tasks)
             supervisor.listen()
-            replace(files.supervisor, this_process())
+            write(files.supervisor, this_process())
             supervisor.converge()
             ready()
             await supervisor.run()
         for path in (files.plan, files.units, files.supervisor):
             path.unlink(missing_ok=True)
+        for place in (folder, *folder.glob("*/"), *files.logs.glob("*/")):
+            sweep(place)
 
 
 class Supervisor:
@@ -182,7 +184,7 @@ class Supervisor:
         statuses = [keeper.status for keeper in self.keepers.values()]
         statuses.sort(key=lambda status: places.get(status.name, len(places)))
         with contextlib.suppress(OSError):
-            replace(self.files.units, Told(number=self.orders.number, units=statuses))
+            write(self.files.units, Told(number=self.orders.number, units=statuses))
 
     def _keep(self, unit: Unit) -> None:
         keeper = self.keepers[unit.name] = Keeper(unit, self)

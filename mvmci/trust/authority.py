@@ -14,7 +14,6 @@ is: it cannot be narrowed, renewed or revoked, and who wants that is told so.
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +25,7 @@ import msgspec
 
 from mvmci.broker import PAYLOAD_BYTES_MAX, Guard
 from mvmci.errors import StoreUnavailable, Usage
+from mvmci.files import write_private
 from mvmci.ticket import Identity, Login, Role, Ticket, UnitRole
 from mvmci.trust import keys, tokens
 
@@ -280,26 +280,6 @@ def read_identity(path: Path) -> Identity | None:
 def write_identity(path: Path, identity: Identity) -> None:
     """Keep `identity` at `path`, 0600."""
     write_private(path, msgspec.json.encode(identity))
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Put `data` where only we can read it, all of it or nothing, and so that a power cut leaves it."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _write_all(place: Path, names: tuple[str, str], texts: tuple[str, str]) -> None:

@@ -27,6 +27,7 @@ import msgspec
 
 from mvmci import __version__
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
+from mvmci.files import write_private
 from mvmci.job import check_id
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
@@ -34,7 +35,7 @@ from mvmci.stores.nats.permissions import inbox
 from mvmci.summary import rfc3339
 from mvmci.ticket import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode
 from mvmci.trust import keys, tokens
-from mvmci.trust.authority import read_identity, write_identity, write_private
+from mvmci.trust.authority import read_identity, write_identity
 
 PROTOCOL = 1  # of the messages below; who speaks another one is told so
 ASK_S = 30.0  # how long somebody is waited for who answers

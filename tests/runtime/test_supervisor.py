@@ -261,7 +261,7 @@ async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Pl
 
 async def test_a_program_that_cannot_be_started_is_tried_again_too(tmp_path: Path) -> None:
     files = supervisor.Files(tmp_path)
-    supervisor.replace(files.plan, supervisor.Orders(cluster="c", units=(W1,)))
+    supervisor.write(files.plan, supervisor.Orders(cluster="c", units=(W1,)))
     pace = supervisor.Pace(**PACE)
     here = asyncio.create_task(
         supervisor.supervise(tmp_path, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace)
@@ -370,7 +370,7 @@ async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
 async def test_a_number_that_was_used_again_is_never_signalled(place: Place) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:  # noqa: ASYNC220
         stale = Known(pid=other.pid, started=1)
-        supervisor.replace(place.folder / "supervisor.json", stale)
+        supervisor.write(place.folder / "supervisor.json", stale)
         assert await place.local.stop() is False
         await place.runs(W1)
         assert place.supervisor() != other.pid
