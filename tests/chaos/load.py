@@ -67,16 +67,19 @@ class Client:
         await self._submit(spec, Job(job, None, KILLED))
 
     async def run(self, seconds: float, every_s: float) -> None:
-        """Submit one job and another for `seconds`, each without waiting for the one before."""
-        end = time.monotonic() + seconds
+        """Submit one job and another for `seconds`, each without waiting for the one before.
+
+        Those that sleep for long come in the first half: nobody has to wait for the last of them.
+        """
+        begin = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
-            while time.monotonic() < end:
-                tasks.create_task(self._any())
+            while (passed := time.monotonic() - begin) < seconds:
+                tasks.create_task(self._any(sleepers=passed < seconds / 2))
                 await asyncio.sleep(self.dice.uniform(0, 2 * every_s))
 
-    async def _any(self) -> None:
+    async def _any(self, *, sleepers: bool) -> None:
         job = self.fresh("f")
-        kind = self.dice.choices(("effects", "sleeper", "ticks", "hello"), (5, 2, 2, 1))[0]
+        kind = self.dice.choices(("effects", "sleeper", "ticks", "hello"), (5, 3 * sleepers, 2, 1))[0]
         if kind == "effects":
             await self.workflow(self._effects(job), job)
         elif kind == "sleeper":

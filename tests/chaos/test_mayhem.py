@@ -27,7 +27,7 @@ from tests.chaos.units import Mayhem, pids
 from tests.cluster.conftest import Cluster
 
 KILLS_S = float(os.environ.get("MVMCI_CHAOS_S", "60"))
-CUTS_S = float(os.environ.get("MVMCI_CHAOS_S", "30"))
+CUTS_S = float(os.environ.get("MVMCI_CHAOS_S", "25"))
 SEED = int(os.environ.get("MVMCI_CHAOS_SEED", "0")) or time.time_ns() % 1_000_000
 EVERY_S = 0.6  # between two submits
 END_S = 120.0  # for whatever has not ended by then, once all is well

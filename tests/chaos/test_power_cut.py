@@ -29,8 +29,8 @@ from tests.conftest import open_nats
 CLUSTER = "demo"
 STORE_BYTES = 128 << 20
 CUTS = 20
-CLIENTS = 24
-BETWEEN_S = (0.02, 0.25)  # from one cut to the next
+CLIENTS = 8
+BETWEEN_S = (0.02, 0.2)  # from one cut to the next
 HEARD_S = 0.05  # for answers that the broker gave before it stood still
 LONG_S = 30.0
 LOOK_S = 0.005
