@@ -154,6 +154,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     isolation: str = ""
     version: str = ""
+    engine: str = ""  # the `Settings.engine` that it uses now; workers have one
     state: Literal["ready", "draining"] = "ready"
 
 
@@ -228,6 +229,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queues: tuple[str, ...] = ("default",)  # of the topology; tickets may add others
     min_isolation: str = "process"
     isolation: Literal["reuse", "per-job"] = "reuse"
+    engine: str = "embedded"  # how workers reach one: "embedded", "broker", or a URL, http(s)://host:port
 
 
 async def load_text(blobs: Blobs, payload: Payload) -> str:
