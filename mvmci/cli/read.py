@@ -23,7 +23,7 @@ from mvmci.cli.options import (
     run_async,
     spread,
 )
-from mvmci.cli.output import LATE_S, Printer, Watch, last_attempt, standard_streams, summary_of
+from mvmci.cli.output import Printer, standard_streams
 from mvmci.errors import NotFound, Usage
 from mvmci.holder import load
 from mvmci.job import STATUSES
@@ -38,10 +38,11 @@ from mvmci.journal import (
     Released,
     Result,
     Spec,
-    State,
     status,
 )
+from mvmci.output import LATE_S, Watch, last_attempt, late_s
 from mvmci.replay import show
+from mvmci.standing import summary_of
 from mvmci.store import Store, load_text
 from mvmci.submission import until_ended
 from mvmci.summary import Summary, rfc3339, summarise
@@ -71,7 +72,7 @@ def status_verb(job: str, place: Place, as_json: bool) -> int:
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
-        summary = await summary_of(store, await load(store, job), place)
+        summary = await summary_of(store, await load(store, job), local=place.local)
         if as_json:
             click.echo(msgspec.json.encode(summary))
             return 0
@@ -115,7 +116,7 @@ async def _newest(
 
     async def summarised(journal: Journal) -> Summary:
         try:
-            return await summary_of(store, journal, place)
+            return await summary_of(store, journal, local=place.local)
         except NotFound:  # one result that is lost must not hide the other jobs; `status` says so
             return summarise(journal, result=None, response=None)
 
@@ -229,22 +230,16 @@ def logs_verb(job: str, following: bool, attempt: int | None, place: Place) -> i
             await printer.show(await store.logs.read(job))
         else:
             async with Watch(store, job, printer) as watch:
-                late_s = _late_s(journal.state)
+                wait_s = late_s(journal.state, time.time_ns() // 1_000_000)
                 if not journal.state.ended:
                     await watch.until(until_ended(store, journal))
-                    late_s = LATE_S
-                await watch.rest(journal.state, late_s)
+                    wait_s = LATE_S
+                await watch.rest(journal.state, wait_s)
         if attempt is not None and attempt > journal.state.epoch:
             click.echo(f"warning: {job} had {journal.state.epoch} attempts", err=True)
         return 0
 
     return _verb(work, place)
-
-
-def _late_s(state: State) -> float:
-    """How long the rest of the output of an ended job may still be on its way."""
-    since_s = time.time() - state.done.at / 1000 if state.done else LATE_S
-    return min(max(LATE_S - since_s, 0.0), LATE_S)
 
 
 @click.command(

@@ -34,11 +34,12 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.cli.order import Checked, Files, Order, order_options
-from mvmci.cli.output import Printer, Watch, report, standard_streams
+from mvmci.cli.output import Printer, report, standard_streams
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
 from mvmci.holder import load
+from mvmci.output import Watch
 from mvmci.store import Store
 from mvmci.submission import mint_id, submit
 

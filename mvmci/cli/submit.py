@@ -29,12 +29,14 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.cli.order import Files, Order, order_options, who
-from mvmci.cli.output import Printer, Watch, last_attempt, report, standard_streams, summary_of, tell_end
+from mvmci.cli.output import Printer, report, standard_streams, tell_end
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
 from mvmci.holder import load
 from mvmci.job import check_id
 from mvmci.journal import Journal, status
+from mvmci.output import Watch, last_attempt
 from mvmci.quantity import format_duration
+from mvmci.standing import summary_of
 from mvmci.store import Store
 from mvmci.submission import cancel, mint_id, submit, until_ended
 
@@ -318,6 +320,6 @@ async def _load_all(store: Store, ids: Sequence[str]) -> list[Journal]:
 
 async def _print_summaries(store: Store, journals: Sequence[Journal], place: Place) -> None:
     summaries = await spread(
-        lambda journal: summary_of(store, journal, place), journals, at_once=JOURNALS_AT_ONCE
+        lambda journal: summary_of(store, journal, local=place.local), journals, at_once=JOURNALS_AT_ONCE
     )
     click.echo(msgspec.json.encode(summaries))
