@@ -8,21 +8,18 @@ All of it is read, and everything wrong with it is said, before anything is subm
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from mvmci.cli.order import STDIN, Checked, Files, Order, read_file
+from mvmci.cli.order import STDIN, Files, read_file
 from mvmci.errors import Usage
-from mvmci.quantity import parse_duration, parse_size
+from mvmci.order import KEYS, Checked, Order, key, values_of
 
 BATCH_BYTES_MAX = 256 << 20
 LINES_MAX = 100_000
 PROBLEMS_MAX = 20
-ATTEMPTS_MAX = 1000
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -32,55 +29,19 @@ class Line(msgspec.Struct, frozen=True):
     checked: Checked
 
 
-def _attempts(value: int) -> int:
-    if not 1 <= value <= ATTEMPTS_MAX:
-        raise Usage(f"{value} is not from 1 to {ATTEMPTS_MAX}")
-    return value
-
-
-def _list(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
-
-
-def _pairs(value: dict[str, str] | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
-
-
 def _file(value: str) -> str:
     if value == STDIN:
         raise Usage("standard input is not for the lines of a batch", hint="name a file")
     return value
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-_Key = tuple[msgspec.json.Decoder[Any], Callable[[Any], Any]]
-
-
-def _key(kind: Any, meaning: Callable[[Any], Any] = _same) -> _Key:
-    return msgspec.json.Decoder(kind), meaning
-
-
-# What the value of each key may be, and what it becomes in an Order.
-_KEYS: dict[str, _Key] = {
-    "module": _key(str, _file),
-    "args": _key(tuple[str, ...]),
-    "id": _key(str),
-    "queue": _key(str),
-    "input": _key(msgspec.Raw, lambda raw: bytes(raw).decode()),
-    "dir": _key(str, Path),
-    "artifact": _key(str | tuple[str, ...], _list),
-    "env": _key(dict[str, str] | tuple[str, ...], _pairs),
-    "stdin": _key(str, _file),
-    "timeout": _key(str | int | float, lambda value: parse_duration(value, minimum_ms=1)),
-    "memory": _key(str | int, lambda value: parse_size(value, minimum_bytes=1)),
-    "output_limit": _key(str | int, lambda value: parse_size(value, minimum_bytes=1)),
-    "disk": _key(str | int, lambda value: parse_size(value, minimum_bytes=1)),
-    "attempts": _key(int, _attempts),
+_KEYS = {
+    **KEYS,
+    "module": key(str, _file),
+    "input": key(msgspec.Raw, lambda raw: bytes(raw).decode()),
+    "dir": key(str, Path),
+    "stdin": key(str, _file),
 }
-_lines = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_batch(name: str, base: Order, files: Files) -> list[Line]:
@@ -121,27 +82,10 @@ def _texts(shown: str, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _order(text: bytes, base: Order) -> Order:
     """What one line says. Raises Usage."""
-    try:
-        values = _lines.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Usage(f"it is no JSON object: {error}") from None
-    changes: dict[str, Any] = {}
-    for typed, raw in values.items():
-        key = typed.replace("-", "_")
-        if key not in _KEYS:
-            close = difflib.get_close_matches(key, _KEYS, 1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(_KEYS)}"
-            raise Usage(f"unknown key `{ascii(typed)[1:-1][:60]}`", hint=hint)
-        decoder, meaning = _KEYS[key]
-        try:
-            changes[key] = meaning(decoder.decode(raw))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Usage(f"`{key}`: {error}") from None
-        except Usage as problem:
-            raise Usage(f"`{key}`: {problem.message}", hint=problem.hint) from None
-    if "module" not in changes:
+    values = values_of(text, _KEYS)
+    if "module" not in values:
         raise Usage("there is no `module`")
-    return msgspec.structs.replace(base, **changes)
+    return msgspec.structs.replace(base, **values)
 
 
 def _all_of(problems: list[tuple[str, Usage]]) -> Usage:

@@ -1,4 +1,4 @@
-"""An order: what a user asks for, as it was typed; read and found good before anything is written.
+"""Orders as they are typed: their options, and the files that they name.
 
 `run` and `submit` share all of it. Whatever files several orders name are read once and stored once.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import getpass
 import os
-import secrets
 import socket
 import sys
 import time
@@ -17,42 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from mvmci import job as jobs
 from mvmci import module
 from mvmci.cli.options import Decorator, Duration, Size, option
 from mvmci.errors import Usage
-from mvmci.job import Limits, Payload
 from mvmci.journal import Spec
 from mvmci.module import Module
-from mvmci.pattern import Pattern
-from mvmci.store import Store, keep_text
+from mvmci.order import INPUT_BYTES_MAX, Checked, Digests, Order, check, spec_of
+from mvmci.store import Store
 
 STDIN_BYTES_MAX = 256 << 20
-INPUT_BYTES_MAX = 8 << 20
-WORDS_BYTES_MAX = 256 << 10
 FILES_BYTES_MAX = 1 << 30  # modules and standard inputs of all orders together: they are held in memory
 STDIN = "-"
-
-
-class Order(msgspec.Struct, kw_only=True, frozen=True):
-    """One job, as it was typed. `input` is JSON text or `@FILE`; limits are in ms and bytes."""
-
-    module: str
-    args: tuple[str, ...] = ()
-    id: str | None = None
-    queue: str
-    input: str | None
-    dir: Path | None
-    artifact: tuple[str, ...]
-    env: tuple[str, ...]
-    stdin: str | None
-    timeout: int
-    memory: int
-    output_limit: int
-    disk: int
-    attempts: int
 
 
 _OPTIONS: tuple[Decorator, ...] = (
@@ -78,15 +53,6 @@ def order_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-class Checked(msgspec.Struct, kw_only=True, frozen=True):
-    """An order that was found good, and what was read for it."""
-
-    order: Order
-    what: Module
-    input: str
-    env: tuple[tuple[str, str], ...]
-
-
 class Files:
     """What orders name: read when they are checked, and then put into a store."""
 
@@ -99,24 +65,15 @@ class Files:
 
     def check(self, order: Order) -> Checked:
         """Read all that `order` names but its directory. Raises Usage, BadModule."""
-        if order.id is not None:
-            jobs.check_id(order.id)
-        jobs.check_id(order.queue, "queue")
+        if order.module == order.stdin == STDIN:
+            raise Usage("standard input cannot be the module and the guest's as well", hint="name a file")
         what = self._module(order.module)
-        _check_kind(order, what)
-        for pattern in order.artifact:
-            Pattern(pattern)
-        _check_words((*order.args, *order.env, *order.artifact, os.path.basename(order.module)))
+        checked = check(order, what, name=os.path.basename(order.module), read=_input)
         if order.stdin is not None:
             self._read(order.stdin, STDIN_BYTES_MAX)
         if order.dir is not None:
             self._directories.add(order.dir)
-        return Checked(
-            order=order,
-            what=what,
-            input=_input(order.input) if what.kind == "workflow" else "",
-            env=tuple(_variable(text) for text in order.env),
-        )
+        return checked
 
     def _module(self, name: str) -> Module:
         if name not in self._modules:
@@ -149,85 +106,18 @@ class Files:
 
     async def spec(self, checked: Checked, job: str, store: Store) -> Spec:
         """What the job is; `keep` comes first."""
-        order, what = checked.order, checked.what
-        workflow = what.kind == "workflow"
-        return Spec(
-            at=time.time_ns() // 1_000_000,
-            id=job,
-            queue=order.queue,
-            kind=what.kind,
+        order = checked.order
+        digests = Digests(
             module=self._digests[order.module],
-            name=os.path.basename(order.module)[: jobs.MODULE_NAME_CHARS_MAX],
-            component=what.component,
-            input=await keep_text(store.blobs, checked.input) if workflow else Payload(),
-            args=order.args,
-            env=checked.env,
             stdin=self._digests[order.stdin] if order.stdin is not None else None,
             tree=self._digests[order.dir] if order.dir is not None else None,
-            artifacts=order.artifact,
-            limits=Limits(
-                timeout_ms=order.timeout,
-                memory_bytes=order.memory,
-                output_bytes=order.output_limit,
-                workspace_bytes=order.disk,
-                attempts=order.attempts,
-            ),
-            seed=secrets.randbits(63),
-            by=who(),
         )
+        return await spec_of(checked, job, digests, store, at=time.time_ns() // 1_000_000, by=who())
 
 
-def _check_kind(order: Order, what: Module) -> None:
-    """Raises Usage for what only the other kind of job takes."""
-    name = order.module
-    if name == order.stdin == STDIN:
-        raise Usage("standard input cannot be the module and the guest's as well", hint="name a file")
-    if what.kind == "workflow" and order.args:
-        raise Usage(f"{name} is a workflow and takes no arguments", hint="give it --input JSON")
-    if what.kind == "workflow" and (order.env or order.stdin is not None):
-        raise Usage(f"{name} is a workflow and takes no --env or --stdin", hint="give it --input JSON")
-    if what.kind == "command" and order.input is not None:
-        raise Usage(f"{name} is a command and takes no --input", hint="use --stdin, or arguments")
-
-
-def _check_words(words: tuple[str, ...]) -> None:
-    """They stand in the journal's first message, which is UTF-8 and bounded."""
-    for word in words:
-        _check_text(word)
-    if sum(len(word.encode()) for word in words) > WORDS_BYTES_MAX:
-        raise Usage(
-            f"arguments, environment and artifact patterns are over {WORDS_BYTES_MAX >> 10} KiB together",
-            hint="pass large values in a file, with --stdin, --input @FILE or --dir",
-        )
-
-
-def _check_text(word: str) -> None:
-    if not word.isprintable() and any("\ud800" <= char <= "\udfff" for char in word):
-        raise Usage(f"{ascii(word)[:80]} is not UTF-8", hint="pass bytes in a file, with --stdin or --dir")
-
-
-def _input(text: str | None) -> str:
-    if text is None:
-        return "null"
-    where = "--input"
-    _check_text(text)
-    try:
-        if text.startswith("@"):
-            where = text[1:]
-            text = read_file(where, INPUT_BYTES_MAX).decode()
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Usage(
-            f"{where} is not JSON: {error}", hint="""quote it for the shell: --input '{"a": 1}'"""
-        ) from None
-    return text
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or "\0" in text:
-        raise Usage(f"--env {text!r} is not of the form K=V")
-    return name, value
+def _input(typed: str) -> str:
+    """JSON text, or what the file that `@FILE` names holds. Raises Usage, UnicodeDecodeError."""
+    return read_file(typed[1:], INPUT_BYTES_MAX).decode() if typed.startswith("@") else typed
 
 
 def read_file(name: str, bytes_max: int) -> bytes:

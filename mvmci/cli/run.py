@@ -33,12 +33,13 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.cli.order import Checked, Files, Order, order_options
+from mvmci.cli.order import Files, order_options
 from mvmci.cli.output import Printer, report, standard_streams
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
 from mvmci.holder import load
+from mvmci.order import Checked, Order
 from mvmci.output import Watch
 from mvmci.store import Store
 from mvmci.submission import mint_id, submit

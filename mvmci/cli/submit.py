@@ -28,12 +28,13 @@ from mvmci.cli.options import (
     spread,
     state_option,
 )
-from mvmci.cli.order import Files, Order, order_options, who
+from mvmci.cli.order import Files, order_options, who
 from mvmci.cli.output import Printer, report, standard_streams, tell_end
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
 from mvmci.holder import load
 from mvmci.job import check_id
 from mvmci.journal import Journal, status
+from mvmci.order import Order
 from mvmci.output import Watch, last_attempt
 from mvmci.quantity import format_duration
 from mvmci.standing import summary_of

@@ -19,26 +19,29 @@ LAYERS = {
         "", "allow", "document", "effect", "errors", "job", "journal", "module", "pattern", "quantity",
         "plan", "replay", "summary", "ticket", "topology", "tree",
     },
-    "ports": {"engine", "holder", "output", "standing", "store", "submission"},
+    "ports": {"engine", "holder", "order", "output", "standing", "store", "submission"},
     "adapters": {"broker", "files", "sandbox", "stores", "trust"},
     "engines": {"engines"},
     "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},
     "runtimes": {"runtime", "runtimes"},
     "apply": {"apply", "home", "proposal", "roster"},
-    "faces": {"__main__", "cli"},
+    "faces": {"__main__", "api", "cli"},
 }  # fmt: skip
 RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
 
-# The one module that imports each big library, and what only the command line imports.
+# The one module that imports each big library, and what only the command line imports. aiohttp is three
+# things: a client for guests, a client of executors, and a server.
+API = {f"mvmci.api.{name}" for name in ("answers", "app", "bodies", "engine", "jobs")}
 OWNERS = {
-    "aiohttp": "mvmci.sandbox.http",
-    "cryptography": "mvmci.trust.keys",
-    "nats": "mvmci.stores.nats.link",
-    "wasmtime": "mvmci.sandbox.slot",
-    "yaml": "mvmci.document",
+    "aiohttp": {"mvmci.sandbox.http", "mvmci.engines.http", *API},
+    "cryptography": {"mvmci.trust.keys"},
+    "nats": {"mvmci.stores.nats.link"},
+    "prometheus_client": {"mvmci.api.metrics"},
+    "wasmtime": {"mvmci.sandbox.slot"},
+    "yaml": {"mvmci.document"},
 }
 CLI_ONLY = ["click", "rich"]
-HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "wasmtime"]
+HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "prometheus_client", "wasmtime"]
 
 # The domain takes no clock, does no I/O and throws no dice.
 IMPURE = {
@@ -104,8 +107,8 @@ def importers(library: str) -> set[str]:
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_a_big_library_is_imported_by_one_module(library: str) -> None:
-    assert importers(library) <= {OWNERS[library]}
+def test_a_big_library_is_imported_only_where_it_is_named(library: str) -> None:
+    assert importers(library) <= OWNERS[library]
 
 
 @pytest.mark.parametrize("library", CLI_ONLY)
