@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from mvmci.allow import Allow
-from mvmci.journal import Entry, State
+from mvmci.journal import Entry
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -25,7 +25,6 @@ class Step(msgspec.Struct, frozen=True):
     """
 
     kind: Literal["ended", "released", "held", "fenced"]
-    state: State
     until: int = 0
 
 
@@ -38,14 +37,16 @@ class Engine(Protocol):
         *,
         fresh: bool = False,
         first: Entry | None = None,
+        worker: str = "",
         freed: Callable[[], None] = lambda: None,
     ) -> Step:
         """See `job` to its end, or to a release.
 
         `fresh` says that nobody can have tried before; then a job that ends quickly is written in one
-        message. `first` is its first message, if the caller has it at hand: then it is not read. `freed`
-        is called when the guest has ended and another can begin, while the end is still being written.
-        Raises NotFound, StoreUnavailable, IsolationUnavailable.
+        message. `first` is its first message, if the caller has it at hand: then it is not read.
+        `worker` is who sent it, where that is not the engine's own unit. `freed` is called when the guest
+        has ended and another can begin, while the end is still being written.
+        Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway.
         """
 
     async def verify(self, job: str) -> int:

@@ -85,6 +85,10 @@ class StoreFull(StoreUnavailable):
     """The store refuses writes for lack of room. Nothing was written."""
 
 
+class EngineAway(MvmciError):
+    """The engine of this cluster cannot be reached from here. Its jobs wait."""
+
+
 class Conflict(MvmciError):
     """A compare-and-set was refused: the job has a message after the one that was expected."""
 

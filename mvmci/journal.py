@@ -63,6 +63,7 @@ class Lease(Record, frozen=True, kw_only=True, tag="lease"):
     incarnation: str
     run: str
     why: Literal["first", "recovered", "resumed"]
+    worker: str = ""  # who sent the job to an engine of another unit
 
 
 class Intent(Record, frozen=True, kw_only=True, tag="intent"):

@@ -18,7 +18,7 @@ async def summary_of(store: Store, journal: Journal, *, local: bool = False) -> 
     """
     result, response = [await load_text(store.blobs, payload) for payload in payloads(journal)]
     summary = summarise(journal, result=result, response=response)
-    reason = summary.reason or await _why(store, journal, summary, local)
+    reason = await _why(store, journal, summary, local) or summary.reason
     return msgspec.structs.replace(summary, reason=reason)
 
 
@@ -32,18 +32,21 @@ async def _why(store: Store, journal: Journal, summary: Summary, local: bool) ->
             return f"its process is gone; `mvmci run --id {journal.job} …` goes on"
         return f"{lease.unit} is gone; another worker takes it"
     if summary.status == "queued" and not local:
-        return waiting(summary.queue or "", await store.presence.members())
+        return waiting(journal.job, summary.queue or "", await store.presence.members())
     return ""
 
 
-def waiting(queue: str, members: Sequence[Member]) -> str:
-    """Why a job of `queue` has not begun; empty if a worker has room for it."""
+def waiting(job: str, queue: str, members: Sequence[Member]) -> str:
+    """Why `job`, of `queue`, has not begun or does not go on; empty if a worker has room for it."""
+    for one in members:
+        if job in one.waits:
+            return f"waiting: {one.waits[job]}"
     workers = [one for one in members if one.about.role == "worker" and queue in one.about.queues]
     ready = [one for one in workers if one.about.state == "ready"]
     if not workers:
         return f"waiting: no worker takes from queue {queue}"
     if not ready:
         return "waiting: workers draining"
-    if all(len(one.holds) >= one.about.slots for one in ready):
+    if all(max(len(one.holds), len(one.keeps)) >= one.about.slots for one in ready):
         return "waiting: workers busy"
     return ""

@@ -159,12 +159,16 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A unit that is there, the jobs that it holds, `id@epoch`, and those whose hints it keeps."""
+    """A unit that is there, the jobs that it holds, `id@epoch`, and those whose hints it keeps.
+
+    `waits` says of jobs that it keeps why they cannot begin yet.
+    """
 
     unit: str
     incarnation: str
     holds: tuple[str, ...] = ()
     keeps: tuple[str, ...] = ()
+    waits: dict[str, str] = {}
     about: About = About()
 
 
@@ -183,8 +187,8 @@ class Presence(Protocol):
     async def drop(self, job: str) -> None:
         """This unit no longer holds `job`."""
 
-    async def keep(self, job: str) -> None:
-        """Say that this unit keeps a hint of `job`."""
+    async def keep(self, job: str, waits: str = "") -> None:
+        """Say that this unit keeps a hint of `job`, and why it `waits`, if it does."""
 
     async def let_go(self, job: str) -> None:
         """This unit no longer keeps a hint of `job`."""

@@ -61,7 +61,7 @@ def summarise(journal: Journal, *, result: str | None, response: str | None) -> 
         reason=reason,
         attempts=state.attempts,
         epoch=state.epoch,
-        worker=lease.unit if lease else None,
+        worker=(lease.worker or lease.unit) if lease else None,
         executor=lease.unit if lease else None,
         exit_code=done.exit_code if done else None,
         result=msgspec.Raw(result.encode()) if result else None,

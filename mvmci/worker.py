@@ -18,12 +18,13 @@ it does. It promises nothing by itself: whatever it forgets, the reconciler find
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 
 from mvmci.engine import Engine
-from mvmci.errors import MvmciError, NotFound, StoreUnavailable
+from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.store import HINT_LAPSE_S, Delivery, Store
 
 PULL_S = 30.0
@@ -35,6 +36,7 @@ TURN_S = 0.1  # after so long in hand without a turn, a hint goes back
 MEAN_OVER = 16  # jobs
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
+AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is handed out again
 UNAVAILABLE_PAUSE_S = 0.5
 HAND_BACK_S = 1.0
 
@@ -46,7 +48,7 @@ class Worker:
 
     def __init__(self, store: Store, engine: Engine, *, queues: Sequence[str], slots: int) -> None:
         self._store = store
-        self._engine = engine
+        self.engine = engine
         self._queues = queues
         self._slots = slots
         self._open = asyncio.Event()
@@ -75,14 +77,34 @@ class Worker:
         self._open.clear()
         for pull in self._pulls:
             pull.cancel()
-        self._engine.drain()
+        self.engine.drain()
         while self._at_work:
             await asyncio.wait(self._at_work)
 
     def resume(self) -> None:
         """Take hints again."""
-        self._engine.drain(False)
+        self.engine.drain(False)
         self._open.set()
+
+    async def switch(self, engine: Engine, *, within_s: float) -> None:
+        """Go on with another engine once nothing is in work, or at the latest after `within_s`.
+
+        What is still in work then is let go, for whoever takes its hint. The old engine is closed.
+        """
+        was_open = self._open.is_set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.drain()
+        old, self.engine = self.engine, engine
+        await old.close()
+        left = {task: hint for task, hint in self._at_work.items() if task.done()}
+        for task, hint in left.items():
+            del self._at_work[task]
+            await _hand_back(hint)
+        if was_open:
+            self.resume()
+        else:
+            engine.drain()
 
     async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
         while True:
@@ -177,12 +199,16 @@ class Worker:
     async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
         first = hint.first
         try:
-            step = await self._engine.run(hint.job, fresh=first is not None, first=first, freed=freed)
+            step = await self.engine.run(hint.job, fresh=first is not None, first=first, freed=freed)
         except NotFound:
             await hint.ack()  # it was forgotten
             return
         except StoreUnavailable:
             raise
+        except EngineAway as away:
+            log.warning("%s: %s; left for another worker", hint.job, away.message)
+            await hint.later(AWAY_PAUSE_S)
+            return
         except MvmciError as failure:
             log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
             await hint.later(FAILED_PAUSE_S)

@@ -26,6 +26,7 @@ VERBS = {
     "ticket": "ticket",
     "login": "ticket",
     "worker": "units",
+    "executor": "units",
     "drain": "cluster",
     "revoke": "ticket",
     "run": "run",

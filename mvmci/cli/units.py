@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -35,20 +35,37 @@ from mvmci.errors import StoreUnavailable, Usage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from mvmci.allow import Allow
     from mvmci.engine import Engine
-    from mvmci.store import About
+    from mvmci.store import About, Settings
     from mvmci.stores.nats import Cluster
     from mvmci.ticket import Identity
-    from mvmci.worker import Worker
 
 GRACE = "30s"
 CACHE_BYTES = 2 << 30
+API_PORT = 27288
+TOKEN_CHARS_MIN = 16
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
 OBEY_EVERY_S = 10.0  # a word that something changed may be lost
 
 log = logging.getLogger("mvmci")
 
 grace_option = option("--grace", type=Duration(), default=GRACE, show_default=True, help="To finish in.")
+token_option = option(
+    "--token-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What executors want to see over HTTP, in a file that only you can read.",
+)
+isolation_options = (
+    option(
+        "--min-isolation",
+        type=click.Choice(["process", "filtered", "confined", "isolated"]),
+        default="process",
+        show_default=True,
+        help="Refuse to run below it.",
+    ),
+    option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
+)
 name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
 
 
@@ -65,14 +82,9 @@ name_option = option("--name", metavar="NAME", help="The unit's name. Of this ho
 @option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
 @option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
-@option(
-    "--min-isolation",
-    type=click.Choice(["process", "filtered", "confined", "isolated"]),
-    default="process",
-    show_default=True,
-    help="Refuse to run below it.",
-)
-@option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True)
+@isolation_options[0]
+@isolation_options[1]
+@token_option
 @grace_option
 @cluster_option
 @state_option
@@ -96,56 +108,120 @@ async def _worker(
 async def _work(
     cluster: Cluster, identity: Identity, path: Path, root: Path, options: dict[str, Any]
 ) -> None:
-    from mvmci.allow import Allow
+    import msgspec
+
     from mvmci.control_plane import read_settings
-    from mvmci.engines import open_embedded
-    from mvmci.stores.cache import CachedBlobs
     from mvmci.trust.enrolment import renew_always
     from mvmci.worker import Worker
 
     settings = await read_settings(cluster)
     slots = options["slots"] or os.cpu_count() or 1
     queues = options["queues"] or identity.queues or settings.queues
-    store = replace(
-        cluster.store, blobs=CachedBlobs(cluster.store.blobs, root / "blobs", bytes_max=CACHE_BYTES)
-    )
-    engine = open_embedded(
-        store,
-        root,
-        allow=Allow(http=settings.allow_http, exec=settings.allow_exec),
-        slots=slots,
-        min_isolation=options["min_isolation"],
-        reuse=options["isolation"] == "reuse",
-        notice=log.info,
-        now_ms=cluster.clock.now_ms,
-    )
+    token = _token(options["token_file"])
+
+    async def open_engine(settings: Settings) -> Engine:
+        from mvmci.engines import open_remote
+
+        if settings.engine == "embedded":
+            return _open_embedded(cluster, root, settings, slots, options)
+        return await open_remote(cluster, settings.engine, token)
+
+    async def follow(settings: Settings, about: About) -> About:
+        """Go over to the engine that the cluster wants its workers to use."""
+        if settings.engine != about.engine:
+            log.info("going over from engine %s to %s", about.engine, settings.engine)
+            await cluster.store.presence.tell(msgspec.structs.replace(about, state="draining"))
+            await worker.switch(await open_engine(settings), within_s=options["grace"] / 1000)
+            isolation = await worker.engine.prepare()
+            about = msgspec.structs.replace(about, engine=settings.engine, isolation=isolation)
+        worker.engine.permit(_allow(settings))
+        return about
+
+    worker = Worker(cluster.store, await open_engine(settings), queues=queues, slots=slots)
     try:
         about = _about(
             identity,
             slots=slots,
             queues=tuple(queues),
             labels=dict(_label(text) for text in options["labels"]),
-            isolation=await engine.prepare(),
+            engine=settings.engine,
+            isolation=await worker.engine.prepare(),
         )
-        worker = Worker(store, engine, queues=queues, slots=slots)
         await _until_stopped(
             cluster,
             worker.run(),
-            _obey(cluster, identity.unit, worker, engine, about),
+            _obey(cluster, about, worker, follow),
             renew_always(cluster.link, identity, path),
             drain=worker.drain,
             grace_ms=options["grace"],
         )
     finally:
-        await engine.close()
+        await worker.engine.close()
 
 
-async def _obey(cluster: Cluster, unit: str, worker: Worker, engine: Engine, about: About) -> None:
-    """Follow what the cluster allows, and whether this unit is to drain."""
+def _open_embedded(
+    cluster: Cluster, root: Path, settings: Settings, slots: int, options: dict[str, Any]
+) -> Engine:
+    """An engine of this process, whose blobs are kept on this host."""
+    from mvmci.engines import open_embedded
+    from mvmci.stores.cache import CachedBlobs
+
+    blobs = CachedBlobs(cluster.store.blobs, root / "blobs", bytes_max=CACHE_BYTES)
+    return open_embedded(
+        replace(cluster.store, blobs=blobs),
+        root,
+        allow=_allow(settings),
+        slots=slots,
+        min_isolation=options["min_isolation"],
+        reuse=options["isolation"] == "reuse",
+        notice=log.info,
+        now_ms=cluster.clock.now_ms,
+    )
+
+
+def _allow(settings: Settings) -> Allow:
+    from mvmci.allow import Allow
+
+    return Allow(http=settings.allow_http, exec=settings.allow_exec)
+
+
+def _token(file: Path | None) -> str:
+    """What is asked for at, or shown to, the HTTP door of executors; empty for none. Raises Usage."""
+    if file is None:
+        return ""
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Usage(f"{file}, which --token-file names, cannot be read: {why}") from None
+    if len(token) < TOKEN_CHARS_MIN:
+        raise Usage(
+            f"the token in {file} has less than {TOKEN_CHARS_MIN} characters",
+            hint="`openssl rand -hex 32` makes a good one",
+        )
+    return token
+
+
+class _Drains(Protocol):
+    """A role that can be told to take no more jobs: a worker, an executor."""
+
+    async def drain(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+async def _obey(
+    cluster: Cluster,
+    about: About,
+    role: _Drains,
+    follow: Callable[[Settings, About], Awaitable[About]],
+) -> None:
+    """Follow what the cluster wants and allows, and whether this unit is to drain."""
     import msgspec
 
-    from mvmci.allow import Allow
     from mvmci.control_plane import read_settings
+
+    unit = cluster.store.presence.unit
 
     changed = asyncio.Event()
     cluster.link.on_reconnect.append(changed.set)
@@ -157,15 +233,15 @@ async def _obey(cluster: Cluster, unit: str, worker: Worker, engine: Engine, abo
         changed.clear()
         with suppress(StoreUnavailable):
             settings = await read_settings(cluster)
-            engine.permit(Allow(http=settings.allow_http, exec=settings.allow_exec))
+            about = await follow(settings, about)
             wanted = await cluster.config.get(f"drain.{unit}") is not None
             if wanted and draining is None:
                 log.info("draining: another word is awaited before new jobs are taken")
-                draining = asyncio.create_task(worker.drain(), name="drain")
+                draining = asyncio.create_task(role.drain(), name="drain")
             elif not wanted and draining is not None:
                 draining.cancel()
                 draining = None
-                worker.resume()
+                role.resume()
                 log.info("taking jobs again")
             state = "draining" if draining is not None else "ready"
             await cluster.store.presence.tell(msgspec.structs.replace(about, state=state))
@@ -179,6 +255,108 @@ def _label(text: str) -> tuple[str, str]:
     if not key or not equals:
         raise Usage(f"--label {text!r} is not of the form K=V")
     return key, value
+
+
+@click.command(
+    "executor",
+    epilog=examples(
+        "mvmci executor --join @ticket --slots 8     through the broker: no port is opened",
+        "mvmci executor --listen 127.0.0.1:27288     over HTTP as well, for this machine",
+        "mvmci executor --listen 0.0.0.0:27288 --token-file token",
+    ),
+)
+@option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
+@name_option
+@option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
+@option(
+    "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {API_PORT}, if absent."
+)
+@isolation_options[0]
+@isolation_options[1]
+@token_option
+@grace_option
+@cluster_option
+@state_option
+def executor_verb(
+    state: Path, cluster: str | None, join: str | None, name: str | None, **options: Any
+) -> int:
+    """Be an engine for workers that have none of their own, until stopped."""
+    _log_to_stderr()
+    return run_async(_executor(state, cluster, join, name, options), cancels=2)
+
+
+async def _executor(
+    state: Path, cluster: str | None, join: str | None, name: str | None, options: dict[str, Any]
+) -> int:
+    from mvmci.trust.enrolment import identity_of
+
+    token = _token(options["token_file"])
+    listen = _listen(options["listen"], token) if options["listen"] else None
+    identity, path = await identity_of(state, cluster, name, role="executor", join=join, find=find_cluster)
+    async with _joined(identity) as found:
+        await _execute(found, identity, path, state / HOST, options, listen, token)
+    return 0
+
+
+async def _execute(
+    cluster: Cluster,
+    identity: Identity,
+    path: Path,
+    root: Path,
+    options: dict[str, Any],
+    listen: tuple[str, int] | None,
+    token: str,
+) -> None:
+    from mvmci.control_plane import read_settings
+    from mvmci.executor import Executor, serve
+    from mvmci.trust.enrolment import renew_always
+
+    settings = await read_settings(cluster)
+    slots = options["slots"] or os.cpu_count() or 1
+    engine = _open_embedded(cluster, root, settings, slots, options)
+    executor = Executor(engine, cluster.store.presence, slots=slots)
+
+    async def follow(settings: Settings, about: About) -> About:
+        engine.permit(_allow(settings))
+        return about
+
+    try:
+        about = _about(identity, slots=slots, isolation=await engine.prepare())
+        doors = [serve(executor, cluster.link, cluster.layout)]
+        if listen is not None:
+            from mvmci.api import serve_http
+
+            doors.append(serve_http(executor, cluster, *listen, token=token))
+        await _until_stopped(
+            cluster,
+            *doors,
+            _obey(cluster, about, executor, follow),
+            renew_always(cluster.link, identity, path),
+            drain=executor.drain,
+            grace_ms=options["grace"],
+        )
+    finally:
+        await engine.close()
+
+
+def _listen(text: str, token: str) -> tuple[str, int]:
+    """Where to answer HTTP. Raises Usage."""
+    from mvmci.broker import is_loopback
+
+    host, colon, port = text.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = text, str(API_PORT)
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise Usage(
+            f"--listen {text!r} is not of the form HOST:PORT", hint=f"for example 127.0.0.1:{API_PORT}"
+        )
+    if not token and not is_loopback(host):
+        raise Usage(
+            f"--listen {text} can be reached from other machines, and needs --token-file",
+            hint="`openssl rand -hex 32 > token` makes one; workers get the same file",
+        )
+    return host, int(port)
 
 
 @click.command(

@@ -1,13 +1,19 @@
-"""The ways in to an engine: `embedded` is a call. Their contract is `mvmci.engine`."""
+"""The ways in to an engine: `embedded` is a call, `broker` and `http` lead to executors. The contract is
+`mvmci.engine`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mvmci.allow import Allow
 from mvmci.engine import Engine
 from mvmci.store import Store
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats import Cluster
 
 
 def open_embedded(
@@ -38,3 +44,23 @@ def open_embedded(
         now_ms=now_ms or wall_clock_ms,
     )
     return Embedded(host, slots=slots)
+
+
+async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
+    """The executors of `cluster`, through the broker or at a URL: `where` is a `Settings.engine`.
+
+    Raises StoreUnavailable.
+    """
+    from mvmci.engines.remote import Remote
+
+    door: BrokerDoor | HttpDoor
+    if where == "broker":
+        from mvmci.engines.broker import BrokerDoor
+
+        door = BrokerDoor(cluster.link, cluster.layout, cluster.store.presence)
+    else:
+        from mvmci.engines.http import HttpDoor
+
+        door = HttpDoor(where, token, cluster.link, cluster.layout)
+    await door.open()
+    return Remote(cluster.store, door)

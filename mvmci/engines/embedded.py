@@ -51,6 +51,7 @@ class Order:
     job: str
     fresh: bool
     first: Entry | None
+    worker: str
     freed: Callable[[], None]
 
 
@@ -68,11 +69,12 @@ class Embedded:
         *,
         fresh: bool = False,
         first: Entry | None = None,
+        worker: str = "",
         freed: Callable[[], None] = lambda: None,
     ) -> Step:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            task = asyncio.create_task(self._run(Order(job, fresh, first, freed)), name=f"job {job}")
+            task = asyncio.create_task(self._run(Order(job, fresh, first, worker, freed)), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
         return await asyncio.shield(self._runs[job])
@@ -149,28 +151,28 @@ class Embedded:
         state = journal.state
         order = replace(order, fresh=order.fresh and state.lease is None)
         if state.ended:
-            return Step("ended", state)
+            return Step("ended")
         if state.released is not None and state.released.until > self._host.now_ms():
-            return Step("released", state, state.released.until)
+            return Step("released", state.released.until)
         if state.held and state.lease is not None and await store.presence.live(job, state.lease):
-            return Step("held", state)
+            return Step("held")
         try:
             await store.presence.claim(job, state.epoch + 1)
         except LockHeld:
-            return Step("held", state)
+            return Step("held")
         try:
-            holder = Holder(store, journal, self._lease(state))
+            holder = Holder(store, journal, self._lease(state, order.worker))
             try:
                 return await self._hold(holder, order)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
                 self._host.notice(f"{job}: another holder has taken over")
-                return Step("ended" if journal.state.ended else "fenced", journal.state)
+                return Step("ended" if journal.state.ended else "fenced")
             finally:
                 await holder.close()
         finally:
             await store.presence.drop(job)
 
-    def _lease(self, state: State) -> Lease:
+    def _lease(self, state: State, worker: str) -> Lease:
         presence = self._host.store.presence
         return Lease(
             at=self._host.now_ms(),
@@ -179,6 +181,7 @@ class Embedded:
             incarnation=presence.incarnation,
             run=secrets.token_hex(8),
             why="first" if state.lease is None else "resumed" if state.released else "recovered",
+            worker=worker,
         )
 
     async def _hold(self, holder: Holder, order: Order) -> Step:
@@ -196,16 +199,16 @@ class Embedded:
         except asyncio.CancelledError:
             await self._let_go(holder)
             raise
-        return Step("ended", holder.journal.state)
+        return Step("ended")
 
     async def _release(self, holder: Holder, until: int) -> Step:
         if not until:
             await holder.finish(Released(at=self._host.now_ms(), why="drain"))
-            return Step("released", holder.journal.state)
+            return Step("released")
         until = min(until, self._deadline_ms(holder))
         await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
         await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
-        return Step("released", holder.journal.state, until)
+        return Step("released", until)
 
     async def _let_go(self, holder: Holder) -> None:
         """This engine is told to stop: say so in the journal, if it can be said quickly."""

@@ -514,7 +514,7 @@ class _Presence:
         self._memory = memory
         self._locks: dict[str, FileLock] = {}
         self._holds: dict[str, int] = {}
-        self._keeps: dict[str, None] = {}
+        self._keeps: dict[str, str] = {}
         self._about = About()
         self._say()
 
@@ -530,8 +530,8 @@ class _Presence:
         if job in self._locks:
             self._locks.pop(job).release()
 
-    async def keep(self, job: str) -> None:
-        self._keeps[job] = None
+    async def keep(self, job: str, waits: str = "") -> None:
+        self._keeps[job] = waits
         self._say()
 
     async def let_go(self, job: str) -> None:
@@ -580,5 +580,6 @@ class _Presence:
             incarnation=self.incarnation,
             holds=holds,
             keeps=tuple(self._keeps),
+            waits={job: why for job, why in self._keeps.items() if why},
             about=self._about,
         )

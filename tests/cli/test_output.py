@@ -186,4 +186,4 @@ PLANE = Member(unit="c", incarnation="c", about=About(role="control-plane"))
 )
 def test_a_queued_job_says_why_it_waits(members: list[Member], reason: str) -> None:
 
-    assert waiting("q", members) == reason
+    assert waiting("j", "q", members) == reason

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from mvmci.allow import Allow
-from mvmci.engines import open_embedded
+from mvmci.engine import Engine
+from mvmci.engines import open_embedded, open_remote
+from mvmci.executor import Executor, serve
 from mvmci.holder import load
 from mvmci.journal import Journal
+from mvmci.store import About
 from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
 from mvmci.worker import Worker
 from tests.conftest import CLUSTER_BYTES
@@ -41,17 +44,42 @@ class Place:
     async def worker(self, unit: str, *, slots: int = 2, **options: Any) -> Worker:
         """A worker at work."""
         cluster = await self.join(unit, **options)
-        engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
+        return self._at_work(
+            cluster, open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots), slots
+        )
+
+    def _at_work(self, cluster: Cluster, engine: Engine, slots: int) -> Worker:
         worker = Worker(cluster.store, engine, queues=("default", "other"), slots=slots)
         running = asyncio.create_task(worker.run())
 
         async def stop() -> None:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-            await engine.close()
+            await worker.engine.close()
 
         self.closing.append(stop)
         return worker
+
+    async def executor(self, unit: str, *, slots: int = 2, **options: Any) -> Executor:
+        """An executor that takes orders from the broker."""
+        cluster = await self.join(unit, **options)
+        engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
+        await cluster.store.presence.tell(About(role="executor", slots=slots))
+        executor = Executor(engine, cluster.store.presence, slots=slots)
+        serving = asyncio.create_task(serve(executor, cluster.link, cluster.layout))
+
+        async def stop() -> None:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            await engine.close()
+
+        self.closing.append(stop)
+        return executor
+
+    async def remote_worker(self, unit: str, *, where: str = "broker", slots: int = 2) -> Worker:
+        """A worker at work whose engine is an executor."""
+        cluster = await self.join(unit)
+        return self._at_work(cluster, await open_remote(cluster, where), slots)
 
     async def close(self) -> None:
         for close in reversed(self.closing):

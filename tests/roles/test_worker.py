@@ -147,7 +147,7 @@ async def test_a_failure_of_the_host_puts_the_job_off_and_ends_nothing(
 ) -> None:
     worker = await place.worker("w1")
     failures = []
-    run = worker._engine.run
+    run = worker.engine.run
 
     async def fail_once(job: str, **options: Any) -> object:
         if not failures:
@@ -155,7 +155,7 @@ async def test_a_failure_of_the_host_puts_the_job_off_and_ends_nothing(
             raise MvmciError("the disk is on fire")
         return await run(job, **options)
 
-    monkeypatch.setattr(worker._engine, "run", fail_once)
+    monkeypatch.setattr(worker.engine, "run", fail_once)
     await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=60_000)))
     assert status((await ended(client, "j")).state)[0] == "succeeded"
     assert failures == ["j"]

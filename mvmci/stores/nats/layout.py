@@ -90,6 +90,18 @@ class Layout:
     def renew(self, unit: str) -> str:
         return f"{self.cluster}.renew.{unit}"
 
+    def engine(self, worker: str, order: str) -> str:
+        """Where executors with a free slot listen for jobs."""
+        return f"{self.cluster}.engine.{worker}.{order}"
+
+    def room(self) -> str:
+        """Where an executor says that it has a free slot again."""
+        return f"{self.cluster}.room"
+
+    def told(self, worker: str, order: str) -> str:
+        """Where a worker is told what becomes of an order of its own."""
+        return f"{self.cluster}.told.{worker}.{order}"
+
     def member(self, unit: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}"
 

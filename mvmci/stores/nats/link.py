@@ -307,15 +307,18 @@ class Link:
         if failure is not None and not isinstance(failure, StoreUnavailable):
             self._over(MvmciError(f"a request could not be answered: {failure!r}"))
 
-    async def subscribe(self, subject: str, take: Callable[[Reply], None]) -> Unsubscribe:
-        """Give every message on `subject` to `take`, until what is returned is called."""
+    async def subscribe(self, subject: str, take: Callable[[Reply], None], group: str = "") -> Unsubscribe:
+        """Give every message on `subject` to `take`, until what is returned is called.
+
+        Each message goes to one of a `group` only, so that none may be dropped when one leaves it.
+        """
 
         async def pass_on(message: Msg) -> None:
             take(_reply(message))
 
         await self._be_up()
-        subscription = await self._client.subscribe(subject, cb=pass_on)
-        return lambda: self._unsubscribe(subscription)
+        subscription = await self._client.subscribe(subject, queue=group, cb=pass_on)
+        return lambda: self._unsubscribe(subscription, drain=bool(group))
 
     async def read(self, stream: str, subject: str, after: int = 0) -> AsyncIterator[Stored]:
         """The messages of `stream` on `subject` with a sequence over `after`, in order, page by page.
@@ -407,9 +410,9 @@ class Link:
                 hint="see that it runs; work goes on when it is back",
             ) from None
 
-    async def _unsubscribe(self, subscription: Subscription) -> None:
+    async def _unsubscribe(self, subscription: Subscription, *, drain: bool = False) -> None:
         try:
-            await subscription.unsubscribe()
+            await (subscription.drain() if drain else subscription.unsubscribe())  # type: ignore[no-untyped-call]
         except (OSError, nats.errors.Error):
             pass  # the connection is gone, and the subscription with it
 

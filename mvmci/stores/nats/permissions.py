@@ -24,7 +24,7 @@ VARZ = "$SYS.REQ.SERVER.PING.VARZ"
 
 _ABOUT: dict[Grantee, str] = {
     "worker": "Takes the hints of its queues and runs their jobs.",
-    "executor": "Runs jobs for workers; takes no hints.",
+    "executor": "Runs jobs for workers; takes no hints. Over HTTP it submits and reads for others.",
     "client": "What `mvmci login` gives: submits, cancels and reads.",
     "control-plane": "Enrols units, looks after every queue, makes the streams.",
     "admin": "A verb on the machine that has the cluster's keys, for an hour.",
@@ -70,13 +70,26 @@ _Lists = tuple[list[str], list[str]]
 
 
 def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
-    """An executor that takes hints."""
+    """An engine of its own, the hints of its queues, and orders to executors."""
     assert queues != ("*",), "a worker has queues of its own"
-    publish, subscribe = _executor(layout, unit, queues)
-    return [*publish, *_pulls(layout, queues)], subscribe
+    publish, subscribe = _engine(layout, unit, queues)
+    return (
+        [*publish, *_pulls(layout, queues), layout.engine(unit, "*")],
+        [*subscribe, layout.told(unit, "*"), layout.room()],
+    )
 
 
 def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
+    """An engine for others, and a client: who asks it over HTTP may submit and cancel."""
+    publish, subscribe = _engine(layout, unit, queues)
+    submits = [layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues]
+    return (
+        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.told("*", "*"), layout.room()],
+        [*subscribe, layout.engine("*", "*"), layout.journals(), layout.log("*", "*")],
+    )
+
+
+def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish = [
         *(layout.message("*", kind, queue) for kind in ("run", "done") for queue in queues),
         *(layout.log("*", queue) for queue in queues),

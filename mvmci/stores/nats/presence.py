@@ -66,7 +66,7 @@ class Presence:
         self._announces = announce
         self._about = About()
         self._holds: dict[str, int] = {}
-        self._keeps: dict[str, None] = {}
+        self._keeps: dict[str, str] = {}  # and why they wait
         self._heard: dict[str, _Heard] = {}  # by incarnation
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
         self._remembered_max = REMEMBERED_MIN
@@ -113,9 +113,9 @@ class Presence:
         self._holds.pop(job, None)
         self._changed.set()
 
-    async def keep(self, job: str) -> None:
+    async def keep(self, job: str, waits: str = "") -> None:
         self._check()
-        self._keeps[job] = None
+        self._keeps[job] = waits
         self._changed.set()
 
     async def let_go(self, job: str) -> None:
@@ -214,6 +214,7 @@ class Presence:
             incarnation=self.incarnation,
             holds=holds,
             keeps=tuple(self._keeps),
+            waits={job: why for job, why in self._keeps.items() if why},
             about=self._about,
         )
         try:

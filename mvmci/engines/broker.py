@@ -1,0 +1,110 @@
+"""The way to executors through the broker: both sides only dial out, no port is open, and NAT is fine.
+
+    <cluster>.engine.<worker>.<order>   orders, to a queue group: in it are only executors with a free slot
+    <cluster>.told.<worker>.<order>     words about an order
+    <cluster>.room                      an executor has a free slot again
+
+Where no executor listens, the broker says so at once. An executor answers on `told` alone and never to
+the address that a message brings, so that nobody can have it write where it may and he may not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import msgspec
+
+from mvmci.engines.remote import BUSY, Busy, Failed, NoRoom, Order, Stepped, Word
+from mvmci.store import Presence
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, NoStream, Reply, Unsubscribe
+
+TAKEN_WITHIN_S = 2.0  # an order that was sent to an executor which died may never be answered
+TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody
+NOBODY = "no executor is there"
+
+_words = msgspec.json.Decoder(Word)
+_encode = msgspec.json.Encoder().encode
+
+
+class BrokerDoor:
+    """The port `mvmci.engines.remote.Door` of one worker."""
+
+    def __init__(self, link: Link, layout: Layout, presence: Presence) -> None:
+        self._link = link
+        self._layout = layout
+        self._presence = presence
+        self._orders: dict[str, asyncio.Queue[Word]] = {}
+        self._room = asyncio.Event()
+        self._leaving: list[Unsubscribe] = []
+
+    async def open(self) -> None:
+        """Raises StoreUnavailable."""
+        told = self._layout.told(self._presence.unit, "*")
+        self._leaving.append(await self._link.subscribe(told, self._hear))
+        self._leaving.append(await self._link.subscribe(self._layout.room(), lambda _: self._make_room()))
+
+    def room(self) -> asyncio.Event:
+        return self._room
+
+    @contextlib.asynccontextmanager
+    async def send(self, order: Order) -> AsyncGenerator[AsyncIterator[Word]]:
+        number = secrets.token_hex(8)
+        words = self._orders[number] = asyncio.Queue()
+        try:
+            for _ in range(TRIES_MAX):
+                first = await self._first(order, number, words)
+                if not isinstance(first, Busy):
+                    break
+            else:
+                raise NoRoom(BUSY)
+            yield _iterate(first, words)
+        finally:
+            del self._orders[number]
+
+    async def _first(self, order: Order, number: str, words: asyncio.Queue[Word]) -> Word | None:
+        """What an executor says to the order. Raises NoRoom, StoreUnavailable."""
+        to, refused = self._link.expect()
+        await self._link.publish(self._layout.engine(order.worker, number), _encode(order), reply=to)
+        word = asyncio.ensure_future(words.get())
+        try:
+            await asyncio.wait((word, refused), timeout=TAKEN_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+            if word.done():
+                return word.result()
+            if refused.done():
+                refused.result()
+            return None  # it is lost: the order is sent again
+        except NoStream:
+            raise NoRoom(await self._why()) from None
+        finally:
+            word.cancel()
+            refused.cancel()
+
+    async def _why(self) -> str:
+        """Nobody listens: because all are at work, or because there is nobody."""
+        members = await self._presence.members()
+        return BUSY if any(member.about.role == "executor" for member in members) else NOBODY
+
+    async def close(self) -> None:
+        for leave in self._leaving:
+            await leave()
+
+    def _hear(self, told: Reply) -> None:
+        words = self._orders.get(told.subject.rpartition(".")[2])
+        if words is not None:
+            with contextlib.suppress(msgspec.DecodeError):  # a newer version's: the journal will tell
+                words.put_nowait(_words.decode(told.data))
+
+    def _make_room(self) -> None:
+        self._room.set()
+        self._room = asyncio.Event()
+
+
+async def _iterate(first: Word | None, words: asyncio.Queue[Word]) -> AsyncIterator[Word]:
+    word = first
+    while word is not None:
+        yield word
+        word = await words.get() if not isinstance(word, Stepped | Failed) else None

@@ -1,0 +1,134 @@
+"""The way to executors over HTTP: by name on one network, or through one URL in front of many.
+
+The answer to `POST /api/engine/run` is streamed: one word a line, `Taken` at once and the rest when the
+run has come out. 503 says that no slot is free, also where a balancer says it for all that it knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from mvmci.engines.remote import BUSY, NoRoom, Order, Word
+from mvmci.errors import EngineAway, Usage
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Unsubscribe
+
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse, ClientSession
+
+CONNECT_S = 3.0
+TAKEN_WITHIN_S = 5.0
+LINE_BYTES_MAX = 64 << 10
+NO_SLOT = 503
+FORBIDDEN = (401, 403)
+
+_words = msgspec.json.Decoder(Word)
+_encode = msgspec.json.Encoder().encode
+
+
+class HttpDoor:
+    """The port `mvmci.engines.remote.Door`: to `url`, with a bearer `token` if the executors want one."""
+
+    def __init__(self, url: str, token: str, link: Link, layout: Layout) -> None:
+        self._url = url.rstrip("/")
+        self._token = token
+        self._link = link
+        self._layout = layout
+        self._room = asyncio.Event()
+        self._leave: Unsubscribe | None = None
+        self._session: ClientSession | None = None
+
+    async def open(self) -> None:
+        """Raises StoreUnavailable. Whether somebody answers at the URL is seen when a job is sent."""
+        self._session = open_session(self._token)
+        self._leave = await self._link.subscribe(self._layout.room(), lambda _: self._make_room())
+
+    def room(self) -> asyncio.Event:
+        return self._room
+
+    @contextlib.asynccontextmanager
+    async def send(self, order: Order) -> AsyncGenerator[AsyncIterator[Word]]:
+        from aiohttp import ClientError
+
+        assert self._session is not None
+        async with contextlib.AsyncExitStack() as leaving:
+            try:
+                async with asyncio.timeout(TAKEN_WITHIN_S):
+                    posting = self._session.post(f"{self._url}/api/engine/run", data=_encode(order))
+                    answer = await leaving.enter_async_context(posting)
+            except (ClientError, OSError, TimeoutError) as error:
+                raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None
+            if answer.status == NO_SLOT:
+                raise NoRoom(BUSY)
+            if answer.status in FORBIDDEN:
+                raise EngineAway(f"the executor at {self._url} refuses the token")
+            if answer.status != 200 or answer.content_type != "application/x-ndjson":
+                raise EngineAway(f"what answers at {self._url} is no executor (HTTP {answer.status})")
+            yield _iterate(answer)
+
+    async def close(self) -> None:
+        if self._leave is not None:
+            await self._leave()
+        if self._session is not None:
+            await self._session.close()
+
+    def _make_room(self) -> None:
+        self._room.set()
+        self._room = asyncio.Event()
+
+
+def open_session(token: str) -> ClientSession:
+    """A client of executors. Proxies of the environment are for other hosts."""
+    from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+    return ClientSession(
+        connector=TCPConnector(limit=0),
+        timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        read_bufsize=LINE_BYTES_MAX,
+    )
+
+
+async def check_executor(url: str, token: str = "") -> None:
+    """See that an executor answers at `url`. Raises Usage."""
+    from aiohttp import ClientError
+
+    url = url.rstrip("/")
+    async with open_session(token) as session:
+        try:
+            async with asyncio.timeout(TAKEN_WITHIN_S), session.get(f"{url}/version") as answer:
+                found = await answer.read() if answer.status == 200 else b""
+        except (ClientError, OSError, TimeoutError) as error:
+            raise Usage(
+                f"no executor can be reached at {url}: {_why(error)}",
+                hint="`executors.url` is that of a balancer which you run; it must answer",
+            ) from None
+    try:
+        ours = "mvmci" in msgspec.json.decode(found, type=dict[str, object])
+    except msgspec.DecodeError:
+        ours = False
+    if not ours:
+        raise Usage(
+            f"what answers at {url} is no executor of mvmci (HTTP {answer.status})",
+            hint="its /version must come from `mvmci executor`",
+        )
+
+
+async def _iterate(answer: ClientResponse) -> AsyncIterator[Word]:
+    from aiohttp import ClientError
+
+    with contextlib.suppress(ClientError, OSError, ValueError, msgspec.DecodeError):
+        async for line in answer.content:
+            yield _words.decode(line)
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    reason = getattr(error, "strerror", None) or str(error)
+    return str(reason) or type(error).__name__

@@ -1,0 +1,241 @@
+"""An engine in another process, an executor: how a worker sends it jobs and learns what became of them.
+
+There are two doors to executors, the broker (`engines/broker`) and HTTP (`engines/http`); what is here
+is the same for both. A word from an executor is a hint like any other: the journal decides. A word that
+is lost, an executor that dies or a connection that breaks come to the same: the worker sends the job
+again, and whichever executor takes it reads in the journal whether there is anything left to do.
+
+    worker                          executor
+    Order(job) ------------------>  a slot is free: takes it, runs it as its holder
+      <------------------ Taken     (no slot is free: Busy; the worker keeps the hint and waits)
+      <---------------- Stepped     the run has come out so
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+
+from mvmci.allow import Allow
+from mvmci.engine import Step
+from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
+from mvmci.job import ID_PATTERN
+from mvmci.journal import Entry
+from mvmci.store import Store
+
+LOOK_EVERY_S = 1.0  # at an executor that says nothing
+LOOKS_MAX = 3  # in a row at which it does not know of the job any more
+AGAIN_S = 1.0  # after so long a job is offered again, whether or not there was a word of a free slot
+AWAY_S = (
+    4.0  # for so long a job waits for an engine that cannot be reached from here; then for another worker
+)
+BUSY = "executors busy"
+
+Id = Annotated[str, msgspec.Meta(pattern=f"^{ID_PATTERN}$")]
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A job for an executor. `fresh` is as in `mvmci.engine.Engine.run`."""
+
+    job: Id
+    worker: Id
+    fresh: bool = False
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
+    """That executor, in that incarnation, sees to the job."""
+
+    unit: str
+    incarnation: str
+
+
+class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="stepped"):
+    """The run came out so: a `Step`."""
+
+    kind: Literal["ended", "released", "held", "fenced"]
+    until: int = 0
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="failed"):
+    """The executor could not do it, and says why."""
+
+    why: Literal["not-found", "unavailable", "other"]
+    message: str
+
+
+class Busy(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="busy"):
+    """It has no free slot after all."""
+
+
+Word = Taken | Stepped | Failed | Busy
+
+
+class NoRoom(MvmciError):
+    """No executor takes a job now; the message says why, to complete `waiting: …`."""
+
+
+class Door(Protocol):
+    """A way to executors."""
+
+    def send(self, order: Order) -> AbstractAsyncContextManager[AsyncIterator[Word]]:
+        """Offer a job to whichever executor has a free slot; on entry, one has taken it or none did.
+
+        What is iterated are the words about it, `Taken` the first; the end without `Stepped` or `Failed`
+        means that nothing more will be heard. Leaving early ends the listening, not the job.
+        Raises NoRoom, EngineAway, StoreUnavailable.
+        """
+
+    def room(self) -> asyncio.Event:
+        """It is set at the next word that an executor has a free slot."""
+
+    async def close(self) -> None:
+        """Leave; jobs go on."""
+
+
+class Remote:
+    """The port `mvmci.engine.Engine` of a worker whose engine is behind `door`."""
+
+    def __init__(self, store: Store, door: Door) -> None:
+        self._store = store
+        self._door = door
+        self._draining = asyncio.Event()
+        self._runs: set[asyncio.Task[Step]] = set()
+
+    async def run(
+        self,
+        job: str,
+        *,
+        fresh: bool = False,
+        first: Entry | None = None,
+        worker: str = "",
+        freed: Callable[[], None] = lambda: None,
+    ) -> Step:
+        """See `mvmci.engine.Engine.run`. `first` is not sent: an executor believes the journal alone.
+
+        Once this drains, jobs are let go at once: their executor goes on with those that it has taken,
+        and whoever gets their hints follows it.
+        """
+        del first, freed
+        order = Order(job=job, worker=worker or self._store.presence.unit, fresh=fresh)
+        running = asyncio.create_task(self._run(order), name=f"order {job}")
+        self._runs.add(running)
+        draining = asyncio.ensure_future(self._draining.wait())
+        try:
+            await asyncio.wait((running, draining), return_when=asyncio.FIRST_COMPLETED)
+            return running.result() if running.done() else Step("released")
+        finally:
+            draining.cancel()
+            running.cancel()
+            await asyncio.gather(running, draining, return_exceptions=True)
+            self._runs.discard(running)
+
+    async def _run(self, order: Order) -> Step:
+        while True:
+            step = await self._offer(order)
+            if step is not None:
+                return step
+            order = msgspec.structs.replace(order, fresh=False)
+
+    async def _offer(self, order: Order) -> Step | None:
+        """Wait until an executor takes the job, and follow it. None: it must be sent again."""
+        presence = self._store.presence
+        loop = asyncio.get_running_loop()
+        away_since: float | None = None
+        while True:
+            room = self._door.room()
+            try:
+                async with self._door.send(order) as words:
+                    await presence.keep(order.job)
+                    return await self._follow(order, words)
+            except NoRoom as none:
+                away_since, why = None, none.message
+            except EngineAway as away:
+                away_since, why = away_since or loop.time(), away.message
+                if loop.time() - away_since > AWAY_S:
+                    raise
+            await presence.keep(order.job, why)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S):
+                    await room.wait()
+
+    async def _follow(self, order: Order, words: AsyncIterator[Word]) -> Step | None:
+        """What the executor says at the end; None when it went away, or knows nothing of the job."""
+        taken = await anext(words, None)
+        if not isinstance(taken, Taken):
+            return None
+        hearing = asyncio.ensure_future(_last(words))
+        try:
+            strange = 0
+            while not hearing.done() and strange < LOOKS_MAX:
+                await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
+                strange = 0 if await self._is_at_work(order.job, taken) else strange + 1
+                if strange and not await self._is_there(taken):
+                    break
+            return _step(hearing.result()) if hearing.done() else None
+        finally:
+            hearing.cancel()
+            await asyncio.gather(hearing, return_exceptions=True)
+
+    async def _is_at_work(self, job: str, taken: Taken) -> bool:
+        return any(
+            held.partition("@")[0] == job
+            for member in await self._store.presence.members()
+            if member.incarnation == taken.incarnation
+            for held in member.holds
+        )
+
+    async def _is_there(self, taken: Taken) -> bool:
+        members = await self._store.presence.members()
+        return any(member.incarnation == taken.incarnation for member in members)
+
+    async def verify(self, job: str) -> int:
+        """Replays are made where they are asked for."""
+        raise Usage(f"{job} cannot be replayed by an executor", hint="`mvmci replay` replays here")
+
+    async def prepare(self) -> str:
+        """The executors have an isolation; a worker has none."""
+        return ""
+
+    def permit(self, allow: Allow) -> None:
+        """The executors read that for themselves."""
+
+    def drain(self, yes: bool = True) -> None:
+        """Let every job go at once, or take jobs again."""
+        if yes:
+            self._draining.set()
+        else:
+            self._draining.clear()
+
+    async def close(self) -> None:
+        """See `mvmci.engine.Engine.close`: the executors go on."""
+        for run in self._runs:
+            run.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+        await self._door.close()
+
+
+async def _last(words: AsyncIterator[Word]) -> Word | None:
+    async for word in words:
+        if isinstance(word, Stepped | Failed):
+            return word
+    return None
+
+
+def _step(word: Word | None) -> Step | None:
+    """Raises what the executor raised."""
+    match word:
+        case Stepped():
+            return Step(word.kind, word.until)
+        case Failed(why="not-found"):
+            raise NotFound(word.message)
+        case Failed(why="unavailable"):
+            raise StoreUnavailable(word.message)
+        case Failed():
+            raise MvmciError(word.message)
+        case _:
+            return None

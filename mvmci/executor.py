@@ -1,0 +1,162 @@
+"""The executor: an engine for workers that have none of their own.
+
+It takes a job only while it has a free slot, and says so at once when it has none: then another executor
+can have it, and the worker keeps the hint. A job that it has taken is its own: it goes on if the worker
+that sent it dies, and whoever sends it again follows it. It knows no queue and takes no hint.
+
+Orders come through the doors: the broker (`serve`), and HTTP (`mvmci.api`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from mvmci.engine import Engine
+from mvmci.engines.remote import Busy, Failed, Order, Stepped, Taken, Word
+from mvmci.errors import MvmciError, NotFound, StoreUnavailable
+from mvmci.store import Presence
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Reply, Unsubscribe
+
+GROUP = "executors"
+
+log = logging.getLogger(__name__)
+_orders = msgspec.json.Decoder(Order)
+_encode = msgspec.json.Encoder().encode
+
+
+class Full(MvmciError):
+    """There is no free slot."""
+
+
+class Executor:
+    """Runs what it is sent, `slots` jobs at a time."""
+
+    def __init__(self, engine: Engine, presence: Presence, *, slots: int) -> None:
+        self.engine = engine
+        self.slots = slots
+        self.free = slots
+        self.draining = False
+        self.taken = Taken(unit=presence.unit, incarnation=presence.incarnation)
+        self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
+        self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether a job would be taken now."""
+        return self.free > 0 and not self.draining
+
+    def take(self, order: Order) -> asyncio.Task[Stepped | Failed]:
+        """Begin to see to a job, or follow it if that has begun; how it came out. Raises Full."""
+        running = self._running.get(order.job)
+        if running is not None:
+            return running
+        if not self.open:
+            raise Full("there is no free slot" if self.free <= 0 else "this executor drains")
+        self.free -= 1
+        self._changed()
+        running = asyncio.create_task(self._run(order), name=f"order {order.job}")
+        self._running[order.job] = running
+        running.add_done_callback(lambda _: self._running.pop(order.job))
+        return running
+
+    async def drain(self) -> None:
+        """Take no more jobs, let workflows go at their next effect, and wait until nothing runs."""
+        self.draining = True
+        self.engine.drain()
+        self._changed()
+        while self._running:
+            await asyncio.wait(self._running.values())
+
+    def resume(self) -> None:
+        """Take jobs again."""
+        self.draining = False
+        self.engine.drain(False)
+        self._changed()
+
+    async def _run(self, order: Order) -> Stepped | Failed:
+        occupied = True
+
+        def freed() -> None:
+            nonlocal occupied
+            if occupied:
+                occupied = False
+                self.free += 1
+                self._changed()
+
+        try:
+            step = await self.engine.run(order.job, fresh=order.fresh, worker=order.worker, freed=freed)
+        except NotFound as gone:
+            return Failed(why="not-found", message=gone.message)
+        except StoreUnavailable as away:
+            return Failed(why="unavailable", message=away.message)
+        except MvmciError as failure:
+            log.warning("%s: %s", order.job, failure.message)
+            return Failed(why="other", message=failure.message)
+        finally:
+            freed()
+        return Stepped(kind=step.kind, until=step.until)
+
+    def _changed(self) -> None:
+        for call in self.on_change:
+            call()
+
+
+async def serve(executor: Executor, link: Link, layout: Layout) -> None:
+    """Take orders from the broker while a slot is free, until cancelled. The words are told by the way."""
+    changed = asyncio.Event()
+    executor.on_change.append(changed.set)
+    link.on_reconnect.append(changed.set)
+    told: set[asyncio.Task[None]] = set()
+
+    def hear(message: Reply) -> None:
+        task = asyncio.create_task(_see_to(executor, link, layout, message))
+        told.add(task)
+        task.add_done_callback(told.discard)
+
+    leave: Unsubscribe | None = None
+    try:
+        while True:
+            changed.clear()
+            try:
+                if executor.open and leave is None:
+                    leave = await link.subscribe(layout.engine("*", "*"), hear, group=GROUP)
+                    await link.publish(layout.room())
+                elif not executor.open and leave is not None:
+                    leaving, leave = leave, None
+                    await leaving()
+            except StoreUnavailable as away:
+                log.info("no orders: %s", away.message)
+            await changed.wait()
+    finally:
+        executor.on_change.remove(changed.set)
+        link.on_reconnect.remove(changed.set)
+        if leave is not None:
+            await leave()
+        for task in told:
+            task.cancel()
+        await asyncio.gather(*told, return_exceptions=True)
+
+
+async def _see_to(executor: Executor, link: Link, layout: Layout, message: Reply) -> None:
+    """One order from the broker. That a word cannot be told is no failure: the worker asks again."""
+    _, worker, number = message.subject.rsplit(".", 2)
+
+    async def tell(word: Word) -> None:
+        await link.publish(layout.told(worker, number), _encode(word))
+
+    try:
+        try:
+            order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
+            run = executor.take(order)
+        except (Full, msgspec.DecodeError):
+            await tell(Busy())
+            return
+        await tell(executor.taken)
+        await tell(await asyncio.shield(run))
+    except StoreUnavailable as away:
+        log.info("a word to %s is lost: %s", worker, away.message)
