@@ -3,6 +3,9 @@
 `Up` does what was proposed: keys, broker, units in their order, settings; then it waits until each unit
 is *seen* in presence and a real job has run. When it cannot finish it says how far it came, and the same
 again goes on from there.
+
+Where workers move to another engine, that one comes first, then its name in the settings, which each
+worker follows when it has drained; what they left goes last. So there is always an engine.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from mvmci.holder import load
 from mvmci.home import VERSION, Facts, Home
 from mvmci.job import Limits
 from mvmci.journal import Spec, status
-from mvmci.plan import Unit
-from mvmci.proposal import Proposal, access_of, broker_of, check_broker, propose, settings_of
+from mvmci.plan import EMBEDDED, SERVING, Unit, between
+from mvmci.proposal import Proposal, broker_of, check_broker, propose, settings_of
 from mvmci.roster import Roster, Row, rows
 from mvmci.runtime import GRACE_S
-from mvmci.store import Member, Store
+from mvmci.store import Member, Settings, Store
 from mvmci.stores import open_cluster
 from mvmci.submission import mint_id, submit, until_ended
 from mvmci.ticket import Identity, Login, encode
@@ -70,13 +73,14 @@ class Up:
     ) -> None:
         self._proposal = proposal
         self._home = proposal.home
-        self._runtime = proposal.home.runtime()
+        self._runtime = proposal.home.runtime(proposal.runtime)
         self._say = say
         self._show = show  # the units, whenever they were looked at
         self.begun = False  # whether something may have been changed
         self._attached = attached  # what it starts is stopped when this process dies
         self._within_s = within_s
         self._crashed_before: dict[str, int] = {}
+        self._going: set[str] = set()  # units that run as they were for as long as workers use them
         self._rows: Sequence[Row] = ()
 
     async def run(self) -> Roster:
@@ -95,23 +99,29 @@ class Up:
                 raise
             except MvmciError as error:
                 raise self._partly(error.message, error.hint) from error
-            home.keep_applied(proposal.text)
-        found = proposal.topology
+            home.keep_applied(proposal.text, proposal.plan)
         return Roster(
-            cluster=home.cluster, access=found.access, runtime=found.runtime, units=list(self._rows)
+            cluster=home.cluster,
+            access=proposal.topology.access,
+            runtime=proposal.runtime,
+            units=list(self._rows),
         )
 
     async def _apply(self) -> None:
         await self._stop_what_starts_anew()
         authority, facts = self._lay_down()
         self._crashed_before = {one.name: one.restarts for one in self._runtime.units()}
-        await self._runtime.apply(self._proposal.plan.units, attached=self._attached)
+        plan, before = self._proposal.plan, self._runtime.planned()
+        meanwhile = between(before, plan)
+        self._going = {unit.name for unit in meanwhile if unit not in plan.units}
+        await self._runtime.apply(meanwhile, attached=self._attached)
         async with self._joined(authority.admin(facts.login)) as cluster:
             if self._proposal.lent is None:
                 system = authority.system_login(facts.login)
                 for warning in await check_broker(self._proposal, cluster.link.login, system):
                     self._say(warning)
-            await self._make(cluster)
+            await self._make(cluster, moves=bool(before))
+            await self._move(cluster)
             proving = asyncio.create_task(self._prove(cluster.store), name="prove")
             try:
                 await self._until_ready(cluster)
@@ -145,7 +155,7 @@ class Up:
         write_private(home.folder / "version", VERSION.encode())
         if proposal.lent is not None:
             authority = Authority.lend(home.folder, proposal.lent)
-            facts = Facts(login=Login(urls=proposal.lent.urls))
+            facts = Facts(login=Login(urls=proposal.lent.urls), runtime=proposal.runtime)
         else:
             authority = Authority.create(home.folder)
             settings = broker_of(proposal.topology, home.facts())
@@ -153,11 +163,12 @@ class Up:
                 settings = msgspec.structs.replace(settings, port=broker.free_port(settings.listen))
             broker.lay_down(home.folder, settings)
             tls = not broker.is_loopback(settings.listen)
-            facts = Facts(login=authority.login([_url(settings)], tls=tls), broker=settings)
+            login = authority.login([_url(settings)], tls=tls)
+            facts = Facts(login=login, broker=settings, runtime=proposal.runtime)
         home.keep_facts(facts)
-        refused = {one.name for one in home.runtime().units() if one.last_exit == EXIT_REFUSED}
+        refused = {one.name for one in self._runtime.units() if one.last_exit == EXIT_REFUSED}
         for unit in proposal.plan.units:
-            if unit.role != "broker":
+            if unit.role != "broker" and unit.role != "balancer":
                 path = home.unit(unit.name) / "identity.json"
                 if unit.name in refused:  # its key was revoked: it comes back under a new one
                     path.unlink(missing_ok=True)
@@ -179,16 +190,36 @@ class Up:
         finally:
             await cluster.close()
 
-    async def _make(self, cluster: Cluster) -> None:
-        """The streams, and what the cluster is and allows."""
+    async def _make(self, cluster: Cluster, *, moves: bool) -> None:
+        """The streams, and what the cluster is and allows; all but its engine, where workers `moves`."""
         from mvmci.stores.nats import maintain
 
-        settings = settings_of(self._proposal.topology)
+        settings = settings_of(self._proposal.topology, self._proposal.plan.engine)
         await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, settings.queues)
         there = await cluster.config.get("settings")
-        data = msgspec.json.encode(settings)
-        if there is None or there.value != data:
-            await cluster.config.put("settings", data)
+        if moves and there is not None:
+            engine = msgspec.json.decode(there.value, type=Settings).engine
+            settings = msgspec.structs.replace(settings, engine=engine)
+        await _put(cluster, settings)
+
+    async def _move(self, cluster: Cluster) -> None:
+        """Bring the workers to the engine of the plan, and let go of what they used before."""
+        plan = self._proposal.plan
+        serving = {unit.name for unit in plan.units if unit.role in SERVING} - self._going
+        workers = {unit.name for unit in plan.units if unit.role == "worker"}
+        while not serving <= {row.name for row in self._rows if row.state == "ready"}:
+            await asyncio.sleep(LOOK_EVERY_S)
+            self._look(await cluster.store.presence.members())
+        await _put(cluster, settings_of(self._proposal.topology, plan.engine))
+        there: set[str] = set()
+        while not workers <= there:
+            await asyncio.sleep(LOOK_EVERY_S)
+            members = await cluster.store.presence.members()
+            self._look(members)
+            there = {one.unit for one in members if (one.about.engine or EMBEDDED) == plan.engine}
+        if self._going:
+            self._going = set()
+            await self._runtime.apply(plan.units, attached=self._attached)
 
     async def _until_ready(self, cluster: Cluster) -> None:
         """Until every unit of the plan is seen at work, and no other is left."""
@@ -209,6 +240,8 @@ class Up:
         )
         self._show(self._rows)
         for one in statuses:
+            if one.name in self._going:
+                continue
             crashes = one.restarts - self._crashed_before.get(one.name, 0)
             if one.state == "down" and one.last_exit == EXIT_REFUSED:
                 raise self._partly(f"{one.name} was refused: {one.reason}")
@@ -272,6 +305,13 @@ class Up:
         )
 
 
+async def _put(cluster: Cluster, settings: Settings) -> None:
+    """Say what the cluster is and allows, if that is news."""
+    there, data = await cluster.config.get("settings"), msgspec.json.encode(settings)
+    if there is None or there.value != data:
+        await cluster.config.put("settings", data)
+
+
 def _url(settings: broker.Settings) -> str:
     """Where units of this machine dial."""
     any_address = settings.listen in ("0.0.0.0", "::")  # noqa: S104 (it is only compared)
@@ -317,10 +357,8 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
 
     Raises StoreUnavailable, TicketRefused when there is nothing at all to tell.
     """
-    applied, runtime = home.applied(), home.runtime()
-    planned, statuses = runtime.planned(), runtime.units()
-    if not planned and applied is not None:
-        planned = access_of(applied.access).plan(applied).units
+    applied, facts, runtime = home.applied(), home.facts(), home.runtime()
+    planned, statuses = runtime.planned() or home.applied_plan().units, runtime.units()
     members: Sequence[Member] | None = None
     if applied is None or statuses or applied.broker.url is not None:
         try:
@@ -335,7 +373,7 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
     return Roster(
         cluster=home.cluster,
         access=applied.access if applied is not None else None,
-        runtime=applied.runtime if applied is not None else None,
+        runtime=facts.runtime if facts is not None else None,
         units=rows(planned, statuses, members, here=socket.gethostname(), now_ms=_now_ms()),
     )
 

@@ -3,6 +3,7 @@
     <root>/<cluster>/version          the number of this format
                      lock             who is at work on the cluster: one `up` or `down` at a time
                      topology.yaml    the file as it was last applied, in full
+                     applied.json     the `Plan` that it came to
                      cluster.json     `Facts`
 
 Keys, the broker's files and those of the units lie beside them, and belong to those who use them.
@@ -25,8 +26,9 @@ from filelock import FileLock, Timeout
 from mvmci import broker, topology
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.files import write_private
+from mvmci.plan import Plan
 from mvmci.runtime import Runtime
-from mvmci.runtimes import open_local
+from mvmci.runtimes import open_runtime
 from mvmci.summary import rfc3339
 from mvmci.ticket import Login
 from mvmci.topology import Topology
@@ -35,7 +37,7 @@ VERSION = "1"
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the cluster's broker is reached, and what it is. `login` is that of nobody.
+    """How the cluster's broker is reached, what it is, and what units run on. `login` is that of nobody.
 
     `urls` is where other machines dial, and `broker` is None for a broker of the user's own.
     """
@@ -43,6 +45,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     login: Login
     urls: tuple[str, ...] = ()
     broker: broker.Settings | None = None
+    runtime: str = "local"
 
     @property
     def outside(self) -> Login:
@@ -67,9 +70,12 @@ class Home:
         """What `mvmci worker --join @…` takes."""
         return self.folder / "ticket"
 
-    def runtime(self) -> Runtime:
-        """What its units run on."""
-        return open_local(self.root, self.cluster)
+    def runtime(self, name: str | None = None) -> Runtime:
+        """What its units run on: `name`, or what they were brought up on. Raises Usage."""
+        facts = self.facts() if name is None else None
+        return open_runtime(
+            name or (facts.runtime if facts is not None else "local"), self.root, self.cluster
+        )
 
     def unit(self, name: str) -> Path:
         """What a unit of this machine has: its `identity.json`, and the `log` of what it printed."""
@@ -95,8 +101,16 @@ class Home:
         """Write down how the broker is reached."""
         write_private(self.folder / "cluster.json", msgspec.json.encode(facts))
 
-    def keep_applied(self, text: bytes) -> None:
-        """Write down that the file was applied in full."""
+    def applied_plan(self) -> Plan:
+        """The plan that was last applied, with every unit's place; before the first time, one with none."""
+        try:
+            return msgspec.json.decode((self.folder / "applied.json").read_bytes(), type=Plan)
+        except (OSError, msgspec.DecodeError):
+            return Plan(units=())
+
+    def keep_applied(self, text: bytes, plan: Plan) -> None:
+        """Write down that the file was applied in full, and what it came to."""
+        write_private(self.folder / "applied.json", msgspec.json.encode(plan))
         write_private(self.folder / "topology.yaml", text)
 
     def check_version(self) -> None:

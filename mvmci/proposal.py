@@ -1,23 +1,22 @@
 """What `up` would do: facts, plan, and what leads from what is there to what the file says.
 
-Only looks, and refuses whatever can be seen to be wrong before anything is changed. What follows from
-a plan is generic: accesses are found by entry point, ours like anybody else's.
+Only looks, and refuses whatever can be seen to be wrong before anything is changed.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mvmci import broker, topology
+from mvmci.access import accesses, plan_of
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.home import Facts, Home
-from mvmci.plan import Change, Plan, check, diff
+from mvmci.plan import SERVING, Change, Plan, diff, resolve
 from mvmci.quantity import format_duration, format_size
 from mvmci.runtime import Runtime
 from mvmci.store import Settings
@@ -25,42 +24,7 @@ from mvmci.ticket import Login
 from mvmci.topology import Topology
 from mvmci.trust.authority import Authority, read_credentials
 
-ACCESSES = "mvmci.topologies"  # the entry points that give plan functions
-
-
-# ---- Accesses
-
-
-@dataclass(frozen=True)
-class Access:
-    """A way for workers to reach an engine, as some package offers it."""
-
-    name: str
-    about: str
-    plan: Callable[[Topology], Plan]
-
-
-@functools.cache
-def accesses() -> list[Access]:
-    """All that are installed, by name."""
-    found = []
-    for entry in importlib.metadata.entry_points(group=ACCESSES):
-        plan = entry.load()
-        about = (importlib.import_module(plan.__module__).__doc__ or "").strip().partition("\n")[0]
-        found.append(Access(entry.name, about, plan))
-    return sorted(found, key=lambda access: access.name)
-
-
-def access_of(name: str) -> Access:
-    known = accesses()
-    for access in known:
-        if access.name == name:
-            return access
-    there = ", ".join(access.name for access in known)
-    raise Usage(f"access {name} is not in this version", hint=f"there is {there}: `mvmci topologies`")
-
-
-# ---- What would be done
+MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +34,14 @@ class Proposal:
     home: Home
     text: bytes
     topology: Topology
-    plan: Plan
+    plan: Plan  # with every unit's place
     changes: tuple[Change, ...]
     settings: tuple[str, ...]  # what changes beside the units, a line each
     anew: bool  # whether everything that runs has to start anew
+    moves: bool  # whether workers that run have to take to another engine
     lent: Login | None  # to a broker of the user's own
     file: Path
-    runtime: str | None
+    runtime: str
 
     @property
     def empty(self) -> bool:
@@ -86,7 +51,7 @@ class Proposal:
     @property
     def disturbs(self) -> bool:
         """Whether something that runs is stopped, if only for a moment."""
-        return any(change.kind != "start" for change in self.changes)
+        return self.moves or any(change.kind != "start" for change in self.changes)
 
 
 def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
@@ -95,15 +60,16 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     Raises BadTopology, Usage, VersionsDiffer for whatever is wrong and can be seen before a change.
     """
     text, found = read_file(file)
-    _check_offered(found, runtime or found.runtime)
-    plan = access_of(found.access).plan(found)
-    check(plan)
+    if len(found.broker.hosts) > 1:
+        raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
+    plan, runtime = plan_of(found, file), runtime or found.runtime
     home = Home(root, found.cluster)
     home.check_version()
     lent = _lent(found, file)
-    facts, running = home.facts(), home.runtime()
-    _check_same_broker(home, facts, found)
+    facts, running = home.facts(), home.runtime(runtime)
+    _check_same_broker(home, facts, found, runtime)
     _check_port(facts, found, running)
+    plan = resolve(plan, running.place)
     anew = _anew(home, facts, found, lent) if running.planned() else ""
     return Proposal(
         home=home,
@@ -111,8 +77,9 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
         topology=found,
         plan=plan,
         changes=tuple(_changes(facts, found, plan, running, anew)),
-        settings=tuple(_settings_changes(home, found)),
+        settings=tuple(_settings_changes(home, found, plan)),
         anew=bool(anew),
+        moves=bool(running.planned()) and home.applied_plan().engine != plan.engine,
         lent=lent,
         file=file,
         runtime=runtime,
@@ -140,17 +107,7 @@ def read_file(file: Path) -> tuple[bytes, Topology]:
     except OSError as error:
         hint = "`mvmci init` writes one" if isinstance(error, FileNotFoundError) else None
         raise Usage(f"{file} cannot be read: {error.strerror}", hint=hint) from None
-    return text, topology.load(text, name=str(file))
-
-
-def _check_offered(found: Topology, runtime: str) -> None:
-    """Raises Usage for what a later version will do."""
-    if runtime != "local":
-        raise Usage(
-            f"runtime {runtime} is not in this version", hint="`runtime: local` starts units on this machine"
-        )
-    if len(found.broker.hosts) > 1:
-        raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
+    return text, topology.load(text, name=str(file), accesses=accesses())
 
 
 def _lent(found: Topology, file: Path) -> Login | None:
@@ -170,14 +127,17 @@ def _lent(found: Topology, file: Path) -> Login | None:
     return Login(urls=(url,), jwt=jwt, seed=seed)
 
 
-def _check_same_broker(home: Home, facts: Facts | None, found: Topology) -> None:
+def _check_same_broker(home: Home, facts: Facts | None, found: Topology, runtime: str) -> None:
     """Raises Usage when the jobs of the cluster would stay behind, in another broker."""
     if facts is None:
         return
     was = None if facts.broker is not None else facts.login.urls[0]
-    if was != found.broker.url:
+    other = "another broker" if was != found.broker.url else ""
+    if facts.runtime != runtime:
+        other = f"runtime {runtime}, from {facts.runtime}"
+    if other:
         raise Usage(
-            f"cluster {home.cluster} cannot change to another broker: its jobs lie in the one that it has",
+            f"cluster {home.cluster} cannot change to {other}: its jobs lie in the broker that it has",
             hint=f"`mvmci down --cluster {home.cluster} --purge` forgets them",
         )
 
@@ -237,7 +197,9 @@ def _changes(
             yield Change(kind="restart", unit=unit, why=why)
         elif unit.name in refused:
             yield Change(kind="start", unit=unit, why=f"is down: {refused[unit.name]}")
-    yield from by_name.values()
+    for change in by_name.values():
+        last = change.unit.role in SERVING
+        yield msgspec.structs.replace(change, why="once no worker uses it") if last else change
 
 
 def _broker_changes(facts: Facts | None, found: Topology) -> str:
@@ -250,7 +212,7 @@ def _broker_changes(facts: Facts | None, found: Topology) -> str:
     return f"its store becomes {found.broker.store}"
 
 
-def settings_of(found: Topology) -> Settings:
+def settings_of(found: Topology, engine: str) -> Settings:
     """What the units of the cluster read in CONFIG."""
     return Settings(
         allow_http=found.allow.http,
@@ -261,15 +223,16 @@ def settings_of(found: Topology) -> Settings:
         queues=found.workers.queues,
         min_isolation=found.min_isolation,
         isolation=found.isolation,
+        engine=engine,
     )
 
 
-def _settings_changes(home: Home, found: Topology) -> Iterator[str]:
+def _settings_changes(home: Home, found: Topology, plan: Plan) -> Iterator[str]:
     applied = home.applied()
     if applied is None:
         yield f"the cluster {home.cluster} is made in {home.folder}"
         return
-    was, becomes = settings_of(applied), settings_of(found)
+    was, becomes = settings_of(applied, home.applied_plan().engine), settings_of(found, plan.engine)
     for field, (label, shown) in _SETTINGS.items():
         if getattr(was, field) != getattr(becomes, field):
             yield f"{label} becomes {shown(getattr(becomes, field))}"
@@ -288,4 +251,5 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "queues": ("queues", _list),
     "min_isolation": ("min_isolation", str),
     "isolation": ("isolation", str),
+    "engine": ("engine", lambda engine: f"{engine}: {MOVE}"),
 }

@@ -80,7 +80,7 @@ def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms
         row = _with_word(row, word, here)
     if status.state == "draining":
         return msgspec.structs.replace(row, state="draining")
-    if members is None or word is not None:
+    if members is None or word is not None or status.state == "ready":
         return row
     if status.role == "broker":
         return msgspec.structs.replace(row, state="ready")  # who asked it for the members got an answer

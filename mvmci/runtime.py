@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.plan import Role, Unit
+from mvmci.plan import Place, Role, Unit
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
 
@@ -19,7 +19,10 @@ State = Literal["starting", "ready", "draining", "down"]
 
 
 class UnitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A unit as its runtime sees it. A process that runs is `starting`, until presence knows better."""
+    """A unit as its runtime sees it. A process that runs is `starting`, until presence knows better.
+
+    A balancer has no presence: it is `ready` when its runtime sees that its port answers.
+    """
 
     name: str
     role: Role
@@ -34,6 +37,12 @@ class UnitStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class Runtime(Protocol):
     """Where the units of one cluster run."""
+
+    def place(self, unit: Unit) -> Place:
+        """Where `unit`, which listens, is or will be. The same again, once it was started there.
+
+        Raises Usage when it is to be started, and somebody else listens there.
+        """
 
     def planned(self) -> tuple[Unit, ...]:
         """The units that are kept running now; none when nothing is."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -31,6 +31,14 @@ Id = Annotated[
     Meta(
         pattern="^[a-z0-9][a-z0-9-]{0,62}$",
         description="a name of at most 63 small letters, digits and dashes",
+    ),
+]
+Access = Annotated[
+    str,
+    Meta(
+        pattern="^[a-z0-9][a-z0-9-]{0,62}$",
+        description="the name of an access, for example pool",
+        examples=["per-worker", "peer", "pool", "shared"],
     ),
 ]
 LabelKey = Annotated[
@@ -140,12 +148,17 @@ class ControlPlane(_Section, frozen=True, kw_only=True):
 
 
 class Executors(_Section, frozen=True, kw_only=True):
-    """The engines that workers share. No `slots` means as many as the host has processors."""
+    """The engines that workers share. No `slots` means as many as the host has processors.
+
+    Those of a `pool` are balanced by the broker, unless there is the `url` of a balancer that you run
+    yourself, or a `balancer` that is to be started.
+    """
 
     hosts: HostNames = ()
     count: Count = 1
     slots: Slots | None = None
     url: HttpUrl | None = None
+    balancer: Literal["haproxy"] | None = None
 
 
 class Workers(_Section, frozen=True, kw_only=True):
@@ -189,10 +202,15 @@ class Retain(_Section, frozen=True, kw_only=True):
 
 
 class Topology(_Section, frozen=True, kw_only=True):
-    """A cluster, as its file says it. An empty `hosts` of a role means every present host."""
+    """A cluster, as its file says it. An empty `hosts` of a role means every present host.
+
+    `access` is one that is installed, or with `plugin` only a name: that Python file, relative to the
+    cluster file's folder, then makes the plan.
+    """
 
     cluster: Id
-    access: Literal["per-worker", "peer", "pool", "shared"] = "per-worker"
+    access: Access = "per-worker"
+    plugin: FilePath | None = None
     runtime: Literal["local", "ssh", "compose"] = "local"
     hosts: Annotated[
         dict[Id, Host], Meta(max_length=1000, description="a mapping from names to at most 1000 hosts")
@@ -223,8 +241,11 @@ class BadTopology(errors.Usage):
         self.problems = problems
 
 
-def load(text: str | bytes, *, name: str) -> Topology:
-    """The topology that `text` says. `name` is the file's, for messages. Raises `BadTopology`."""
+def load(text: str | bytes, *, name: str, accesses: Collection[str] | None = None) -> Topology:
+    """The topology that `text` says. `name` is the file's, for messages. Raises `BadTopology`.
+
+    `accesses` are those that are installed; None: any may be named.
+    """
     found = _Found(name)
     node = compose(text, found)
     if node is None:
@@ -233,8 +254,10 @@ def load(text: str | bytes, *, name: str) -> Topology:
     if plain is not BAD:
         # Where a section is broken its defaults stand in, so that the checks can look at the others.
         plain = {"cluster": "x", "workers": {}} | plain if found else plain
+        plain = {"access": "plugin"} | plain if "plugin" in plain else plain
         topology = msgspec.convert(plain, Topology)
-        for needed, check in _CHECKS:
+        checks: list[_Check] = [(("access",), partial(_check_access, accesses)), *_CHECKS]
+        for needed, check in checks:
             if not found.broken & set(needed):
                 for path, message, hint in check(topology):
                     found.add(_position(node, path), message, hint)
@@ -254,6 +277,7 @@ def schema() -> dict[str, Any]:
 
 _Path = tuple[str | int, ...]
 _Finding = tuple[_Path, str, str | None]
+_Check = tuple[tuple[str, ...], Callable[[Topology], Iterator[_Finding]]]
 
 
 def _check_hosts(topology: Topology) -> Iterator[_Finding]:
@@ -297,8 +321,18 @@ def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:
     return check
 
 
+def _check_access(accesses: Collection[str] | None, topology: Topology) -> Iterator[_Finding]:
+    access = topology.access
+    if accesses is not None and topology.plugin is None and access not in accesses:
+        known = ", ".join(accesses)
+        hint = _did_you_mean(access, accesses) or "A file of your own can make the plan: plugin: ./mine.py."
+        yield ("access",), f"`access` must be one of {known}, not `{access}`", hint
+
+
 def _check_executors(topology: Topology) -> Iterator[_Finding]:
     access, executors = topology.access, topology.executors
+    if topology.plugin is not None or access not in ("per-worker", "peer", "pool", "shared"):
+        return  # whoever wrote it knows what it takes
     if executors is None:
         if access == "pool":
             yield ("access",), "access `pool` needs executors", "Add executors: {count: 2}."
@@ -314,6 +348,18 @@ def _check_executors(topology: Topology) -> Iterator[_Finding]:
             ("executors", "url"),
             f"access `{access}` takes no URL",
             "One URL in front of many is access `pool`.",
+        )
+    if access != "pool" and executors.balancer is not None:
+        yield (
+            ("executors", "balancer"),
+            f"access `{access}` takes no balancer",
+            "A balancer in front of many is access `pool`.",
+        )
+    if executors.url is not None and executors.balancer is not None:
+        yield (
+            ("executors", "balancer"),
+            "`executors.balancer` and `executors.url` exclude each other",
+            "A URL is that of a balancer which you run yourself.",
         )
 
 

@@ -73,7 +73,9 @@ def _validated(file: Path) -> str:
     except OSError as error:
         raise Usage(f"{file} cannot be read: {error.strerror}") from None
     if file.suffix in (".yaml", ".yml"):
-        found = topology.load(data, name=str(file))
+        from mvmci.access import accesses
+
+        found = topology.load(data, name=str(file), accesses=accesses())
         return f"a topology, access {found.access} on {found.runtime}"
     what = module.inspect(data, name=str(file))
     return f"a {what.kind}"

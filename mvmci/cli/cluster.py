@@ -273,7 +273,8 @@ def _lines(proposal: Proposal) -> list[str]:
     """What will be done, as people read it."""
     lines = [f"* {line}" for line in proposal.settings]
     for change in proposal.changes:
-        what = f"{MARKS[change.kind]} {change.kind} {change.unit.name} on {change.unit.host}"
+        at = f", at {change.unit.listen}" if change.unit.listen and change.kind != "stop" else ""
+        what = f"{MARKS[change.kind]} {change.kind} {change.unit.name} on {change.unit.host}{at}"
         lines.append(f"{what}: {change.why}" if change.why else what)
     return lines
 
@@ -357,14 +358,14 @@ def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
 @json_option
 def topologies_verb(as_json: bool) -> int:
     """The accesses that a cluster file can name, and what each is for."""
-    from mvmci.proposal import accesses
+    from mvmci.access import accesses
 
-    found = accesses()
+    found = {access.name: access.about for access in accesses().values()}
     if as_json:
-        click.echo(json.dumps([{"name": access.name, "about": access.about} for access in found]))
+        click.echo(json.dumps([{"name": name, "about": about} for name, about in found.items()]))
         return 0
-    for access in found:
-        click.echo(f"{access.name:<12} {access.about}")
+    for name, about in found.items():
+        click.echo(f"{name:<{max(map(len, found))}}  {about}")
     return 0
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import re
 from pathlib import Path
 
 import click
 
-from mvmci.cli.options import examples
+from mvmci.cli.options import complete_access, examples, option
 from mvmci.errors import Usage
-
-TEMPLATE = ("mvmci_topologies", "per-worker.yaml")  # the file that ships is the one that is written
 
 HELLO = """\
 ;; Prints a line. A job is any WASI program: from C, Rust, Go, … (README.md), or by hand, as here.
@@ -49,12 +46,22 @@ Build it, and others like it:
 """
 
 
-@click.command("init", epilog=examples("mvmci init", "mvmci init ci && mvmci up ci/topology.yaml"))
+@click.command(
+    "init",
+    epilog=examples("mvmci init", "mvmci init ci && mvmci up ci/topology.yaml", "mvmci init --access pool"),
+)
 @click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
-def init_verb(directory: Path) -> int:
+@option(
+    "--access",
+    default="per-worker",
+    show_default=True,
+    shell_complete=complete_access,
+    help="How workers are to reach an engine; `mvmci topologies` lists the ways.",
+)
+def init_verb(directory: Path, access: str) -> int:
     """Write a cluster file with comments, and an example job. Nothing that is there is overwritten."""
     files: dict[str, str | bytes] = {
-        "topology.yaml": _topology(directory),
+        "topology.yaml": _topology(directory, access),
         "hello/hello.wat": HELLO,
         "hello/hello.wasm": HELLO_WASM,
         "hello/README.md": README,
@@ -79,10 +86,14 @@ def init_verb(directory: Path) -> int:
     return 0
 
 
-def _topology(directory: Path) -> str:
-    """The file that ships, for a cluster of the directory's name where that can be one."""
-    package, name = TEMPLATE
-    text = importlib.resources.files(package).joinpath(name).read_text()
+def _topology(directory: Path, name: str) -> str:
+    """The file that lies beside the access, for a cluster of the directory's name where that can be one."""
+    from mvmci.access import find_access
+
+    access = find_access(name)
+    text = access.example
+    if text is None:
+        raise Usage(f"access {name} ({access.entry.value}) comes with no example of a cluster file")
     cluster = directory.resolve().name
     if re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", cluster):
         text = text.replace("cluster: demo\n", f"cluster: {cluster}\n")

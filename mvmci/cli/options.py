@@ -100,6 +100,13 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     return sorted(path.name for path in jobs.glob(f"{incomplete}*")) if jobs.is_dir() else []
 
 
+def complete_access(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The accesses that are installed, for tab completion."""
+    from mvmci.access import accesses
+
+    return [name for name in accesses() if name.startswith(incomplete)]
+
+
 id_argument = click.argument("job", metavar="ID", shell_complete=complete_id)
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mvmci.errors import Usage
 from mvmci.runtime import Runtime
 
+RUNTIMES = ("local",)  # those of this version
 
-def open_local(root: Path, cluster: str) -> Runtime:
-    """The processes of `cluster` on this machine, whose state lies in `root`."""
-    from mvmci.runtimes.local import Local
 
-    return Local(root, cluster)
+def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
+    """The runtime `name` of `cluster`, whose state lies in `root`. Raises Usage. Nothing is started."""
+    if name == "local":
+        from mvmci.runtimes.local import Local
+
+        return Local(root, cluster)
+    raise Usage(
+        f"runtime {name} is not in this version", hint=f"there is {', '.join(RUNTIMES)}: `runtime: local`"
+    )

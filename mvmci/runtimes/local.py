@@ -1,20 +1,27 @@
-"""Units as processes of this machine, under a supervisor that outlives the `up` that started it."""
+"""Units as processes of this machine, under a supervisor that outlives the `up` that started it.
+
+Units that others dial listen on the loopback, at ports that are chosen once and kept in `ports.json`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from mvmci.errors import MvmciError
-from mvmci.plan import Unit
+from mvmci.broker import LOOPBACK, check_port
+from mvmci.errors import MvmciError, Usage
+from mvmci.files import write_private
+from mvmci.plan import Place, Unit
 from mvmci.runtime import GRACE_S, UnitStatus
 from mvmci.runtimes.processes import Known, clean_environment, has_ended, open_alive, this_program
 from mvmci.runtimes.supervisor import Files, Orders, Told, write
@@ -22,6 +29,8 @@ from mvmci.runtimes.supervisor import Files, Orders, Told, write
 READY = b"ready\n"
 WORDS_BYTES_MAX = 2000
 LOOK_EVERY_S = 0.01
+ANSWER_S = 0.2  # of a port of this machine
+PORTS = range(20_000, 32_000)  # below those that the kernel gives to connections
 
 
 class Local:
@@ -32,6 +41,16 @@ class Local:
         self.cluster = cluster
         self.files = Files(root / cluster)
         self._program = program
+        self._chosen: dict[str, int] = {}  # ports of units that were never started
+
+    def place(self, unit: Unit) -> Place:
+        kept = self._ports()
+        port = kept.get(unit.name) or self._chosen.get(unit.name)
+        if port is None:
+            port = self._chosen[unit.name] = self._choose(unit.name, {*kept.values(), *self._chosen.values()})
+        elif not any(one.name == unit.name and one.pid for one in self.units()):
+            self._check_port(unit.name, port)
+        return Place(listen=f"{LOOPBACK}:{port}", address=f"{LOOPBACK}:{port}")
 
     def planned(self) -> tuple[Unit, ...]:
         with self._supervisor() as pidfd, contextlib.suppress(FileNotFoundError):
@@ -42,10 +61,12 @@ class Local:
     def units(self) -> list[UnitStatus]:
         with self._supervisor() as pidfd, contextlib.suppress(FileNotFoundError):
             if pidfd is not None:
-                return self._told().units
+                listens = {unit.name: unit.listen for unit in self.files.orders().units}
+                return [_seen(one, listens.get(one.name)) for one in self._told().units]
         return []
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
+        self._keep_ports(units)
         orders = Orders(cluster=self.cluster, units=tuple(units), number=time.time_ns())
         write(self.files.plan, orders)
         with self._supervisor() as pidfd:
@@ -90,6 +111,43 @@ class Local:
     def _told(self) -> Told:
         return msgspec.json.decode(self.files.units.read_bytes(), type=Told)
 
+    @property
+    def _ports_file(self) -> Path:
+        return self.files.folder / "ports.json"
+
+    def _ports(self) -> dict[str, int]:
+        """The ports that units were once started at."""
+        try:
+            return msgspec.json.decode(self._ports_file.read_bytes(), type=dict[str, int])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+    def _keep_ports(self, units: Sequence[Unit]) -> None:
+        kept = self._ports()
+        told = {unit.name: (unit.listen or "").rpartition(":")[2] for unit in units}
+        ports = kept | {name: int(port) for name, port in told.items() if port.isdecimal()}
+        if ports != kept:
+            write_private(self._ports_file, msgspec.json.encode(ports))
+
+    def _choose(self, name: str, taken: Collection[int]) -> int:
+        """A port that nobody listens on; as long as this is so, the same: `plan` says what `up` does."""
+        digest = hashlib.sha256(f"{self.files.folder}/{name}".encode()).digest()
+        start = int.from_bytes(digest[:4], "big") % len(PORTS)
+        ports: list[int] = [*PORTS[start:], *PORTS[:start]]
+        for port in ports:
+            with contextlib.suppress(Usage):
+                if port not in taken:
+                    check_port(LOOPBACK, port)
+                    return port
+        raise Usage(f"no port from {PORTS.start} to {PORTS.stop - 1} is free for {name}")
+
+    def _check_port(self, name: str, port: int) -> None:
+        try:
+            check_port(LOOPBACK, port)
+        except Usage as error:
+            hint = f"stop what listens there, or remove {self._ports_file}: another is then chosen"
+            raise Usage(f"{name} cannot listen where it did: {error.message}", hint=hint) from None
+
     async def _start(self, attached: bool) -> None:
         """Start a supervisor, and wait until it listens."""
         command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
@@ -114,6 +172,18 @@ class Local:
         code = await asyncio.to_thread(process.wait)
         words = log.read_text(errors="replace")[-WORDS_BYTES_MAX:]
         raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
+
+
+def _seen(status: UnitStatus, listen: str | None) -> UnitStatus:
+    """`status`; of a balancer, which does not speak for itself, ready once its port answers."""
+    if status.role != "balancer" or status.state != "starting" or listen is None:
+        return status
+    host, _, port = listen.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except (OSError, ValueError):
+        return status
+    return msgspec.structs.replace(status, state="ready")
 
 
 async def _wait(pidfd: int) -> None:

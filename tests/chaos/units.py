@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mvmci.runtimes import open_local
+from mvmci.runtimes import open_runtime
 
 STOPPED_S = (0.5, 12.0)
 PAUSE_S = (0.2, 1.4)  # from one deed to the next
@@ -25,7 +25,7 @@ WEIGHTS = {"worker": 5, "sandbox": 3, "control-plane": 2, "broker": 2}
 
 def pids(folder: Path) -> dict[str, int]:
     """The units of the cluster in `folder` that have a process, by their names."""
-    return {unit.name: unit.pid for unit in open_local(folder.parent, folder.name).units() if unit.pid}
+    return {unit.name: unit.pid for unit in open_runtime("local", folder.parent, folder.name).units() if unit.pid}
 
 
 def children(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ from mvmci.cli.init import HELLO, HELLO_WASM
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.home import Facts, Home
 from mvmci.plan import Change, Unit
-from mvmci.proposal import Proposal, accesses, broker_of, propose, settings_of
+from mvmci.proposal import Proposal, broker_of, propose, settings_of
 from mvmci.runtime import UnitStatus
 from mvmci.runtimes import local
 from mvmci.store import Settings
@@ -56,7 +56,7 @@ class Place:
             facts = Facts(login=Login(urls=found.lent.urls))
             Authority.lend(self.home.folder, found.lent)
         self.home.keep_facts(facts)
-        self.home.keep_applied(text.encode())
+        self.home.keep_applied(text.encode(), found.plan)
         units: tuple[Unit, ...] = found.plan.units if runs else ()
         self._patch.setattr(local.Local, "planned", lambda _: units)
         self._patch.setattr(local.Local, "units", lambda _: self.statuses)
@@ -81,15 +81,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 def test_the_modules_that_are_inside_are_what_their_text_says(text: str, data: bytes) -> None:
     assert bytes(wasmtime.wat2wasm(text)) == data
     assert module.inspect(data, name="x.wasm").kind == "command"
-
-
-# ---- Accesses
-
-
-def test_an_access_is_found_by_its_entry_point_and_says_what_it_is_for() -> None:
-    (access,) = (access for access in accesses() if access.name == "per-worker")
-    assert access.about.startswith("Every worker has its engine inside")
-    assert [unit.name for unit in access.plan(load(SMALLEST, name="a")).units][-1] == "worker-1"
 
 
 # ---- Proposals
@@ -172,6 +163,60 @@ def test_a_unit_that_was_refused_is_tried_again(place: Place) -> None:
     assert place.propose().changes == (Change(kind="start", unit=unit, why="is down: it was revoked"),)
 
 
+# ---- Moves
+
+MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
+
+
+def test_another_access_moves_the_workers_and_what_becomes_of_jobs_is_said(place: Place) -> None:
+    place.applied()
+    assert place.lines(f"{SMALLEST}access: peer\n") == [
+        f"engine becomes broker: {MOVE}",
+        "start executor-1",
+    ]
+    found = place.propose(f"{SMALLEST}access: peer\n")
+    assert found.moves
+    assert found.disturbs
+    assert not found.anew
+
+
+def test_what_workers_leave_is_stopped_when_they_have(place: Place) -> None:
+    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert place.lines() == [
+        f"engine becomes embedded: {MOVE}",
+        "stop executor-1 once no worker uses it",
+        "stop executor-2 once no worker uses it",
+    ]
+
+
+def test_a_pool_that_grows_behind_the_broker_moves_nobody(place: Place) -> None:
+    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n")
+    found = place.propose(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert (found.settings, found.moves, found.disturbs) == ((), False, False)
+    assert [(one.kind, one.unit.name) for one in found.changes] == [("start", "executor-2")]
+
+
+def test_where_nothing_runs_nobody_moves(place: Place) -> None:
+    place.applied(runs=False)
+    found = place.propose(f"{SMALLEST}access: peer\n")
+    assert found.settings == (f"engine becomes broker: {MOVE}",)
+    assert not found.moves
+
+
+def test_where_units_listen_is_known_beforehand_and_stays_as_long_as_they_do(place: Place) -> None:
+    text = f"{SMALLEST}access: shared\n"
+    found = place.propose(text)
+    (executor,) = (unit for unit in found.plan.units if unit.role == "executor")
+    assert executor.listen
+    assert executor.listen.startswith("127.0.0.1:")
+    assert found.plan.engine == f"http://{executor.listen}"
+    assert place.propose(text) == found
+    assert not place.home.root.exists()
+
+
+# ---- One broker
+
+
 def test_a_cluster_keeps_to_its_broker(place: Place) -> None:
     place.applied()
     with pytest.raises(Usage, match="cannot change to another broker"):
@@ -185,6 +230,15 @@ def test_a_cluster_of_a_lent_broker_keeps_to_it_too(place: Place) -> None:
     for other in (SMALLEST, lent.replace("x:1", "x:2")):
         with pytest.raises(Usage, match="cannot change to another broker"):
             place.propose(other)
+
+
+def test_a_cluster_keeps_to_its_runtime_where_its_broker_is(place: Place) -> None:
+    place.applied()
+    facts = place.home.facts()
+    assert facts is not None
+    place.home.keep_facts(msgspec.structs.replace(facts, runtime="elsewhere"))
+    with pytest.raises(Usage, match="cannot change to runtime local, from elsewhere: its jobs lie in"):
+        place.propose()
 
 
 def test_credentials_are_looked_for_beside_the_file(place: Place) -> None:
@@ -221,8 +275,7 @@ def test_a_folder_of_another_version_is_refused(place: Place) -> None:
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ("access: shared", "access shared is not in this version"),
-        ("runtime: compose", "runtime compose is not in this version"),
+        ("runtime: ssh\nhosts: {a: {address: a}}", "runtime ssh is not in this version"),
         (
             "hosts: {a: {}, b: {}, c: {}}\nbroker: {hosts: [a, b, c]}",
             "a replicated broker is not in this version",
@@ -246,7 +299,7 @@ broker: {{store: 1GiB}}
 min_isolation: confined
 isolation: per-job
 """
-    assert settings_of(load(text, name="a")) == Settings(
+    assert settings_of(load(text, name="a"), "broker") == Settings(
         allow_http=("https://a/*",),
         allow_exec=("git",),
         jobs_ms=3_600_000,
@@ -255,6 +308,7 @@ isolation: per-job
         queues=("default",),
         min_isolation="confined",
         isolation="per-job",
+        engine="broker",
     )
 
 

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mvmci import topology
 from mvmci.errors import Usage
-from mvmci.plan import LOCAL_HOST, UNITS_MAX, Change, Plan, Unit, check, deal, diff
-from topologies.per_worker import plan
+from mvmci.plan import (
+    LOCAL_HOST,
+    ROLES,
+    UNITS_MAX,
+    Change,
+    Place,
+    Plan,
+    Unit,
+    between,
+    check,
+    deal,
+    diff,
+    hosts_of,
+    resolve,
+)
 
 SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+ACCESSES = ("per-worker", "peer", "pool", "shared")
 
 
 def planned(text: str) -> Plan:
-    found = plan(topology.load(text, name="a.yaml"))
-    check(found)
-    return found
+    found = topology.load(text, name="a.yaml", accesses=ACCESSES)
+    module: Any = importlib.import_module(f"topologies.{found.access.replace('-', '_')}")
+    plan: Plan = module.plan(found)
+    check(plan, hosts_of(found))
+    return plan
 
 
 def lines(found: Plan) -> list[str]:
     return [" ".join([unit.name, unit.role, unit.host, *unit.options]) for unit in found.units]
 
 
+def shipped(access: str) -> Plan:
+    return planned((SHIPPED / f"{access}.yaml").read_text())
+
+
 # ---- per-worker
 
 
 def test_the_file_that_ships_is_a_broker_a_control_plane_and_three_workers() -> None:
-    text = (SHIPPED / "per-worker.yaml").read_text()
-    assert lines(planned(text)) == [
+    found = shipped("per-worker")
+    assert found.engine == "embedded"
+    assert lines(found) == [
         "broker-1 broker local",
         "control-plane-1 control-plane local",
         "worker-1 worker local --slots=2 --queue=default",
@@ -100,6 +123,129 @@ def test_nothing_but_workers_depends_on_what_the_file_says_of_workers() -> None:
     assert many[: len(few)] == few
 
 
+# ---- The other three
+
+
+def test_peer_is_one_executor_that_listens_nowhere() -> None:
+    found = shipped("peer")
+    assert found.engine == "broker"
+    assert lines(found) == [
+        "broker-1 broker local",
+        "control-plane-1 control-plane local",
+        "executor-1 executor local --slots=4",
+        "worker-1 worker local --slots=2 --queue=default",
+        "worker-2 worker local --slots=2 --queue=default",
+        "worker-3 worker local --slots=2 --queue=default",
+    ]
+    assert "listen" not in str(found)
+
+
+def test_pool_is_several_executors_that_the_broker_balances() -> None:
+    found = shipped("pool")
+    assert found.engine == "broker"
+    assert lines(found) == [
+        "broker-1 broker local",
+        "control-plane-1 control-plane local",
+        "executor-1 executor local --slots=4",
+        "executor-2 executor local --slots=4",
+        "worker-1 worker local --slots=4 --queue=default",
+        "worker-2 worker local --slots=4 --queue=default",
+        "worker-3 worker local --slots=4 --queue=default",
+    ]
+    assert "listen" not in str(found)
+
+
+def test_shared_is_one_executor_that_workers_reach_by_its_name() -> None:
+    found = shipped("shared")
+    assert found.engine == "http://{address:executor-1}"
+    assert lines(found) == [
+        "broker-1 broker local",
+        "control-plane-1 control-plane local",
+        "executor-1 executor local --slots=4 --listen={listen}",
+        "worker-1 worker local --slots=2 --queue=default",
+        "worker-2 worker local --slots=2 --queue=default",
+    ]
+
+
+def test_a_pool_behind_a_balancer_of_ones_own_listens_and_workers_take_its_url() -> None:
+    found = planned(POOL.replace("count: 2", "count: 2, url: 'https://ci.example.com:8080/'"))
+    assert found.engine == "https://ci.example.com:8080"
+    assert lines(found)[2:4] == [
+        "executor-1 executor a --listen={listen}",
+        "executor-2 executor b --listen={listen}",
+    ]
+
+
+def test_a_pool_behind_haproxy_has_it_beside_the_control_plane_and_in_front_of_all() -> None:
+    found = planned(POOL.replace("count: 2", "count: 2, balancer: haproxy"))
+    assert found.engine == "http://{address:balancer-1}"
+    assert lines(found)[2:] == [
+        "executor-1 executor a --listen={listen}",
+        "executor-2 executor b --listen={listen}",
+        "balancer-1 balancer b --listen={listen}"
+        " --backend=executor-1={address:executor-1} --backend=executor-2={address:executor-2}",
+        "worker-1 worker a --queue=default",
+    ]
+
+
+POOL = """
+    cluster: demo
+    access: pool
+    hosts: {a: {}, b: {}}
+    control_plane: {hosts: [b]}
+    executors: {count: 2}
+    workers: {count: 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("access", "hosts"), [("shared", ["b"]), ("peer", ["a"]), ("pool", ["a"])], ids=ACCESSES[1:]
+)
+def test_where_the_file_does_not_say_only_a_shared_executor_is_beside_the_control_plane(
+    access: str, hosts: list[str]
+) -> None:
+    def executors(text: str) -> list[str]:
+        return [unit.host for unit in planned(text).units if unit.role == "executor"]
+
+    text = POOL.replace("pool", access).replace("count: 2", "count: 1")
+    assert executors(text) == hosts
+    assert executors(text.replace("executors: {", "executors: {hosts: [b], ")) == ["b"]
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+def test_engines_are_told_of_isolation_wherever_they_are_or_may_be_one_day(access: str) -> None:
+    executors = "executors: {}" if access != "per-worker" else ""
+    text = f"""
+        cluster: demo
+        access: {access}
+        {executors}
+        workers: {{}}
+        min_isolation: confined
+        isolation: per-job
+    """
+    for unit in planned(text).units:
+        told = [option for option in unit.options if "isolation" in option]
+        has_engine = unit.role in ("executor", "worker")
+        assert told == (["--min-isolation=confined", "--isolation=per-job"] if has_engine else [])
+
+
+@pytest.mark.parametrize("access", ACCESSES)
+def test_units_start_in_the_order_of_their_roles(access: str) -> None:
+    roles = [ROLES.index(unit.role) for unit in shipped(access).units]
+    assert roles == sorted(roles)
+
+
+def test_a_move_between_two_accesses_leaves_broker_control_plane_and_workers_alone() -> None:
+    plans = [
+        planned(f"cluster: d\naccess: {access}\nworkers: {{count: 2}}\n{more}")
+        for access, more in zip(ACCESSES, ("", "", "executors: {count: 2}", ""), strict=True)
+    ]
+    for was in plans:
+        for becomes in plans:
+            touched = {change.unit.role for change in diff(was.units, becomes.units)}
+            assert touched <= {"executor", "balancer"}
+
+
 # ---- check
 
 
@@ -107,33 +253,188 @@ def unit(name: str, role: str = "worker", host: str = LOCAL_HOST, *options: str)
     return Unit(name=name, role=role, host=host, options=options)  # type: ignore[arg-type]
 
 
-CONTROL = unit("c", "control-plane")
-
-
-@pytest.mark.parametrize(
-    ("units", "sentence"),
-    [
-        ((CONTROL, unit("w"), unit("w")), "the plan has two units named w"),
-        ((CONTROL,), "the plan has no worker"),
-        ((unit("w"),), "the plan has no control-plane"),
-        ((), "the plan has no control-plane"),
-        (
-            (CONTROL, *deal("w", "worker", UNITS_MAX, [LOCAL_HOST], ())),
-            f"the plan has {UNITS_MAX + 1} units, and may have {UNITS_MAX}",
+LISTENS = "--listen={listen}"
+CONTROL, WORKER = unit("c", "control-plane"), unit("w")
+EXECUTOR = unit("e", "executor", LOCAL_HOST, LISTENS)
+QUIET = unit("q", "executor")
+BEHIND = "--backend=e={address:e}"
+BAD: dict[str, tuple[Plan, str]] = {
+    "twice": (Plan(units=(CONTROL, WORKER, WORKER)), "the plan has two units named w"),
+    "no worker": (Plan(units=(CONTROL,)), "the plan has no worker"),
+    "no control plane": (Plan(units=(WORKER,)), "the plan has no control-plane"),
+    "nothing": (Plan(units=()), "the plan has no control-plane"),
+    "too many": (
+        Plan(units=(CONTROL, *deal("w", "worker", UNITS_MAX, [LOCAL_HOST], ()))),
+        f"the plan has {UNITS_MAX + 1} units, and may have {UNITS_MAX}",
+    ),
+    "missing host": (
+        Plan(units=(CONTROL, unit("w", "worker", "mars"))),
+        "w is to be on mars, which is no host of the file",
+    ),
+    "unknown address": (
+        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--to={address:x}"))),
+        "w would dial x, which is no unit of the plan",
+    ),
+    "silent address": (
+        Plan(units=(CONTROL, QUIET, WORKER), engine="http://{address:q}"),
+        "the workers would dial q, which does not listen",
+    ),
+    "unknown engine": (
+        Plan(units=(CONTROL, WORKER), engine="http://{address:x}"),
+        "the workers would dial x, which is no unit of the plan",
+    ),
+    "itself": (
+        Plan(units=(CONTROL, WORKER, unit("e", "executor", LOCAL_HOST, LISTENS, BEHIND))),
+        "the addresses of the plan go in a circle: e → e",
+    ),
+    "circle": (
+        Plan(
+            units=(
+                CONTROL,
+                WORKER,
+                unit("e", "executor", LOCAL_HOST, LISTENS, "--to={address:f}"),
+                unit("f", "executor", LOCAL_HOST, LISTENS, "--to={address:e}"),
+            )
         ),
-    ],
-    ids=["twice", "no worker", "no control plane", "nothing", "too many"],
-)
-def test_a_plan_that_can_be_no_cluster_is_refused(units: tuple[Unit, ...], sentence: str) -> None:
+        "the addresses of the plan go in a circle: e → f → e",
+    ),
+    "no executor": (
+        Plan(units=(CONTROL, WORKER), engine="broker"),
+        "workers would look for an engine at the broker, and the plan has no executor",
+    ),
+    "served by a worker": (
+        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, LISTENS)), engine="http://{address:w}"),
+        "nobody serves the engine http://{address:w}: w is a worker",
+    ),
+    "served by nobody": (
+        Plan(units=(CONTROL, QUIET, WORKER), engine="http://ci.example.com"),
+        "nobody serves the engine http://ci.example.com: no executor of the plan listens",
+    ),
+    "nothing behind": (
+        Plan(
+            units=(CONTROL, EXECUTOR, unit("b", "balancer", LOCAL_HOST, LISTENS), WORKER),
+            engine="http://{address:b}",
+        ),
+        "b has no executor behind it",
+    ),
+    "engine": (Plan(units=(CONTROL, WORKER), engine="ftp://x"), "the plan's engine is 'ftp://x'"),
+    "no engine": (Plan(units=(CONTROL, WORKER), engine=""), "the plan's engine is ''"),
+    "hole": (
+        Plan(units=(CONTROL, EXECUTOR, WORKER), engine="http://{listn}"),
+        "the plan's engine is 'http://{listn}'",
+    ),
+    "control character": (
+        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--label=a=b\0c"))),
+        "an option of w has a line break or a control character",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_plan_that_can_be_no_cluster_is_refused(name: str) -> None:
+    plan, sentence = BAD[name]
     with pytest.raises(Usage) as caught:
-        check(Plan(units=units))
+        check(plan, [LOCAL_HOST])
     assert caught.value.message == sentence
+    assert caught.value.hint or name in ("too many", "control character")
 
 
 @pytest.mark.parametrize("name", ["../up", "Worker", "", "a b", "-x", "x" * 64])
 def test_a_strangers_plan_names_no_unit_so_that_it_would_leave_its_folder(name: str) -> None:
     with pytest.raises(Usage, match="name"):
-        check(Plan(units=(CONTROL, unit(name))))
+        check(Plan(units=(CONTROL, unit(name))), [LOCAL_HOST])
+
+
+@pytest.mark.parametrize(
+    ("plan", "where"),
+    [
+        (Plan(units=(CONTROL, unit("w", "wrker"))), "$.units[1].role"),
+        (Plan(units=(CONTROL, Unit(name=3, role="worker", host=LOCAL_HOST))), "$.units[1].name"),  # type: ignore[arg-type]
+        (Plan(units=None), "$.units"),  # type: ignore[arg-type]
+        (Plan(units=(CONTROL, object())), ""),  # type: ignore[arg-type]
+        (Plan(units=(CONTROL, WORKER), engine=None), "$.engine"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Plan, where: str) -> None:
+    with pytest.raises(Usage, match="the plan is malformed: ") as caught:
+        check(plan, [LOCAL_HOST])
+    assert where in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(units=(CONTROL, WORKER)),
+        Plan(units=(CONTROL, QUIET, WORKER), engine="broker"),
+        Plan(units=(CONTROL, EXECUTOR, WORKER), engine="https://ci.example.com/pool"),
+        Plan(
+            units=(CONTROL, EXECUTOR, unit("b", "balancer", LOCAL_HOST, LISTENS, BEHIND), WORKER),
+            engine="http://{address:b}",
+        ),
+    ],
+)
+def test_a_strangers_plan_may_be_anything_that_can_work(plan: Plan) -> None:
+    check(plan, [LOCAL_HOST, "other"])
+
+
+# ---- resolve
+
+
+def test_places_are_filled_in_wherever_they_are_meant() -> None:
+    plan = planned(POOL.replace("count: 2", "count: 2, balancer: haproxy"))
+    ports: dict[str, int] = {}
+
+    def place_of(unit: Unit) -> Place:
+        port = ports[unit.name] = 7000 + len(ports)
+        return Place(listen=f"0.0.0.0:{port}", address=f"{unit.host}.lan:{port}")
+
+    found = resolve(plan, place_of)
+    assert list(ports) == ["executor-1", "executor-2", "balancer-1"]  # nobody else has one
+    assert found.engine == "http://b.lan:7002"
+    assert lines(found)[2:] == [
+        "executor-1 executor a --listen=0.0.0.0:7000",
+        "executor-2 executor b --listen=0.0.0.0:7001",
+        "balancer-1 balancer b --listen=0.0.0.0:7002"
+        " --backend=executor-1=a.lan:7000 --backend=executor-2=b.lan:7001",
+        "worker-1 worker a --queue=default",
+    ]
+    assert [unit.listen for unit in found.units[1:3]] == [None, "0.0.0.0:7000"]
+
+
+def test_a_plan_without_places_is_its_own_answer() -> None:
+    plan = planned("cluster: d\nworkers: {count: 2}\n")
+    assert resolve(plan, lambda unit: pytest.fail(f"{unit.name} does not listen")) == plan
+
+
+# ---- between
+
+W1 = unit("w-1")
+E1, E1_HTTP = unit("e-1", "executor"), unit("e-1", "executor", LOCAL_HOST, "--listen=h:1")
+E2, B1 = unit("e-2", "executor"), unit("b-1", "balancer", LOCAL_HOST, "--listen=h:2")
+
+
+@pytest.mark.parametrize(
+    ("before", "units", "engine", "meanwhile"),
+    [
+        ((), (E1, W1), "broker", (E1, W1)),
+        ((W1,), (E1, W1), "broker", (E1, W1)),
+        ((E1, W1), (W1,), "embedded", (W1, E1)),
+        ((E1, E2, B1, W1), (E1, W1), "broker", (E1, W1, E2, B1)),
+        ((E1_HTTP, W1), (E1, W1), "broker", (E1_HTTP, W1)),  # every executor takes work from the broker
+        ((E1, W1), (E1_HTTP, W1), "http://h:1", (E1_HTTP, W1)),  # and only some over HTTP
+        ((E1, E2, W1), (E1_HTTP, W1), "http://h:1", (E1_HTTP, W1, E2)),
+    ],
+    ids=["first", "from inside", "to inside", "fewer", "door shut", "door opened", "door opened, fewer"],
+)
+def test_while_workers_move_both_what_they_leave_and_what_they_go_to_is_there(
+    before: tuple[Unit, ...], units: tuple[Unit, ...], engine: str, meanwhile: tuple[Unit, ...]
+) -> None:
+    assert between(before, Plan(units=units, engine=engine)) == meanwhile
+
+
+def test_workers_are_changed_before_they_move() -> None:
+    slow, quick = unit("w-1"), unit("w-1", "worker", LOCAL_HOST, "--slots=8")
+    assert between((slow, unit("w-2")), Plan(units=(quick,))) == (quick,)
 
 
 # ---- diff

@@ -66,6 +66,15 @@ def test_a_broker_that_was_asked_for_the_members_is_ready() -> None:
     assert states([BROKER], [status(BROKER, state="down", pid=None)], []) == ["down"]
 
 
+def test_a_balancer_is_ready_when_its_runtime_has_heard_it() -> None:
+    balancer = Unit(name="balancer-1", role="balancer", host="local")
+    assert states([balancer], [status(balancer)], []) == ["starting"]
+    assert states([balancer], [status(balancer, since=NOW_MS - SILENT_MS - 1)], []) == ["down"]
+    heard = status(balancer, state="ready", since=NOW_MS - SILENT_MS - 1)
+    assert states([balancer], [heard], []) == ["ready"]
+    assert states([balancer], [heard], None) == ["ready"]
+
+
 def test_the_word_of_an_earlier_process_does_not_count() -> None:
     assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11)]) == ["starting"]
     assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11), member("w-1", pid=12)]) == ["ready"]

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from mvmci import document, topology
 
 SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+ACCESSES = ("per-worker", "peer", "pool", "shared")
 SMALLEST = "cluster: demo\nworkers: {count: 3}\n"
 HOSTS = "hosts: {a: {address: 10.0.0.5, user: ci}, b: {address: 10.0.0.6}, gone: {state: absent}}\n"
 
 
 def problems(text: str | bytes) -> list[str]:
     with pytest.raises(topology.BadTopology) as caught:
-        topology.load(text, name="pool.yaml")
+        topology.load(text, name="pool.yaml", accesses=ACCESSES)
     assert all(problem.where.startswith("pool.yaml:") for problem in caught.value.problems)
     return [
         f"{problem.where.removeprefix('pool.yaml:')} {problem.message}" for problem in caught.value.problems
@@ -27,7 +28,7 @@ def problems(text: str | bytes) -> list[str]:
 
 def hints(text: str) -> list[str | None]:
     with pytest.raises(topology.BadTopology) as caught:
-        topology.load(text, name="pool.yaml")
+        topology.load(text, name="pool.yaml", accesses=ACCESSES)
     return [problem.hint for problem in caught.value.problems]
 
 
@@ -60,11 +61,13 @@ def test_every_key_is_read() -> None:
         durability: relaxed
         min_isolation: confined
         isolation: per-job
+        plugin: ./mine.py
     """
     found = topology.load(text, name="pool.yaml")
     assert found == topology.Topology(
         cluster="demo",
         access="pool",
+        plugin="./mine.py",
         runtime="ssh",
         hosts={
             "a": topology.Host(address="10.0.0.5", user="ci"),
@@ -111,11 +114,26 @@ def test_a_broker_that_says_nothing_listens_on_the_loopback_at_any_port() -> Non
     assert (topology.Broker().address, topology.Broker().port) == (None, None)
 
 
-@pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
+@pytest.mark.parametrize("access", ACCESSES)
 def test_the_files_that_ship_are_good_and_local(access: str) -> None:
     file = SHIPPED / f"{access}.yaml"
     found = topology.load(file.read_bytes(), name=file.name)
     assert (found.access, found.runtime) == (access, "local")
+
+
+def test_an_access_is_any_that_is_installed_and_takes_what_executors_it_likes() -> None:
+    text = SMALLEST + "access: ring\nexecutors: {count: 3, url: 'http://x'}\n"
+    assert topology.load(text, name="a.yaml", accesses=("pool", "ring")).access == "ring"
+    assert topology.load(text, name="a.yaml").access == "ring"  # who only reads it need not have it
+
+
+@pytest.mark.parametrize(
+    ("more", "access"), [("", "plugin"), ("access: ring\n", "ring"), ("access: peer\n", "peer")]
+)
+def test_with_a_plugin_the_access_is_only_a_name(more: str, access: str) -> None:
+    text = SMALLEST + "plugin: mine.py\nexecutors: {count: 2}\n" + more
+    found = topology.load(text, name="a.yaml", accesses=ACCESSES)
+    assert (found.access, found.plugin) == (access, "mine.py")
 
 
 YAML = [
@@ -170,7 +188,7 @@ SHAPES = [
     (SMALLEST + "access: pol\n", ["3:9 `access` must be one of per-worker, peer, pool, shared, not `pol`"]),
     (
         SMALLEST + "access: [pool]\n",
-        ["3:9 `access` must be one of per-worker, peer, pool, shared, not a list"],
+        ["3:9 `access` must be the name of an access, for example pool, not a list"],
     ),
     (
         "cluster: d\nworkers:\n  count: 0\n",
@@ -246,6 +264,18 @@ CROSS = [
     ),
     (SMALLEST + "access: peer\nexecutors: {count: 2}\n", ["4:20 access `peer` has one executor"]),
     (SMALLEST + "access: shared\nexecutors: {url: 'http://x'}\n", ["4:18 access `shared` takes no URL"]),
+    (
+        SMALLEST + "access: shared\nexecutors: {balancer: haproxy}\n",
+        ["4:23 access `shared` takes no balancer"],
+    ),
+    (
+        SMALLEST + "access: pool\nexecutors: {balancer: haproxy, url: 'http://x'}\n",
+        ["4:23 `executors.balancer` and `executors.url` exclude each other"],
+    ),
+    (
+        SMALLEST + "access: pool\nexecutors: {balancer: nginx}\n",
+        ["4:23 `executors.balancer` must be one of haproxy, not `nginx`"],
+    ),
     (SMALLEST + "runtime: ssh\n", ["3:10 runtime `ssh` needs hosts"]),
     (SMALLEST + "runtime: ssh\nhosts: {a: {}, b: {state: absent}}\n", ["4:12 host `a` has no address"]),
     (SMALLEST + "hosts: {a: {state: absent}}\n", ["3:8 every host is absent"]),
@@ -321,7 +351,7 @@ def test_a_hint_says_what_to_write_instead(text: str, hint: str) -> None:
 
 def test_the_error_as_printed_holds_every_problem_and_hint_in_order() -> None:
     with pytest.raises(topology.BadTopology) as caught:
-        topology.load("cluster: d\nworkrs: {}\naccess: pol\n", name="a.yaml")
+        topology.load("cluster: d\nworkrs: {}\naccess: pol\n", name="a.yaml", accesses=ACCESSES)
     assert caught.value.message.splitlines() == [
         "a.yaml:2:1: unknown key `workrs`",
         "hint: Did you mean `workers`?",

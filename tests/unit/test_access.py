@@ -1,0 +1,182 @@
+"""Accesses: ours as anybody's, and those of a file; and what is said of one that is no good."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from mvmci import access, topology
+from mvmci.access import Access, accesses, find_access, plan_of
+from mvmci.errors import Usage
+from mvmci.proposal import propose
+
+GOOD = """
+    from mvmci.plan import BROKER, Plan, central, executors, workers
+
+    def plan(topology):
+        return Plan(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)
+"""
+
+
+class Plugin:
+    """A cluster file, and a plugin beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "topology.yaml"
+        self.path = folder / "mine.py"
+        self.file.write_text("cluster: demo\nworkers: {}\nplugin: ./mine.py\n")
+
+    def write(self, source: str) -> None:
+        self.path.write_text(textwrap.dedent(source).removeprefix("\n"))
+
+    def refused(self, source: str) -> str:
+        """What is said of it; before anything is changed."""
+        self.write(source)
+        root = self.file.parent / "state"
+        with pytest.raises(Usage) as caught:
+            propose(root, self.file)
+        assert not root.exists()
+        assert "\n" not in caught.value.message
+        return caught.value.message.removeprefix(str(self.path))
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Plugin:
+    return Plugin(tmp_path)
+
+
+def entry(value: str) -> importlib.metadata.EntryPoint:
+    return importlib.metadata.EntryPoint("theirs", value, access.GROUP)
+
+
+# ---- Installed ones
+
+
+def test_four_accesses_are_installed_and_each_says_what_it_is_for() -> None:
+    assert list(accesses()) == ["peer", "per-worker", "pool", "shared"]
+    first = {name: found.about.partition(" ")[0] for name, found in accesses().items()}
+    assert first == {"peer": "One", "per-worker": "Every", "pool": "Several", "shared": "One"}
+
+
+@pytest.mark.parametrize("name", ["peer", "per-worker", "pool", "shared"])
+def test_the_file_beside_an_access_is_good_and_of_that_access(name: str) -> None:
+    text = accesses()[name].example
+    assert text is not None
+    found = topology.load(text, name=f"{name}.yaml", accesses=accesses())
+    assert (found.access, found.runtime) == (name, "local")
+    assert plan_of(found, Path(f"{name}.yaml")).units
+
+
+def test_an_access_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(Usage) as caught:
+        find_access("ring")
+    assert (caught.value.message, caught.value.hint) == (
+        "access ring is not installed",
+        "there is peer, per-worker, pool, shared",
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("no_such_module:plan", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("mvmci.plan:no_such", "cannot be loaded: AttributeError: module 'mvmci.plan' has no attribute"),
+        ("mvmci.plan:LOCAL_HOST", "has no function `plan`"),
+    ],
+)
+def test_a_strangers_access_that_is_broken_says_so_and_hurts_nobody_else(value: str, sentence: str) -> None:
+    broken = Access("theirs", entry(value))
+    with pytest.raises(Usage) as caught:
+        broken.load()
+    assert caught.value.message.startswith(f"access theirs ({value}) {sentence}")
+    assert broken.about == caught.value.message
+
+
+def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    theirs = {"theirs": Access("theirs", entry("mvmci_topologies.peer:plan"))}
+    monkeypatch.setattr(access, "accesses", lambda: theirs)
+    found = topology.load("cluster: d\naccess: theirs\nworkers: {}\n", name="a", accesses=theirs)
+    assert plan_of(found, tmp_path / "a").engine == "broker"
+
+
+# ---- Plugins
+
+
+def test_a_plugin_makes_the_plan(plugin: Plugin) -> None:
+    plugin.write(GOOD)
+    found = propose(plugin.file.parent / "state", plugin.file)
+    assert (found.topology.access, found.plan.engine) == ("plugin", "broker")
+    assert [unit.name for unit in found.plan.units][2:] == ["executor-1", "worker-1"]
+
+
+def test_a_plugin_is_looked_for_beside_the_file(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    with pytest.raises(Usage, match=r"mine\.py, which `plugin` names, cannot be read: No such file"):
+        propose(plugin.file.parent / "state", plugin.file)
+
+
+def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
+    plugin.write(
+        """
+        from dataclasses import dataclass
+        import msgspec
+
+        @dataclass
+        class Mine:
+            count: "int" = 1
+
+        class Other(msgspec.Struct):
+            count: "int" = 1
+"""
+        + GOOD
+    )
+    assert propose(plugin.file.parent / "state", plugin.file).plan.units
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("x = 1", " has no function `plan`"),
+        ("plan = 1", " has no function `plan`"),
+        ("\ndef plan(topology:\n", ":1: the plugin cannot be loaded: SyntaxError: '(' was never closed"),
+        ("import nothing_of_that_name", ":1: the plugin cannot be loaded: ModuleNotFoundError: No module"),
+        ("x = 1\n1 / 0", ":2: the plugin cannot be loaded: ZeroDivisionError: division by zero"),
+        ("\0", ": the plugin cannot be loaded: SyntaxError: source code string cannot contain null"),
+        ("raise SystemExit", ":1: the plugin cannot be loaded: SystemExit"),
+        ("def plan(t):\n    t.no\n", ":2: the plan function raised AttributeError: 'Topology' object has"),
+        (
+            "import json\ndef plan(t):\n    return json.loads('')\n",
+            ":3: the plan function raised JSONDecodeError: Expecting value",
+        ),
+        ("def plan(t):\n    raise SystemExit(3)\n", ":2: the plan function raised SystemExit: 3"),
+        ("def plan(t):\n    raise ValueError('a\\nb')\n", ":2: the plan function raised ValueError: a b"),
+        ("def plan(t):\n    return plan(t)\n", ":2: the plan function raised RecursionError: "),
+        ("def plan():\n    pass\n", ": the plan function raised TypeError: plan() takes 0 positional"),
+        ("def plan(t):\n    pass\n", ": the plan function returned NoneType, not a Plan"),
+        (
+            "from mvmci.plan import Plan\ndef plan(t):\n    return Plan(units=())\n",
+            ": the plan has no control-plane",
+        ),
+        (GOOD.replace("BROKER)", "'http://{address:w}')"), ": the workers would dial w, which is no unit"),
+        (GOOD.replace("*executors(topology), ", ""), ": workers would look for an engine at the broker, and"),
+        (
+            GOOD.replace("executors(topology)", "executors(topology, hosts=['mars'])"),
+            ": executor-1 is to be on mars, which is no host of the file",
+        ),
+        (
+            GOOD.replace(
+                "(topology),", "(topology, '--listen={listen}', '--to={address:executor-1}'),", 2
+            ).replace(
+                "central(topology, '--listen={listen}', '--to={address:executor-1}')", "central(topology)"
+            ),
+            ": the addresses of the plan go in a circle: executor-1 → executor-1",
+        ),
+    ],
+)
+def test_a_plugin_that_is_no_good_is_refused_in_a_sentence_that_says_where(
+    plugin: Plugin, source: str, sentence: str
+) -> None:
+    assert plugin.refused(source).startswith(sentence)

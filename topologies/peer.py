@@ -1,0 +1,11 @@
+"""One engine for a handful of workers. Both only dial out: no port is open, and a NAT does not matter."""
+
+from __future__ import annotations
+
+from mvmci.plan import BROKER, Plan, central, executors, workers
+from mvmci.topology import Topology
+
+
+def plan(topology: Topology) -> Plan:
+    """One executor, which takes its work from the broker."""
+    return Plan(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)

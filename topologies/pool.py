@@ -1,0 +1,19 @@
+"""Several engines behind whatever balances them: for those that are dear, or grow apart from workers."""
+
+from __future__ import annotations
+
+from mvmci.plan import BROKER, LISTENS, Plan, balancer, central, executors, workers
+from mvmci.topology import Executors, Topology
+
+
+def plan(topology: Topology) -> Plan:
+    """N executors. The broker balances them, or a balancer that is started, or one behind the file's URL."""
+    asked = topology.executors or Executors()
+    options = (LISTENS,) if asked.url or asked.balancer else ()
+    pool = tuple(executors(topology, *options))
+    if asked.balancer:
+        front = balancer(topology, pool)
+        pool, engine = (*pool, front), f"http://{{address:{front.name}}}"
+    else:
+        engine = asked.url.rstrip("/") if asked.url else BROKER
+    return Plan(units=(*central(topology), *pool, *workers(topology)), engine=engine)

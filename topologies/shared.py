@@ -1,0 +1,15 @@
+"""One engine beside the control plane, which workers reach over HTTP by its name. For trying things out."""
+
+from __future__ import annotations
+
+from mvmci.plan import LISTENS, Plan, central, executors, planes, workers
+from mvmci.topology import Topology
+
+
+def plan(topology: Topology) -> Plan:
+    """One executor that listens, where the control plane is unless the file says otherwise."""
+    (executor,) = executors(topology, LISTENS, hosts=planes(topology)[:1])
+    return Plan(
+        units=(*central(topology), executor, *workers(topology)),
+        engine=f"http://{{address:{executor.name}}}",
+    )
