@@ -25,7 +25,9 @@ WEIGHTS = {"worker": 5, "sandbox": 3, "control-plane": 2, "broker": 2}
 
 def pids(folder: Path) -> dict[str, int]:
     """The units of the cluster in `folder` that have a process, by their names."""
-    return {unit.name: unit.pid for unit in open_runtime("local", folder.parent, folder.name).units() if unit.pid}
+    return {
+        unit.name: unit.pid for unit in open_runtime("local", folder.parent, folder.name).units() if unit.pid
+    }
 
 
 def children(pid: int) -> list[int]:

@@ -121,15 +121,15 @@ def test_a_plugin_is_looked_for_beside_the_file(plugin: Plugin, monkeypatch: pyt
 def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
     plugin.write(
         """
-        from dataclasses import dataclass
-        import msgspec
+    from dataclasses import dataclass
+    import msgspec
 
-        @dataclass
-        class Mine:
-            count: "int" = 1
+    @dataclass
+    class Mine:
+        count: "int" = 1
 
-        class Other(msgspec.Struct):
-            count: "int" = 1
+    class Other(msgspec.Struct):
+        count: "int" = 1
 """
         + GOOD
     )
