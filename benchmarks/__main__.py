@@ -3,6 +3,7 @@
     ./just bench                  everything, about a quarter of an hour
     ./just bench --quick          the same in under three minutes, for a look
     ./just bench --write          and put the tables and the picture into the README
+    ./just bench accesses         the four ways to an engine; with --write, into docs/deployment.md
     ./just bench growth [--long]  what becomes slower when there is more of something
 
 Everything lies in one folder, beneath --folder, and so on one disk. Ctrl-C ends all that was started.
@@ -23,13 +24,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cluster, compare, engine, growth, picture, report
+from benchmarks import accesses, cluster, compare, engine, growth, picture, report
 from benchmarks.peers import PEERS
 from benchmarks.processes import ROOT
 from benchmarks.program import Cluster
 
 Result = tuple[str, dict[str, Any]]  # as Markdown, and the raw figures
 PICTURE = Path("benchmarks") / "bench.svg"
+GUIDE = Path("docs") / "deployment.md"
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="./just bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=["all", "growth"], default="all")
+    parser.add_argument("part", nargs="?", choices=["all", "accesses", "growth"], default="all")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--long", action="store_true", help="growth: also 200,000 jobs in one go")
     parser.add_argument("--write", action="store_true", help="into the README, and the picture beside it")
@@ -101,6 +103,17 @@ def everything(folder: Path, scale: Scale, facts: dict[str, Any], command: str, 
     return text, {"lines": lines, "peers": outcomes}
 
 
+def side_by_side(
+    folder: Path, scale: compare.Scale, facts: dict[str, Any], command: str, *, write: bool
+) -> Result:
+    """The four ways to an engine."""
+    outcomes = accesses.compare(folder, scale)
+    text = accesses.markdown(outcomes, facts, command)
+    if write:
+        report.put_into(ROOT / GUIDE, text, accesses.BEGIN, accesses.END)
+    return text, {"accesses": outcomes}
+
+
 def grow(folder: Path, scale: growth.Scale, facts: dict[str, Any], command: str, *, long: bool) -> Result:
     """What becomes slower when there is more of something."""
     sections = asyncio.run(growth.measure(folder, scale, long=long))
@@ -119,6 +132,9 @@ def main() -> None:
         if asked.part == "growth":
             scale = growth.QUICK if asked.quick else growth.FULL
             text, raw = grow(folder, scale, facts, command, long=asked.long)
+        elif asked.part == "accesses":
+            rounds = (QUICK if asked.quick else FULL).compare
+            text, raw = side_by_side(folder, rounds, facts, command, write=asked.write)
         else:
             text, raw = everything(folder, QUICK if asked.quick else FULL, facts, command, write=asked.write)
     print(text)

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def compare(folder: Path, names: list[str], scale: Scale) -> dict[str, Outcome]:
     return outcomes
 
 
-def measure(peer: Driver, scale: Scale, outcome: Outcome) -> None:
+def measure(peer: Callable[..., Any], scale: Scale, outcome: Outcome) -> None:
     """One round of one peer: runs in bulk for about so many seconds, after some to warm up."""
     groups = peer("processes")
     for kind, rates in (("noop", outcome.noop), ("step", outcome.step)):

@@ -37,6 +37,13 @@ NAME = "bench"
 QUEUE = "default"
 WORKERS, SLOTS = 2, 2  # as many workers as cores
 READY = "240s"
+GROUPS = {
+    "broker": "broker",
+    "control-plane": "control plane",
+    "executor": "executors",
+    "balancer": "balancer",
+    "worker": "workers",
+}  # of processes, by the role of their unit
 BATCH_S_MAX = 900.0
 END_S_MAX = 3600.0
 
@@ -57,12 +64,20 @@ def step(folder: Path) -> Path:
 class Cluster:
     """The cluster `bench`, whose state lies in `folder`."""
 
-    def __init__(self, folder: Path, *, workers: int = WORKERS, slots: int = SLOTS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workers: int = WORKERS,
+        slots: int = SLOTS,
+        access: str = "access: per-worker\n",
+    ) -> None:
         folder.mkdir(mode=0o711, exist_ok=True)  # slots run as another user
         self.folder = folder
         self.state = folder / "state"
         self.slots = slots
         self.workers = workers
+        self.access = access  # lines of the topology
         self.zipapp = folder / "mvmci.pyz"  # a copy: what is measured stays the same to the end
         if not self.zipapp.exists():
             shutil.copy2(DIST / "mvmci.pyz", self.zipapp)
@@ -87,7 +102,8 @@ class Cluster:
     def up(self) -> float:
         """Bring it up, or to another number of workers; the seconds until it is ready."""
         file = self.folder / "topology.yaml"
-        file.write_text(f"cluster: {NAME}\nworkers: {{count: {self.workers}, slots: {self.slots}}}\n")
+        workers = f"workers: {{count: {self.workers}, slots: {self.slots}}}\n"
+        file.write_text(f"cluster: {NAME}\n{self.access}{workers}")
         return self.timed("up", file, "--detach", "--yes", "--within", READY)
 
     def down(self, *, purge: bool = False) -> None:
@@ -100,14 +116,13 @@ class Cluster:
         return {unit["name"]: unit for unit in json.loads(self("ps", "--json"))["units"]}
 
     def processes(self) -> dict[str, list[int]]:
-        """Its processes by what they are; a worker's own children are the slots and who forks them."""
-        groups: dict[str, list[int]] = {"broker": [], "control plane": [], "workers": [], "slots": []}
+        """Its processes by what they are; an engine's own children are the slots and who forks them."""
+        groups: dict[str, list[int]] = {group: [] for group in GROUPS.values()}
         for unit in self.units().values():
-            role = "workers" if unit["role"] == "worker" else unit["role"].replace("-", " ")
-            groups[role].append(unit["pid"])
-            if role == "workers":
-                groups["slots"] += children(unit["pid"])
-        return groups
+            groups[GROUPS[unit["role"]]].append(unit["pid"])
+            if unit["role"] in ("worker", "executor"):
+                groups.setdefault("slots", []).extend(children(unit["pid"]))
+        return {group: pids for group, pids in groups.items() if pids}
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Client]:

@@ -86,11 +86,15 @@ def _row(name: str, outcome: Outcome) -> Sequence[str]:
     )
 
 
-def _others(outcomes: Mapping[str, Outcome]) -> str:
-    """How much of the machine was not ours."""
+def origin(outcomes: Mapping[str, Outcome], facts: Mapping[str, Any], command: str) -> str:
+    """How the figures came to be: what else went on, the command, the machine and the versions."""
     shares = [share for outcome in outcomes.values() for share in outcome.others]
+    others = f"{statistics.median(shares):.0f} % of the machine, at most {max(shares):.0f} %"
+    versions = ", ".join(f"{name} {facts[name.lower()]}" for name in ("Python", "wasmtime", "nats-server"))
     return (
-        f"other processes took {statistics.median(shares):.0f} % of the machine, at most {max(shares):.0f} %."
+        f"Medians (least–greatest) of interleaved rounds; other processes took {others}. `{command}` on "
+        f"{facts['cores']} cores ({facts['processor']}), {facts['memory']}, {facts['filesystem']}, "
+        f"Linux {facts['kernel']}; {versions}"
     )
 
 
@@ -114,15 +118,12 @@ def markdown(
         f"![Runs a second, and how long one takes alone]({image})",
         peers_table(outcomes),
         NOTES.strip(),
-        f"Medians (least–greatest) of interleaved rounds; {_others(outcomes)} "
-        f"`{command}` on {facts['cores']} cores ({facts['processor']}), {facts['memory']}, "
-        f"{facts['filesystem']}, Linux {facts['kernel']}; Python {facts['python']}, "
-        f"wasmtime {facts['wasmtime']}, nats-server {facts['nats-server']}, {', '.join(pins)}.",
+        f"{origin(outcomes, facts, command)}, {', '.join(pins)}.",
     ]
     return "\n\n".join(parts)
 
 
-def put_into(readme: Path, text: str) -> None:
+def put_into(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers."""
-    before, _, rest = readme.read_text().partition(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}")
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")

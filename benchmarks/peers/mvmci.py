@@ -7,6 +7,7 @@ intent is on disk before it begins, which no other peer does, and its result bef
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from benchmarks import program
 
 
 class Peer:
+    def __init__(self, cluster: Callable[[Path], program.Cluster] = program.Cluster) -> None:
+        self._make = cluster
+
     async def start(self, folder: Path) -> None:
-        self.cluster = program.Cluster(folder)
+        self.cluster = self._make(folder)
         self.step_module = program.step(folder)
         self._stack = AsyncExitStack()
         self._stack.callback(self.cluster.down)
