@@ -28,8 +28,9 @@ from mvmci.job import ID_PATTERN
 from mvmci.journal import Entry
 from mvmci.store import Store
 
-LOOK_EVERY_S = 1.0  # at an executor that says nothing
-LOOKS_MAX = 3  # in a row at which it does not know of the job any more
+LOOK_EVERY_S = 0.25  # at an executor that says nothing
+LOOKS_MAX = 12  # in a row at which it does not know of the job any more
+GONE_PAUSE_S = 0.1  # that one executor is gone is seen by all at nearly the same time
 AGAIN_S = 1.0  # after so long a job is offered again, whether or not there was a word of a free slot
 AWAY_S = (
     4.0  # for so long a job waits for an engine that cannot be reached from here; then for another worker
@@ -140,6 +141,7 @@ class Remote:
             if step is not None:
                 return step
             order = msgspec.structs.replace(order, fresh=False)
+            await asyncio.sleep(GONE_PAUSE_S)
 
     async def _offer(self, order: Order) -> Step | None:
         """Wait until an executor takes the job, and follow it. None: it must be sent again."""

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -106,6 +107,9 @@ class Server:
     def paths(self) -> list[str]:
         return [path for path, _ in self.requests]
 
+    def count(self, path: str) -> int:
+        return self.paths().count(path)
+
     @property
     def allow(self) -> tuple[str, str]:
         return "--allow-http", f"{self.url}/*"
@@ -113,6 +117,14 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
+    with serving() as found:
+        yield found
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server outside, on the loopback."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
