@@ -41,7 +41,7 @@ class Runtime(Protocol):
     def place(self, unit: Unit) -> Place:
         """Where `unit`, which listens, is or will be. The same again, once it was started there.
 
-        Raises Usage when it is to be started, and somebody else listens there.
+        Raises Usage when it could not be started there: somebody else listens, or its program is missing.
         """
 
     def planned(self) -> tuple[Unit, ...]:

@@ -46,6 +46,7 @@ VERBS = {
     "version": "check",
     "control-plane": "units",
     "broker": "units",
+    "balancer": "units",
     "supervise": "cluster",
 }
 EXIT_INTERRUPTED = 130

@@ -1,7 +1,7 @@
-"""The verbs that are units of a cluster: worker, control-plane, broker. Each runs until it is stopped.
+"""The verbs that are units of a cluster: worker, executor, and those that `up` starts beside them.
 
-SIGTERM or Ctrl-C drains a worker, within --grace. The second one cuts that short: jobs are handed back as
-they are. The third does not even wait for that.
+Each runs until it is stopped. SIGTERM or Ctrl-C drains a worker, within --grace. The second one cuts that
+short: jobs are handed back as they are. The third does not even wait for that.
 """
 
 from __future__ import annotations
@@ -408,6 +408,28 @@ def broker_verb(state: Path, cluster: str | None) -> int:
     from mvmci.broker import exec_broker
 
     exec_broker(state / find_cluster(state, cluster))
+
+
+@click.command(
+    "balancer",
+    epilog=examples(
+        "mvmci balancer --cluster demo --listen 127.0.0.1:8000 --backend a=127.0.0.1:8001    `up` starts it"
+    ),
+)
+@name_option
+@option("--listen", metavar="HOST:PORT", required=True, help="Where workers dial.")
+@option("--backend", "backends", metavar="NAME=HOST:PORT", multiple=True, required=True, help="An executor.")
+@cluster_option
+@state_option
+def balancer_verb(
+    state: Path, cluster: str | None, name: str | None, listen: str, backends: tuple[str, ...]
+) -> int:
+    """Become a balancer in front of executors: haproxy, which this machine must have."""
+    from mvmci.balancer import exec_balancer
+    from mvmci.job import check_id
+
+    name = check_id(name or "balancer", "unit's name")
+    exec_balancer(state / find_cluster(state, cluster) / "units" / name, listen, backends)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from mvmci.balancer import find_haproxy
 from mvmci.broker import LOOPBACK, check_port
 from mvmci.errors import MvmciError, Usage
 from mvmci.files import write_private
@@ -44,6 +45,8 @@ class Local:
         self._chosen: dict[str, int] = {}  # ports of units that were never started
 
     def place(self, unit: Unit) -> Place:
+        if unit.role == "balancer":
+            find_haproxy()
         kept = self._ports()
         port = kept.get(unit.name) or self._chosen.get(unit.name)
         if port is None:

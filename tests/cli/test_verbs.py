@@ -28,6 +28,7 @@ VERBS = [
     "ticket",
     "login",
     "worker",
+    "executor",
     "drain",
     "revoke",
     "run",
@@ -47,6 +48,7 @@ VERBS = [
     "version",
     "control-plane",
     "broker",
+    "balancer",
 ]
 CHECKS = ["python", "state directory", "isolation", "broker"]
 

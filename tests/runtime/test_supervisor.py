@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from mvmci.errors import LockHeld, MvmciError
-from mvmci.plan import LOCAL_HOST, Role, Unit
+from mvmci.errors import LockHeld, MvmciError, Usage
+from mvmci.plan import LISTENS, LOCAL_HOST, Plan, Role, Unit, resolve
 from mvmci.runtime import UnitStatus
-from mvmci.runtimes import supervisor
+from mvmci.runtimes import local, supervisor
 from mvmci.runtimes.local import Local
 from mvmci.runtimes.processes import Known, open_alive, this_process
 
@@ -453,3 +454,75 @@ async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
     await until(lambda: log.read_text().endswith("hello\n"))
     assert log.stat().st_size < 200  # what is open goes on at the new end
+
+
+# ---- Places
+
+E1, E2 = unit("e-1", LISTENS, role="executor"), unit("e-2", LISTENS, role="executor")
+
+
+def again(place: Place) -> Local:
+    """The same runtime, as the next call of the program sees it."""
+    return Local(place.root, "c", place.local._program)
+
+
+def resolved(local: Local, *units: Unit) -> tuple[Unit, ...]:
+    return resolve(Plan(units=units), local.place).units
+
+
+async def test_a_unit_has_a_place_of_its_own_on_the_loopback_before_it_ever_ran(place: Place) -> None:
+    places = [place.local.place(E1), place.local.place(E2)]
+    assert {one.listen == one.address for one in places} == {True}
+    hosts, ports = zip(*(one.listen.split(":") for one in places), strict=True)
+    assert (set(hosts), len(set(ports))) == ({"127.0.0.1"}, 2)
+    assert [again(place).place(E1), again(place).place(E2)] == places  # `plan` says what `up` does
+    assert list(place.folder.iterdir()) == []
+
+
+async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
+    first = place.local.place(E1)
+    host, _, port = first.listen.partition(":")
+    with socket.create_server((host, int(port))):
+        assert again(place).place(E1) != first
+
+
+async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "PORTS", range(23_000, 23_020))
+    chosen = [place.local.place(unit(f"e-{number}", LISTENS)).listen for number in range(10)]
+    assert len(set(chosen)) == 10
+
+
+async def test_a_unit_keeps_its_place_once_it_was_started_there(place: Place) -> None:
+    found = place.local.place(E1)
+    units = resolved(place.local, E1, W1)
+    await place.runs(*units)
+    assert resolved(again(place), E1, W1) == units  # it is this unit that listens there
+    await place.local.stop()
+    assert again(place).place(E1) == found
+    await place.runs(W1)
+    assert again(place).place(E1) == found
+
+
+async def test_a_place_that_somebody_else_took_is_refused_in_a_sentence(place: Place) -> None:
+    await place.runs(*resolved(place.local, E1))
+    found = place.local.place(E1)
+    await place.local.stop()
+    host, _, port = found.listen.partition(":")
+    with socket.create_server((host, int(port))):
+        with pytest.raises(Usage) as caught:
+            again(place).place(E1)
+        assert caught.value.message == f"e-1 cannot listen where it did: port {port} of {host} is in use"
+        assert str(caught.value.hint).startswith(f"stop what listens there, or remove {place.folder}/ports")
+        (place.folder / "ports.json").unlink()
+        assert again(place).place(E1) != found
+
+
+async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
+    listens = resolved(place.local, unit("b-1", LISTENS, role="executor"))[0].options
+    balancer = unit("b-1", *listens, role="balancer")
+    await place.runs(balancer, W1)
+    assert [one.state for one in place.local.units()] == ["ready", "starting"]
+    deaf = unit("b-2", "--listen=127.0.0.1:1", "--exit=0", "--live=60", role="balancer")
+    await place.local.apply((deaf,))
+    await until(lambda: place.local.units() and place.local.units()[0].pid)
+    assert place.local.units()[0].state == "starting"

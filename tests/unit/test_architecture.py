@@ -20,7 +20,7 @@ LAYERS = {
         "plan", "replay", "summary", "ticket", "topology", "tree",
     },
     "ports": {"engine", "holder", "order", "output", "standing", "store", "submission"},
-    "adapters": {"broker", "files", "sandbox", "stores", "trust"},
+    "adapters": {"balancer", "broker", "files", "sandbox", "stores", "trust"},
     "engines": {"engines"},
     "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},
     "runtimes": {"runtime", "runtimes"},
