@@ -55,7 +55,7 @@ def exec_balancer(folder: Path, listen: str, backends: tuple[str, ...]) -> NoRet
     haproxy = find_haproxy()
     config = folder / "haproxy.cfg"
     write_private(config, configuration(listen, _parsed(backends)).encode())
-    os.execv(haproxy, [haproxy, "-db", "-f", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+    os.execv(haproxy, [haproxy, "-db", "-q", "-f", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
 
 
 def _parsed(backends: tuple[str, ...]) -> dict[str, str]:

@@ -5,7 +5,7 @@ Only looks, and refuses whatever can be seen to be wrong before anything is chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from mvmci import broker, topology
 from mvmci.access import accesses, plan_of
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.home import Facts, Home
-from mvmci.plan import SERVING, Change, Plan, diff, resolve
+from mvmci.plan import Change, Plan, between, diff, resolve
 from mvmci.quantity import format_duration, format_size
 from mvmci.runtime import Runtime
 from mvmci.store import Settings
@@ -71,15 +71,16 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     _check_port(facts, found, running)
     plan = resolve(plan, running.place)
     anew = _anew(home, facts, found, lent) if running.planned() else ""
+    moves = bool(running.planned()) and home.applied_plan().engine != plan.engine
     return Proposal(
         home=home,
         text=text,
         topology=found,
         plan=plan,
-        changes=tuple(_changes(facts, found, plan, running, anew)),
+        changes=tuple(_said_when(_changes(facts, found, plan, running, anew), running, plan, moves)),
         settings=tuple(_settings_changes(home, found, plan)),
         anew=bool(anew),
-        moves=bool(running.planned()) and home.applied_plan().engine != plan.engine,
+        moves=moves,
         lent=lent,
         file=file,
         runtime=runtime,
@@ -197,9 +198,18 @@ def _changes(
             yield Change(kind="restart", unit=unit, why=why)
         elif unit.name in refused:
             yield Change(kind="start", unit=unit, why=f"is down: {refused[unit.name]}")
-    for change in by_name.values():
-        last = change.unit.role in SERVING
-        yield msgspec.structs.replace(change, why="once no worker uses it") if last else change
+    yield from by_name.values()
+
+
+def _said_when(changes: Iterable[Change], running: Runtime, plan: Plan, moves: bool) -> Iterator[Change]:
+    """`changes`, where workers move with what is said of units that are kept until these have left them."""
+    kept = {unit.name for unit in between(running.planned(), plan) if moves and unit not in plan.units}
+    for change in changes:
+        if change.unit.name in kept:
+            why = ", ".join(filter(None, (change.why, "once no worker uses it")))
+            yield msgspec.structs.replace(change, why=why)
+        else:
+            yield change
 
 
 def _broker_changes(facts: Facts | None, found: Topology) -> str:

@@ -46,6 +46,7 @@ CACHE_BYTES = 2 << 30
 API_PORT = 27288
 TOKEN_CHARS_MIN = 16
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
+SWITCH_S = 30.0  # for jobs to finish in before another engine is used; a grace may be longer
 OBEY_EVERY_S = 10.0  # a word that something changed may be lost
 
 log = logging.getLogger("mvmci")
@@ -131,7 +132,7 @@ async def _work(
         if settings.engine != about.engine:
             log.info("going over from engine %s to %s", about.engine, settings.engine)
             await cluster.store.presence.tell(msgspec.structs.replace(about, state="draining"))
-            await worker.switch(await open_engine(settings), within_s=options["grace"] / 1000)
+            await worker.switch(await open_engine(settings), within_s=min(SWITCH_S, options["grace"] / 1000))
             isolation = await worker.engine.prepare()
             about = msgspec.structs.replace(about, engine=settings.engine, isolation=isolation)
         worker.engine.permit(_allow(settings))

@@ -189,6 +189,20 @@ def test_what_workers_leave_is_stopped_when_they_have(place: Place) -> None:
     ]
 
 
+def test_an_executor_keeps_its_door_open_until_the_last_worker_has_left(place: Place) -> None:
+    place.applied(f"{SMALLEST}access: shared\n")
+    (executor,) = (unit for unit in place.propose().home.applied_plan().units if unit.role == "executor")
+    assert place.lines(f"{SMALLEST}access: peer\n") == [
+        f"engine becomes broker: {MOVE}",
+        f"restart executor-1 without --listen={executor.listen}, once no worker uses it",
+    ]
+
+
+def test_a_pool_that_shrinks_moves_nobody(place: Place) -> None:
+    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert place.lines(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n") == ["stop executor-2"]
+
+
 def test_a_pool_that_grows_behind_the_broker_moves_nobody(place: Place) -> None:
     place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n")
     found = place.propose(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
