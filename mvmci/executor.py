@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -43,6 +44,7 @@ class Executor:
         self.draining = False
         self.taken = Taken(unit=presence.unit, incarnation=presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
+        self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
         self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
 
     @property
@@ -56,12 +58,15 @@ class Executor:
         if running is not None:
             return running
         if not self.open:
+            self.counts["refused"] += 1
             raise Full("there is no free slot" if self.free <= 0 else "this executor drains")
         self.free -= 1
+        self.counts["taken"] += 1
         self._changed()
         running = asyncio.create_task(self._run(order), name=f"order {order.job}")
         self._running[order.job] = running
         running.add_done_callback(lambda _: self._running.pop(order.job))
+        running.add_done_callback(self._count)
         return running
 
     async def drain(self) -> None:
@@ -100,6 +105,10 @@ class Executor:
         finally:
             freed()
         return Stepped(kind=step.kind, until=step.until)
+
+    def _count(self, run: asyncio.Task[Stepped | Failed]) -> None:
+        out = None if run.cancelled() or run.exception() else run.result()
+        self.counts[out.kind if isinstance(out, Stepped) else "failed"] += 1
 
     def _changed(self) -> None:
         for call in self.on_change:

@@ -32,6 +32,7 @@ SHARES = {
     "foreign": "foreign",
     "roles": "host",
     "faults": "host",
+    "api": "host",
     "contracts": "host",
     "effects": "users",
     "sandbox": "users",

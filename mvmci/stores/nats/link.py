@@ -185,6 +185,11 @@ class Link:
         self.login = login
         await self._client.force_reconnect()
 
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection now."""
+        return self._up.is_set()
+
     def inbox(self) -> str:
         """A subject that nobody else uses."""
         return self._client.new_inbox()

@@ -1,0 +1,45 @@
+"""The HTTP face of an executor: jobs for whoever has `curl`, and the door for workers.
+
+`app` is the application and how it is served, `jobs` the routes about jobs, `engine` the door, `bodies`
+what comes in, `answers` what goes out, `metrics` what is counted, `openapi` what describes all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mvmci.executor import Executor
+    from mvmci.stores.nats import Cluster
+
+log = logging.getLogger(__name__)
+
+
+async def serve_http(
+    executor: Executor, cluster: Cluster, host: str, port: int, *, token: str = "", folder: Path | None = None
+) -> None:
+    """Answer HTTP at `host` until cancelled. With a `token`, whoever asks must have it.
+
+    `folder` holds modules on their way in; one of the system's temporary ones, if absent. Raises Usage.
+    """
+    from mvmci.api.app import Api, serve
+
+    def away() -> str:
+        return "" if cluster.link.is_up else "the broker is away"
+
+    with tempfile.TemporaryDirectory(prefix="mvmci-") as temporary:
+        api = Api(
+            store=cluster.store,
+            executor=executor,
+            folder=folder or Path(temporary),
+            now_ms=cluster.clock.now_ms,
+            token=token,
+            away=away,
+        )
+        async with serve(api, host, port) as bound:
+            log.info("HTTP is answered at %s:%d", host, bound)
+            await asyncio.Event().wait()

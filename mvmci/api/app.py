@@ -1,0 +1,269 @@
+"""The application: its routes, who may use them, and how it is served.
+
+With a token, everything but `/health` and `/version` wants `Authorization: Bearer …`. Without one it is
+for this machine alone, and a page in a browser here must not be able to use it: requests that come from a
+page, or under a name that is not this machine's, are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import resource
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.typedefs import Handler, Middleware
+
+from mvmci import __version__
+from mvmci.api import answers, engine, openapi
+from mvmci.api.answers import Refused
+from mvmci.api.jobs import Jobs
+from mvmci.api.metrics import CONTENT_TYPE, Metrics
+from mvmci.errors import MvmciError, StoreUnavailable, Usage
+from mvmci.executor import Executor
+from mvmci.files import sweep
+from mvmci.store import Store
+
+OPEN = frozenset({"/health", "/version"})  # for balancers, and for whoever looks who is there
+KEEP_ALIVE_S = 75.0  # for the next request of a connection, and for the headers of its first
+STOP_S = 0.5  # for what is being answered when we stop
+LINGER_S = 10.0  # so long the rest of a body is taken that was refused, so that its sender reads why
+BACKLOG = 1024
+NO_HTTP = (HttpProcessingError, web.RequestPayloadError)
+BEGUN = web.RequestKey("begun", bool)  # its answer is on its way
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Api:
+    """What the application stands on.
+
+    `folder` holds modules on their way in. `away` says why the store cannot be reached now; empty: it can.
+    """
+
+    store: Store
+    executor: Executor
+    folder: Path
+    now_ms: Callable[[], int]
+    token: str = ""  # empty: none is asked for
+    away: Callable[[], str] = lambda: ""
+
+
+def make_app(api: Api) -> web.Application:
+    """The application."""
+    metrics = Metrics(api.executor)
+    app = web.Application(middlewares=[_measured(metrics), _answered, _guarded(api.token)])
+    jobs = Jobs(api.store, api.folder, api.now_ms)
+    app.add_routes(
+        [
+            web.get("/version", _version),
+            web.get("/health", partial(_health, api)),
+            web.get("/metrics", partial(_metrics, metrics)),
+            web.get("/openapi.json", _describe),
+            web.post("/api/module/deploy", jobs.deploy),
+            web.post("/api/workflow/start", jobs.start),
+            web.post("/api/workflow/send-msg/{id}", jobs.send_message),
+            web.get("/api/workflow/{id}", jobs.status),
+            web.get("/api/workflow/{id}/wait", jobs.wait),
+            web.get("/api/workflow/{id}/logs", jobs.logs),
+            web.post("/api/workflow/{id}/cancel", jobs.cancel),
+            web.post("/api/engine/run", partial(engine.run, api.executor)),
+        ]
+    )
+    app.on_response_prepare.append(_begin)
+    return app
+
+
+async def _version(request: web.Request) -> web.Response:
+    return answers.json({"mvmci": __version__})
+
+
+async def _health(api: Api, request: web.Request) -> web.Response:
+    """Healthy is also who has no free slot: that is said to each order."""
+    executor = api.executor
+    if executor.draining:
+        raise Refused(503, "this executor drains", hint="it finishes what it has, and takes nothing more")
+    if reason := api.away():
+        raise StoreUnavailable(reason, hint="it comes back by itself")
+    return answers.json({"status": "ready", "slots": executor.slots, "free": executor.free})
+
+
+async def _metrics(metrics: Metrics, request: web.Request) -> web.Response:
+    return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def _describe(request: web.Request) -> web.Response:
+    return answers.json(openapi.describe())
+
+
+# ---- Around every route
+
+
+def _measured(metrics: Metrics) -> Middleware:
+    @web.middleware
+    async def measured(request: web.Request, handler: Handler) -> web.StreamResponse:
+        began, status = time.monotonic(), 499  # the client went away
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        finally:
+            found = request.match_info.route.resource
+            route = found.canonical if found is not None else ""
+            metrics.count(request.method, route, status, time.monotonic() - began)
+
+    return measured
+
+
+@web.middleware
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong is answered with a sentence; an answer that has begun is broken off."""
+    try:
+        return await handler(request)
+    except MvmciError as failure:
+        wrong, told = answers.error(failure), failure.message
+    except web.HTTPException as found:
+        message, hint = answers.SENTENCES.get(found.status, (found.reason, None))
+        allow = {name: found.headers[name] for name in ("Allow",) if name in found.headers}
+        wrong, told = answers.sentence(found.status, message, hint, allow), message
+    except (ConnectionError, TimeoutError):
+        told = "nobody reads the answer"
+        wrong = answers.sentence(408, told, None)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        told = "something is wrong with this executor"
+        wrong = answers.sentence(500, told, "its log says what")
+    if BEGUN in request:
+        log.info("the answer to %s %s was broken off: %s", request.method, request.path, told)
+        if request.transport is not None:
+            request.transport.abort()
+    return wrong
+
+
+async def _begin(request: web.Request, response: web.StreamResponse) -> None:
+    request[BEGUN] = True
+
+
+def _guarded(token: str) -> Middleware:
+    wanted = _hashed(token.encode())
+
+    @web.middleware
+    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in OPEN:
+            if not token:
+                _check_that_it_is_from_here(request)
+            elif not hmac.compare_digest(wanted, _hashed(_bearer(request))):
+                raise Refused(
+                    401,
+                    "the token is missing, or it is another one",
+                    hint="send the header `Authorization: Bearer TOKEN`",
+                    WWW_Authenticate="Bearer",
+                )
+        return await handler(request)
+
+    return guarded
+
+
+def _hashed(token: bytes) -> bytes:
+    """Of one length, so that comparing tells nothing of the token's."""
+    return hashlib.sha256(token).digest()
+
+
+def _bearer(request: web.Request) -> bytes:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return given.strip().encode(errors="replace") if scheme.lower() == "bearer" else b""
+
+
+def _check_that_it_is_from_here(request: web.Request) -> None:
+    """Raises Refused for what a page in a browser on this machine may have sent."""
+    if "Origin" in request.headers or not _is_loopback(request.headers.get("Host", "")):
+        raise Refused(
+            403,
+            "without a token, only programs on this machine may ask, and by its loopback address",
+            hint="give the executor a --token-file, and send its token",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
+    try:
+        return name.lower() == "localhost" or ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+# ---- Serving
+
+
+@asynccontextmanager
+async def serve(api: Api, host: str, port: int) -> AsyncIterator[int]:
+    """Serve the application at `host`, and say at which port: 0 is any that is free. Raises Usage."""
+    sweep(api.folder)
+    # Who goes away has nobody that an answer is made for; runs are shielded from that.
+    runner = web.AppRunner(
+        make_app(api),
+        access_log=None,
+        logger=_http_log(),
+        auto_decompress=False,
+        handler_cancellation=True,
+        keepalive_timeout=KEEP_ALIVE_S,
+        shutdown_timeout=STOP_S,
+        lingering_time=LINGER_S,
+    )
+    await runner.setup()
+    assert runner.server is not None
+    manager = runner.server
+    # Slots need files too: no more than half of those that may be open are connections.
+    connections_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+    def connect() -> asyncio.BaseProtocol:
+        return manager() if len(manager.connections) < connections_max else _Full()
+
+    try:
+        server = await _listen(connect, host, port)
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()
+
+
+def _http_log() -> logging.Logger:
+    """Where the library logs: it has a traceback for every connection that brings no HTTP."""
+    logger = log.getChild("http")
+    logger.addFilter(_worth_saying)
+    return logger
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], NO_HTTP))
+
+
+async def _listen(connect: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(connect, host, port, backlog=BACKLOG)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise Usage(f"{host}:{port} cannot be listened at: {why}", hint="choose another --listen") from None
+
+
+class _Full(asyncio.Protocol):
+    """A connection too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()

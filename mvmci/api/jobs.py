@@ -1,0 +1,236 @@
+"""The routes about jobs: deploy a module, start it, and what else a client does with a job.
+
+They do what the verbs of the command line do, by the same functions. Nothing is remembered here, so any
+executor of a cluster answers for any job: a module's version is the digest of its bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from mvmci.api import answers, bodies
+from mvmci.api.answers import Refused
+from mvmci.errors import NotFound, NotYet, StoreFull, Usage
+from mvmci.holder import load
+from mvmci.job import check_id
+from mvmci.journal import Journal
+from mvmci.module import Module
+from mvmci.order import KEYS, Digests, Order, check, key, spec_of, values_of
+from mvmci.output import LATE_S, Viewer, Watch, last_attempt, late_s
+from mvmci.quantity import format_duration, parse_duration
+from mvmci.standing import summary_of
+from mvmci.store import Chunk, Store, load_text
+from mvmci.submission import cancel, mint_id, submit, until_ended
+
+UPLOADS_MAX = 4  # at once; each may take 256 MiB of disk
+MODULES_KNOWN_MAX = 1024
+WAIT_MS = 60_000
+WAIT_MS_MAX = 3_600_000
+WORKFLOW = "run"  # the one that a module has
+STREAMS = ("stdout", "stderr")
+
+_VERSION = re.compile(r"[0-9a-f]{64}")
+
+
+def _version(text: str) -> str:
+    if not _VERSION.fullmatch(text):
+        raise Usage(
+            f"{ascii(text)[:80]} is no version", hint="it is the 64 digits that `deploy` answered with"
+        )
+    return text
+
+
+# The body of `start`: what the engine of the study took, and what an order may say besides.
+START = {
+    "module": key(str, bodies.module_name),
+    "version": key(str, _version),
+    "workflow": key(str | None),
+    "input": key(str | None),
+    **KEYS,
+}
+START_NEEDS = ("module", "version")
+
+
+class Jobs:
+    """The handlers. `folder` holds modules while they are looked at; `now_ms` is since 1970."""
+
+    def __init__(self, store: Store, folder: Path, now_ms: Callable[[], int]) -> None:
+        self._store = store
+        self._folder = folder
+        self._now_ms = now_ms
+        self._uploads = 0
+        self._looking = asyncio.Semaphore(UPLOADS_MAX)
+        self._modules: OrderedDict[str, Module] = OrderedDict()  # by digest, the last used last
+
+    async def deploy(self, request: web.Request) -> web.Response:
+        """Keep a module that can run here."""
+        if self._uploads >= UPLOADS_MAX:
+            raise Refused(503, f"{self._uploads} modules are being deployed", hint="try again in a while")
+        self._uploads += 1
+        try:
+            async with bodies.receive_module(request, self._folder) as (name, path):
+                what = await bodies.inspect(path, name=name)
+                digest = await self._store.blobs.put_file(path)
+        except OSError as full:
+            if full.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreFull("this executor's disk is full", hint="make room on its host") from None
+        finally:
+            self._uploads -= 1
+        self._know(digest, what)
+        return answers.json({"ok": {"name": name, "version": digest.removeprefix("sha256:")}})
+
+    async def start(self, request: web.Request) -> web.Response:
+        """Submit a job. The same request with the same `id` is the same job."""
+        values = values_of(await bodies.read_json(request), START)
+        for name in START_NEEDS:
+            if name not in values:
+                raise Usage(f"there is no `{name}`", hint="`deploy` answers with the name and the version")
+        workflow, version = values.pop("workflow", None), values.pop("version")
+        order = Order(**values)
+        what = await self._module(order.module, version)
+        _check_workflow(order.module, what, workflow)
+        checked = check(order, what, name=f"{order.module}.wasm", read=lambda text: text)
+        job = order.id or mint_id()
+        digests = Digests(module=f"sha256:{version}")
+        spec = await spec_of(checked, job, digests, self._store, at=self._now_ms(), by=self._who(request))
+        response = None
+        if not await submit(self._store, spec):
+            response = await self._early_response(await load(self._store, job))
+        return answers.json({"ok": {"id": job, "response": response}})
+
+    async def send_message(self, request: web.Request) -> web.Response:
+        """Workflows hear no messages yet."""
+        check_id(request.match_info["id"])
+        raise Refused(
+            501,
+            "a workflow of world mvmci:workflow@0.1.0 cannot be sent a message",
+            hint="give it all it needs as its input, or let it ask for the rest with `http`",
+        )
+
+    async def status(self, request: web.Request) -> web.Response:
+        """How a job stands: what `mvmci status --json` prints."""
+        return await self._summary(await self._load(request))
+
+    async def wait(self, request: web.Request) -> web.Response:
+        """How a job stands once it has ended; 504 if it has not when the time of waiting is up."""
+        limit_ms = parse_duration(request.query.get("timeout", WAIT_MS // 1000), maximum_ms=WAIT_MS_MAX)
+        journal = await self._load(request)
+        try:
+            async with asyncio.timeout(limit_ms / 1000):
+                await until_ended(self._store, journal)
+        except TimeoutError:
+            raise NotYet(
+                f"after {format_duration(limit_ms)}, {journal.job} has not ended",
+                hint="it goes on; ask again",
+            ) from None
+        return await self._summary(journal)
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """Let a job end as cancelled, and say how it stands: one that somebody runs ends within seconds."""
+        journal = await self._load(request)
+        await cancel(self._store, journal, self._who(request))
+        return await self._summary(journal)
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """What a job printed, as it was printed; with `follow`, until it has ended."""
+        stream, follow, attempt = _what_to_show(request)
+        journal = await self._load(request)
+        response = web.StreamResponse(headers={"X-Content-Type-Options": "nosniff"})
+        response.content_type, response.charset = "text/plain", "utf-8"
+        await response.prepare(request)
+        viewer = Reader(response, stream, since=last_attempt(journal.state), attempt=attempt)
+        if not follow and not journal.state.ended:
+            await viewer.show(await self._store.logs.read(journal.job))
+            return response
+        wait_s = late_s(journal.state, self._now_ms())
+        async with Watch(self._store, journal.job, viewer) as watch:
+            if not journal.state.ended:
+                await watch.until(until_ended(self._store, journal))
+                wait_s = LATE_S
+            await watch.rest(journal.state, wait_s)
+        return response
+
+    async def _load(self, request: web.Request) -> Journal:
+        return await load(self._store, check_id(request.match_info["id"]))
+
+    async def _summary(self, journal: Journal) -> web.Response:
+        return answers.json(await summary_of(self._store, journal))
+
+    async def _early_response(self, journal: Journal) -> msgspec.Raw | None:
+        found = journal.state.response
+        return msgspec.Raw((await load_text(self._store.blobs, found)).encode()) if found else None
+
+    def _who(self, request: web.Request) -> str:
+        return f"{request.remote} through {self._store.presence.unit}"
+
+    # ---- Modules
+
+    async def _module(self, name: str, version: str) -> Module:
+        """What the module of that version is. Raises NotFound, BadModule."""
+        digest = f"sha256:{version}"
+        if await self._store.blobs.missing([digest]):  # also says that somebody counts on it
+            raise NotFound(f"there is no module {name} of version {version}", hint="deploy it first")
+        what = self._modules.get(digest)
+        if what is None:
+            async with self._looking:
+                with bodies.draft(self._folder) as path:
+                    await self._store.blobs.fetch(digest, path)
+                    what = await bodies.inspect(path, name=name)
+        self._know(digest, what)
+        return what
+
+    def _know(self, digest: str, what: Module) -> None:
+        self._modules[digest] = msgspec.structs.replace(what, imports=())
+        self._modules.move_to_end(digest)
+        if len(self._modules) > MODULES_KNOWN_MAX:
+            self._modules.popitem(last=False)
+
+
+class Reader(Viewer):
+    """Writes one stream or both to a response."""
+
+    def __init__(self, response: web.StreamResponse, stream: str | None, **which: Any) -> None:
+        super().__init__(**which)
+        self._response = response
+        self._stream = stream
+
+    async def write(self, chunk: Chunk) -> None:
+        if self._stream in (None, chunk.stream):
+            async with asyncio.timeout(answers.WRITE_S):
+                await self._response.write(chunk.data)
+
+
+def _check_workflow(module: str, what: Module, workflow: str | None) -> None:
+    """Raises Usage for a workflow that the module has not."""
+    if workflow is None:
+        return
+    if what.kind == "command":
+        raise Usage(f"{module} is a command and has no workflow", hint="leave `workflow` out; give it `args`")
+    if workflow not in (WORKFLOW, module):
+        raise Usage(
+            f"{module} has no workflow {ascii(workflow)[:80]}",
+            hint=f"it has one, which is called `{WORKFLOW}`",
+        )
+
+
+def _what_to_show(request: web.Request) -> tuple[str | None, bool, int | None]:
+    """Which stream, whether to follow, and which attempt. Raises Usage."""
+    stream, follow = request.query.get("stream"), request.query.get("follow", "0")
+    attempt = request.query.get("attempt")
+    if stream is not None and stream not in STREAMS:
+        raise Usage(f"there is no stream {ascii(stream)[:80]}", hint=f"there are {' and '.join(STREAMS)}")
+    if follow not in ("0", "1"):
+        raise Usage(f"`follow` is {ascii(follow)[:80]}", hint="it is 1 or 0")
+    if attempt is not None and not re.fullmatch("[1-9][0-9]{0,8}", attempt):
+        raise Usage(f"`attempt` is {ascii(attempt)[:80]}", hint="attempts are counted from 1")
+    return stream, follow == "1", int(attempt) if attempt else None
