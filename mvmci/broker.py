@@ -161,9 +161,14 @@ def exec_broker(cluster: Path) -> NoReturn:
         raise StoreUnavailable(
             f"cluster {cluster.name} has no broker on this machine", hint="`mvmci up` starts one"
         )
+    become(cluster / FOLDER, settings, guard)
+
+
+def become(folder: Path, settings: Settings, guard: Guard) -> NoReturn:
+    """Become a broker that keeps its data in `folder`. Raises Usage."""
     if settings.port != ANY_PORT:
         check_port(settings.listen, settings.port)
-    config = prepare(cluster / FOLDER, settings, guard)
+    config = prepare(folder, settings, guard)
     server = str(find_server())
     os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
 

@@ -166,8 +166,8 @@ class Authority:
         unit = f"system-{secrets.token_hex(4)}"
         return self._grant(base, keys.new_seed("user"), unit, "system", (), SYSTEM_S)
 
-    def ticket(self, role: Role, queues: Sequence[str], base: Login, ttl_s: float) -> Ticket:
-        """A right to enrol for `ttl_s`. It is worth nothing before the cluster has a record of it."""
+    def ticket(self, role: Role, queues: Sequence[str], base: Login, ttl_s: float | None) -> Ticket:
+        """A right to enrol for `ttl_s`; None is for ever. It is worth nothing without a record of it."""
         name = secrets.token_hex(TICKET_ID_BYTES)
         tags = tokens.tags("enrol", role, queues)
         login = self._grant(base, keys.new_seed("user"), name, "bootstrap", queues, ttl_s, tags)
@@ -176,7 +176,7 @@ class Authority:
             cluster=self.cluster,
             role=role,
             queues=tuple(queues),
-            expires_at=int((self.now() + ttl_s) * 1000),
+            expires_at=int((self.now() + ttl_s) * 1000) if ttl_s is not None else 0,
             login=login,
         )
 
@@ -209,7 +209,7 @@ class Authority:
         unit: str,
         role: Grantee,
         queues: Sequence[str],
-        ttl_s: float,
+        ttl_s: float | None,
         tags: tuple[str, ...] = (),
     ) -> Login:
         """`base` as `unit`, with the key of `seed`."""
@@ -226,7 +226,7 @@ class Authority:
         unit: str,
         role: Grantee,
         queues: Sequence[str],
-        ttl_s: float,
+        ttl_s: float | None,
         tags: tuple[str, ...] = (),
     ) -> str:
         from mvmci.stores.nats.layout import Layout
@@ -239,7 +239,7 @@ class Authority:
             unit,
             permissions(Layout(self.cluster), role, unit, queues),
             now,
-            expires_at=math.ceil(now + ttl_s),
+            expires_at=math.ceil(now + ttl_s) if ttl_s is not None else 0,
             payload_max=ASK_BYTES_MAX if role == "bootstrap" else PAYLOAD_BYTES_MAX,
             tags=tags or tokens.tags("role", role, queues),
         )

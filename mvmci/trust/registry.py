@@ -132,16 +132,21 @@ async def make_ticket(
     Raises StoreUnavailable.
     """
     ticket = authority.ticket(role, queues, base, ttl_s)
-    record = Record(
-        role=role,
+    record = record_of(authority, ticket, uses)
+    await config.put(f"ticket.{ticket.id}", _encode(record), expect=0)
+    return ticket
+
+
+def record_of(authority: Authority, ticket: Ticket, uses: int) -> Record:
+    """What the cluster is to know of a ticket that was just made."""
+    return Record(
+        role=ticket.role,
         queues=ticket.queues,
         expires_at=ticket.expires_at,
         uses=uses,
         key=keys.public(ticket.login.seed) if authority.lent is None else "",
         since=int(authority.now() * 1000),
     )
-    await config.put(f"ticket.{ticket.id}", _encode(record), expect=0)
-    return ticket
 
 
 async def revoke_ticket(config: Config, authority: Authority, base: Login, ticket: str) -> None:
