@@ -30,10 +30,10 @@ from mvmci.holder import load
 from mvmci.home import VERSION, Facts, Home
 from mvmci.job import Limits
 from mvmci.journal import Spec, status
-from mvmci.plan import EMBEDDED, SERVING, Unit, between
-from mvmci.proposal import Proposal, broker_of, check_broker, propose, settings_of
+from mvmci.plan import EMBEDDED, SERVING, between
+from mvmci.proposal import Proposal, broker_of, check_broker, propose, settings_of, url_of
 from mvmci.roster import Roster, Row, rows
-from mvmci.runtime import GRACE_S
+from mvmci.runtime import GRACE_S, Ground
 from mvmci.store import Member, Settings, Store
 from mvmci.stores import open_cluster
 from mvmci.submission import mint_id, submit, until_ended
@@ -91,7 +91,7 @@ class Up:
                 raise LockHeld(f"{home.cluster} was changed by somebody else just now", hint="try again")
             self.begun = True
             try:
-                async with asyncio.timeout(self._within_s):
+                async with asyncio.timeout(self._within_s) as self._limit:
                     await self._apply()
             except TimeoutError:
                 raise self._partly(f"this is so after {self._within_s:g} s") from None
@@ -110,6 +110,7 @@ class Up:
     async def _apply(self) -> None:
         await self._stop_what_starts_anew()
         authority, facts = self._lay_down()
+        await self._settle(authority, facts)
         self._crashed_before = {one.name: one.restarts for one in self._runtime.units()}
         plan, before = self._proposal.plan, self._runtime.planned()
         meanwhile = between(before, plan)
@@ -150,7 +151,7 @@ class Up:
                 await asyncio.sleep(LOOK_EVERY_S)
 
     def _lay_down(self) -> tuple[Authority, Facts]:
-        """Everything that units find in the cluster's folder."""
+        """The keys of the cluster, and where its broker is."""
         proposal, home = self._proposal, self._home
         write_private(home.folder / "version", VERSION.encode())
         if proposal.lent is not None:
@@ -161,19 +162,26 @@ class Up:
             settings = broker_of(proposal.topology, home.facts())
             if settings.port == broker.ANY_PORT:
                 settings = msgspec.structs.replace(settings, port=broker.free_port(settings.listen))
-            broker.lay_down(home.folder, settings)
-            tls = not broker.is_loopback(settings.listen)
-            login = authority.login([_url(settings)], tls=tls)
+            tls = self._runtime.apart or not broker.is_loopback(settings.listen)
+            login = authority.login([url_of(settings, tls=tls)], tls=tls)
             facts = Facts(login=login, broker=settings, runtime=proposal.runtime)
         home.keep_facts(facts)
-        refused = {one.name for one in self._runtime.units() if one.last_exit == EXIT_REFUSED}
-        for unit in proposal.plan.units:
-            if unit.role != "broker" and unit.role != "balancer":
-                path = home.unit(unit.name) / "identity.json"
-                if unit.name in refused:  # its key was revoked: it comes back under a new one
-                    path.unlink(missing_ok=True)
-                authority.identity(unit.name, unit.role, _queues(unit), facts.login, path)
         return authority, facts
+
+    async def _settle(self, authority: Authority, facts: Facts) -> None:
+        """What the runtime puts down for its units: `within` counts anew from then on, for it may build."""
+        refused = {one.name for one in self._runtime.units() if one.last_exit == EXIT_REFUSED}
+        ground = Ground(
+            authority=authority,
+            login=facts.login,
+            broker=facts.broker,
+            topology=self._proposal.topology,
+            plan=self._proposal.plan,
+            refused=frozenset(refused),
+        )
+        self._limit.reschedule(None)
+        await self._runtime.lay_down(ground)
+        self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
 
     @asynccontextmanager
     async def _joined(self, identity: Identity) -> AsyncIterator[Cluster]:
@@ -312,14 +320,6 @@ async def _put(cluster: Cluster, settings: Settings) -> None:
         await cluster.config.put("settings", data)
 
 
-def _url(settings: broker.Settings) -> str:
-    """Where units of this machine dial."""
-    any_address = settings.listen in ("0.0.0.0", "::")  # noqa: S104 (it is only compared)
-    address = broker.LOOPBACK if any_address else settings.listen
-    scheme = "nats" if broker.is_loopback(settings.listen) else "tls"
-    return f"{scheme}://{f'[{address}]' if ':' in address else address}:{settings.port}"
-
-
 def _is_far(url: str) -> bool:
     """Whether other machines can dial it: some addresses mean something on this one only."""
     try:
@@ -327,12 +327,6 @@ def _is_far(url: str) -> bool:
     except ValueError:
         return True  # a name
     return not (address.is_loopback or address.is_link_local)
-
-
-def _queues(unit: Unit) -> list[str]:
-    """Those that a worker or an executor is told to take jobs from."""
-    prefix = "--queue="
-    return [option.removeprefix(prefix) for option in unit.options if option.startswith(prefix)]
 
 
 def _last_line(log: Path) -> str:
@@ -429,6 +423,7 @@ async def down(home: Home, *, grace_s: float = GRACE_S, purge: bool = False) -> 
     with home.lock():
         ran = await home.runtime().stop(0 if purge else grace_s)
         if purge:
+            await home.runtime().forget()
             facts = home.facts()
             if facts is not None and facts.broker is None:
                 from mvmci.stores.nats import remove

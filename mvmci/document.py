@@ -4,7 +4,7 @@ It is one document without anchors, aliases, tags, merge keys or duplicate keys.
 text is of one line. A plain `yes`, `010` or `1:30` is text too, and not what YAML 1.1 makes of it.
 The text is hostile: its size, its depth and the number of its values are bounded.
 
-What the keys mean, and of which type a value must be, is the caller's to say.
+What the keys mean, and of which type a value must be, is the caller's to say. `write` goes the other way.
 """
 
 from __future__ import annotations
@@ -114,6 +114,20 @@ def compose(text: str | bytes, found: Problems) -> Node | None:
 
 def _line_column(before: str) -> Position:
     return before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every value out, also one that is there twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def write(value: Any) -> str:
+    """Mappings, lists and scalars as YAML, keys in their order; lists of scalars on a line each."""
+    return yaml.dump(
+        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
+    )
 
 
 class _Composer:

@@ -65,8 +65,9 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     plan, runtime = plan_of(found, file), runtime or found.runtime
     home = Home(root, found.cluster)
     home.check_version()
-    lent = _lent(found, file)
+    lent = lent_of(found, file)
     facts, running = home.facts(), home.runtime(runtime)
+    running.check()
     _check_same_broker(home, facts, found, runtime)
     _check_port(facts, found, running)
     plan = resolve(plan, running.place)
@@ -111,7 +112,7 @@ def read_file(file: Path) -> tuple[bytes, Topology]:
     return text, topology.load(text, name=str(file), accesses=accesses())
 
 
-def _lent(found: Topology, file: Path) -> Login | None:
+def lent_of(found: Topology, file: Path) -> Login | None:
     """The login to a broker of the user's own; None where `up` starts one. Raises Usage."""
     url, credentials = found.broker.url, found.broker.credentials
     if url is None:
@@ -153,6 +154,13 @@ def broker_of(found: Topology, facts: Facts | None) -> broker.Settings:
         store_bytes=found.broker.store_bytes,
         synced=found.durability == "strict",
     )
+
+
+def url_of(settings: broker.Settings, *, tls: bool) -> str:
+    """Where this machine dials a broker of ours."""
+    any_address = settings.listen in ("0.0.0.0", "::")  # noqa: S104 (it is only compared)
+    address = broker.LOOPBACK if any_address else settings.listen
+    return f"{'tls' if tls else 'nats'}://{f'[{address}]' if ':' in address else address}:{settings.port}"
 
 
 def _check_port(facts: Facts | None, found: Topology, running: Runtime) -> None:

@@ -74,7 +74,7 @@ def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms
     if status.state == "down":
         return row
     # A word of an earlier process of that name may still be there.
-    words = (one for one in members or () if one.unit == status.name and one.about.pid == status.pid)
+    words = (one for one in members or () if one.unit == status.name and _is_of(one, status))
     word = next(words, None)
     if word is not None:
         row = _with_word(row, word, here)
@@ -85,6 +85,13 @@ def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms
     if status.role == "broker":
         return msgspec.structs.replace(row, state="ready")  # who asked it for the members got an answer
     return msgspec.structs.replace(row, state="down") if now_ms - status.since > SILENT_MS else row
+
+
+def _is_of(member: Member, status: UnitStatus) -> bool:
+    """Whether that very process, or container, said so."""
+    if status.hostname:
+        return member.about.host == status.hostname
+    return member.about.pid == status.pid
 
 
 def _with_word(row: Row, member: Member, here: str) -> Row:

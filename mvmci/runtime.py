@@ -7,11 +7,16 @@ crash are started again, with growing pauses and under their names, for as long 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.plan import Place, Role, Unit
+from mvmci import broker
+from mvmci.plan import Place, Plan, Role, Unit
+from mvmci.ticket import Login
+from mvmci.topology import Topology
+from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
 
@@ -33,10 +38,32 @@ class UnitStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_exit: int | None = None  # the code of its last process, negative for a signal
     reason: str = ""  # why it is down, as far as it said
     since: int = 0  # when it came into this state, ms since 1970
+    hostname: str = ""  # what it tells others as its host, where it has one of its own: `pid` is then ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """What the units of a cluster stand on.
+
+    `login` is that of nobody, and says where this machine reaches the broker; `broker` is None for one of
+    the user's own. Units in `refused` come back under new keys.
+    """
+
+    authority: Authority
+    login: Login
+    broker: broker.Settings | None
+    topology: Topology
+    plan: Plan
+    refused: frozenset[str] = frozenset()
 
 
 class Runtime(Protocol):
-    """Where the units of one cluster run."""
+    """Where the units of one cluster run. `apart`: only over a network can they be reached from here."""
+
+    apart: bool
+
+    def check(self) -> None:
+        """Raises Usage when units cannot run here, as far as that can be seen before a change."""
 
     def place(self, unit: Unit) -> Place:
         """Where `unit`, which listens, is or will be. The same again, once it was started there.
@@ -49,6 +76,9 @@ class Runtime(Protocol):
 
     def units(self) -> list[UnitStatus]:
         """What became of them, in the order of the plan."""
+
+    async def lay_down(self, ground: Ground) -> None:
+        """Put down what units find when they start. Takes as long as what it builds. Raises MvmciError."""
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         """Keep exactly `units` running from now on: only what differs is touched.
@@ -63,3 +93,6 @@ class Runtime(Protocol):
 
     async def stop(self, grace_s: float = GRACE_S) -> bool:
         """Stop all units in the reverse order of their start, and wait. False: nothing was running."""
+
+    async def forget(self) -> None:
+        """Remove what stopped units left outside of the cluster's folder. Raises MvmciError."""

@@ -19,10 +19,12 @@ import msgspec
 from msgspec import Meta
 
 from mvmci import allow, errors, quantity
-from mvmci.document import BAD, Node, Position, Problem, Problems, compose, got, shown
+from mvmci.document import BAD, Node, Position, Problem, Problems, got, shown
+from mvmci.document import compose as read
 
 PROBLEMS_MAX = 50
 STORE_BYTES_MIN = 64 << 20
+MEMORY_BYTES_MIN = 128 << 20
 
 # The values. Each description completes the sentence "`workers.count` must be …".
 
@@ -87,6 +89,15 @@ Duration = Annotated[
 Size = Annotated[
     Annotated[str, Meta(pattern=quantity.SIZE_PATTERN)] | int,
     Meta(description="a size: bytes, or a number with KiB, MiB or GiB"),
+]
+Image = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$", description="an image, as python:3.12-slim-bookworm"
+    ),
+]
+Driver = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,126}$", description="a network driver, as macvlan")
 ]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="the path of a file")]
 HostNames = Annotated[tuple[Id, ...], Meta(max_length=1000, description="a list of at most 1000 hosts")]
@@ -201,6 +212,31 @@ class Retain(_Section, frozen=True, kw_only=True):
         return quantity.parse_duration(self.logs)
 
 
+class Network(_Section, frozen=True, kw_only=True):
+    """The network that containers share, as Docker's `driver` and its options make it."""
+
+    driver: Driver = "bridge"
+    options: dict[LabelKey, LabelValue] = {}
+
+
+class Compose(_Section, frozen=True, kw_only=True):
+    """Containers. `base` has a Python, and what `allow.exec` names; `memory` is for each that has an engine.
+
+    Left out, that is what its slots may take, each with a job of the usual size.
+    """
+
+    base: Image = "python:3.12-slim-bookworm"
+    network: Network = Network()
+    memory: Size | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """How much memory a container with an engine may take, in bytes."""
+        return (
+            None if self.memory is None else quantity.parse_size(self.memory, minimum_bytes=MEMORY_BYTES_MIN)
+        )
+
+
 class Topology(_Section, frozen=True, kw_only=True):
     """A cluster, as its file says it. An empty `hosts` of a role means every present host.
 
@@ -219,6 +255,7 @@ class Topology(_Section, frozen=True, kw_only=True):
     control_plane: ControlPlane = ControlPlane()
     executors: Executors | None = None
     workers: Workers
+    compose: Compose = Compose()
     allow: Allow = Allow()
     retain: Retain = Retain()
     durability: Literal["strict", "relaxed"] = "strict"
@@ -247,7 +284,7 @@ def load(text: str | bytes, *, name: str, accesses: Collection[str] | None = Non
     `accesses` are those that are installed; None: any may be named.
     """
     found = _Found(name)
-    node = compose(text, found)
+    node = read(text, found)
     if node is None:
         raise BadTopology(found.ordered())
     plain = _plain(Topology, node, (), found)
@@ -379,6 +416,10 @@ def _check_broker(topology: Topology) -> Iterator[_Finding]:
     yield from _accepted(("broker", "store"), lambda: broker.store_bytes)
 
 
+def _check_compose(topology: Topology) -> Iterator[_Finding]:
+    yield from _accepted(("compose", "memory"), lambda: topology.compose.memory_bytes)
+
+
 def _check_retain(topology: Topology) -> Iterator[_Finding]:
     yield from _accepted(("retain", "jobs"), lambda: topology.retain.jobs_ms)
     yield from _accepted(("retain", "logs"), lambda: topology.retain.logs_ms)
@@ -417,6 +458,7 @@ _CHECKS: Final = (
     (("workers",), _check_queues),
     (("allow",), _check_allow),
     (("retain",), _check_retain),
+    (("compose",), _check_compose),
 )
 
 

@@ -22,6 +22,7 @@ VERBS = {
     "down": "cluster",
     "ps": "cluster",
     "plan": "cluster",
+    "render": "render",
     "topologies": "cluster",
     "ticket": "ticket",
     "login": "ticket",

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mvmci.engine import Engine
     from mvmci.store import About, Settings
     from mvmci.stores.nats import Cluster
-    from mvmci.ticket import Identity
+    from mvmci.ticket import Identity, UnitRole
 
 GRACE = "30s"
 CACHE_BYTES = 2 << 30
@@ -47,6 +47,9 @@ API_PORT = 27288
 TOKEN_CHARS_MIN = 16
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
 SWITCH_S = 30.0  # for jobs to finish in before another engine is used; a grace may be longer
+ENROL_PAUSE_S = 0.5
+READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
+READY_EVERY_S = 2.0
 OBEY_EVERY_S = 10.0  # a word that something changed may be lost
 
 log = logging.getLogger("mvmci")
@@ -68,6 +71,15 @@ isolation_options = (
     option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
 )
 name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
+replica_option = option(
+    "--replica-of",
+    metavar="SERVICE",
+    help="This is one of several containers of that compose service, and named by its number.",
+)
+patient_option = option("--patient", is_flag=True, help="Wait for a cluster that is not there yet.")
+sealed_option = option(
+    "--sealed", type=click.Path(dir_okay=False, path_type=Path), help="The file that `mvmci render` made."
+)
 
 
 @click.command(
@@ -80,6 +92,8 @@ name_option = option("--name", metavar="NAME", help="The unit's name. Of this ho
 )
 @option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
 @name_option
+@replica_option
+@patient_option
 @option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
 @option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
@@ -98,12 +112,36 @@ def worker_verb(state: Path, cluster: str | None, join: str | None, name: str | 
 async def _worker(
     state: Path, cluster: str | None, join: str | None, name: str | None, options: dict[str, Any]
 ) -> int:
-    from mvmci.trust.enrolment import identity_of
-
-    identity, path = await identity_of(state, cluster, name, role="worker", join=join, find=find_cluster)
+    identity, path = await _identity(state, cluster, name, join, options, role="worker")
     async with _joined(identity) as found:
         await _work(found, identity, path, state / HOST, options)
     return 0
+
+
+async def _identity(
+    state: Path,
+    cluster: str | None,
+    name: str | None,
+    join: str | None,
+    options: dict[str, Any],
+    *,
+    role: UnitRole,
+) -> tuple[Identity, Path]:
+    """Who this unit is, and where that is kept. Raises as `identity_of`."""
+    from mvmci.trust.enrolment import host_name, identity_of
+
+    if name is None and options["replica_of"] is not None:
+        from mvmci.runtimes.replica import replica_name
+
+        name = await asyncio.to_thread(replica_name, options["replica_of"], host_name())
+    while True:
+        try:
+            return await identity_of(state, cluster, name, role=role, join=join, find=find_cluster)
+        except StoreUnavailable as away:
+            if not options["patient"]:
+                raise
+            log.info("%s; trying again", away.message)
+        await asyncio.sleep(ENROL_PAUSE_S)
 
 
 async def _work(
@@ -268,6 +306,8 @@ def _label(text: str) -> tuple[str, str]:
 )
 @option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
 @name_option
+@replica_option
+@patient_option
 @option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
 @option(
     "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {API_PORT}, if absent."
@@ -289,11 +329,9 @@ def executor_verb(
 async def _executor(
     state: Path, cluster: str | None, join: str | None, name: str | None, options: dict[str, Any]
 ) -> int:
-    from mvmci.trust.enrolment import identity_of
-
     token = _token(options["token_file"])
     listen = _listen(options["listen"], token) if options["listen"] else None
-    identity, path = await identity_of(state, cluster, name, role="executor", join=join, find=find_cluster)
+    identity, path = await _identity(state, cluster, name, join, options, role="executor")
     async with _joined(identity) as found:
         await _execute(found, identity, path, state / HOST, options, listen, token)
     return 0
@@ -365,33 +403,48 @@ def _listen(text: str, token: str) -> tuple[str, int]:
     epilog=examples("mvmci control-plane --cluster demo      `mvmci up` starts it; several may run"),
 )
 @name_option
+@sealed_option
 @grace_option
 @cluster_option
 @state_option
-def control_plane_verb(state: Path, cluster: str | None, name: str | None, grace: int) -> int:
+def control_plane_verb(
+    state: Path, cluster: str | None, name: str | None, sealed: Path | None, grace: int
+) -> int:
     """Keep a cluster's streams, enrol machines, find jobs that were left behind, forget old ones."""
     _log_to_stderr()
-    return run_async(_control_plane(state, cluster, name, grace), cancels=2)
+    return run_async(_control_plane(state, cluster, name, sealed, grace), cancels=2)
 
 
-async def _control_plane(state: Path, cluster: str | None, name: str | None, grace_ms: int) -> int:
+async def _control_plane(
+    state: Path, cluster: str | None, name: str | None, file: Path | None, grace_ms: int
+) -> int:
     from mvmci.control_plane import ControlPlane
+    from mvmci.trust import sealed
     from mvmci.trust.admission import Enrolment
     from mvmci.trust.authority import Authority
-    from mvmci.trust.enrolment import identity_of, renew_always
+    from mvmci.trust.enrolment import identity_of, identity_path, renew_always
 
-    identity, path = await identity_of(
-        state, cluster, name, role="control-plane", join=None, find=find_cluster
-    )
-    authority = Authority.load(state / identity.cluster)
+    plane = None
+    if file is not None:
+        plane = sealed.read(file, sealed.ForPlane)
+        authority, name = plane.authority(), name or "control-plane"
+        path = identity_path(state, plane.cluster, name)
+        identity = authority.identity(name, "control-plane", (), plane.login, path)
+    else:
+        identity, path = await identity_of(
+            state, cluster, name, role="control-plane", join=None, find=find_cluster
+        )
+        authority = Authority.load(state / identity.cluster)
     async with _joined(identity, maintains=True) as found:
-        plane = ControlPlane(found, clock_ms=found.clock.now_ms)
+        if plane is not None:
+            await sealed.make_known(found, plane)
+        control = ControlPlane(found, clock_ms=found.clock.now_ms)
         enrolment = Enrolment(found, authority)
         await enrolment.start()
         try:
             await found.store.presence.tell(_about(identity))
             renewing = renew_always(found.link, identity, path)
-            await _until_stopped(found, plane.run(), renewing, drain=_nothing, grace_ms=grace_ms)
+            await _until_stopped(found, control.run(), renewing, drain=_nothing, grace_ms=grace_ms)
         finally:
             await enrolment.close()
     return 0
@@ -402,13 +455,19 @@ async def _nothing() -> None:
 
 
 @click.command("broker", epilog=examples("mvmci broker --cluster demo      `mvmci up` starts it"))
+@sealed_option
 @cluster_option
 @state_option
-def broker_verb(state: Path, cluster: str | None) -> int:
+def broker_verb(state: Path, cluster: str | None, sealed: Path | None) -> int:
     """Become the cluster's broker: nats-server, with the configuration that `mvmci up` has laid down."""
-    from mvmci.broker import exec_broker
+    from mvmci.broker import FOLDER, become, exec_broker
 
-    exec_broker(state / find_cluster(state, cluster))
+    if sealed is None:
+        exec_broker(state / find_cluster(state, cluster))
+    from mvmci.trust.sealed import ForBroker, read
+
+    told = read(sealed, ForBroker)
+    become(state / told.cluster / FOLDER, told.settings, told.guard())
 
 
 @click.command(
@@ -438,10 +497,24 @@ async def _joined(identity: Identity, *, maintains: bool = False) -> AsyncIterat
     """The cluster, waited for while its broker is away."""
     cluster = await _connect(identity, maintains)
     log.info("%s has joined %s", identity.unit, identity.cluster)
+    told = os.environ.get(READY_FILE)
+    telling = asyncio.create_task(_tell_ready(cluster, Path(told)), name="tell ready") if told else None
     try:
         yield cluster
     finally:
+        if telling is not None:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
         await cluster.close()
+
+
+async def _tell_ready(cluster: Cluster, file: Path) -> None:
+    """Touch `file` while the cluster answers: whoever watches a container looks at its time."""
+    while True:
+        with suppress(StoreUnavailable):
+            if await cluster.config.get("settings") is not None:
+                file.touch()
+        await asyncio.sleep(READY_EVERY_S)
 
 
 async def _connect(identity: Identity, maintains: bool) -> Cluster:

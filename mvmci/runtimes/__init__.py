@@ -1,4 +1,7 @@
-"""The places where units run: `local`, processes of this machine. Their contract is `mvmci.runtime`."""
+"""The places where units run: `local`, processes of this machine, and `compose`, containers of Docker's.
+
+Their contract is `mvmci.runtime`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from mvmci.errors import Usage
 from mvmci.runtime import Runtime
 
-RUNTIMES = ("local",)  # those of this version
+RUNTIMES = ("local", "compose")  # those of this version
 
 
 def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
@@ -16,6 +19,10 @@ def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
         from mvmci.runtimes.local import Local
 
         return Local(root, cluster)
+    if name == "compose":
+        from mvmci.runtimes.compose import Containers
+
+        return Containers(root, cluster)
     raise Usage(
         f"runtime {name} is not in this version", hint=f"there is {', '.join(RUNTIMES)}: `runtime: local`"
     )

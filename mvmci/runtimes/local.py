@@ -19,11 +19,11 @@ from pathlib import Path
 import msgspec
 
 from mvmci.balancer import find_haproxy
-from mvmci.broker import LOOPBACK, check_port
+from mvmci.broker import LOOPBACK, check_port, lay_down
 from mvmci.errors import MvmciError, Usage
 from mvmci.files import write_private
 from mvmci.plan import Place, Unit
-from mvmci.runtime import GRACE_S, UnitStatus
+from mvmci.runtime import GRACE_S, Ground, UnitStatus
 from mvmci.runtimes.processes import Known, clean_environment, has_ended, open_alive, this_program
 from mvmci.runtimes.supervisor import Files, Orders, Told, write
 
@@ -43,6 +43,11 @@ class Local:
         self.files = Files(root / cluster)
         self._program = program
         self._chosen: dict[str, int] = {}  # ports of units that were never started
+
+    apart = False
+
+    def check(self) -> None:
+        """This machine is here."""
 
     def place(self, unit: Unit) -> Place:
         if unit.role == "balancer":
@@ -67,6 +72,17 @@ class Local:
                 listens = {unit.name: unit.listen for unit in self.files.orders().units}
                 return [_seen(one, listens.get(one.name)) for one in self._told().units]
         return []
+
+    async def lay_down(self, ground: Ground) -> None:
+        """The broker's settings, and the identity of each unit."""
+        if ground.broker is not None:
+            lay_down(self.files.folder, ground.broker)
+        for unit in ground.plan.units:
+            if unit.role != "broker" and unit.role != "balancer":
+                path = self.files.logs / unit.name / "identity.json"
+                if unit.name in ground.refused:  # its key was revoked
+                    path.unlink(missing_ok=True)
+                ground.authority.identity(unit.name, unit.role, _queues(unit), ground.login, path)
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         self._keep_ports(units)
@@ -95,6 +111,9 @@ class Local:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
             await _wait(pidfd)
             return True
+
+    async def forget(self) -> None:
+        """They leave nothing elsewhere."""
 
     @contextlib.contextmanager
     def _supervisor(self) -> Iterator[int | None]:
@@ -187,6 +206,12 @@ def _seen(status: UnitStatus, listen: str | None) -> UnitStatus:
     except (OSError, ValueError):
         return status
     return msgspec.structs.replace(status, state="ready")
+
+
+def _queues(unit: Unit) -> list[str]:
+    """Those that a worker or an executor is told to take jobs from."""
+    prefix = "--queue="
+    return [option.removeprefix(prefix) for option in unit.options if option.startswith(prefix)]
 
 
 async def _wait(pidfd: int) -> None:

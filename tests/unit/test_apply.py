@@ -15,7 +15,7 @@ from mvmci.cli.init import HELLO, HELLO_WASM
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.home import Facts, Home
 from mvmci.plan import Change, Unit
-from mvmci.proposal import Proposal, broker_of, propose, settings_of
+from mvmci.proposal import Proposal, broker_of, propose, settings_of, url_of
 from mvmci.runtime import UnitStatus
 from mvmci.runtimes import local
 from mvmci.store import Settings
@@ -338,7 +338,8 @@ isolation: per-job
     ],
 )
 def test_units_here_dial_what_is_nearest(listen: str, url: str) -> None:
-    assert apply._url(broker.Settings(listen=listen, port=4222)) == url
+    tls = not broker.is_loopback(listen)
+    assert url_of(broker.Settings(listen=listen, port=4222), tls=tls) == url
 
 
 @pytest.mark.parametrize(

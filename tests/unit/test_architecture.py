@@ -24,7 +24,7 @@ LAYERS = {
     "engines": {"engines"},
     "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},
     "runtimes": {"runtime", "runtimes"},
-    "apply": {"access", "apply", "home", "proposal", "roster"},
+    "apply": {"access", "apply", "home", "proposal", "rendering", "roster"},
     "faces": {"__main__", "api", "cli"},
 }  # fmt: skip
 RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}

@@ -1,0 +1,265 @@
+"""The Docker command line: which there is, whether it will do, and the few things that are asked of it.
+
+Two programs can be there: `docker`, with or without its plugin `compose`, and `docker-compose`, of which
+1.29 is the last of its kind. Whichever is there does; both are told to work on one folder and its project.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mvmci.errors import MvmciError, Usage
+
+API_MIN = (1, 40)  # of Docker 19.03
+COMPOSE_MIN = (1, 29)
+ANSWER_S = 30.0
+WORDS_CHARS_MAX = 500
+PROJECT, SERVICE, NUMBER = (
+    f"com.docker.compose.{name}" for name in ("project", "service", "container-number")
+)
+AUTHORITY = "mvmci.authority"  # our label: whose cluster it is
+
+
+class Container(msgspec.Struct, frozen=True, kw_only=True):
+    """A container of a project, as it is now. `pid` is that of this machine."""
+
+    id: str
+    service: str
+    number: int
+    labels: dict[str, str]
+    state: str  # created, running, restarting, exited, …
+    health: str  # healthy, unhealthy, starting, or empty
+    pid: int
+    exit_code: int
+    restarts: int
+    since: str  # when it was started or ended, RFC 3339
+
+    @property
+    def hostname(self) -> str:
+        """What it calls itself."""
+        return self.id[:12]
+
+
+@functools.cache
+def check() -> Compose:
+    """The compose program to use. Raises Usage when Docker is not there, will not let us, or is too old."""
+    if shutil.which("docker") is None:
+        raise Usage(
+            "runtime `compose` needs Docker, and there is no `docker` here",
+            hint="install Docker and its compose plugin; on Debian: apt-get install docker.io docker-compose",
+        )
+    _check_engine(_run(["docker", "version", "--format", "{{json .}}"]))
+    plugin = _run(["docker", "compose", "version", "--short"])
+    if plugin.returncode == 0:
+        return Compose(("docker", "compose"), _version(plugin.stdout))
+    if shutil.which("docker-compose") is None:
+        raise Usage(
+            "runtime `compose` needs Docker's compose, and there is neither its plugin nor `docker-compose`",
+            hint="install one: the package is docker-compose-plugin or docker-compose",
+        )
+    found = _version(_run(["docker-compose", "version", "--short"]).stdout)
+    if found < COMPOSE_MIN:
+        raise Usage(
+            f"docker-compose is {_dotted(found)}, and {_dotted(COMPOSE_MIN)} is the oldest that will do",
+            hint="install a newer one, or Docker's compose plugin",
+        )
+    return Compose(("docker-compose",), found)
+
+
+def _check_engine(answer: subprocess.CompletedProcess[str]) -> None:
+    """Raises Usage when no engine answered, or one that is too old."""
+    try:
+        server = json.loads(answer.stdout)["Server"]
+        found = _version(server["ApiVersion"])
+    except (ValueError, KeyError, TypeError):
+        said = answer.stderr.strip()
+        if "permission denied" in said.lower():
+            raise Usage(
+                "this user may not use Docker: permission to its socket is denied",
+                hint="a member of the group `docker` may, and so may root",
+            ) from None
+        raise Usage(
+            f"Docker's daemon does not answer: {_last_line(said) or 'it said nothing'}",
+            hint="start it, for example with `systemctl start docker`; DOCKER_HOST says where it is",
+        ) from None
+    if found < API_MIN:
+        raise Usage(
+            f"Docker is {server.get('Version', 'too old')}, and 19.03 is the oldest that will do",
+            hint="install a newer one",
+        )
+
+
+class Compose:
+    """One of the two compose programs."""
+
+    def __init__(self, command: tuple[str, ...], version: tuple[int, ...]) -> None:
+        self.command = command
+        self.version = version
+
+    async def __call__(self, folder: Path, *args: str) -> None:
+        """Do something with the project of `folder`. Raises MvmciError."""
+        await run([*self.command, *args], folder)
+
+
+async def run(command: Sequence[str], folder: Path | None = None) -> str:
+    """Run it to its end; what it printed. Cancelled, it ends too. Raises MvmciError."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us: what goes down then, and how, is ours to say
+    )
+    try:
+        out, err = await process.communicate()
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
+    if process.returncode:
+        words = _last_line(err.decode(errors="replace"))
+        raise MvmciError(f"`{' '.join(command[:3])}` failed with exit code {process.returncode}: {words}")
+    return out.decode(errors="replace")
+
+
+def containers(project: str) -> list[Container]:
+    """All containers of `project`, also those that do not run. Raises MvmciError."""
+    listed = _checked(["docker", "ps", "-aq", "--no-trunc", "--filter", f"label={PROJECT}={project}"])
+    ids = listed.split()
+    if not ids:
+        return []
+    answer = _run(["docker", "inspect", "--type", "container", *ids])
+    try:  # one that has gone meanwhile is an error, and the others are told of all the same
+        return [_container(one) for one in json.loads(answer.stdout)]
+    except ValueError:
+        raise MvmciError(f"`docker inspect` failed: {_last_line(answer.stderr)}") from None
+
+
+def owners(project: str) -> dict[str, str]:
+    """Whose the containers and volumes of `project` are: the label of each, by its name."""
+    found: dict[str, str] = {}
+    for what, listing in (("container", ["ps", "-a"]), ("volume", ["volume", "ls"])):
+        name = "{{.Names}}" if what == "container" else "{{.Name}}"
+        form = f'{what} {name}\t{{{{.Label "{AUTHORITY}"}}}}'
+        command = ["docker", *listing, "--filter", f"label={PROJECT}={project}", "--format", form]
+        for line in _checked(command).splitlines():
+            who, _, label = line.partition("\t")
+            found[who] = label
+    return found
+
+
+async def stop(ids: Sequence[str], grace_s: float, hurry_s: int) -> None:
+    """Stop containers and remove them: asked, asked again after `grace_s`, and then not asked.
+
+    Raises MvmciError.
+    """
+    whole_s = str(int(grace_s) + hurry_s) if grace_s else "0"
+    stopping = asyncio.ensure_future(run(["docker", "stop", "--time", whole_s, *ids]))
+    try:
+        await asyncio.wait([stopping], timeout=grace_s)
+        if not stopping.done():
+            with contextlib.suppress(MvmciError):  # some of them have ended
+                await run(["docker", "kill", "--signal", "TERM", *ids])
+        await stopping
+    finally:
+        stopping.cancel()
+        await asyncio.gather(stopping, return_exceptions=True)
+    await run(["docker", "rm", "--force", *ids])
+
+
+async def remove_networks(project: str) -> None:
+    """Remove the networks of a project that has no containers any more. Raises MvmciError."""
+    await _remove("network", f"label={PROJECT}={project}")
+
+
+async def remove_data(project: str) -> None:
+    """Remove the volumes and images of a project that has no containers any more. Raises MvmciError."""
+    await _remove("volume", f"label={PROJECT}={project}")
+    await _remove("image", f"reference={project}")
+
+
+async def _remove(what: str, which: str) -> None:
+    ids = (await run(["docker", what, "ls", "--quiet", "--filter", which])).split()
+    if ids:
+        force = ["--force"] if what == "image" else []
+        await run(["docker", what, "rm", *force, *dict.fromkeys(ids)])
+
+
+def last_words(container: str, lines: int = 20) -> list[str]:
+    """The last lines that a container printed; none if that cannot be told."""
+    answer = _run(["docker", "logs", "--tail", str(lines), container])
+    return (answer.stdout + answer.stderr).splitlines()
+
+
+def _container(told: dict[str, Any]) -> Container:
+    labels, state = told["Config"]["Labels"], told["State"]
+    return Container(
+        id=told["Id"],
+        service=labels.get(SERVICE, ""),
+        number=int(labels.get(NUMBER, 1)),
+        labels=labels,
+        state=state["Status"],
+        health=state.get("Health", {}).get("Status", ""),
+        pid=state["Pid"],
+        exit_code=state["ExitCode"],
+        restarts=told["RestartCount"],
+        since=state["StartedAt"] if state["Running"] else state["FinishedAt"],
+    )
+
+
+def _checked(command: Sequence[str]) -> str:
+    answer = _run(command)
+    if answer.returncode:
+        raise MvmciError(f"`{' '.join(command[:3])}` failed: {_last_line(answer.stderr)}")
+    return answer.stdout
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise MvmciError(f"`{' '.join(command[:3])}` does not answer within {ANSWER_S:.0f} s") from None
+    except OSError as error:
+        raise MvmciError(f"`{command[0]}` cannot be started: {error.strerror}") from None
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would make compose look at another project or file."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("COMPOSE_", "MVMCI_"))}
+
+
+def _version(text: str) -> tuple[int, ...]:
+    numbers = re.match(r"v?(\d+)\.(\d+)", text.strip())
+    return tuple(int(number) for number in numbers.groups()) if numbers else (0, 0)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(str(number) for number in version)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:WORDS_CHARS_MAX] if lines else ""
