@@ -208,7 +208,7 @@ def _check_engine(plan: Plan, by_name: Mapping[str, Unit]) -> None:
                 hint="add one, or leave the engine in the workers: `embedded`",
             )
         return
-    if not _URL.fullmatch(_HOLE.sub("x", plan.engine)):
+    if not is_url(_HOLE.sub("x", plan.engine)):
         raise Usage(
             f"the plan's engine is {plan.engine!r}", hint=f"it is `{EMBEDDED}`, `{BROKER}`, or an http:// URL"
         )
@@ -231,6 +231,11 @@ def _listens(unit: Unit) -> bool:
 
 
 # ---- What comes of one
+
+
+def is_url(engine: str) -> bool:
+    """Whether workers reach that engine over HTTP, at a place that is known."""
+    return _URL.fullmatch(engine) is not None
 
 
 def resolve(plan: Plan, place_of: Callable[[Unit], Place]) -> Plan:

@@ -16,7 +16,7 @@ from mvmci import broker, topology
 from mvmci.access import accesses, plan_of
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.home import Facts, Home
-from mvmci.plan import Change, Plan, between, diff, resolve
+from mvmci.plan import Change, Plan, between, diff, is_url, resolve
 from mvmci.quantity import format_duration, format_size
 from mvmci.runtime import Runtime
 from mvmci.store import Settings
@@ -40,6 +40,7 @@ class Proposal:
     anew: bool  # whether everything that runs has to start anew
     moves: bool  # whether workers that run have to take to another engine
     lent: Login | None  # to a broker of the user's own
+    front: str | None  # the URL of a balancer of the user's own, where it can be seen from here
     file: Path
     runtime: str
 
@@ -70,6 +71,7 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     running.check()
     _check_same_broker(home, facts, found, runtime)
     _check_port(facts, found, running)
+    front = plan.engine if is_url(plan.engine) and not running.apart else None
     plan = resolve(plan, running.place)
     anew = _anew(home, facts, found, lent) if running.planned() else ""
     moves = bool(running.planned()) and home.applied_plan().engine != plan.engine
@@ -83,16 +85,21 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
         anew=bool(anew),
         moves=moves,
         lent=lent,
+        front=front,
         file=file,
         runtime=runtime,
     )
 
 
-async def check_lent(proposal: Proposal) -> list[str]:
-    """See that a broker of the user's own can carry the cluster; warnings, a line each.
+async def check_own(proposal: Proposal) -> list[str]:
+    """See that a broker and a balancer of the user's own can carry the cluster; warnings, a line each.
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
+    if proposal.front is not None:
+        from mvmci.engines.http import check_executor
+
+        await check_executor(proposal.front)
     return [] if proposal.lent is None else await check_broker(proposal, proposal.lent)
 
 

@@ -74,12 +74,12 @@ async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
     from mvmci.apply import Up
-    from mvmci.proposal import check_lent, propose
+    from mvmci.proposal import check_own, propose
 
     make_state(state)
     proposal = propose(state, file, runtime)
     proposal.home.check_free()
-    for warning in await check_lent(proposal):
+    for warning in await check_own(proposal):
         click.echo(warning, err=True)
     if proposal.empty and await _all_ready(proposal, as_json):
         return 0
@@ -250,10 +250,10 @@ def _table(units: Sequence[Row]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.proposal import check_lent, propose
+    from mvmci.proposal import check_own, propose
 
     proposal = propose(state, file, runtime)
-    for warning in run_async(check_lent(proposal)):
+    for warning in run_async(check_own(proposal)):
         click.echo(warning, err=True)
     if as_json:
         changes = [

@@ -26,6 +26,7 @@ TAKEN_WITHIN_S = 5.0
 LINE_BYTES_MAX = 64 << 10
 NO_SLOT = 503
 FORBIDDEN = (401, 403)
+NOBODY = (502, 503, 504)  # what a balancer says that has nobody behind it
 
 _words = msgspec.json.Decoder(Word)
 _encode = msgspec.json.Encoder().encode
@@ -95,19 +96,21 @@ def open_session(token: str) -> ClientSession:
 
 
 async def check_executor(url: str, token: str = "") -> None:
-    """See that an executor answers at `url`. Raises Usage."""
+    """See that an executor answers at `url`, or a balancer with nobody behind it yet. Raises Usage."""
     from aiohttp import ClientError
 
     url = url.rstrip("/")
     async with open_session(token) as session:
         try:
             async with asyncio.timeout(TAKEN_WITHIN_S), session.get(f"{url}/version") as answer:
-                found = await answer.read() if answer.status == 200 else b""
+                found = await answer.content.read(LINE_BYTES_MAX) if answer.status == 200 else b""
         except (ClientError, OSError, TimeoutError) as error:
             raise Usage(
                 f"no executor can be reached at {url}: {_why(error)}",
                 hint="`executors.url` is that of a balancer which you run; it must answer",
             ) from None
+    if answer.status in NOBODY:
+        return
     try:
         ours = "mvmci" in msgspec.json.decode(found, type=dict[str, object])
     except msgspec.DecodeError:

@@ -24,6 +24,7 @@ from mvmci.runtime import GRACE_S
 from mvmci.store import Settings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
+from tests.cli.conftest import serving
 from tests.cli.program import ANSWER_S_MAX, Mvmci, Running, assert_sentence, until
 from tests.cluster.conftest import SMALLEST, Cluster
 
@@ -487,8 +488,17 @@ BAD = {
     "unknown": ("cluster: demo\nworkrs: {}\n", "Did you mean `workers`?"),
     "type": ("cluster: demo\nworkers: {count: many}\n", "must be a whole number"),
     "no workers": ("cluster: demo\n", "there is no `workers`"),
-    "access": (SMALLEST + "access: peer\n", "access peer is not in this version"),
-    "runtime": (SMALLEST + "runtime: compose\n", "runtime compose is not in this version"),
+    "access": (SMALLEST + "access: per\n", "topology-0.yaml:3:9: `access` must be one of peer, per-worker, "),
+    "runtime": (
+        SMALLEST + "runtime: ssh\nhosts: {a: {address: a}}\n",
+        "runtime ssh is not in this version",
+    ),
+    "no plugin": (SMALLEST + "plugin: ./mine.py\n", "mine.py, which `plugin` names, cannot be read: No such"),
+    "no executors": (SMALLEST + "access: pool\n", "access `pool` needs executors"),
+    "no balancer there": (
+        SMALLEST + "access: pool\nexecutors: {url: 'http://127.0.0.1:1'}\n",
+        "no executor can be reached at http://127.0.0.1:1: ",
+    ),
     "replicas": (
         SMALLEST + "hosts: {a: {}, b: {}, c: {}}\nbroker: {hosts: [a, b, c]}\n",
         "a replicated broker is not in this version",
@@ -520,6 +530,26 @@ def test_a_port_in_use_is_named_before_anything_was_changed(cluster: Make) -> No
         port = server.getsockname()[1]
         demo = cluster(SMALLEST + f"broker: {{listen: '127.0.0.1:{port}'}}\n")
         assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, f"port {port} of 127.0.0.1 is in use")
+        assert not demo.folder.exists()
+
+
+def test_a_plugin_that_raises_is_named_with_its_line_before_anything_was_changed(cluster: Make) -> None:
+    demo = cluster(SMALLEST + "plugin: mine.py\n")
+    plugin = demo.file.parent / "mine.py"
+    plugin.write_text("def plan(topology):\n    return 1 / 0\n")
+    for verb in ("up", "plan"):
+        sentence = f"{plugin}:2: the plan function raised ZeroDivisionError: division by zero"
+        assert_sentence(demo.mvmci(verb, demo.file), 2, sentence)
+    assert not demo.folder.exists()
+
+
+def test_what_answers_at_a_url_and_is_no_executor_is_named_before_anything_was_changed(
+    cluster: Make,
+) -> None:
+    with serving() as server:
+        demo = cluster(SMALLEST + f"access: pool\nexecutors: {{url: '{server.url}'}}\n")
+        sentence = f"what answers at {server.url} is no executor of mvmci (HTTP 200)"
+        assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, sentence)
         assert not demo.folder.exists()
 
 
@@ -671,7 +701,28 @@ def test_init_writes_a_cluster_and_a_job_that_work(cluster: Make, tmp_path: Path
     assert not (tmp_path / "ci" / "topology.yaml").exists()
 
 
+@pytest.mark.parametrize("access", ["peer", "per-worker", "pool", "shared"])
+def test_init_writes_the_file_of_the_access_that_is_asked_for(
+    cluster: Make, tmp_path: Path, access: str
+) -> None:
+    mvmci = cluster().mvmci
+    assert mvmci("init", "ci", "--access", access, cwd=tmp_path).code == 0
+    done = mvmci("validate", "ci/topology.yaml", cwd=tmp_path)
+    assert done.text == f"ci/topology.yaml: a topology, access {access} on local\n"
+
+
+def test_init_of_an_access_that_is_not_there_writes_nothing(cluster: Make, tmp_path: Path) -> None:
+    mvmci = cluster().mvmci
+    done = mvmci("init", "ci", "--access", "ring", cwd=tmp_path)
+    assert_sentence(done, 2, "access ring is not installed", "there is peer, per-worker, pool, shared")
+    assert not (tmp_path / "ci").exists()
+
+
 def test_topologies_lists_the_accesses_and_what_each_is_for(cluster: Make) -> None:
     mvmci = cluster().mvmci
-    assert mvmci("topologies").text.startswith("per-worker   Every worker has its engine inside")
-    assert mvmci("topologies", "--json").json[0]["name"] == "per-worker"
+    told = {line.split()[0]: line.split(maxsplit=1)[1] for line in mvmci("topologies").text.splitlines()}
+    assert list(told) == ["peer", "per-worker", "pool", "shared"]
+    assert told["per-worker"].startswith("Every worker has its engine inside")
+    listed = mvmci("topologies", "--json").json
+    assert {one["name"]: one["about"] for one in listed} == told
+    assert [set(one) for one in listed] == [{"name", "about"}] * 4
