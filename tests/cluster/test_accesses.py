@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Server, need, serving
+from tests.cli.conftest import Server, copy_code, need, serving
 from tests.cli.program import Mvmci, fresh, steps, until
 from tests.cluster.conftest import Cluster
 
@@ -53,22 +53,32 @@ class Way:
         return pid
 
 
+@pytest.fixture(scope="module")
+def compiled() -> list[Path]:
+    """The state directories so far: guests are compiled in the first, and copied to the others."""
+    return []
+
+
 @pytest.fixture(scope="module", params=ACCESSES)
 def way(
     request: pytest.FixtureRequest,
     program: Mvmci,
     tmp_path_factory: pytest.TempPathFactory,
+    compiled: list[Path],
 ) -> Iterator[Way]:
     folder = tmp_path_factory.mktemp("way")
     cluster = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
     if "HAProxy" in request.param:
         need(Path("/usr/sbin/haproxy").exists(), "no haproxy: apt-get install haproxy")
+    if compiled:
+        copy_code(compiled[0], cluster.mvmci.state)
     with serving() as server:
         cluster.write(TOPOLOGY.format(access=ACCESSES[request.param], url=server.url))
         cluster.up()
         yield Way(cluster, request.param, server)
         cluster.down()
     cluster.assert_nothing_is_left()
+    compiled.append(cluster.mvmci.state)
 
 
 def test_its_units_are_seen_and_up_again_changes_nothing(way: Way) -> None:
@@ -135,6 +145,38 @@ def test_whoever_is_killed_a_workflow_goes_on_and_repeats_no_effect(
     assert done.code == 0, done
     assert way.status(job)["epoch"] == (2 if holder_died else 1), "a running job is not started again"
     assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
+    way.cluster.all_ready()
+
+
+@pytest.mark.parametrize("victim", ["control-plane", "broker", "balancer"])
+def test_whatever_else_is_killed_what_runs_goes_on_and_new_jobs_begin(
+    way: Way, guest: Guest, victim: str
+) -> None:
+    if victim == "balancer" and "HAProxy" not in way.access:
+        pytest.skip("this access has no balancer")
+    job = fresh(f"kill-{victim}")
+    first, last = ({"http": {"method": "POST", "url": f"{way.server.url}/{job}/{name}"}} for name in "ab")
+    body = steps(first, {"sleep": 2_000}, last)
+    assert way.mvmci("submit", guest("script"), "--id", job, "--input", body).code == 0
+    until(lambda: way.server.count(f"/{job}/a") == 1, lambda: way.status(job))
+    killed = way.pid(f"{victim}-1")
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: way.cluster.pids()[f"{victim}-1"] not in (killed, None), way.cluster.ps)
+    assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    done = way.mvmci("wait", job)
+    assert done.code == 0, done
+    assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
+    assert way.status(job)["epoch"] == 1, "its holder lived all the time"
+    way.cluster.all_ready()
+
+
+def test_while_the_control_plane_is_silent_jobs_are_taken_and_end(way: Way, guest: Guest) -> None:
+    silent = way.pid("control-plane-1")
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    finally:
+        os.kill(silent, signal.SIGCONT)
     way.cluster.all_ready()
 
 
