@@ -10,7 +10,7 @@ import pytest
 
 from mvmci import module
 from mvmci.api import answers, app, bodies, jobs
-from mvmci.errors import StoreFull
+from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.store import Chunk
 from mvmci.stores import open_memory
 from tests.api.conftest import LONG_S, TOKEN, Face, Open
@@ -187,6 +187,11 @@ async def test_a_body_that_does_not_come_is_given_up(
 
 
 @pytest.mark.parametrize("path", [START, DEPLOY])
+async def test_what_says_that_it_is_too_large_is_refused_before_it_is_sent(face: Face, path: str) -> None:
+    assert b" 413 " in (await talk(face, head(path, 1 << 40, MULTIPART))).splitlines()[0]
+
+
+@pytest.mark.parametrize("path", [START, DEPLOY])
 async def test_a_body_that_is_not_sent_as_it_says_is_refused(face: Face, path: str) -> None:
     says = head(path, 0, MULTIPART).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
     answer = await talk(face, says, b"1\r\n-\r\nno length\r\n")
@@ -220,6 +225,19 @@ async def test_who_reads_nothing_is_given_up_and_the_others_are_answered(
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # no more than was on its way
         await asyncio.wait_for(reader.readexactly(32 << 20), LONG_S)
     writer.close()
+
+
+async def test_an_answer_that_has_begun_and_cannot_go_on_is_broken_off(
+    face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(_: str) -> list[Chunk]:
+        raise StoreUnavailable("the broker is away")
+
+    job = (await face.start("hello")).json["ok"]["id"]
+    monkeypatch.setattr(face.store.logs, "read", away)
+    answer = await talk(face, f"GET /api/workflow/{job}/logs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    assert answer.count(b"HTTP/1.1") == 1
+    assert not answer.endswith(b"0\r\n\r\n")  # it does not look as if that were all
 
 
 async def test_no_more_modules_come_in_at_once_than_there_is_room_for(

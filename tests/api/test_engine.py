@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import ClientConnectorError, ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
+from mvmci.allow import Allow
+from mvmci.api import serve_http
+from mvmci.broker import serve as serve_broker
+from mvmci.engines import open_embedded
 from mvmci.engines.remote import Order
+from mvmci.executor import Executor
 from mvmci.holder import load
 from mvmci.journal import Lease
 from mvmci.stores import open_memory
+from mvmci.stores.nats import ensure, open_cluster
 from tests.api.conftest import LONG_S, Face, Open
+from tests.conftest import CLUSTER_BYTES
 
 RUN = "/api/engine/run"
 
@@ -53,7 +64,7 @@ async def test_an_order_is_answered_with_its_words_each_when_it_is_known(face: F
 
 
 async def test_what_is_no_job_is_told_in_a_word(face: Face) -> None:
-    _, failed = (await face.post(RUN, order("nobody"))).body.splitlines()
+    (failed,) = (await face.post(RUN, order("nobody"))).body.splitlines()
     assert json.loads(failed)["word"] == "failed"
     assert json.loads(failed)["why"] == "not-found"
 
@@ -85,6 +96,10 @@ async def test_a_job_goes_on_when_its_worker_goes_away_and_who_asks_again_follow
     async with face.session.post(face.url + RUN, data=order("j")) as answer:
         await answer.content.readline()
         answer.close()
+    async with asyncio.timeout(LONG_S):
+        while '"499"' not in (await face.get("/metrics")).body.decode():
+            pass
+    assert face.executor.free == 1
     again = await face.post(RUN, order("j"))
     assert json.loads(again.body.splitlines()[1])["kind"] == "ended"
     journal = await load(face.store, "j")
@@ -104,6 +119,36 @@ async def test_an_executor_that_drains_or_is_without_its_broker_is_not_healthy(o
     assert (await face.post(RUN, order("j"))).error == (503, "this executor drains")
     face.executor.resume()
     assert (await face.get("/health")).status == 200
+
+
+async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path, host_root: Path) -> None:
+    async with contextlib.AsyncExitStack() as broker, ClientSession() as session:
+        url = await broker.enter_async_context(serve_broker(tmp_path / "broker"))
+        await ensure(url, "demo", store_bytes=CLUSTER_BYTES)
+        cluster = await open_cluster(url, "demo", "x1", maintains=True)
+        engine = open_embedded(cluster.store, host_root, allow=Allow(), slots=1)
+        executor = Executor(engine, cluster.store.presence, slots=1)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        serving = asyncio.create_task(serve_http(executor, cluster, "127.0.0.1", port))
+
+        async def healthy(status: int) -> Any:
+            async with asyncio.timeout(LONG_S):
+                while True:
+                    with contextlib.suppress(ClientConnectorError):
+                        async with session.get(f"http://127.0.0.1:{port}/health") as answer:
+                            if answer.status == status:
+                                return await answer.json()
+                    await asyncio.sleep(0.02)
+
+        assert await healthy(200) == {"status": "ready", "slots": 1, "free": 1}
+        await broker.aclose()
+        assert (await healthy(503))["error"]["message"] == "the broker is away"
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await engine.close()
+        await cluster.close()
 
 
 @pytest.mark.parametrize(
