@@ -91,16 +91,20 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     )
 
 
-async def check_own(proposal: Proposal) -> list[str]:
-    """See that a broker and a balancer of the user's own can carry the cluster; warnings, a line each.
+async def check_lent(proposal: Proposal) -> list[str]:
+    """See that a broker of the user's own can carry the cluster; warnings, a line each.
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
+    return [] if proposal.lent is None else await check_broker(proposal, proposal.lent)
+
+
+async def check_front(proposal: Proposal) -> None:
+    """See that a balancer of the user's own answers. Raises Usage."""
     if proposal.front is not None:
         from mvmci.engines.http import check_executor
 
         await check_executor(proposal.front)
-    return [] if proposal.lent is None else await check_broker(proposal, proposal.lent)
 
 
 async def check_broker(proposal: Proposal, login: Login, system: Login | None = None) -> list[str]:

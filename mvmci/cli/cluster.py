@@ -27,7 +27,7 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused
+from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 
 if TYPE_CHECKING:
     from mvmci.apply import Up
@@ -74,13 +74,14 @@ async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
     from mvmci.apply import Up
-    from mvmci.proposal import check_own, propose
+    from mvmci.proposal import check_front, check_lent, propose
 
     make_state(state)
     proposal = propose(state, file, runtime)
     proposal.home.check_free()
-    for warning in await check_own(proposal):
+    for warning in await check_lent(proposal):
         click.echo(warning, err=True)
+    await check_front(proposal)
     if proposal.empty and await _all_ready(proposal, as_json):
         return 0
     for line in _lines(proposal):
@@ -250,11 +251,15 @@ def _table(units: Sequence[Row]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.proposal import check_own, propose
+    from mvmci.proposal import check_front, check_lent, propose
 
     proposal = propose(state, file, runtime)
-    for warning in run_async(check_own(proposal)):
+    for warning in run_async(check_lent(proposal)):
         click.echo(warning, err=True)
+    try:
+        run_async(check_front(proposal))
+    except Usage as away:  # the plan says what to put behind it
+        click.echo(f"warning: {away.message}", err=True)
     if as_json:
         changes = [
             {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit) for one in proposal.changes

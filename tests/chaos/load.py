@@ -66,15 +66,16 @@ class Client:
         spec = self._spec(job, guest, kind="command", args=args, limits=_limits(limits))
         await self._submit(spec, Job(job, None, KILLED))
 
-    async def run(self, seconds: float, every_s: float) -> None:
+    async def run(self, seconds: float, every_s: float, *, sleepers: bool = True) -> None:
         """Submit one job and another for `seconds`, each without waiting for the one before.
 
-        Those that sleep for long come in the first half: nobody has to wait for the last of them.
+        Those that sleep for long, if there are to be any, come in the first half: nobody has to wait for
+        the last of them.
         """
         begin = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             while (passed := time.monotonic() - begin) < seconds:
-                tasks.create_task(self._any(sleepers=passed < seconds / 2))
+                tasks.create_task(self._any(sleepers=sleepers and passed < seconds / 2))
                 await asyncio.sleep(self.dice.uniform(0, 2 * every_s))
 
     async def _any(self, *, sleepers: bool) -> None:

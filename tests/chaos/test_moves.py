@@ -204,7 +204,7 @@ async def test_an_up_that_is_killed_anywhere_in_a_move_goes_on_when_it_is_repeat
     for access, sayings in INTERRUPTED.items():
         write(cluster, outside, access)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(client.run(LOAD_S, EVERY_S))
+            tasks.create_task(client.run(LOAD_S, EVERY_S, sleepers=False))
             for said in sayings:
                 killed += await asyncio.to_thread(up_until, cluster, said)
             await asyncio.to_thread(cluster.up)
@@ -213,3 +213,26 @@ async def test_an_up_that_is_killed_anywhere_in_a_move_goes_on_when_it_is_repeat
     assert killed >= len(INTERRUPTED), "it was never killed in the middle"
     await assess(cluster, client, "interrupted moves")
     assert set(asked(client.accepted, outside)) == {1}
+
+
+async def test_a_pool_grows_and_shrinks_while_jobs_run(
+    haproxy: None, make: Make, closing: AsyncExitStack
+) -> None:
+    outside = await closing.enter_async_context(Outside(slow_s=0.2, seed=3).serve())
+    cluster = make(TOPOLOGY.format(access=ACCESSES["pool"], allow=outside.allow))
+    await asyncio.to_thread(cluster.up)
+    client = Client((await join(cluster, closing)).store, outside, random.Random(3))
+    await client.prepare("script", "sleeper", "hello")
+    for access in ("pool", "pool behind haproxy"):
+        for count in (2, 3, 1):
+            text = TOPOLOGY.format(access=ACCESSES[access], allow=outside.allow)
+            cluster.write(text.replace("count: 2, slots: 3", f"count: {count}, slots: 3"))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(client.run(LOAD_S, EVERY_S, sleepers=False))
+                await asyncio.sleep(LOAD_S / 4)
+                await asyncio.to_thread(cluster.up)
+            roles = [unit["role"] for unit in cluster.ps()["units"]]
+            assert roles.count("executor") == count
+    report = await assess(cluster, client, "a pool that grows and shrinks")
+    assert set(asked(client.accepted, outside)) == {1}
+    assert report.counts["recovered"] == 0, "nobody pays for it with an attempt"

@@ -495,10 +495,6 @@ BAD = {
     ),
     "no plugin": (SMALLEST + "plugin: ./mine.py\n", "mine.py, which `plugin` names, cannot be read: No such"),
     "no executors": (SMALLEST + "access: pool\n", "access `pool` needs executors"),
-    "no balancer there": (
-        SMALLEST + "access: pool\nexecutors: {url: 'http://127.0.0.1:1'}\n",
-        "no executor can be reached at http://127.0.0.1:1: ",
-    ),
     "replicas": (
         SMALLEST + "hosts: {a: {}, b: {}, c: {}}\nbroker: {hosts: [a, b, c]}\n",
         "a replicated broker is not in this version",
@@ -540,6 +536,17 @@ def test_a_plugin_that_raises_is_named_with_its_line_before_anything_was_changed
     for verb in ("up", "plan"):
         sentence = f"{plugin}:2: the plan function raised ZeroDivisionError: division by zero"
         assert_sentence(demo.mvmci(verb, demo.file), 2, sentence)
+    assert not demo.folder.exists()
+
+
+def test_a_balancer_that_is_not_there_is_named_before_anything_was_changed(cluster: Make) -> None:
+    demo = cluster(SMALLEST + "access: pool\nexecutors: {url: 'http://127.0.0.1:1'}\n")
+    sentence = "no executor can be reached at http://127.0.0.1:1: "
+    assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, sentence, "balancer which you run")
+    done = demo.mvmci("plan", demo.file)  # it says what to put behind the balancer
+    assert done.code == 0
+    assert done.err.startswith(f"warning: {sentence}")
+    assert "+ start executor-1 on local, at 127.0.0.1:" in done.text
     assert not demo.folder.exists()
 
 
