@@ -86,6 +86,10 @@ async def until_all_use(store: Store, cluster: Cluster, access: str) -> None:
     assert engine.startswith("http://127.0.0.1:") == (access not in kinds)
 
 
+def is_worker_ready(line: str) -> bool:
+    return line.startswith("worker-") and line.endswith(" is ready")
+
+
 async def move(cluster: Cluster, client: Client, access: str) -> float:
     """`up` to another access, while jobs are submitted and run; how long it took, in s."""
     write(cluster, client.outside, access)
@@ -95,6 +99,10 @@ async def move(cluster: Cluster, client: Client, access: str) -> float:
         began = time.monotonic()
         done = await asyncio.to_thread(cluster.up)
         assert "engine becomes" in done.text
+        lines = done.text.splitlines()
+        switched = max(number for number, line in enumerate(lines) if is_worker_ready(line))
+        left = [number for number, line in enumerate(lines) if line.endswith(" is gone")]
+        assert all(number > switched for number in left), "an engine went before its workers had left"
         assert "running jobs finish or are resumed, queued ones stay queued" in done.text
         return time.monotonic() - began
 

@@ -102,6 +102,25 @@ def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, t
     assert plan_of(found, tmp_path / "a").engine == "broker"
 
 
+CLUSTERS = sorted((Path(access.__file__).parents[1] / "examples" / "clusters").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CLUSTERS, ids=[file.stem for file in CLUSTERS])
+def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None:
+    found = topology.load(file.read_bytes(), name=file.name, accesses=accesses())
+    plan = plan_of(found, file)
+    assert (
+        plan.engine
+        == {
+            "pool-behind-url": "http://127.0.0.1:8080",
+            "shared-compose": "http://{address:executor-1}",
+            "executor-per-host": "broker",
+        }[file.stem]
+    )
+    count = found.executors.count if found.executors is not None else len(found.hosts)
+    assert sum(unit.role == "executor" for unit in plan.units) == count
+
+
 # ---- Plugins
 
 

@@ -1,0 +1,9 @@
+"""One executor on each host that is present; the broker balances them."""
+
+from mvmci.plan import BROKER, Plan, Unit, central, hosts_of, workers
+from mvmci.topology import Topology
+
+
+def plan(topology: Topology) -> Plan:
+    executors = (Unit(name=f"executor-{host}", role="executor", host=host) for host in hosts_of(topology))
+    return Plan(units=(*central(topology), *executors, *workers(topology)), engine=BROKER)
