@@ -77,12 +77,13 @@ class Containers:
 
     async def lay_down(self, ground: Ground) -> None:
         self._ground = ground
-        self._render(ground.plan.units)
-        await docker.check()(self._folder, "build")
+        rendered = self._render(ground.plan.units)
+        if not await docker.has_image(rendered.image):
+            await docker.check()(self._folder, "build")
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         del attached  # Docker keeps them running, and whoever ends us brings them down first
-        marks = self._render(units) if self._ground is not None else None
+        marks = self._render(units).marks if self._ground is not None else None
         going = [one for one in self._containers(fresh=True) if self._goes(one, units, marks)]
         await self._stop(going, GRACE_S)
         self._keep(units)
@@ -153,8 +154,8 @@ class Containers:
 
     # What is to be there.
 
-    def _render(self, units: Sequence[Unit]) -> dict[str, str]:
-        """Write the folder; the mark of each service, which changes when its containers are to be others."""
+    def _render(self, units: Sequence[Unit]) -> render.Rendered:
+        """Write the folder, for `units`."""
         ground = self._ground
         assert ground is not None
         roles = {unit.role for unit in ground.plan.units if unit.name in ground.refused}

@@ -181,6 +181,11 @@ async def stop(ids: Sequence[str], grace_s: float, hurry_s: int) -> None:
     await run(["docker", "rm", "--force", *ids])
 
 
+async def has_image(name: str) -> bool:
+    """Whether there is an image of that name. Raises MvmciError."""
+    return bool((await run(["docker", "image", "ls", "--quiet", name])).strip())
+
+
 async def remove_networks(project: str) -> None:
     """Remove the networks of a project that has no containers any more. Raises MvmciError."""
     await _remove("network", f"label={PROJECT}={project}")

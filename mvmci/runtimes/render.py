@@ -1,7 +1,7 @@
 """A folder that Docker Compose makes a cluster of: rendered from units, and whole on its own.
 
     compose.yaml   Dockerfile   mvmci.pyz   .env (the project's name)   .dockerignore
-    secrets/       0700, files 0600: what `mvmci.trust.sealed` lists, and engine.token
+    secrets/       0700, files 0600: what `mvmci.trust.sealed` lists, and engine.token for HTTP
 
 It promises that no secret is in an image, in an environment or in what `docker inspect` shows; that the
 same again changes no file; and that `docker compose`, `docker-compose` 1.29 and people can use the folder
@@ -35,10 +35,12 @@ from mvmci.topology import Compose
 from mvmci.trust import sealed
 from mvmci.trust.authority import Authority
 
+BORDER = "border"  # the network in which a port of this machine is; Docker takes the first by name
 USER = 10_001  # of containers, where root renders; else whoever does, who can read the secrets
 BROKER_PORT = 4222  # inside of the network
 API_PORT = 27288
 SEALED = "/run/secrets"
+TOKEN, TOKEN_BYTES = "engine.token", 32  # what executors want to see over HTTP
 STATE = "/var/lib/mvmci"
 READY = "/tmp/mvmci-ready"  # noqa: S108 (of a container, and nobody else is there)
 SPARE_BYTES = 512 << 20  # what a container takes beside its jobs
@@ -59,6 +61,13 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     options: tuple[str, ...]
     unit: str | None = None
+
+
+class Rendered(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder. A service's mark changes when its containers are to be others."""
+
+    image: str
+    marks: dict[str, str]
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,8 +105,8 @@ def owner_of(authority: Authority) -> str:
     return authority.issuer if lent is None else _mark(msgspec.json.encode(lent))
 
 
-def render(folder: Path, authority: Authority, wanted: Wanted) -> dict[str, str]:
-    """Write all of it; what is right already is left alone. The mark of each service. Raises Usage."""
+def render(folder: Path, authority: Authority, wanted: Wanted) -> Rendered:
+    """Write all of it; what is right already is left alone. Raises Usage."""
     program = _program()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     sealed_marks = _seal(folder / "secrets", authority, wanted)
@@ -115,7 +124,7 @@ def render(folder: Path, authority: Authority, wanted: Wanted) -> dict[str, str]
         shutil.copyfile(program, part)
         part.chmod(0o755)
         part.replace(target)
-    return {name: one["labels"][MARK] for name, one in body["services"].items()}
+    return Rendered(image=image, marks={name: one["labels"][MARK] for name, one in body["services"].items()})
 
 
 def _digest(path: Path) -> bytes:
@@ -166,8 +175,8 @@ def _seal(folder: Path, authority: Authority, wanted: Wanted) -> dict[Role, str]
     data = msgspec.json.encode(plane)
     _secret(folder / "control-plane.json", data)
     marks["control-plane"] = _mark(data)
-    token = _read(folder / "engine.token") or f"{secrets.token_hex(32)}\n".encode()
-    _secret(folder / "engine.token", token)
+    token = _read(folder / TOKEN) or f"{secrets.token_hex(TOKEN_BYTES)}\n".encode()
+    _secret(folder / TOKEN, token)
     return marks
 
 
@@ -260,7 +269,7 @@ def compose_file(wanted: Wanted, owner: str, image: str, sealed_marks: Mapping[R
     if network.options:
         body["networks"]["cluster"]["driver_opts"] = _literal(dict(network.options))
     if _is_apart(wanted):
-        body["networks"]["outside"] = {"driver": "bridge", "labels": label}
+        body["networks"][BORDER] = {"driver": "bridge", "labels": label}
     return body
 
 
@@ -281,10 +290,10 @@ def _service(one: Service, all_: Sequence[Service], wanted: Wanted, image: str) 
         "init": one.role != "broker",  # the server is the first process, and finds that by itself
         "restart": "unless-stopped",
         "stop_grace_period": f"{wanted.grace_s + HURRY_S}s",
-        "depends_on": [other.name for other in all_[: all_.index(one)] if other.role != one.role],
-        "networks": ["cluster", "outside"] if one.role == "broker" and _is_apart(wanted) else ["cluster"],
+        "depends_on": _before(one, all_),
+        "networks": ["cluster", BORDER] if one.role == "broker" and _is_apart(wanted) else ["cluster"],
         "volumes": [f"{'broker' if one.role == 'broker' else 'state'}:{STATE}"],
-        "secrets": _secrets(one, wanted),
+        "secrets": _secrets(one),
         "healthcheck": {"test": ["CMD-SHELL", _health(one)], "interval": "5s", "timeout": "5s", "retries": 3},
         "mem_limit": _memory(one, wanted),
         "pids_limit": PROCESSES_MAX,
@@ -297,6 +306,14 @@ def _service(one: Service, all_: Sequence[Service], wanted: Wanted, image: str) 
         address = f"[{published.listen}]" if ":" in published.listen else published.listen
         parts["ports"] = [f"{address}:{published.port}:{BROKER_PORT}"]
     return {key: value for key, value in parts.items() if value not in ([], None)}
+
+
+def _before(one: Service, all_: Sequence[Service]) -> list[str]:
+    """The services without which it could do nothing. What else comes and goes does not change it."""
+    if one.role not in ("control-plane", *JOINING):
+        return []
+    needed = ("broker",) if one.role == "control-plane" else ("broker", "control-plane")
+    return [other.name for other in all_ if other.role in needed]
 
 
 def _command(one: Service, wanted: Wanted) -> Iterator[str]:
@@ -312,23 +329,19 @@ def _command(one: Service, wanted: Wanted) -> Iterator[str]:
     elif one.role == "balancer":
         yield f"--cluster={wanted.cluster}"
     yield f"--name={one.unit}" if one.unit is not None else f"--replica-of={one.name}"
-    if "engine.token" in _secrets(one, wanted):
-        yield f"--token-file={SEALED}/engine.token"
     if one.role in JOINING:
+        yield f"--token-file={SEALED}/{TOKEN}"
         yield f"--grace={wanted.grace}"
     yield from one.options
 
 
-def _secrets(one: Service, wanted: Wanted) -> list[str]:
-    """The secrets that a service is given."""
+def _secrets(one: Service) -> list[str]:
+    """The secrets that a service is given. The token is for who is, or dials, an engine, now or later."""
     if one.role == "broker":
         return ["broker.json", "broker.key", "broker.pem"]
     if one.role == "control-plane":
         return ["control-plane.json"]
-    listening = any(_listen(unit) is not None for unit in wanted.units if unit.role == "executor")
-    shown = one.role == "worker" or any(option.startswith("--listen=") for option in one.options)
-    token = ["engine.token"] if listening and shown and one.role in JOINING else []
-    return [f"{one.role}.ticket", *token] if one.role in JOINING else token
+    return [f"{one.role}.ticket", TOKEN] if one.role in JOINING else []
 
 
 def _health(one: Service) -> str:
