@@ -155,6 +155,7 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 async def _begin(request: web.Request, response: web.StreamResponse) -> None:
     request[BEGUN] = True
+    response.headers["Server"] = "mvmci"
 
 
 def _guarded(token: str) -> Middleware:

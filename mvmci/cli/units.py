@@ -365,7 +365,7 @@ async def _execute(
         if listen is not None:
             from mvmci.api import serve_http
 
-            doors.append(serve_http(executor, cluster, *listen, token=token))
+            doors.append(serve_http(executor, cluster, *listen, token=token, folder=root / "incoming"))
         await _until_stopped(
             cluster,
             *doors,
