@@ -133,8 +133,10 @@ class Child:
     async def close(self) -> None:
         """Kill it if it lives, wait for its end, and let go of the socket."""
         self.kill()
-        await self.wait()
-        self.disconnect()
+        try:
+            await self.wait()
+        finally:
+            self.disconnect()  # also for a caller that is cancelled here: it was killed
 
     def disconnect(self) -> None:
         """Let go of the socket."""
