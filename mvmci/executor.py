@@ -22,8 +22,10 @@ from mvmci.errors import MvmciError, NotFound, StoreUnavailable
 from mvmci.store import Presence
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Reply, Unsubscribe
+from mvmci.turns import Turn, Turns
 
 GROUP = "executors"
+TELL_AFTER_S = 0.05
 
 log = logging.getLogger(__name__)
 _orders = msgspec.json.Decoder(Order)
@@ -40,30 +42,38 @@ class Executor:
     def __init__(self, engine: Engine, presence: Presence, *, slots: int) -> None:
         self.engine = engine
         self.slots = slots
-        self.free = slots
         self.draining = False
         self.taken = Taken(unit=presence.unit, incarnation=presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
+        self._turns = Turns(slots)
         self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
+
+    @property
+    def free(self) -> int:
+        """Slots in which nothing runs."""
+        return self._turns.free
 
     @property
     def open(self) -> bool:
         """Whether a job would be taken now."""
-        return self.free > 0 and not self.draining
+        return self._turns.soon and not self.draining
 
-    def take(self, order: Order) -> asyncio.Task[Stepped | Failed]:
-        """Begin to see to a job, or follow it if that has begun; how it came out. Raises Full."""
-        running = self._running.get(order.job)
-        if running is not None:
-            return running
-        if not self.open:
+    async def take(self, order: Order) -> asyncio.Task[Stepped | Failed]:
+        """Begin to see to a job, or follow it if that has begun; how it comes out. Raises Full."""
+        if order.job in self._running:
+            return self._running[order.job]
+        turn = await self._turns.take() if self.open else None
+        if order.job in self._running or turn is None or self.draining:
+            if turn is not None:
+                turn.end()
+            if order.job in self._running:
+                return self._running[order.job]
             self.counts["refused"] += 1
-            raise Full("there is no free slot" if self.free <= 0 else "this executor drains")
-        self.free -= 1
+            raise Full("this executor drains" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
-        running = asyncio.create_task(self._run(order), name=f"order {order.job}")
+        running = asyncio.create_task(self._run(order, turn), name=f"order {order.job}")
         self._running[order.job] = running
         running.add_done_callback(lambda _: self._running.pop(order.job))
         running.add_done_callback(self._count)
@@ -83,15 +93,10 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, order: Order) -> Stepped | Failed:
-        occupied = True
-
+    async def _run(self, order: Order, turn: Turn) -> Stepped | Failed:
         def freed() -> None:
-            nonlocal occupied
-            if occupied:
-                occupied = False
-                self.free += 1
-                self._changed()
+            turn.end()
+            self._changed()
 
         try:
             step = await self.engine.run(order.job, fresh=order.fresh, worker=order.worker, freed=freed)
@@ -113,6 +118,12 @@ class Executor:
     def _changed(self) -> None:
         for call in self.on_change:
             call()
+
+
+async def comes_soon(run: asyncio.Task[Stepped | Failed]) -> bool:
+    """Whether it has come out so soon that nobody needs to be told that it was taken."""
+    done, _ = await asyncio.wait((run,), timeout=TELL_AFTER_S)
+    return bool(done)
 
 
 async def serve(executor: Executor, link: Link, layout: Layout) -> None:
@@ -161,11 +172,12 @@ async def _see_to(executor: Executor, link: Link, layout: Layout, message: Reply
     try:
         try:
             order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
-            run = executor.take(order)
+            run = await executor.take(order)
         except (Full, msgspec.DecodeError):
             await tell(Busy())
             return
-        await tell(executor.taken)
+        if not await comes_soon(run):
+            await tell(executor.taken)
         await tell(await asyncio.shield(run))
     except StoreUnavailable as away:
         log.info("a word to %s is lost: %s", worker, away.message)

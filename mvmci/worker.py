@@ -20,20 +20,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Sequence
 
 from mvmci.engine import Engine
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.store import HINT_LAPSE_S, Delivery, Store
+from mvmci.turns import AHEAD_MAX, Turn, Turns
 
 PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
 UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
-AHEAD_MAX = 32  # hints in hand beyond what may run at once, while jobs are short
-SHORT_S = 0.01  # the mean time in a slot below which they are
-TURN_S = 0.1  # after so long in hand without a turn, a hint goes back
-MEAN_OVER = 16  # jobs
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
 AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is handed out again
@@ -54,9 +50,7 @@ class Worker:
         self._open = asyncio.Event()
         self._open.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
-        self._turns = asyncio.Semaphore(slots)
-        self._short = asyncio.Event()  # whether hints are fetched ahead
-        self._mean_s = SHORT_S
+        self._turns = Turns(slots)
         self._pulls: set[asyncio.Task[Delivery | None]] = set()
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
@@ -110,7 +104,7 @@ class Worker:
         while True:
             await self._open.wait()
             if ahead:
-                await self._short.wait()
+                await self._turns.short.wait()
             await self._unrecorded.acquire()
             hint = await self._next()
             if hint is None:
@@ -163,38 +157,24 @@ class Worker:
 
     async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
         await self._store.presence.keep(hint.job)
-        turn = Turn(self._ended_turn, freed)
+        turn: Turn | None = None
+
+        def end_turn() -> None:
+            freed.set()
+            if turn is not None:
+                turn.end()
+
         try:
-            if await self._take_turn():
-                turn.begin()
-                await self._run(hint, turn.end)
+            turn = await self._turns.take()
+            if turn is not None:
+                await self._run(hint, end_turn)
             else:
                 await hint.later(0)
         except StoreUnavailable as away:
             log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
         finally:
-            turn.end()
+            end_turn()
             await self._store.presence.let_go(hint.job)
-
-    async def _take_turn(self) -> bool:
-        """Whether a job can run now, or soon."""
-        if not self._turns.locked():
-            return await self._turns.acquire()
-        try:
-            async with asyncio.timeout(TURN_S):
-                return await self._turns.acquire()
-        except TimeoutError:
-            self._short.clear()
-            self._mean_s = 2 * SHORT_S
-            return False
-
-    def _ended_turn(self, took_s: float) -> None:
-        self._turns.release()
-        self._mean_s += (took_s - self._mean_s) / MEAN_OVER
-        if self._mean_s < SHORT_S:
-            self._short.set()
-        else:
-            self._short.clear()
 
     async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
         first = hint.first
@@ -229,24 +209,6 @@ class Worker:
                     await hint.keep()
             except StoreUnavailable:
                 pass  # a hint may come to another, who finds the job held
-
-
-class Turn:
-    """A job's time in its slot, as seen from here. It ends once, however often that is said."""
-
-    def __init__(self, ended: Callable[[float], None], freed: asyncio.Event) -> None:
-        self._ended = ended
-        self._freed = freed
-        self._began: float | None = None
-
-    def begin(self) -> None:
-        self._began = time.monotonic()
-
-    def end(self) -> None:
-        self._freed.set()
-        if self._began is not None:
-            took_s, self._began = time.monotonic() - self._began, None
-            self._ended(took_s)
 
 
 async def _hand_back(hint: Delivery) -> None:

@@ -15,7 +15,7 @@ from mvmci.api.answers import NDJSON, WRITE_S, Refused
 from mvmci.api.bodies import read_json
 from mvmci.engines.remote import Order, Word
 from mvmci.errors import Usage
-from mvmci.executor import Executor, Full
+from mvmci.executor import Executor, Full, comes_soon
 
 _orders = msgspec.json.Decoder(Order)
 _encode = msgspec.json.Encoder().encode
@@ -29,13 +29,14 @@ async def run(executor: Executor, request: web.Request) -> web.StreamResponse:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise Usage(f"this is no order: {bad}") from None
     try:
-        running = executor.take(order)
+        running = await executor.take(order)
     except Full as full:
         raise Refused(503, full.message, hint="another executor may have one") from None
     response = web.StreamResponse()
     response.content_type = NDJSON
     await response.prepare(request)
-    await _tell(response, executor.taken)
+    if not await comes_soon(running):
+        await _tell(response, executor.taken)
     await _tell(response, await asyncio.shield(running))
     return response
 

@@ -37,7 +37,7 @@ class BrokerDoor:
         self._link = link
         self._layout = layout
         self._presence = presence
-        self._orders: dict[str, asyncio.Queue[Word]] = {}
+        self._orders: dict[str, asyncio.Queue[Word | None]] = {}  # None: nothing more will be heard
         self._room = asyncio.Event()
         self._leaving: list[Unsubscribe] = []
 
@@ -65,28 +65,33 @@ class BrokerDoor:
         finally:
             del self._orders[number]
 
-    async def _first(self, order: Order, number: str, words: asyncio.Queue[Word]) -> Word | None:
-        """What an executor says to the order. Raises NoRoom, StoreUnavailable."""
+    async def _first(self, order: Order, number: str, words: asyncio.Queue[Word | None]) -> Word | None:
+        """What an executor says to the order; None: nothing. Raises NoRoom, StoreUnavailable."""
         to, refused = self._link.expect()
-        await self._link.publish(self._layout.engine(order.worker, number), _encode(order), reply=to)
-        word = asyncio.ensure_future(words.get())
+        refused.add_done_callback(lambda answer: None if answer.cancelled() else words.put_nowait(None))
         try:
-            await asyncio.wait((word, refused), timeout=TAKEN_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-            if word.done():
-                return word.result()
-            if refused.done():
+            await self._link.publish(self._layout.engine(order.worker, number), _encode(order), reply=to)
+            async with asyncio.timeout(TAKEN_WITHIN_S):
+                word = await words.get()
+            if word is None and refused.done():
                 refused.result()
-            return None  # it is lost: the order is sent again
+            return word
         except NoStream:
             raise NoRoom(await self._why()) from None
+        except TimeoutError:
+            return None  # it is lost: the order is sent again
         finally:
-            word.cancel()
             refused.cancel()
 
     async def _why(self) -> str:
         """Nobody listens: because all are at work, or because there is nobody."""
         members = await self._presence.members()
         return BUSY if any(member.about.role == "executor" for member in members) else NOBODY
+
+    def hang_up(self) -> None:
+        for words in self._orders.values():
+            words.put_nowait(None)
+        self._make_room()
 
     async def close(self) -> None:
         for leave in self._leaving:
@@ -103,7 +108,7 @@ class BrokerDoor:
         self._room = asyncio.Event()
 
 
-async def _iterate(first: Word | None, words: asyncio.Queue[Word]) -> AsyncIterator[Word]:
+async def _iterate(first: Word | None, words: asyncio.Queue[Word | None]) -> AsyncIterator[Word]:
     word = first
     while word is not None:
         yield word

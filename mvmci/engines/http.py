@@ -41,6 +41,7 @@ class HttpDoor:
         self._link = link
         self._layout = layout
         self._room = asyncio.Event()
+        self._answers: set[ClientResponse] = set()
         self._leave: Unsubscribe | None = None
         self._session: ClientSession | None = None
 
@@ -70,7 +71,14 @@ class HttpDoor:
                 raise EngineAway(f"the executor at {self._url} refuses the token")
             if answer.status != 200 or answer.content_type != "application/x-ndjson":
                 raise EngineAway(f"what answers at {self._url} is no executor (HTTP {answer.status})")
+            self._answers.add(answer)
+            leaving.callback(self._answers.discard, answer)
             yield _iterate(answer)
+
+    def hang_up(self) -> None:
+        for answer in self._answers:
+            answer.close()
+        self._make_room()
 
     async def close(self) -> None:
         if self._leave is not None:

@@ -7,7 +7,8 @@ again, and whichever executor takes it reads in the journal whether there is any
 
     worker                          executor
     Order(job) ------------------>  a slot is free: takes it, runs it as its holder
-      <------------------ Taken     (no slot is free: Busy; the worker keeps the hint and waits)
+      <------------------ Taken     unless it comes out at once
+                                    (no slot is free: Busy; the worker keeps the hint and waits)
       <---------------- Stepped     the run has come out so
 """
 
@@ -26,7 +27,7 @@ from mvmci.engine import Step
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
 from mvmci.job import ID_PATTERN
 from mvmci.journal import Entry
-from mvmci.store import Store
+from mvmci.store import Member, Store
 
 LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
@@ -86,13 +87,16 @@ class Door(Protocol):
     def send(self, order: Order) -> AbstractAsyncContextManager[AsyncIterator[Word]]:
         """Offer a job to whichever executor has a free slot; on entry, one has taken it or none did.
 
-        What is iterated are the words about it, `Taken` the first; the end without `Stepped` or `Failed`
-        means that nothing more will be heard. Leaving early ends the listening, not the job.
-        Raises NoRoom, EngineAway, StoreUnavailable.
+        What is iterated are the words about it: `Taken`, unless it comes out at once, and `Stepped` or
+        `Failed`; the end without these means that nothing more will be heard. Leaving early ends the
+        listening, not the job. Raises NoRoom, EngineAway, StoreUnavailable.
         """
 
     def room(self) -> asyncio.Event:
-        """It is set at the next word that an executor has a free slot."""
+        """It is set at the next word that an executor has a free slot, and by `hang_up`."""
+
+    def hang_up(self) -> None:
+        """Let nothing more be heard of the jobs that were sent."""
 
     async def close(self) -> None:
         """Leave; jobs go on."""
@@ -104,8 +108,7 @@ class Remote:
     def __init__(self, store: Store, door: Door) -> None:
         self._store = store
         self._door = door
-        self._draining = asyncio.Event()
-        self._runs: set[asyncio.Task[Step]] = set()
+        self._draining = False
 
     async def run(
         self,
@@ -123,77 +126,62 @@ class Remote:
         """
         del first, freed
         order = Order(job=job, worker=worker or self._store.presence.unit, fresh=fresh)
-        running = asyncio.create_task(self._run(order), name=f"order {job}")
-        self._runs.add(running)
-        draining = asyncio.ensure_future(self._draining.wait())
-        try:
-            await asyncio.wait((running, draining), return_when=asyncio.FIRST_COMPLETED)
-            return running.result() if running.done() else Step("released")
-        finally:
-            draining.cancel()
-            running.cancel()
-            await asyncio.gather(running, draining, return_exceptions=True)
-            self._runs.discard(running)
-
-    async def _run(self, order: Order) -> Step:
-        while True:
+        while not self._draining:
             step = await self._offer(order)
             if step is not None:
                 return step
             order = msgspec.structs.replace(order, fresh=False)
             await asyncio.sleep(GONE_PAUSE_S)
+        return Step("released")
 
     async def _offer(self, order: Order) -> Step | None:
-        """Wait until an executor takes the job, and follow it. None: it must be sent again."""
+        """Wait until an executor takes the job, and follow it. None: nothing more is heard of it."""
         presence = self._store.presence
         loop = asyncio.get_running_loop()
-        away_since: float | None = None
-        while True:
+        waits, away_since = "", None
+        while not self._draining:
             room = self._door.room()
             try:
                 async with self._door.send(order) as words:
-                    await presence.keep(order.job)
-                    return await self._follow(order, words)
+                    if waits:
+                        await presence.keep(order.job)
+                    return await self._follow(order.job, words)
             except NoRoom as none:
-                away_since, why = None, none.message
+                away_since, waits = None, none.message
             except EngineAway as away:
-                away_since, why = away_since or loop.time(), away.message
+                away_since, waits = away_since or loop.time(), away.message
                 if loop.time() - away_since > AWAY_S:
                     raise
-            await presence.keep(order.job, why)
+            await presence.keep(order.job, waits)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):
                     await room.wait()
+        return None
 
-    async def _follow(self, order: Order, words: AsyncIterator[Word]) -> Step | None:
+    async def _follow(self, job: str, words: AsyncIterator[Word]) -> Step | None:
         """What the executor says at the end; None when it went away, or knows nothing of the job."""
-        taken = await anext(words, None)
-        if not isinstance(taken, Taken):
-            return None
-        hearing = asyncio.ensure_future(_last(words))
+        first = await anext(words, None)
+        if not isinstance(first, Taken):
+            return _step(first)
+        hearing = asyncio.ensure_future(anext(words, None))
         try:
-            strange = 0
+            strange = 0  # looks in a row
             while not hearing.done() and strange < LOOKS_MAX:
                 await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
-                strange = 0 if await self._is_at_work(order.job, taken) else strange + 1
-                if strange and not await self._is_there(taken):
+                executor = await self._member(first)
+                if executor is None and not hearing.done():
                     break
+                holds = executor.holds if executor is not None else ()
+                strange = 0 if any(held.partition("@")[0] == job for held in holds) else strange + 1
             return _step(hearing.result()) if hearing.done() else None
         finally:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
 
-    async def _is_at_work(self, job: str, taken: Taken) -> bool:
-        return any(
-            held.partition("@")[0] == job
-            for member in await self._store.presence.members()
-            if member.incarnation == taken.incarnation
-            for held in member.holds
-        )
-
-    async def _is_there(self, taken: Taken) -> bool:
+    async def _member(self, taken: Taken) -> Member | None:
+        """The executor, as it says itself; None when it is gone."""
         members = await self._store.presence.members()
-        return any(member.incarnation == taken.incarnation for member in members)
+        return next((one for one in members if one.incarnation == taken.incarnation), None)
 
     async def verify(self, job: str) -> int:
         """Replays are made where they are asked for."""
@@ -208,24 +196,14 @@ class Remote:
 
     def drain(self, yes: bool = True) -> None:
         """Let every job go at once, or take jobs again."""
+        self._draining = yes
         if yes:
-            self._draining.set()
-        else:
-            self._draining.clear()
+            self._door.hang_up()
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`: the executors go on."""
-        for run in self._runs:
-            run.cancel()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        self.drain()
         await self._door.close()
-
-
-async def _last(words: AsyncIterator[Word]) -> Word | None:
-    async for word in words:
-        if isinstance(word, Stepped | Failed):
-            return word
-    return None
 
 
 def _step(word: Word | None) -> Step | None:

@@ -1,0 +1,71 @@
+"""Turns: who may run now, and whether it pays to hold more in hand than may run.
+
+While jobs are so short that fetching one takes longer than running it, a worker or an executor takes
+some ahead. One that then waits for its turn after all is handed back: somebody else may be free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+AHEAD_MAX = 32  # in hand beyond what may run at once, while jobs are short
+SHORT_S = 0.01  # the mean length of a turn below which they are
+TURN_S = 0.1  # after so long in hand without a turn, a job goes back
+MEAN_OVER = 16  # turns
+
+
+class Turns:
+    """At most `count` turns at once."""
+
+    def __init__(self, count: int) -> None:
+        self.free = count
+        self.short = asyncio.Event()  # whether it pays to take jobs ahead
+        self._waiting = 0
+        self._mean_s = SHORT_S
+        self._permits = asyncio.Semaphore(count)
+
+    @property
+    def soon(self) -> bool:
+        """Whether one more would have its turn now, or soon."""
+        return self.free > 0 or (self.short.is_set() and self._waiting < AHEAD_MAX)
+
+    async def take(self) -> Turn | None:
+        """A turn, now or soon; None if it does not come soon: jobs are not so short after all."""
+        if self._permits.locked():
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(TURN_S):
+                    await self._permits.acquire()
+            except TimeoutError:
+                self._mean_s = 2 * SHORT_S
+                self.short.clear()
+                return None
+            finally:
+                self._waiting -= 1
+        else:
+            await self._permits.acquire()
+        self.free -= 1
+        return Turn(self)
+
+    def _ended(self, took_s: float) -> None:
+        self.free += 1
+        self._permits.release()
+        self._mean_s += (took_s - self._mean_s) / MEAN_OVER
+        if self._mean_s < SHORT_S:
+            self.short.set()
+        else:
+            self.short.clear()
+
+
+class Turn:
+    """Somebody's turn. It ends once, however often that is said."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns: Turns | None = turns
+        self._began = time.monotonic()
+
+    def end(self) -> None:
+        if self._turns is not None:
+            turns, self._turns = self._turns, None
+            turns._ended(time.monotonic() - self._began)
