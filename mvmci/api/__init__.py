@@ -20,11 +20,19 @@ log = logging.getLogger(__name__)
 
 
 async def serve_http(
-    executor: Executor, cluster: Cluster, host: str, port: int, *, token: str = "", folder: Path | None = None
+    executor: Executor,
+    cluster: Cluster,
+    host: str,
+    port: int,
+    *,
+    token: str = "",
+    queues: tuple[str, ...] = (),
+    folder: Path | None = None,
 ) -> None:
     """Answer HTTP at `host` until cancelled. With a `token`, whoever asks must have it.
 
-    `folder` holds modules on their way in; one of the system's temporary ones, if absent. Raises Usage.
+    `queues` are those that the executor may write to; none is all of them. `folder` holds modules on their
+    way in; one of the system's temporary ones, if absent. Raises Usage.
     """
     from mvmci.api.app import Api, serve
 
@@ -37,6 +45,7 @@ async def serve_http(
             executor=executor,
             folder=folder or Path(temporary),
             now_ms=cluster.clock.now_ms,
+            queues=queues,
             token=token,
             away=away,
         )

@@ -52,12 +52,14 @@ class Api:
     """What the application stands on.
 
     `folder` holds modules on their way in. `away` says why the store cannot be reached now; empty: it can.
+    `queues` are those that the executor may write to; none is all of them.
     """
 
     store: Store
     executor: Executor
     folder: Path
     now_ms: Callable[[], int]
+    queues: tuple[str, ...] = ()
     token: str = ""  # empty: none is asked for
     away: Callable[[], str] = lambda: ""
 
@@ -66,7 +68,7 @@ def make_app(api: Api) -> web.Application:
     """The application."""
     metrics = Metrics(api.executor)
     app = web.Application(middlewares=[_measured(metrics), _answered, _guarded(api.token)])
-    jobs = Jobs(api.store, api.folder, api.now_ms)
+    jobs = Jobs(api.store, api.folder, api.now_ms, api.queues)
     app.add_routes(
         [
             web.get("/version", _version),

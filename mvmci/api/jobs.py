@@ -10,7 +10,7 @@ import asyncio
 import errno
 import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,16 @@ START_NEEDS = ("module", "version")
 
 
 class Jobs:
-    """The handlers. `folder` holds modules while they are looked at; `now_ms` is since 1970."""
+    """The handlers. `folder` holds modules while they are looked at; `now_ms` is since 1970.
 
-    def __init__(self, store: Store, folder: Path, now_ms: Callable[[], int]) -> None:
+    `queues` are those that the executor may write to; none is all of them.
+    """
+
+    def __init__(
+        self, store: Store, folder: Path, now_ms: Callable[[], int], queues: Sequence[str] = ()
+    ) -> None:
         self._store = store
+        self._queues = queues
         self._folder = folder
         self._now_ms = now_ms
         self._uploads = 0
@@ -97,6 +103,7 @@ class Jobs:
                 raise Usage(f"there is no `{name}`", hint="`deploy` answers with the name and the version")
         workflow, version = values.pop("workflow", None), values.pop("version")
         order = Order(**values)
+        self._check_queue(order.queue)
         what = await self._module(order.module, version)
         _check_workflow(order.module, what, workflow)
         checked = check(order, what, name=f"{order.module}.wasm", read=lambda text: text)
@@ -138,6 +145,8 @@ class Jobs:
     async def cancel(self, request: web.Request) -> web.Response:
         """Let a job end as cancelled, and say how it stands: one that somebody runs ends within seconds."""
         journal = await self._load(request)
+        if journal.state.spec is not None:
+            self._check_queue(journal.state.spec.queue)
         await cancel(self._store, journal, self._who(request))
         return await self._summary(journal)
 
@@ -159,6 +168,15 @@ class Jobs:
                 wait_s = LATE_S
             await watch.rest(journal.state, wait_s)
         return response
+
+    def _check_queue(self, queue: str) -> None:
+        """The broker would not even answer. Raises Refused."""
+        if self._queues and queue not in self._queues:
+            raise Refused(
+                403,
+                f"this executor's credential is not for queue {ascii(queue)[1:-1][:80]}",
+                hint=f"it is for {', '.join(self._queues)}; ask another executor",
+            )
 
     async def _load(self, request: web.Request) -> Journal:
         return await load(self._store, check_id(request.match_info["id"]))

@@ -20,7 +20,7 @@ REF = "#/components/schemas/{name}"
 _MEANINGS = {
     400: "What was asked for cannot be done.",
     401: "The token is missing, or it is another one.",
-    403: "The executor has no token, and this does not come from its own machine.",
+    403: "The executor has no token and this is not of its own machine, or it is not for that queue.",
     404: "There is no such job, or module.",
     408: "The body did not come in time.",
     409: "The id is taken by another job.",

@@ -365,7 +365,10 @@ async def _execute(
         if listen is not None:
             from mvmci.api import serve_http
 
-            doors.append(serve_http(executor, cluster, *listen, token=token, folder=root / "incoming"))
+            incoming = root / "incoming"
+            doors.append(
+                serve_http(executor, cluster, *listen, token=token, queues=identity.queues, folder=incoming)
+            )
         await _until_stopped(
             cluster,
             *doors,

@@ -18,6 +18,7 @@ from mvmci.job import Limits
 from mvmci.order import Order
 from mvmci.standing import summary_of
 from mvmci.store import Store
+from mvmci.stores import open_memory
 from tests.api.conftest import LONG_S, TOKEN, Face, Open
 from tests.faults.world import GUESTS
 
@@ -235,6 +236,17 @@ async def test_a_module_that_nobody_deployed_is_not_found_and_a_blob_that_is_non
     status, message = (await face.post(START, {**GOOD, "version": digest[7:]})).error
     assert (status, message) == (400, "m is not WebAssembly")
     assert not list(face.api.folder.iterdir())
+
+
+async def test_a_queue_that_the_executor_may_not_write_to_is_refused_at_once(open_face: Open) -> None:
+    face = await open_face(open_memory("x1"), queues=("mine", "ours"))
+    refused = (403, "this executor's credential is not for queue other")
+    assert (await face.start("hello", queue="other")).error == refused
+    assert (await face.start("hello", queue="ours", id="j")).status == 200
+    assert (await face.post("/api/workflow/j/cancel")).status == 200
+    other = await open_face(face.store, queues=("other",))
+    assert (await other.post("/api/workflow/j/cancel")).status == 403
+    assert (await other.get("/api/workflow/j")).status == 200
 
 
 async def test_any_executor_starts_what_another_was_given(face: Face) -> None:
