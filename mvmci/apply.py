@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
 
 READY_S = 60.0
 LOOK_EVERY_S = 0.03
+DRAIN = ("worker", "executor")  # roles that can be told to
 CRASHES_MAX = 5  # of a unit that was never ready
 TICKET_S = 3600.0
 PROOF_MS = 30_000
@@ -373,7 +374,7 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
 
 
 async def drain(home: Home, name: str, *, undo: bool) -> None:
-    """Let worker `name` take no more jobs and wait until it has none; `undo`: let it take jobs again.
+    """Let a worker or executor take no more jobs and wait until it has none; `undo`: let it take jobs again.
 
     Raises NotFound, Usage, StoreUnavailable, TicketRefused.
     """
@@ -384,13 +385,12 @@ async def drain(home: Home, name: str, *, undo: bool) -> None:
     try:
         there = {member.unit: member for member in await cluster.store.presence.members()}
         if name not in there:
-            workers = sorted(unit for unit, member in there.items() if member.about.role == "worker")
+            known = sorted(unit for unit, member in there.items() if member.about.role in DRAIN)
             raise NotFound(
-                f"no worker {name} of {home.cluster} is there",
-                hint=f"there are {', '.join(workers) or 'none'}",
+                f"no unit {name} of {home.cluster} is there", hint=f"there are {', '.join(known) or 'none'}"
             )
-        if there[name].about.role != "worker":
-            raise Usage(f"{name} is a {there[name].about.role}", hint="only workers take jobs")
+        if there[name].about.role not in DRAIN:
+            raise Usage(f"{name} is a {there[name].about.role}", hint="only workers and executors take jobs")
         key = f"drain.{name}"
         if undo:
             await cluster.config.delete(key)

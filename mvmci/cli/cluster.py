@@ -165,6 +165,9 @@ def _tell_ready(home: Home, roster: Roster, as_json: bool) -> None:
         "mvmci down": "stop it; its data stays",
         f"mvmci worker --join @{home.ticket}": "add a worker, once, within the hour",
     }
+    doors = [unit for unit in home.applied_plan().units if unit.listen] if roster.runtime == "local" else []
+    if doors:
+        steps[f"curl http://{doors[-1].listen}/openapi.json"] = "what HTTP there can do"
     click.echo("\nnext:")
     for verb, why in steps.items():
         click.echo(f"  {verb:<{max(map(len, steps))}}   {why}")
@@ -346,7 +349,7 @@ def _named(file: Path) -> str:
 @cluster_option
 @state_option
 def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
-    """Let a worker take no more jobs, and wait until it has none. It stays, also over a restart."""
+    """Let a worker or an executor take no more jobs, and wait until it has none. It stays, also restarted."""
     from mvmci.apply import drain
     from mvmci.home import Home
 

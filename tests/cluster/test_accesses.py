@@ -180,6 +180,17 @@ def test_while_the_control_plane_is_silent_jobs_are_taken_and_end(way: Way, gues
     way.cluster.all_ready()
 
 
+def test_a_drained_executor_is_passed_over(way: Way, guest: Guest) -> None:
+    if way.access != "pool":
+        pytest.skip("it takes two executors")
+    assert way.mvmci("drain", "executor-1").code == 0
+    for _ in range(3):
+        job = fresh("drained")
+        assert way.mvmci("submit", guest("exit"), "--id", job, "--wait").code == 0
+        assert way.status(job)["executor"] == "executor-2"
+    assert way.mvmci("drain", "executor-1", "--undo").code == 0
+
+
 def test_with_no_executor_jobs_wait_and_say_why_and_none_fails(way: Way, guest: Guest) -> None:
     if way.access != "shared":
         pytest.skip("one access is enough: it has the only executor that workers reach over HTTP")

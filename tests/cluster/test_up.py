@@ -261,7 +261,7 @@ def test_a_drained_worker_finishes_its_jobs_and_takes_no_more(demo: Cluster, gue
     assert set(jobs) == {"worker-3"}
     for name in WORKERS[:2]:
         assert demo.mvmci("drain", name, "--undo").code == 0
-    assert_sentence(demo.mvmci("drain", "worker-9"), 2, "no worker worker-9", "worker-1, worker-2, worker-3")
+    assert_sentence(demo.mvmci("drain", "worker-9"), 2, "no unit worker-9", "worker-1, worker-2, worker-3")
     assert_sentence(demo.mvmci("drain", "control-plane-1"), 2, "control-plane-1 is a control-plane")
 
 

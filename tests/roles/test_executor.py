@@ -171,6 +171,24 @@ async def test_a_word_that_is_lost_is_made_up_for_by_asking_again(
     assert len(leases(await load(client.store, "j"))) == 1
 
 
+async def test_a_worker_that_reaches_no_executor_leaves_its_jobs_to_one_that_does(
+    place: Place, client: Cluster
+) -> None:
+    await place.executor("x1")
+    await place.remote_worker("w1", where="http://127.0.0.1:9", slots=1)
+    await submit(client.store, await script_spec(client.store, "j", []))
+    why = "waiting: the executor at http://127.0.0.1:9 cannot be reached: "
+    async with asyncio.timeout(LONG_S):
+        while True:
+            summary = await summary_of(client.store, await load(client.store, "j"))
+            if summary.reason.startswith(why):
+                break
+            await asyncio.sleep(LOOK_S)
+    await place.remote_worker("w2", slots=1)
+    journal = await ended(client, "j")
+    assert [(lease.unit, lease.worker) for lease in leases(journal)] == [("x1", "w2")]
+
+
 async def test_a_worker_switches_to_another_engine_and_loses_nothing(place: Place, client: Cluster) -> None:
     cluster = await place.join("w1")
     worker = place._at_work(cluster, open_embedded(cluster.store, place.root, allow=ALLOW, slots=2), 2)
