@@ -66,7 +66,8 @@ class CodeCache:
     def __init__(self, root: Path, nursery: Nursery) -> None:
         self._nursery = nursery
         self._directory = root / "code"
-        self._relative = self._directory.relative_to(nursery.root)
+        self._folder = str(self._directory)
+        self._relative = str(self._directory.relative_to(nursery.root))
         self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._directory.chmod(0o711)
         self._host_key = _host_key(root / "code.key")
@@ -91,7 +92,7 @@ class CodeCache:
             await self._share(key, functools.partial(self._provide, key, component, workflow, fetch))
         self._verified[key] = self._verified.pop(key)
         self._touch(key)
-        return str(self._relative / f"{key}.cwasm")
+        return f"{self._relative}/{key}.cwasm"
 
     def drop(self, digest: str, component: bool, workflow: bool) -> None:
         """Remove code that a slot could not map although it is what was verified here."""
@@ -210,7 +211,10 @@ class CodeCache:
     def _is_fresh(self, key: Key) -> bool:
         """It was verified, and is the file that was."""
         try:
-            return key in self._verified and self._verified[key] == _stat(os.stat(self._path(key, "cwasm")))
+            # Asked for by every job: `Path` would cost more than the look itself.
+            return key in self._verified and self._verified[key] == _stat(
+                os.stat(f"{self._folder}/{key}.cwasm")
+            )
         except FileNotFoundError:
             return False
 

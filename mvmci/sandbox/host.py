@@ -44,6 +44,7 @@ class Host:
     notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # workflows are to let go
     _guests: Nursery | None = None
+    _good: Nursery | None = None  # that which was found to isolate enough
     _programs: Nursery | None = None
     _code: CodeCache | None = None
     _http: HttpClient | None = None
@@ -54,12 +55,14 @@ class Host:
         guests = self._guests
         if guests is None or not guests.alive:
             guests = await self._start_guests()
-        reached = guests.isolation
-        if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
-            raise IsolationUnavailable(
-                f"this host reaches isolation {reached}, and {self.min_isolation} is demanded",
-                hint="`mvmci doctor` says what is missing",
-            )
+        if guests is not self._good:
+            reached = guests.isolation
+            if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
+                raise IsolationUnavailable(
+                    f"this host reaches isolation {reached}, and {self.min_isolation} is demanded",
+                    hint="`mvmci doctor` says what is missing",
+                )
+            self._good = guests
         return guests
 
     async def _start_guests(self) -> Nursery:

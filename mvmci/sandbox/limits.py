@@ -32,23 +32,40 @@ class TimedOut(Exception):
 async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
     """The result of `guest`, unless a guard raises before it ends. What has not ended is cancelled.
 
-    A guard that is a future costs no task.
+    The guest runs in the caller's task, which a guard interrupts as `asyncio.timeout` does; a guard that
+    is a future costs no task either.
 
     Where several have ended, a guard's exception counts before the guest's result.
     """
-    main = asyncio.ensure_future(guest)
-    tasks = {asyncio.ensure_future(guard) for guard in guards}
-    waiting = {main, *tasks}
-    try:
-        while not main.done():
-            ended, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in ended & tasks:
-                task.result()
-        return main.result()
-    finally:
-        for task in (main, *tasks):
+    task = asyncio.current_task()
+    assert task is not None
+    cancelling = task.cancelling()
+    interrupted = over = False
+
+    def look(guard: asyncio.Future[object]) -> None:
+        nonlocal interrupted
+        if not (interrupted or over) and (guard.cancelled() or guard.exception() is not None):
+            interrupted = True
             task.cancel()
-        await asyncio.gather(main, *tasks, return_exceptions=True)
+
+    watched = [asyncio.ensure_future(guard) for guard in guards]
+    for guard in watched:
+        guard.add_done_callback(look)
+    try:
+        return await guest
+    finally:
+        over = True
+        if interrupted:
+            task.uncancel()
+        foreign = task.cancelling() > cancelling  # somebody else ends this task, perhaps as well
+        ended = [guard for guard in watched if guard.done()]
+        for guard in watched:
+            guard.cancel()
+        if any(not guard.done() for guard in watched):
+            await asyncio.gather(*watched, return_exceptions=True)
+        if not foreign:
+            for guard in ended:
+                guard.result()
 
 
 class Deadline:

@@ -78,7 +78,11 @@ class Child:
         self._received: deque[bytes] = deque()
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._killed_for: str | None = None
-        self._waits: dict[bool, asyncio.Event] = {}
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None  # of who receives
+        self._can_write: asyncio.Event | None = None  # of who sends
+        self._listening = False
+        self._said_all = False
 
     @property
     def alive(self) -> bool:
@@ -92,7 +96,7 @@ class Child:
             try:
                 data = data[self._connection.send(data) :]
             except BlockingIOError:
-                await self._ready(reading=False)
+                await self._writable()
             except OSError:
                 raise await self._died() from None
 
@@ -102,23 +106,57 @@ class Child:
         A call that is cancelled loses nothing.
         """
         while not self._received:
-            try:
-                data = self._connection.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                await self._ready(reading=True)
-                continue
-            except OSError:
-                data = b""
-            if not data:
+            if self._said_all:
                 raise await self._died()
-            try:
-                self._received.extend(self._splitter.feed(data))
-            except ValueError as error:
-                raise await self._died(f"it sent {error}") from None
+            await self._hear()
         try:
             return frames.to_parent.decode(self._received.popleft())
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise await self._died("it sent something that is not a frame") from None
+
+    async def _hear(self) -> None:
+        """Until something came, or its end.
+
+        The loop goes on listening for the next time: a warm slot is spoken with often.
+        """
+        if not self._listening:
+            self._loop.add_reader(self._connection, self._on_readable)
+            self._listening = True
+        waiting = self._waiting = self._loop.create_future()
+        try:
+            await waiting
+        finally:
+            if self._waiting is waiting:
+                self._waiting = None
+
+    def _on_readable(self) -> None:
+        """Called by the loop. What nobody waits for stays where it is: a child cannot fill our memory."""
+        if self._waiting is None:
+            self._stop_listening()
+            return
+        try:
+            data = self._connection.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        try:
+            self._received.extend(self._splitter.feed(data))
+        except ValueError as error:
+            self._killed_for = self._killed_for or f"it sent {error}"
+            self._received.clear()
+            data = b""
+        if not data:
+            self._said_all = True
+            self._stop_listening()
+        if (data and not self._received) or self._waiting.done():
+            return
+        self._waiting.set_result(None)
+
+    def _stop_listening(self) -> None:
+        if self._listening:
+            self._loop.remove_reader(self._connection)
+            self._listening = False
 
     def kill(self) -> None:
         """SIGKILL, at once and for sure; nothing if it has ended."""
@@ -140,23 +178,18 @@ class Child:
 
     def disconnect(self) -> None:
         """Let go of the socket."""
+        self._stop_listening()
         self._connection.close()
 
-    async def _ready(self, *, reading: bool) -> None:
-        """Until the socket can be read (or written): waiting alone, so that cancelling loses nothing."""
-        loop = asyncio.get_running_loop()
-        fd = self._connection.fileno()
-        ready = self._waits[reading] = asyncio.Event()
-        if reading:
-            loop.add_reader(fd, ready.set)
-        else:
-            loop.add_writer(fd, ready.set)
+    async def _writable(self) -> None:
+        ready = self._can_write = asyncio.Event()
+        self._loop.add_writer(self._connection, ready.set)
         try:
             await ready.wait()
         finally:
             # One that was cancelled may come here when the next already waits.
-            if self._waits[reading] is ready:
-                _ = loop.remove_reader(fd) if reading else loop.remove_writer(fd)
+            if self._can_write is ready:
+                self._loop.remove_writer(self._connection)
 
     async def _died(self, offence: str | None = None) -> SlotDied:
         """Kill it, whatever it still does: it has no more to say. The first offence is remembered."""
