@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from mvmci.engine import Engine
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
@@ -51,7 +52,7 @@ class Worker:
         self._open.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
         self._turns = Turns(slots)
-        self._pulls: set[asyncio.Task[Delivery | None]] = set()
+        self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
     async def run(self) -> None:
@@ -69,8 +70,8 @@ class Worker:
     async def drain(self) -> None:
         """Take no more hints, let workflows go at their next effect, and wait until nothing is in work."""
         self._open.clear()
-        for pull in self._pulls:
-            pull.cancel()
+        while self._pulling:
+            self._pulling.pop().cancel()
         self.engine.drain()
         while self._at_work:
             await asyncio.wait(self._at_work)
@@ -123,21 +124,21 @@ class Worker:
 
     async def _next(self) -> Delivery | None:
         """A hint of any of the queues; None when none came, or this worker drains."""
-        pull = asyncio.create_task(self._pull())
-        self._pulls.add(pull)
+        task = asyncio.current_task()
+        assert task is not None
+        self._pulling.add(task)
         try:
-            return await pull
+            return await self._pull()
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is None or current.cancelling():
+            if task in self._pulling or task.uncancel():
                 raise
-            return None  # only the pull was cancelled: this worker drains
+            return None  # `drain` called off the pull, not this loop
         except StoreUnavailable as away:
             log.info("no hints: %s", away.message)
-            await asyncio.sleep(UNAVAILABLE_PAUSE_S)
-            return None
         finally:
-            self._pulls.discard(pull)
+            self._pulling.discard(task)
+        await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+        return None
 
     async def _pull(self) -> Delivery | None:
         if len(self._queues) == 1:

@@ -2,14 +2,16 @@
 
 Pulls that wait ask both consumers for one message each, for `PULL_S` at most: a request that spans a
 restart of the broker is lost, and is made again. Requests outlive the pull that made them and serve the next
-one; a hint that comes when nobody waits goes back at once, for somebody else.
+one; a hint that comes when nobody waits goes back at once, for somebody else. Where many pulls wait, a part
+of them may be without a request for a while, so that one message asks for several.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,14 +19,16 @@ from typing import Any
 
 import msgspec
 
-from mvmci.errors import StoreUnavailable
+from mvmci.errors import MvmciError
 from mvmci.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, NoStream, Refused, Reply, Unsubscribe
+from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
 
 PULL_S = 5.0
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
+ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
+ASK_SHARE = 4  # of the pulls that wait, the how manieth part may be without a request
 NO_CONSUMER_PAUSE_S = 0.5
 
 
@@ -76,7 +80,9 @@ class _Queue:
         self._maintains = maintains
         self._consumers = consumers
         self._layout = layout
-        self._waiting: deque[asyncio.Future[_Delivery]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[_Delivery | None], None] = OrderedDict()
+        self._asking = False
+        self._look: asyncio.TimerHandle | None = None
         self._unsubscribe: list[Unsubscribe] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._opened = False
@@ -96,6 +102,8 @@ class _Queue:
             self._opened = True
 
     async def close(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -103,44 +111,60 @@ class _Queue:
             await unsubscribe()
 
     async def pull(self, wait_s: float) -> Delivery | None:
-        await self.open()
-        until = self._clock() + wait_s
-        waiting: asyncio.Future[_Delivery] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        taken = False
+        if not self._opened:
+            await self.open()
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[_Delivery | None] = loop.create_future()
+        self._waiting[waiting] = None
+        self._ask_soon()
+        over = loop.call_later(wait_s, _give_up, waiting)
         try:
-            while (left := until - self._clock()) > 0:
-                await self._ask(min(left, PULL_S))
-                await asyncio.wait([waiting], timeout=min(left, PULL_S))
-                if waiting.done():
-                    taken = True
-                    return waiting.result()
-            return None
+            return await waiting
+        except asyncio.CancelledError:
+            came = None if waiting.cancelled() else waiting.result()
+            if came is not None:  # as this pull was cancelled
+                self._start(came.refuse)
+            raise
         finally:
-            if waiting in self._waiting:
-                self._waiting.remove(waiting)
-            elif not taken:  # it came as this pull was cancelled
-                self._start(waiting.result().refuse)
+            over.cancel()
+            self._waiting.pop(waiting, None)
 
     def again(self) -> None:
         """The broker came back: whatever was asked is lost."""
         for consumer in self._consumers:
             consumer.until.clear()
-        if self._waiting:
-            self._start(lambda: self._ask(PULL_S))
+        self._ask_soon()
 
-    async def _ask(self, live_s: float) -> None:
-        """Let each consumer have as many open requests as there are pulls that wait."""
+    def _ask_soon(self) -> None:
+        """Ask at the loop's next turn, together with the other pulls of this one."""
+        if not self._asking:
+            self._asking = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        """Let each consumer have about as many open requests as there are pulls that wait."""
+        self._asking = False
+        if not self._waiting:
+            return
         now = self._clock()
         for consumer in self._consumers:
             while consumer.until and consumer.until[0] < now:
                 consumer.until.popleft()
             more = len(self._waiting) - len(consumer.until)
-            if more > 0:
-                consumer.until.extend([now + live_s + PULL_GRACE_S] * more)
-                ask = msgspec.json.encode({"batch": more, "expires": int(live_s * 1e9)})
-                verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.settings['name']}"
-                await self._link.publish(verb, ask, reply=consumer.inbox)
+            if more > 0 and more >= len(self._waiting) // ASK_SHARE:
+                consumer.until.extend([now + PULL_S + PULL_GRACE_S] * more)
+                self._start(functools.partial(self._request, consumer, more))
+        if self._look is None:
+            self._look = asyncio.get_running_loop().call_later(ASK_EVERY_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._ask()
+
+    async def _request(self, consumer: _Consumer, count: int) -> None:
+        ask = msgspec.json.encode({"batch": count, "expires": int(PULL_S * 1e9)})
+        verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.settings['name']}"
+        await self._link.publish(verb, ask, reply=consumer.inbox)
 
     def _taker(self, consumer: _Consumer) -> Callable[[Reply], None]:
         def take(reply: Reply) -> None:
@@ -150,7 +174,9 @@ class _Queue:
             if reply.status == "503":
                 consumer.until.clear()
                 self._start(lambda: self._make_again(consumer))
-            elif not reply.status:
+            elif reply.status:
+                self._ask_soon()
+            else:
                 self._hand_out(reply)
 
         return take
@@ -161,7 +187,7 @@ class _Queue:
         first = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None
         delivery = _Delivery(self._link, job, first=first, reply=reply.reply)
         while self._waiting:
-            waiting = self._waiting.popleft()
+            waiting, _ = self._waiting.popitem(last=False)
             if not waiting.done():
                 waiting.set_result(delivery)
                 return
@@ -175,13 +201,17 @@ class _Queue:
         await asyncio.sleep(NO_CONSUMER_PAUSE_S)
         if self._maintains:
             await self._make(consumer)
-        if self._waiting:
-            await self._ask(PULL_S)
+        self._ask_soon()
 
     def _start(self, step: Callable[[], Awaitable[None]]) -> None:
         task = asyncio.create_task(_best_effort(step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(waiting: asyncio.Future[_Delivery | None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 async def make_consumer(link: Link, stream: str, settings: dict[str, Any]) -> None:
@@ -250,7 +280,7 @@ async def _best_effort(step: Callable[[], Awaitable[None]]) -> None:
     """A hint may be lost, and whoever waits for one asks again."""
     try:
         await step()
-    except (StoreUnavailable, NoStream):
+    except MvmciError:  # also where the link is over: whoever watches it ends this unit
         pass
 
 
