@@ -15,7 +15,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from itertools import chain, repeat
 
 import msgspec
@@ -158,8 +158,11 @@ class Holder:
             await asyncio.sleep(pause_s)
 
     def failed(self) -> asyncio.Future[None]:
-        """Ends only by raising what a look or a write in the background met, as `write` would."""
-        return asyncio.shield(self._failure)
+        """Ends only by raising what a look or a write in the background met, as `write` would.
+
+        For one who waits, and who cancels it when that is over.
+        """
+        return self._failure
 
     async def confirm(self) -> None:
         """Look at the journal if this process may have been suspended since it last heard of it."""
@@ -201,7 +204,10 @@ class Holder:
             if self.journal.state.cancel is not None and not _cancels(batch):
                 raise Cancelled
             try:
-                self._absorb([await self._append(batch, message_id)])
+                entry = await self._append(batch, message_id)
+                self._answered_at = _now_s()
+                self.journal.extend(entry, message_id, batch)
+                self._landed(batch)
                 break
             except (Conflict, StoreUnavailable) as refusal:
                 if _now_s() > give_up:
@@ -222,6 +228,8 @@ class Holder:
             data,
             message_id=message_id,
             expect=self.journal.tail,
+            # A short job without effects: should we die meanwhile, it runs again and nothing was lost.
+            patient=isinstance(batch[0], Lease) and isinstance(batch[-1], Done),
         )
         return Entry(seq=seq, data=data)
 
@@ -230,11 +238,14 @@ class Holder:
         self._answered_at = _now_s()
         news = self.journal.absorb(entries)
         for message in news:
-            for record in message.records:
-                if record in self._unwritten:
-                    self._unwritten.remove(record)
-                    self._durable += 1
+            self._landed(message.records)
         return news
+
+    def _landed(self, records: Iterable[AnyRecord]) -> None:
+        for record in records:
+            if record in self._unwritten:
+                self._unwritten.remove(record)
+                self._durable += 1
 
     async def _read_on(self, give_up: float) -> list[Message]:
         """Absorb everything after the tail, and return it."""

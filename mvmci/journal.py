@@ -275,13 +275,17 @@ class Journal:
             except JournalCorrupt as corrupt:
                 self.state.corrupt = corrupt.message
                 break
-            self.tail, self.head = entry.seq, _hash(entry.data)
-            self.ids.add(message.id)
-            for record in message.records:
-                self.records.append(record)
-                fold(self.state, record)
+            self.extend(entry, message.id, message.records)
             messages.append(message)
         return messages
+
+    def extend(self, entry: Entry, message_id: str, records: Sequence[AnyRecord]) -> None:
+        """Take in the message of `entry`, which is known to stand next: what `encode` made, once stored."""
+        self.tail, self.head = entry.seq, _hash(entry.data)
+        self.ids.add(message_id)
+        self.records += records
+        for record in records:
+            fold(self.state, record)
 
     def _link(self, entry: Entry) -> Message:
         """The message of `entry`, if it may stand next. Raises JournalCorrupt."""

@@ -32,6 +32,7 @@ from mvmci.quantity import format_duration
 from mvmci.store import Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.hints import Delivered
+from mvmci.stores.nats.link import EVERYTHING
 
 LOOK_EVERY_S = 0.5
 PAUSES_S = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between two words for one job; the last is repeated
@@ -107,9 +108,7 @@ class Reconciler:
 
     async def look(self) -> None:
         """Read what is new, and see to every job that needs something. Raises StoreUnavailable."""
-        async for stored in self.cluster.link.read(
-            self.cluster.layout.jobs, self.cluster.layout.journals(), self._seq
-        ):
+        async for stored in self.cluster.link.read(self.cluster.layout.jobs, EVERYTHING, self._seq):
             self._take(stored.subject, Entry(seq=stored.seq, data=stored.data))
             self._seq = stored.seq
         delivered = await self._deliver()

@@ -32,11 +32,21 @@ class Journals(Protocol):
         """
 
     async def append(
-        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        patient: bool = False,
     ) -> int:
         """Store `data` as the job's next message if its last has sequence `expect`, and return the new one.
 
-        `expect` is 0 for a job that has none. Once this returns, the message survives a power cut.
+        `expect` is 0 for a job that has none. Once this returns, the message survives a power cut. One that
+        is `patient` may wait a moment for others, so that they become durable together.
+
         Raises Conflict when the last is another (nothing was stored), NoAnswer when nobody can say
         whether it was stored, StoreFull when there is no room.
         """

@@ -211,9 +211,17 @@ class _Journals:
         return [Entry(seq=seq, data=line) for seq, line in enumerate(lines, after + 1)]
 
     async def append(
-        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        patient: bool = False,
     ) -> int:
-        del message_id  # it stands in the message; nothing here can land late
+        del message_id, patient  # the id stands in the message; nothing here can land late, or together
         assert len(data) <= MESSAGE_BYTES_MAX
         await asyncio.to_thread(self._blobs.sync)  # what the message names is on disk before it
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)

@@ -73,7 +73,15 @@ class FaultyJournals:
         return entries
 
     async def append(
-        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        patient: bool = False,
     ) -> int:
         self.attempts += 1
         fault = self.plan.get(self.attempts)

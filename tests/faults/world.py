@@ -77,7 +77,15 @@ class Mortal:
         return await self._inner.read(job, after)
 
     async def append(
-        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        patient: bool = False,
     ) -> int:
         self._live()
         self._appends += 1

@@ -1,6 +1,8 @@
 """A worker in a process of its own, to be killed at any instant.
 
-python -m tests.roles.runner URL CLUSTER UNIT ROOT
+python -m tests.roles.runner URL CLUSTER UNIT ROOT [HELD]
+
+With HELD, it holds ends back for ever, and says `held` once so many are.
 """
 
 from __future__ import annotations
@@ -10,12 +12,30 @@ import sys
 from pathlib import Path
 
 from mvmci.engines import open_embedded
+from mvmci.stores import nats as stores
 from mvmci.stores.nats import open_cluster
+from mvmci.stores.nats.append import GroupCommit
 from mvmci.worker import Worker
 from tests.roles.conftest import ALLOW
 
 
-async def main(url: str, name: str, unit: str, root: str) -> None:
+class Holding(GroupCommit):
+    """One for which it always pays to wait for more ends."""
+
+    many = 0
+
+    def _send(self, held: bool = False) -> None:
+        if self.many and not held and all(append.patient for append in self._pending):
+            self._scheduled = False
+            if len(self._pending) == self.many:
+                print("held", flush=True)
+        else:
+            super()._send(held)
+
+
+async def main(url: str, name: str, unit: str, root: str, held: str = "0") -> None:
+    Holding.many = int(held)
+    stores.GroupCommit = Holding  # type: ignore[misc]
     cluster = await open_cluster(url, name, unit)
     engine = open_embedded(cluster.store, Path(root), allow=ALLOW, slots=4)
     print("ready", flush=True)

@@ -26,9 +26,9 @@ KILLS = 4
 ROOT = Path(__file__).parents[2]
 
 
-async def start(place: Place, unit: str) -> Process:
+async def start(place: Place, unit: str, *more: object) -> Process:
     """A worker that is at work."""
-    command = ["-m", "tests.roles.runner", place.url, place.name, unit, place.root]
+    command = ["-m", "tests.roles.runner", place.url, place.name, unit, place.root, *map(str, more)]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=PIPE)
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n"
@@ -77,6 +77,30 @@ async def test_workers_that_die_among_many_short_jobs_lose_none_and_end_none_twi
     assert {sum(isinstance(one, Done) for one in journal.records) for journal in journals} == {1}
     # Such a job leaves no trace of its first holder: lease and end are one message. Its hint was lost.
     assert reconciler.counts.said > 0, "nobody died with a job in hand"
+
+
+async def test_ends_that_waited_for_each_other_when_their_worker_died_come_again_and_once(
+    place: Place, client: Cluster
+) -> None:
+    """Not one of them was on disk: all of these jobs run again, and nobody has seen that they ran."""
+    reconciler = Reconciler(await place.join("control-plane", maintains=True))
+    running = asyncio.create_task(reconciler.run())
+    specs = [await script_spec(client.store, f"j{number}", []) for number in range(JOBS)]
+    worker = await start(place, "holding", JOBS // 4)
+    assert worker.stdout is not None
+    await asyncio.gather(*(submit(client.store, spec) for spec in specs))
+    async with asyncio.timeout(LONG_S):
+        assert await worker.stdout.readline() == b"held\n"
+    worker.send_signal(signal.SIGKILL)
+    await worker.wait()
+    states = [(await load(client.store, spec.id)).state for spec in specs]
+    assert not any(state.lease or state.done for state in states)
+    await place.worker("w1")
+    journals = [await ended(client, spec.id) for spec in specs]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert {status(journal.state)[0] for journal in journals} == {"succeeded"}
+    assert {journal.state.epoch for journal in journals} == {1}
 
 
 async def test_submits_that_were_cut_off_are_sent_again_and_exist_once(place: Place, client: Cluster) -> None:

@@ -33,7 +33,7 @@ from mvmci.stores.nats.clock import Clock
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link, Refused, Stored
+from mvmci.stores.nats.link import EVERYTHING, Link, Refused, Stored
 from mvmci.stores.nats.presence import Presence
 from mvmci.ticket import Login
 
@@ -154,11 +154,11 @@ async def open_cluster(
     layout = Layout(cluster)
     link = Link(login, f"{cluster}/{unit}")
     await link.open()
-    commit = GroupCommit(link)
     hints = Hints(link, layout, hint_lapse_s, maintains=maintains)
     presence = Presence(
         link, layout, unit, clock=clock, gone_s=gone_s, maintains=maintains, announce=announce
     )
+    commit = GroupCommit(link, presence.in_hand)
     try:
         await presence.open()
     except BaseException:
@@ -198,12 +198,20 @@ class Journals:
         return [Entry(seq=message.seq, data=message.data) async for message in messages]
 
     async def append(
-        self, job: str, kind: MessageKind, queue: str, data: bytes, *, message_id: str, expect: int
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        patient: bool = False,
     ) -> int:
         del message_id  # it stands in the message
         assert len(data) <= MESSAGE_BYTES_MAX
         subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
-        append = Append(job, subject, subtree, data, expect)
+        append = Append(job, subject, subtree, data, expect, patient)
         if kind != "spec":
             return await self._commit.append(append)
         await self._take_room(len(data))
@@ -241,7 +249,7 @@ class Journals:
                 yield Entry(seq=message.seq, data=message.data)
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
-        async for message in self._link.read(self._layout.jobs, self._layout.journals()):
+        async for message in self._link.read(self._layout.jobs, EVERYTHING):
             job = self._layout.job_of_message(message.subject)
             yield job, Entry(seq=message.seq, data=message.data)
 
@@ -263,7 +271,7 @@ class Journals:
         """The messages from `start` to `last` by their jobs, and the jobs that begin there, in order."""
         window: dict[str, list[Entry]] = {}
         specs: list[str] = []
-        async for message in self._link.read(self._layout.jobs, self._layout.journals(), start - 1):
+        async for message in self._link.read(self._layout.jobs, EVERYTHING, start - 1):
             if message.seq > last:
                 break
             job = self._layout.job_of_message(message.subject)

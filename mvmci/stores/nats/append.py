@@ -1,11 +1,16 @@
 """Appends to the journals, by compare-and-set, many at a time.
 
 One append alone is published plainly. Those that are pending at the same time go out as one atomic
-batch: one sync for all. There is no timer: what comes while something is in flight waits for that.
+batch: one sync for all. What comes while something is in flight waits for that.
 
     at least BATCH_MIN pending, under BATCHES_MAX in flight     an atomic batch, one message a job
     fewer, no batch in flight                                   plainly, up to PLAIN_MAX at once
     else                                                        they wait for an answer
+
+A batch costs the server as much as ten plain messages, and each message in it next to nothing more. So
+the ends of short jobs, which nobody else's effect waits for, are patient: while they come fast and many
+jobs are in hand, they wait for each other until there are HOLD_MANY, for HOLD_S at most. All else, and
+every end of a worker that is not under load, goes at once.
 
 No `Nats-Msg-Id` is sent. The id stands in the message, the compare-and-set already refuses whatever
 is sent twice, and a table of ids would cost the server memory and add a third kind of answer.
@@ -15,17 +20,22 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
 from mvmci.stores.nats.link import Link, Refused, Reply, accepted
 
-BATCH_MIN = 8  # a batch of fewer takes longer than as many plain messages
+BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
 BATCH_MAX = 256
 BATCHES_MAX = 2
 PLAIN_MAX = 16
+HOLD_S = 0.05
+HOLD_MANY = 64
+HOLD_MIN = 15  # so many ends have to be expected within HOLD_S, and so many other jobs be in hand
+MEAN_OVER = 16  # appends
+PAUSE_S_MAX = 1.0  # a longer pause between two ends says no more than this one
 
 WRONG_LAST_SEQUENCE = 10071
 WRONG_LAST_SEQUENCE_PENDING = 10164
@@ -47,6 +57,7 @@ class Append:
     subtree: str
     data: bytes
     expect: int
+    patient: bool = False
     seq: asyncio.Future[int] = field(default_factory=_future)
 
     @property
@@ -58,23 +69,36 @@ class Append:
 
 
 class GroupCommit:
-    """Sends the appends of one connection."""
+    """Sends the appends of one connection. `in_hand` tells how many jobs its unit sees to."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, in_hand: Callable[[], int] = lambda: 0) -> None:
         self._link = link
+        self._in_hand = in_hand
         self._pending: list[Append] = []
         self._batches = 0
         self._plain = 0
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clock = asyncio.get_running_loop().time
+        self._ended_at = float("-inf")  # the last short job
+        self._pause_s = PAUSE_S_MAX  # between two of them, in the mean
+        self._in_flight = 0  # appends
+        self._hold: asyncio.TimerHandle | None = None
 
     async def append(self, append: Append) -> int:
         """Raises Conflict, NoAnswer, StoreFull, StoreUnavailable."""
         self._pending.append(append)
+        if append.patient:
+            now = self._clock()
+            pause_s = min(now - self._ended_at, PAUSE_S_MAX)
+            self._pause_s += (pause_s - self._pause_s) / MEAN_OVER
+            self._ended_at = now
         self._schedule()
         return await append.seq
 
     async def close(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,9 +111,14 @@ class GroupCommit:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
 
-    def _send(self) -> None:
+    def _send(self, held: bool = False) -> None:
+        """`held`: for long enough."""
         self._scheduled = False
+        if held:
+            self._hold = None
         self._pending = [append for append in self._pending if not append.seq.done()]  # some gave up
+        if not held and self._holds():
+            return
         while self._pending:
             first = self._first_of_each_job()
             if len(first) >= BATCH_MIN and self._batches < BATCHES_MAX:
@@ -101,8 +130,28 @@ class GroupCommit:
                 self._start(self._send_plain(first[0]))
             else:
                 return
+            self._in_flight += len(first)
             sent = set(first)
             self._pending = [append for append in self._pending if append not in sent]
+
+    def _holds(self) -> bool:
+        """Whether what is pending is to wait for more."""
+        pending = self._pending
+        more = self._in_hand() - len(pending) - self._in_flight  # ends that may come
+        if (
+            pending
+            and len(pending) < HOLD_MANY
+            and more >= HOLD_MIN
+            and self._pause_s * HOLD_MIN < HOLD_S
+            and all(append.patient for append in pending)
+        ):
+            if self._hold is None:
+                self._hold = asyncio.get_running_loop().call_later(HOLD_S, self._send, True)
+            return True
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        return False
 
     def _first_of_each_job(self) -> list[Append]:
         """Two messages of one job in a batch would both be stored."""
@@ -123,6 +172,7 @@ class GroupCommit:
             await self._publish(append)
         finally:
             self._plain -= 1
+            self._in_flight -= 1
             self._schedule()
 
     async def _send_batch(self, batch: list[Append]) -> None:
@@ -142,6 +192,7 @@ class GroupCommit:
             for append in batch:
                 _fail(append, NoAnswer("the store was closed before it answered"))
             self._batches -= 1
+            self._in_flight -= len(batch)
             self._schedule()
 
     async def _publish(self, append: Append) -> None:

@@ -40,6 +40,7 @@ RECONNECT_PAUSE_S = 0.2
 CLOSE_S = 2.0
 PING_EVERY_S = 10
 PINGS_OUT_MAX = 2
+EVERYTHING = ">"  # as a subject, all of a stream: the server need not look at each message's own then
 READ_MESSAGES = 1_000  # of one page
 READ_BYTES = 4 << 20
 LASTS_MAX = 500  # the server answers for up to 1,024

@@ -123,6 +123,10 @@ class Presence:
         self._keeps.pop(job, None)
         self._changed.set()
 
+    def in_hand(self) -> int:
+        """How many jobs this unit sees to, as holder or with their hints."""
+        return max(len(self._holds), len(self._keeps))
+
     async def tell(self, about: About) -> None:
         self._check()
         self._about = about
