@@ -49,6 +49,7 @@ DRAIN = ("worker", "executor")  # roles that can be told to
 CRASHES_MAX = 5  # of a unit that was never ready
 TICKET_S = 3600.0
 PROOF_MS = 30_000
+FULL_FOR_S = 1.0  # a cluster is busy and well that is so at two looks
 TAIL_BYTES = 4096
 
 # The smallest command: it does nothing. As text:
@@ -124,10 +125,11 @@ class Up:
                     self._say(warning)
             await self._make(cluster, moves=bool(before))
             await self._move(cluster)
-            proving = asyncio.create_task(self._prove(cluster.store), name="prove")
+            job = mint_id()
+            proving = asyncio.create_task(self._prove(cluster.store, job), name="prove")
             try:
                 await self._until_ready(cluster)
-                await proving
+                await self._until_proved(cluster, proving, job)
             finally:
                 proving.cancel()
                 await asyncio.gather(proving, return_exceptions=True)
@@ -257,11 +259,23 @@ class Up:
             if one.state == "down" and crashes >= CRASHES_MAX:
                 raise self._partly(f"{one.name} went down {crashes} times: {one.reason}")
 
-    async def _prove(self, store: Store) -> None:
+    async def _until_proved(self, cluster: Cluster, proving: asyncio.Task[None], job: str) -> None:
+        """Until the job has run, or waits behind others that fill every engine: those prove it as well."""
+        full = False
+        while not proving.done():
+            await asyncio.wait((proving,), timeout=FULL_FOR_S)
+            members = [] if proving.done() else await cluster.store.presence.members()
+            was_full, full = full, _is_full(members, self._proposal.plan.engine, job)
+            if was_full and full:
+                self._say(f"every slot is taken: {job}, which does nothing, waits behind other jobs")
+                return
+        await proving
+
+    async def _prove(self, store: Store, job: str) -> None:
         """Run a job that does nothing. Raises MvmciError when it did not."""
         spec = Spec(
             at=_now_ms(),
-            id=mint_id(),
+            id=job,
             queue=self._proposal.topology.workers.queues[0],
             kind="command",
             module=await store.blobs.put(NOTHING),
@@ -312,6 +326,15 @@ class Up:
             f"{f', {not_ready}' if not_ready else ''}; {why}",
             hint=f"{hint or 'the same command goes on from here'}{said}",
         )
+
+
+def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:
+    """Whether every engine that workers use has its slots full of jobs other than `job`."""
+    role = "worker" if engine == EMBEDDED else "executor"
+    engines = [one for one in members if one.about.role == role]
+    return bool(engines) and all(
+        len({held.partition("@")[0] for held in one.holds} - {job}) >= one.about.slots for one in engines
+    )
 
 
 async def _put(cluster: Cluster, settings: Settings) -> None:

@@ -27,7 +27,7 @@ def plan(topology):
 
 def plugin(demo: Cluster, more: str = "") -> None:
     demo.file.with_name("mine.py").write_text(PLUGIN.format(more=more))
-    demo.write(ONE + "plugin: ./mine.py\n")
+    demo.write(ONE + "plugin: ./mine.py\nexecutors: {slots: 2}\n")
 
 
 def planned(demo: Cluster) -> list[dict[str, Any]]:
@@ -66,6 +66,14 @@ def test_a_plan_of_ones_own_runs_jobs_like_ours_and_a_broken_one_leaves_workers_
     assert demo.ps()["access"] == "plugin"
     assert demo.mvmci("submit", guest("hello"), "--wait").code == 0
     assert demo.mvmci("status", demo.jobs()[0], "--json").json["executor"] == "executor-1"
+    # Where every slot is taken for long, that they are is proof enough.
+    for job in ("long-1", "long-2"):
+        assert demo.mvmci("submit", guest("sleeper"), "--id", job, "--", "9000", "100").code == 0
+    until(lambda: demo.units()["executor-1"]["busy"] == 2, demo.units)
+    demo.write(demo.file.read_text() + "retain: {logs: 1h}\n")
+    assert "every slot is taken: " in demo.up().text
+    for job in ("long-1", "long-2"):
+        assert demo.mvmci("cancel", job).code == 0
     # What was applied is known without the plugin, which may have changed since, or be gone.
     demo.file.with_name("mine.py").unlink()
     assert demo.states() == dict.fromkeys(demo.states(), "ready")

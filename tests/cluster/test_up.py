@@ -557,6 +557,9 @@ def test_what_answers_at_a_url_and_is_no_executor_is_named_before_anything_was_c
         demo = cluster(SMALLEST + f"access: pool\nexecutors: {{url: '{server.url}'}}\n")
         sentence = f"what answers at {server.url} is no executor of mvmci (HTTP 200)"
         assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, sentence)
+        tls = server.url.replace("http:", "https:")  # which it does not speak
+        demo.write(demo.file.read_text().replace(server.url, tls))
+        assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, f"no executor can be reached at {tls}: ")
         assert not demo.folder.exists()
 
 

@@ -18,7 +18,7 @@ from mvmci.plan import Change, Unit
 from mvmci.proposal import Proposal, broker_of, propose, settings_of, url_of
 from mvmci.runtime import UnitStatus
 from mvmci.runtimes import local
-from mvmci.store import Settings
+from mvmci.store import About, Member, Settings
 from mvmci.ticket import Login
 from mvmci.topology import load
 from mvmci.trust import keys
@@ -355,6 +355,32 @@ def test_units_here_dial_what_is_nearest(listen: str, url: str) -> None:
 )
 def test_other_machines_are_told_addresses_that_they_can_dial(url: str, far: bool) -> None:
     assert apply._is_far(url) is far
+
+
+def holding(role: str, *jobs: str) -> Member:
+    return Member(
+        unit=f"{role}-1",
+        incarnation="i",
+        holds=tuple(f"{job}@1" for job in jobs),
+        about=About(role=role, slots=2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("members", "engine", "full"),
+    [
+        ([], "embedded", False),
+        ([holding("worker", "a", "b")], "embedded", True),
+        ([holding("worker", "a", "b"), holding("worker", "c")], "embedded", False),
+        ([holding("worker", "a", "proof")], "embedded", False),
+        ([holding("worker", "a", "b")], "broker", False),
+        ([holding("worker"), holding("executor", "a", "b", "c")], "http://x", True),
+    ],
+)
+def test_a_cluster_is_full_when_every_engine_that_is_used_is(
+    members: list[Member], engine: str, full: bool
+) -> None:
+    assert apply._is_full(members, engine, "proof") is full
 
 
 # ---- The lock
