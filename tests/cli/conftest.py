@@ -159,6 +159,8 @@ def serving() -> Iterator[Server]:
         seen = Server(f"http://127.0.0.1:{listening.server_port}")
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
-        yield seen
-        listening.shutdown()
-        thread.join()
+        try:
+            yield seen
+        finally:
+            listening.shutdown()
+            thread.join()
