@@ -83,6 +83,7 @@ class Up:
         self._within_s = within_s
         self._crashed_before: dict[str, int] = {}
         self._going: set[str] = set()  # units that run as they were for as long as workers use them
+        self._waits = ""  # why the job that is to prove it has not run yet
         self._rows: Sequence[Row] = ()
 
     async def run(self) -> Roster:
@@ -96,7 +97,8 @@ class Up:
                 async with asyncio.timeout(self._within_s) as self._limit:
                     await self._apply()
             except TimeoutError:
-                raise self._partly(f"this is so after {self._within_s:g} s") from None
+                waits = f", and {self._waits}" if self._waits else ""
+                raise self._partly(f"this is so after {self._within_s:g} s{waits}") from None
             except PartlyApplied:
                 raise
             except MvmciError as error:
@@ -265,6 +267,8 @@ class Up:
         while not proving.done():
             await asyncio.wait((proving,), timeout=FULL_FOR_S)
             members = [] if proving.done() else await cluster.store.presence.members()
+            for why in (member.waits[job] for member in members if job in member.waits):
+                self._waits = f"a job that does nothing waits: {why}"
             was_full, full = full, _is_full(members, self._proposal.plan.engine, job)
             if was_full and full:
                 self._say(f"every slot is taken: {job}, which does nothing, waits behind other jobs")
