@@ -166,12 +166,18 @@ class Up:
             authority = Authority.create(home.folder)
             settings = broker_of(proposal.topology, home.facts())
             if settings.port == broker.ANY_PORT:
-                settings = msgspec.structs.replace(settings, port=broker.free_port(settings.listen))
+                settings = msgspec.structs.replace(settings, port=self._port(settings.listen))
             tls = self._runtime.apart or not broker.is_loopback(settings.listen)
             login = authority.login([url_of(settings, tls=tls)], tls=tls)
             facts = Facts(login=login, broker=settings, runtime=proposal.runtime)
         home.keep_facts(facts)
         return authority, facts
+
+    def _port(self, address: str) -> int:
+        """One for the broker, which no unit of the plan is to have."""
+        listens = [unit.listen.rpartition(":")[2] for unit in self._proposal.plan.units if unit.listen]
+        taken = [int(port) for port in listens if port.isdecimal()]
+        return broker.choose_port(f"{self._home.folder}/{broker.FOLDER}", address, taken=taken)
 
     async def _settle(self, authority: Authority, facts: Facts) -> None:
         """What the runtime puts down for its units: `within` counts anew from then on, for it may build."""

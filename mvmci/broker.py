@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import hashlib
 import http.client
 import importlib.metadata
 import ipaddress
@@ -26,7 +27,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,6 +49,7 @@ LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches and schedules
 LOOPBACK = "127.0.0.1"
 ANY_PORT = -1
+PORTS = range(20_000, 32_000)  # below those that the kernel gives to connections
 FOLDER = "broker"
 PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -104,6 +106,27 @@ def is_loopback(address: str) -> bool:
 def free_port(address: str = LOOPBACK) -> int:
     """A port that nobody listens on. Raises Usage."""
     return _bind(address, 0)
+
+
+def choose_port(name: str, address: str = LOOPBACK, *, taken: Collection[int] = ()) -> int:
+    """A port that nobody listens on and that is not `taken`, for what `name` says. Raises Usage.
+
+    As long as it is free it is the same again, and no other process is given it by chance.
+    """
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(PORTS)
+    ports: list[int] = [*PORTS[start:], *PORTS[:start]]
+    for port in ports:
+        if port not in taken and _is_free(address, port):
+            return port
+    raise Usage(f"no port of {address} from {PORTS.start} to {PORTS.stop - 1} is free")
+
+
+def _is_free(address: str, port: int) -> bool:
+    try:
+        check_port(address, port)
+    except Usage:
+        return False
+    return True
 
 
 def check_port(address: str, port: int) -> None:

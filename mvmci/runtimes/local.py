@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mvmci.balancer import find_haproxy
-from mvmci.broker import LOOPBACK, check_port, lay_down
+from mvmci.broker import LOOPBACK, check_port, choose_port, lay_down
 from mvmci.errors import MvmciError, Usage
 from mvmci.files import write_private
 from mvmci.plan import Place, Unit
@@ -31,7 +30,6 @@ READY = b"ready\n"
 WORDS_BYTES_MAX = 2000
 LOOK_EVERY_S = 0.01
 ANSWER_S = 0.2  # of a port of this machine
-PORTS = range(20_000, 32_000)  # below those that the kernel gives to connections
 
 
 class Local:
@@ -55,7 +53,9 @@ class Local:
         kept = self._ports()
         port = kept.get(unit.name) or self._chosen.get(unit.name)
         if port is None:
-            port = self._chosen[unit.name] = self._choose(unit.name, {*kept.values(), *self._chosen.values()})
+            taken = {*kept.values(), *self._chosen.values()}
+            port = choose_port(f"{self.files.folder}/{unit.name}", taken=taken)
+            self._chosen[unit.name] = port
         elif not any(one.name == unit.name and one.pid for one in self.units()):
             self._check_port(unit.name, port)
         return Place(listen=f"{LOOPBACK}:{port}", address=f"{LOOPBACK}:{port}")
@@ -150,18 +150,6 @@ class Local:
         ports = kept | {name: int(port) for name, port in told.items() if port.isdecimal()}
         if ports != kept:
             write_private(self._ports_file, msgspec.json.encode(ports))
-
-    def _choose(self, name: str, taken: Collection[int]) -> int:
-        """A port that nobody listens on; as long as this is so, the same: `plan` says what `up` does."""
-        digest = hashlib.sha256(f"{self.files.folder}/{name}".encode()).digest()
-        start = int.from_bytes(digest[:4], "big") % len(PORTS)
-        ports: list[int] = [*PORTS[start:], *PORTS[:start]]
-        for port in ports:
-            with contextlib.suppress(Usage):
-                if port not in taken:
-                    check_port(LOOPBACK, port)
-                    return port
-        raise Usage(f"no port from {PORTS.start} to {PORTS.stop - 1} is free for {name}")
 
     def _check_port(self, name: str, port: int) -> None:
         try:

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from mvmci import broker
 from mvmci.errors import LockHeld, MvmciError, Usage
 from mvmci.plan import LISTENS, LOCAL_HOST, Plan, Role, Unit, resolve
 from mvmci.runtime import UnitStatus
-from mvmci.runtimes import local, supervisor
+from mvmci.runtimes import supervisor
 from mvmci.runtimes.local import Local
 from mvmci.runtimes.processes import Known, open_alive, this_process
 
@@ -487,7 +488,7 @@ async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
 
 
 async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "PORTS", range(23_000, 23_020))
+    monkeypatch.setattr(broker, "PORTS", range(23_000, 23_020))
     chosen = [place.local.place(unit(f"e-{number}", LISTENS)).listen for number in range(10)]
     assert len(set(chosen)) == 10
 
