@@ -326,18 +326,63 @@ class Host:
             os._exit(0)
 
 
+class _Outcome:
+    """The type `result<string, string>`, as the bindings want one to convert a value by."""
+
+    def convert_from_c(self, value: Any) -> components.Variant:
+        if value.kind != ffi.WASMTIME_COMPONENT_RESULT.value:
+            raise Refused("`run` does not return a result<string, string>")
+        inner = value.of.result.val
+        if not inner or inner.contents.kind != ffi.WASMTIME_COMPONENT_STRING.value:
+            raise Refused("`run` does not return a result<string, string>")
+        text = ffi.to_str(inner.contents.of.string)
+        ffi.wasmtime_component_val_delete(inner)
+        return components.Variant("ok" if value.of.result.is_ok else "err", text)
+
+
+class _RunType:
+    """That of a workflow's `run`. The engine checks what is passed to it."""
+
+    params = (("input", components.String()),)
+    result = _Outcome()
+
+
+class _Run(components.Func):
+    """`run` of one instance: asking the engine for its type takes as long as all the rest of a short call."""
+
+    def type(self, store: object) -> Any:
+        return _RunType
+
+
+class _Loaded:
+    """A workflow that is mapped."""
+
+    def __init__(self, component: components.Component) -> None:
+        self.component = component
+        self._run = component.get_export_index("run")
+
+    def instantiate(self, linker: components.Linker, store: wasmtime.Store) -> components.Func:
+        """`run` of a new instance in `store`."""
+        instance = linker.instantiate(store, self.component)
+        assert self._run is not None
+        run = instance.get_func(store, self._run)
+        assert run is not None
+        run.__class__ = _Run
+        return run
+
+
 class Workflows:
     """Runs workflows one after the other, and keeps the last few mapped."""
 
     def __init__(self, engines: Engines, socket: int, meter: Meter) -> None:
         self._engines = engines
         self._meter = meter
-        self._loaded: dict[str, components.Component] = {}
+        self._loaded: dict[str, _Loaded] = {}
         engines.host.socket = socket
 
     def run(self, task: frames.RunWorkflow) -> frames.Ended:
         """Run one from its beginning, in a store that is gone when this returns."""
-        component = self._load(task.code)
+        loaded = self._load(task.code)
         host = self._engines.host
         host.clock, host.chance = VirtualClock(task.now_ms), Chance(task.seed)
         self._meter.start()
@@ -345,24 +390,22 @@ class Workflows:
         try:
             store.set_fuel(task.fuel)
             _limit(store, task.memory_bytes, component=True)
-            instance = self._engines.world.instantiate(store, component)
-            run = instance.get_func(store, "run")
-            assert run is not None
-            result = run(store, task.input)
-            return _returned(result, full=_is_full(self._meter.taken(), task.memory_bytes))
+            result = loaded.instantiate(self._engines.world, store)(store, task.input)
+            full = result.tag != "ok" and _is_full(self._meter.taken(), task.memory_bytes)
+            return _returned(result, full=full)
         except (wasmtime.WasmtimeError, Refused, MemoryError) as error:
             return _trapped(error, self._meter.taken(), task.memory_bytes)
         finally:
             store.close()
 
-    def _load(self, path: str) -> components.Component:
-        component = self._loaded.pop(path, None)
-        if component is None:
-            component = _map(components.Component, self._engines.workflow, path)
-        self._loaded[path] = component
+    def _load(self, path: str) -> _Loaded:
+        loaded = self._loaded.pop(path, None)
+        if loaded is None:
+            loaded = _Loaded(_map(components.Component, self._engines.workflow, path))
+        self._loaded[path] = loaded
         if len(self._loaded) > LOADED_MAX:
             del self._loaded[next(iter(self._loaded))]
-        return component
+        return loaded
 
 
 def _returned(result: components.Variant, *, full: bool) -> frames.Ended:
