@@ -168,13 +168,15 @@ class _Queue:
 
     def _taker(self, consumer: _Consumer) -> Callable[[Reply], None]:
         def take(reply: Reply) -> None:
+            status = reply.status
             # A request that ends unfulfilled says how many of its messages did not come.
-            for _ in range(min(int(reply.headers.get("Nats-Pending-Messages", "1")), len(consumer.until))):
+            used = int(reply.headers.get("Nats-Pending-Messages", "1")) if status else 1
+            for _ in range(min(used, len(consumer.until))):
                 consumer.until.popleft()
-            if reply.status == "503":
+            if status == "503":
                 consumer.until.clear()
                 self._start(lambda: self._make_again(consumer))
-            elif reply.status:
+            elif status:
                 self._ask_soon()
             else:
                 self._hand_out(reply)

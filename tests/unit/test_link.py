@@ -1,0 +1,78 @@
+"""Messages are the same however the bytes of a connection come."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import pytest
+from nats.aio.client import Client
+
+from mvmci.stores.nats.link import Reply, _Parser
+
+HEAD = b"NATS/1.0\r\nNats-Sequence: 7\r\nOf-Two:  words here \r\n\r\n"
+NO_MESSAGES = b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 3\r\n\r\n"
+STREAM = (
+    b"MSG a.b 1 5\r\nhello\r\n"
+    b"PING\r\n"
+    b"MSG a.b 1 reply.to 0\r\n\r\n"
+    b"HMSG a.c 1 reply.to %d %d\r\n%s{}\r\n\r\n"
+    % (len(HEAD), len(HEAD) + 4, HEAD + b"")
+    + b"MSG other 2 2\r\n\r\n\r\n"
+    + b"HMSG in 1 %d %d\r\n%s\r\n" % (len(NO_MESSAGES), len(NO_MESSAGES), NO_MESSAGES)
+    + b"MSG a.d 1 20000\r\n%s\r\n" % (b"MSG " * 5000)
+    + b"MSG a.e 1 1\r\nx\r\n"
+)
+TAKEN = [
+    ("a.b", b"hello", "", {}),
+    ("a.b", b"", "reply.to", {}),
+    ("a.c", b"{}\r\n", "reply.to", {"Nats-Sequence": "7", "Of-Two": "words here"}),
+    ("in", b"", "", {"Status": "408", "Description": "Request Timeout", "Nats-Pending-Messages": "3"}),
+    ("a.d", b"MSG " * 5000, "", {}),
+    ("a.e", b"x", "", {}),
+]
+
+
+class Library:
+    """What the library does with the rest."""
+
+    def __init__(self) -> None:
+        self.pings = 0
+        self.others: list[tuple[bytes, bytes]] = []
+        self.takes: dict[bytes, Any] = {}
+
+    async def _process_ping(self) -> None:
+        self.pings += 1
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
+        if sid == 1:
+            self.takes[b"1"](Reply(subject.decode(), data, reply=reply.decode(), head=head or b""))
+        else:
+            self.others.append((subject, data))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 997, 4096, len(STREAM)])
+async def test_messages_are_the_same_however_their_bytes_come(size: int) -> None:
+    library, taken = Library(), list[Reply]()
+    library.takes[b"1"] = taken.append
+    parser = _Parser(cast(Client, library), library.takes)
+    for start in range(0, len(STREAM), size):
+        await parser.parse(STREAM[start : start + size])
+    assert [(one.subject, one.data, one.reply, one.headers) for one in taken] == TAKEN
+    assert [one.status for one in taken] == ["", "", "", "408", "", ""]
+    assert library.pings == 1
+    assert library.others == [(b"other", b"\r\n")]
+
+
+async def test_what_cannot_be_taken_stops_nothing() -> None:
+    library, taken = Library(), list[Reply]()
+    fails = itertools.chain([True], itertools.repeat(False))
+
+    def take(reply: Reply) -> None:
+        taken.append(reply)
+        if next(fails):
+            raise ValueError
+
+    parser = _Parser(cast(Client, library), {b"1": take})
+    await parser.parse(b"MSG a 1 0\r\n\r\nMSG b 1 0\r\n\r\n")
+    assert [one.subject for one in taken] == ["a", "b"]
