@@ -19,8 +19,6 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import http.client
-import importlib.metadata
 import ipaddress
 import json
 import os
@@ -82,6 +80,8 @@ class Guard:
 
 def find_server() -> Path:
     """The nats-server that came with mvmci. Raises Usage."""
+    import importlib.metadata  # here, and not above: every client loads this module
+
     places = [Path(entry) / "bin" / "nats-server" for entry in sys.path if entry.endswith("site-packages")]
     places.append(Path(sys.executable).parent / "nats-server")
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -416,6 +416,8 @@ async def _ask(login: Login, subject: str) -> bytes:
 
 def _check_monitor(monitor: str) -> None:
     """Ask an unguarded server whether it syncs. Raises StoreUnavailable."""
+    import http.client
+
     host, _, port = monitor.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=MONITOR_S)
     try:
