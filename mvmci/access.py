@@ -35,9 +35,15 @@ class Access:
 
     name: str
     entry: importlib.metadata.EntryPoint
+    rival: importlib.metadata.EntryPoint | None = None  # of the same name, from another package
 
     def load(self) -> PlanFunction:
         """Its plan function. Raises Usage."""
+        if self.rival is not None:
+            raise Usage(
+                f"access {self.name} is there twice: {self.entry.value} and {self.rival.value}",
+                hint="remove one of the two packages, or name a plan function with `plugin`",
+            )
         try:
             return _callable(self.entry.load(), f"access {self.name} ({self.entry.value})")
         except Exception as error:
@@ -70,8 +76,12 @@ class Access:
 @functools.cache
 def accesses() -> dict[str, Access]:
     """All that are installed, by name."""
-    found = importlib.metadata.entry_points(group=GROUP)
-    return {entry.name: Access(entry.name, entry) for entry in sorted(found, key=lambda entry: entry.name)}
+    found: dict[str, Access] = {}
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: entry.name):
+        first = found.setdefault(entry.name, Access(entry.name, entry))
+        if first.entry.value != entry.value:
+            found[entry.name] = Access(entry.name, first.entry, entry)
+    return found
 
 
 def find_access(name: str) -> Access:

@@ -267,8 +267,8 @@ def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, s
         changes = [
             {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit) for one in proposal.changes
         ]
-        told = {"cluster": proposal.home.cluster, "changes": changes, "settings": proposal.settings}
-        click.echo(json.dumps(told))
+        told = {"cluster": proposal.home.cluster, "engine": proposal.plan.engine, "changes": changes}
+        click.echo(json.dumps(told | {"settings": proposal.settings}))
     elif proposal.empty:
         click.echo("nothing to change")
     else:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from mvmci.access import Access, accesses, find_access, plan_of
 from mvmci.errors import Usage
 from mvmci.proposal import propose
 
+ROOT = Path(access.__file__).parents[1]
 GOOD = """
     from mvmci.plan import BROKER, Plan, central, executors, workers
 
@@ -102,7 +106,53 @@ def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, t
     assert plan_of(found, tmp_path / "a").engine == "broker"
 
 
-CLUSTERS = sorted((Path(access.__file__).parents[1] / "examples" / "clusters").glob("*.yaml"))
+THEIRS = """
+'''A ring of executors. Nobody knows what for.'''
+
+from mvmci.plan import Plan, central, workers
+
+def plan(topology):
+    return Plan(units=(*central(topology), *workers(topology)))
+"""
+
+
+def install(folder: Path, **entries: str) -> None:
+    """As pip would, a package that offers accesses."""
+    (folder / "theirs.py").write_text(THEIRS)
+    info = folder / "theirs-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    lines = "".join(f"{name} = {value}\n" for name, value in entries.items())
+    (info / "entry_points.txt").write_text(f"[{access.GROUP}]\n{lines}")
+
+
+def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(folder), "MVMCI_STATE": str(folder / "state")}
+    command = [sys.executable, "-m", "mvmci", *args]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_package_of_somebody_elses_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    install(tmp_path, ring="theirs:plan")
+    listed = run(tmp_path, "topologies").stdout.splitlines()
+    assert listed[3] == "ring        A ring of executors. Nobody knows what for."
+    file = tmp_path / "topology.yaml"
+    file.write_text("cluster: demo\naccess: ring\nworkers: {}\n")
+    done = run(tmp_path, "plan", str(file))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "+ start worker-1 on local")
+
+
+def test_an_access_that_two_packages_offer_is_used_of_neither(tmp_path: Path) -> None:
+    install(tmp_path, peer="theirs:plan")
+    file = tmp_path / "topology.yaml"
+    file.write_text("cluster: demo\naccess: peer\nworkers: {}\n")
+    done = run(tmp_path, "plan", str(file))
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: access peer is there twice: ")
+    assert run(tmp_path, "plan", str(ROOT / "topologies" / "pool.yaml")).returncode == 0
+
+
+CLUSTERS = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", CLUSTERS, ids=[file.stem for file in CLUSTERS])

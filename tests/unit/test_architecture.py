@@ -102,6 +102,12 @@ def test_the_domain_is_pure(module: str) -> None:
             assert name not in IMPURE_CALLS, f"{module}:{node.lineno} calls {name}()"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.py")), ids=lambda path: path.stem)
+def test_the_accesses_that_ship_import_no_more_than_a_strangers_may(path: Path) -> None:
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    assert {node.module for node in nodes} <= {"__future__", "mvmci.plan", "mvmci.topology"}
+
+
 def importers(library: str) -> set[str]:
     return {name for name in MODULES if any(target.split(".")[0] == library for target, _ in imports(name))}
 
