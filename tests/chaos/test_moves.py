@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
@@ -223,7 +225,7 @@ async def test_an_up_that_is_killed_anywhere_in_a_move_goes_on_when_it_is_repeat
     assert set(asked(client.accepted, outside)) == {1}
 
 
-async def test_a_pool_grows_and_shrinks_while_jobs_run(
+async def test_a_pool_grows_and_shrinks_and_loses_its_balancer_while_jobs_run(
     haproxy: None, make: Make, closing: AsyncExitStack
 ) -> None:
     outside = await closing.enter_async_context(Outside(slow_s=0.2, seed=3).serve())
@@ -241,6 +243,13 @@ async def test_a_pool_grows_and_shrinks_while_jobs_run(
                 await asyncio.to_thread(cluster.up)
             roles = [unit["role"] for unit in cluster.ps()["units"]]
             assert roles.count("executor") == count
-    report = await assess(cluster, client, "a pool that grows and shrinks")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(client.run(LOAD_S, EVERY_S, sleepers=False))
+        await asyncio.sleep(LOAD_S / 2)
+        pid = cluster.pids()["balancer-1"]
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    cluster.all_ready()
+    report = await assess(cluster, client, "a pool that changes")
     assert set(asked(client.accepted, outside)) == {1}
     assert report.counts["recovered"] == 0, "nobody pays for it with an attempt"
