@@ -43,7 +43,8 @@ def render_compose(file: Path, output: Path | None) -> Path:
         else:
             authority, settings = Authority.create(home.folder), broker_of(found, home.facts())
             if settings.port == broker.ANY_PORT:
-                settings = msgspec.structs.replace(settings, port=broker.free_port(settings.listen))
+                port = broker.choose_port(str(home.folder), settings.listen)
+                settings = msgspec.structs.replace(settings, port=port)
             login = authority.login([url_of(settings, tls=True)], tls=True)
         home.keep_facts(Facts(login=login, broker=settings, runtime=RUNTIME))
         render.render(
