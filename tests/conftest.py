@@ -28,6 +28,7 @@ from mvmci.stores.nats.link import Link
 SHARES = {
     "cli": "cli",
     "cluster": "cluster",
+    "compose": "compose",
     "chaos": "chaos",
     "foreign": "foreign",
     "roles": "host",

@@ -122,8 +122,8 @@ def server() -> Iterator[Server]:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """A server outside, on the loopback."""
+def serving(host: str = "127.0.0.1") -> Iterator[Server]:
+    """A server outside, at an address of this machine."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -155,8 +155,8 @@ def serving() -> Iterator[Server]:
         def handle_error(self, request: object, client_address: object) -> None:
             pass
 
-    with Quiet(("127.0.0.1", 0), Handler) as listening:
-        seen = Server(f"http://127.0.0.1:{listening.server_port}")
+    with Quiet((host, 0), Handler) as listening:
+        seen = Server(f"http://{host}:{listening.server_port}")
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
         try:

@@ -1,0 +1,280 @@
+"""The folder for Docker Compose: what a plan becomes in it, and what may not show in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from mvmci import broker, topology
+from mvmci.access import plan_of
+from mvmci.errors import Usage
+from mvmci.plan import Unit, resolve
+from mvmci.rendering import render_compose
+from mvmci.runtimes import open_runtime, render
+from mvmci.runtimes.render import Service, Wanted, services, unit_of
+from mvmci.runtimes.replica import number_in, question
+from mvmci.trust.authority import Authority
+from mvmci.trust.sealed import ForBroker, ForPlane
+
+SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+GOLDEN = Path(__file__).parent / "compose.yaml"
+POOL = (
+    "cluster: demo\naccess: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}\nworkers: {count: 3}\n"
+)
+SPEC = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")  # that of docker-compose 1.29
+
+
+def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
+    found = topology.load(text, name="a.yaml")
+    plan = resolve(plan_of(found, tmp_path / "a.yaml"), open_runtime("compose", tmp_path, "demo").place)
+    authority = Authority.create(tmp_path / "demo")
+    return Wanted(
+        cluster="demo",
+        units=plan.units,
+        queues=found.workers.queues,
+        login=render.inside(authority),
+        broker=broker.Settings(name="demo", port=40_000),
+        compose=found.compose,
+        **more,
+    )
+
+
+def composed(text: str, tmp_path: Path) -> dict[str, Any]:
+    """The compose file of a cluster, as YAML that was read again."""
+    body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
+    found: dict[str, Any] = yaml.safe_load(render.document.write(body))
+    assert found == body
+    return found
+
+
+@pytest.fixture
+def zipapp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that is one file."""
+    path = tmp_path / "mvmci.pyz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("__main__.py", "")
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    return path
+
+
+# ---- Units as services
+
+
+def units(*names: str, role: str = "worker", options: tuple[str, ...] = ()) -> list[Unit]:
+    return [Unit(name=name, role=role, host="local", options=options) for name in names]  # type: ignore[arg-type]
+
+
+def test_units_that_are_alike_are_one_service_that_can_be_scaled() -> None:
+    assert services(units("worker-1", "worker-2", "worker-3")) == [
+        Service(name="worker", role="worker", count=3, options=())
+    ]
+
+
+def test_a_unit_that_others_dial_has_a_service_of_its_own() -> None:
+    found = services(units("executor-1", "executor-2", role="executor", options=("--listen=0.0.0.0:1",)))
+    assert [(one.name, one.count, one.unit) for one in found] == [
+        ("executor", 1, "executor-1"),
+        ("executor-2", 1, "executor-2"),
+    ]
+
+
+@pytest.mark.parametrize("names", [("worker-2", "worker-3"), ("gpu", "cpu"), ("worker-1", "worker-3")])
+def test_units_that_are_not_numbered_from_one_keep_their_names(names: tuple[str, ...]) -> None:
+    assert [unit_of(one, 1) for one in services(units(*names))] == list(names)
+
+
+@pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
+def test_the_containers_are_the_units_of_the_plan(access: str, tmp_path: Path) -> None:
+    found = wanted((SHIPPED / f"{access}.yaml").read_text(), tmp_path)
+    told = [unit_of(one, n + 1) for one in services(found.units) for n in range(one.count)]
+    assert told == [unit.name for unit in found.units]
+    body = composed((SHIPPED / f"{access}.yaml").read_text(), tmp_path)
+    for one in services(found.units):
+        service = body["services"][one.name]
+        assert service["command"][0] == one.role
+        assert set(one.options) <= set(service["command"])
+        assert service["scale"] == one.count
+
+
+def test_an_executor_is_dialled_by_the_name_of_its_service(tmp_path: Path) -> None:
+    place = open_runtime("compose", tmp_path, "demo").place
+    (executor,) = units("executor-1", role="executor")
+    assert place(executor).address == "executor:27288"
+    body = composed(POOL, tmp_path)
+    assert {"--backend=executor-1=executor:27288", "--backend=executor-2=executor-2:27288"} <= set(
+        body["services"]["balancer"]["command"]
+    )
+
+
+def test_what_comes_and_goes_changes_no_other_service(tmp_path: Path) -> None:
+    """Else every worker would be made anew when executors are moved."""
+    shared = (SHIPPED / "shared.yaml").read_text()
+    alone = shared.replace("access: shared", "access: per-worker").partition("executors:")
+    text = alone[0] + alone[2][alone[2].index("workers:") :]
+    before, after = (composed(one, tmp_path)["services"] for one in (shared, text))
+    assert set(before) - set(after) == {"executor"}
+    assert {name: before[name] for name in after} == after
+
+
+# ---- The file
+
+
+def test_the_compose_file_of_the_shared_access(tmp_path: Path) -> None:
+    """The golden one. To write it anew after a change that is meant: `python -m tests.unit.test_render`."""
+    assert golden(tmp_path) == GOLDEN.read_text()
+
+
+def golden(tmp_path: Path) -> str:
+    text = (SHIPPED / "shared.yaml").read_text()
+    body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
+    for service in body["services"].values():
+        service["labels"][render.MARK] = "MARK"
+    return render.document.write(body)
+
+
+def test_no_service_runs_once_or_without_a_bound_or_a_look_at_its_health(tmp_path: Path) -> None:
+    for service in composed(POOL, tmp_path)["services"].values():
+        assert service["restart"] == "unless-stopped"
+        assert service["healthcheck"]["test"]
+        assert service["mem_limit"] > 0 and service["pids_limit"] > 0
+        assert "environment" not in service
+        assert service["cap_drop"] == ["ALL"]
+
+
+def test_the_network_is_as_the_file_says_and_the_port_in_one_that_has_ports(tmp_path: Path) -> None:
+    text = "cluster: demo\nworkers: {}\ncompose: {network: {driver: macvlan, options: {parent: eth$0}}}\n"
+    body = composed(text, tmp_path)
+    assert body["networks"]["cluster"]["driver"] == "macvlan"
+    assert body["networks"]["cluster"]["driver_opts"] == {"parent": "eth$$0"}
+    assert body["networks"][render.BORDER]["driver"] == "bridge"
+    assert sorted(body["networks"])[0] == render.BORDER, "Docker publishes in the first by name"
+    assert body["services"]["broker"]["networks"] == ["cluster", render.BORDER]
+    assert body["services"]["worker"]["networks"] == ["cluster"]
+    assert body["services"]["broker"]["ports"] == ["127.0.0.1:40000:4222"]
+
+
+def test_text_is_not_taken_for_variables(tmp_path: Path) -> None:
+    text = "cluster: demo\nworkers: {labels: {home: $HOME}}\n"
+    assert "--label=home=$$HOME" in composed(text, tmp_path)["services"]["worker"]["command"]
+
+
+@pytest.mark.parametrize(("memory", "bytes_"), [("", (512 << 20) + (3 << 30)), ("memory: 1GiB", 1 << 30)])
+def test_the_memory_of_an_engine_is_that_of_its_slots_or_as_the_file_says(
+    memory: str, bytes_: int, tmp_path: Path
+) -> None:
+    text = f"cluster: demo\nworkers: {{slots: 3}}\ncompose: {{{memory}}}\n"
+    assert composed(text, tmp_path)["services"]["worker"]["mem_limit"] == bytes_
+
+
+@pytest.mark.parametrize("text", [POOL, (SHIPPED / "shared.yaml").read_text()])
+def test_the_file_fits_the_schemas(text: str, tmp_path: Path) -> None:
+    """That of docker-compose 1.29 where it is, else the names in it that are used here."""
+    body = composed(text, tmp_path)
+    if SPEC.exists():
+        spec = json.loads(SPEC.read_text())
+        known = set(spec["definitions"]["service"]["properties"])
+        assert set(body) <= set(spec["properties"])
+    else:
+        known = set(KEYS)
+    for service in body["services"].values():
+        assert set(service) <= known
+        assert set(service) <= set(KEYS)
+
+
+KEYS = {
+    "image": str, "build": dict, "command": list, "init": bool, "restart": str, "stop_grace_period": str,
+    "depends_on": list, "networks": list, "volumes": list, "secrets": list, "healthcheck": dict,
+    "mem_limit": int, "pids_limit": int, "cap_drop": list, "security_opt": list, "logging": dict,
+    "labels": dict, "ports": list, "scale": int,
+}  # fmt: skip
+
+
+# ---- The folder
+
+
+def test_a_folder_is_whole_and_the_same_again_changes_nothing(zipapp: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text((SHIPPED / "shared.yaml").read_text())
+    folder = render_compose(file, tmp_path / "out")
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"compose.yaml", "Dockerfile", "mvmci.pyz", ".env", ".dockerignore"} <= names
+    assert (folder / "mvmci.pyz").read_bytes() == zipapp.read_bytes()
+    before = {name: (folder / name).stat().st_mtime_ns for name in names if not name.startswith("state/")}
+    assert render_compose(file, folder) == folder
+    assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
+
+
+def test_each_container_gets_no_more_than_it_needs(zipapp: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text((SHIPPED / "shared.yaml").read_text())
+    folder = render_compose(file, tmp_path / "out")
+    body = yaml.safe_load((folder / "compose.yaml").read_text())
+    given = {name: set(service["secrets"]) for name, service in body["services"].items()}
+    assert given == {
+        "broker": {"broker.json", "broker.key", "broker.pem"},
+        "control-plane": {"control-plane.json"},
+        "executor": {"executor.ticket", "engine.token"},
+        "worker": {"worker.ticket", "engine.token"},
+    }
+    told = msgspec.json.decode((folder / "secrets" / "broker.json").read_bytes(), type=ForBroker)
+    plane = msgspec.json.decode((folder / "secrets" / "control-plane.json").read_bytes(), type=ForPlane)
+    assert plane.account not in str(told) and plane.operator not in str(told)
+    assert plane.settings is not None and plane.settings.engine == "http://executor:27288"
+    assert (told.settings.listen, told.settings.port) == ("0.0.0.0", 4222)
+    shown = (folder / "compose.yaml").read_text() + (folder / "Dockerfile").read_text()
+    assert "mvmci1_" not in shown and plane.account not in shown
+    assert (folder / ".dockerignore").read_text() == "*\n!mvmci.pyz\n"
+
+
+def test_only_one_file_can_go_into_an_image(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("cluster: demo\nworkers: {}\n")
+    with pytest.raises(Usage, match="this one runs from its source"):
+        render_compose(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- What a container is called
+
+
+def answer(name: str, network: str = "n") -> bytes:
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in (name, network))
+    asked = bytearray(question("172.19.0.3"))
+    asked[7] = 1  # there is one record
+    return bytes(asked) + b"\xc0\x0c" + b"\0\x0c\0\x01\0\0\0\0" + b"\0\x28" + labels + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("name", "service", "number"),
+    [
+        ("mvmci-demo_worker_12", "worker", "12"),
+        ("mvmci-demo-worker-3", "worker", "3"),
+        ("a-b-executor-1", "executor", "1"),
+        ("mvmci-demo-coworker-3", "worker", None),
+        ("mvmci-demo-worker", "worker", None),
+        ("f3a1b2c3d4e5", "worker", None),
+    ],
+)
+def test_a_container_knows_its_number_by_its_name(name: str, service: str, number: str | None) -> None:
+    assert number_in(answer(name, "0" * 49), service) == number
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0" * 6, question("10.0.0.1"), answer("worker-1")[:40], b"\xff" * 90]
+)
+def test_nonsense_is_no_name(data: bytes) -> None:
+    assert number_in(data, "worker") is None
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as made:
+        GOLDEN.write_text(golden(Path(made)))
