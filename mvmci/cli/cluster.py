@@ -42,7 +42,7 @@ READY_IN, GRACE = "60s", "30s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
-runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local.")
+runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local or compose.")
 
 
 # ---- up

@@ -24,6 +24,7 @@ VERBS = [
     "down",
     "ps",
     "plan",
+    "render",
     "topologies",
     "ticket",
     "login",
