@@ -1,0 +1,74 @@
+"""What README.md and docs/ name is there: tests, pictures, verbs, and cluster files that load."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from pathlib import Path
+
+import pytest
+
+from mvmci.access import accesses, plan_of
+from mvmci.cli import cli
+from mvmci.topology import Topology, load
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = ROOT / "docs" / "deployment.md"
+EXAMPLE = re.compile(r"^    (?:\$ )?(?:.* && )?mvmci (.+?)(?: #.*| -- .*)?$", re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.fixture(scope="module")
+def tests() -> set[str]:
+    """The names of all tests that there are, and of their files."""
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    names = {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    return names | {file.stem for file in files}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_test_that_a_page_names_exists(page: Path, tests: set[str]) -> None:
+    named = set(re.findall(r"\btest_\w+", page.read_text()))
+    assert len(named) > 5
+    assert named - tests == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_file_and_each_heading_that_a_page_points_at_exists(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = target.partition("#")
+        there = page.parent / path if path else page
+        assert "://" in target or there.exists(), target
+        assert not heading or heading in _anchors(there), target
+
+
+def _anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_verb_and_option_in_an_example_exists(page: Path) -> None:
+    examples = EXAMPLE.findall(page.read_text())
+    assert len(examples) > 5
+    for example in examples:
+        words = example.split()
+        verb = cli.get_command(None, words[0])  # type: ignore[arg-type]
+        assert verb is not None, example
+        if words[0] == "ticket":
+            verb = verb.commands[words[1]]  # type: ignore[attr-defined]
+        known = {option for parameter in verb.params for option in parameter.opts + parameter.secondary_opts}
+        assert {word for word in words if word.startswith("--")} - known - {"--help"} == set(), example
+
+
+def test_the_cluster_files_of_the_guide_are_those_that_ship() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    found: dict[str, Topology] = {}
+    for block in blocks:
+        topology = load(block, name="block", accesses=accesses())
+        plan_of(topology, GUIDE)
+        found.setdefault(topology.access, topology)
+    shipped = importlib.resources.files("mvmci_topologies")
+    for access in ("per-worker", "peer", "pool", "shared"):
+        text = shipped.joinpath(f"{access}.yaml").read_text()
+        assert found[access] == load(text, name=access, accesses=accesses())
