@@ -58,7 +58,7 @@ grace_option = option("--grace", type=Duration(), default=GRACE, show_default=Tr
 token_option = option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="What executors want to see over HTTP, in a file that only you can read.",
+    help="Holds the word that executors want to hear over HTTP. Make it mode 600.",
 )
 isolation_options = (
     option(
@@ -396,7 +396,7 @@ def _listen(text: str, token: str) -> tuple[str, int]:
     if not token and not is_loopback(host):
         raise Usage(
             f"--listen {text} can be reached from other machines, and needs --token-file",
-            hint="`openssl rand -hex 32 > token` makes one; workers get the same file",
+            hint="`(umask 077; openssl rand -hex 32 > token)` makes one; workers get the same file",
         )
     return host, int(port)
 

@@ -155,9 +155,13 @@ def check_role(ticket: Ticket, role: UnitRole) -> None:
     if ticket.role != role:
         verb = "mvmci login" if ticket.role == "client" else f"mvmci {ticket.role} --join"
         raise TicketRefused(
-            f"this ticket is for a {ticket.role}, not for a {role}",
+            f"this ticket is for {_a(ticket.role)}, not for {_a(role)}",
             hint=f"use it with `{verb}`, or make one with `mvmci ticket create --role {role}`",
         )
+
+
+def _a(role: str) -> str:
+    return f"an {role}" if role == "executor" else f"a {role}"
 
 
 async def enrol(ticket: Ticket, path: Path, *, name: str = "") -> Identity:
