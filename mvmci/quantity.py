@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from fractions import Fraction
 
 from mvmci import errors
 
@@ -83,6 +82,8 @@ def _parse(text: str | int | float, *, units: Mapping[str, int], unitless: int) 
     match = _SPLIT.fullmatch(text.strip())
     if match is None or (match[2] and match[2] not in units):
         return None
+    from fractions import Fraction  # it loads decimal numbers with it, and every verb loads this module
+
     return round(Fraction(match[1]) * (units[match[2]] if match[2] else unitless))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +20,8 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
 from mvmci.quantity import parse_duration, parse_size
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
+    from asyncio import AbstractEventLoop
+
     from mvmci.store import Store
     from mvmci.stores.nats.link import Link
     from mvmci.ticket import Identity
@@ -269,6 +270,8 @@ def client_of(folder: Path) -> Identity:
 
 def _made_here(folder: Path) -> Identity | None:
     """The client that the keys of this machine make; None before `up` has laid down its broker."""
+    import secrets
+
     import msgspec
 
     from mvmci.ticket import Login
@@ -313,10 +316,15 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
-def run_async(main: Coroutine[Any, Any, T], *, cancels: int = 1) -> T:
+def run_async(
+    main: Coroutine[Any, Any, T],
+    *,
+    cancels: int = 1,
+    loop: Callable[[], AbstractEventLoop] | None = None,
+) -> T:
     """Run `main`; SIGINT, SIGTERM and SIGHUP cancel it, so many times, and the next ends the process at once.
 
-    Raises Interrupted or ReaderGone once everything is cleaned up.
+    It runs on what `loop` makes, if given. Raises Interrupted or ReaderGone once everything is cleaned up.
     """
 
     import asyncio
@@ -331,9 +339,8 @@ def run_async(main: Coroutine[Any, Any, T], *, cancels: int = 1) -> T:
             caught.append(signum)
             task.cancel()
 
-        loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(signum, stop, signum)
+            asyncio.get_running_loop().add_signal_handler(signum, stop, signum)
         try:
             return await task
         except asyncio.CancelledError:
@@ -343,7 +350,8 @@ def run_async(main: Coroutine[Any, Any, T], *, cancels: int = 1) -> T:
         except BrokenPipeError:  # not let out, because click would end the process with 1
             raise ReaderGone from None
 
-    return asyncio.run(watched())
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(watched())
 
 
 async def spread(work: Callable[[T], Awaitable[R]], items: Collection[T], *, at_once: int) -> list[R]:

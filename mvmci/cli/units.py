@@ -7,6 +7,7 @@ short: jobs are handed back as they are. The third does not even wait for that.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -50,6 +51,7 @@ SWITCH_S = 30.0  # for jobs to finish in before another engine is used; a grace 
 ENROL_PAUSE_S = 0.5
 READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
 READY_EVERY_S = 2.0
+GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
 OBEY_EVERY_S = 10.0  # a word that something changed may be lost
 
 log = logging.getLogger("mvmci")
@@ -106,7 +108,7 @@ sealed_option = option(
 def worker_verb(state: Path, cluster: str | None, join: str | None, name: str | None, **options: Any) -> int:
     """Take jobs from a cluster and run them here, until stopped."""
     _log_to_stderr()
-    return run_async(_worker(state, cluster, join, name, options), cancels=2)
+    return _run(_worker(state, cluster, join, name, options))
 
 
 async def _worker(
@@ -323,7 +325,7 @@ def executor_verb(
 ) -> int:
     """Be an engine for workers that have none of their own, until stopped."""
     _log_to_stderr()
-    return run_async(_executor(state, cluster, join, name, options), cancels=2)
+    return _run(_executor(state, cluster, join, name, options))
 
 
 async def _executor(
@@ -415,7 +417,7 @@ def control_plane_verb(
 ) -> int:
     """Keep a cluster's streams, enrol machines, find jobs that were left behind, forget old ones."""
     _log_to_stderr()
-    return run_async(_control_plane(state, cluster, name, sealed, grace), cancels=2)
+    return _run(_control_plane(state, cluster, name, sealed, grace))
 
 
 async def _control_plane(
@@ -532,6 +534,20 @@ async def _connect(identity: Identity, maintains: bool) -> Cluster:
         await asyncio.sleep(pauses.pop() if len(pauses) > 1 else pauses[0])
 
 
+def _run(unit: Coroutine[Any, Any, int]) -> int:
+    """Run a unit, on a loop that spends less on each of many small things than the standard library's."""
+    import uvloop
+
+    return run_async(unit, cancels=2, loop=uvloop.new_event_loop)
+
+
+def _keep_what_is_loaded() -> None:
+    """What is there before the first job stays: the collector need not look at it time and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_MIN)
+
+
 async def _until_stopped(
     cluster: Cluster,
     *parts: Coroutine[Any, Any, None],
@@ -539,6 +555,7 @@ async def _until_stopped(
     grace_ms: int,
 ) -> None:
     """Run `parts` until a signal comes, one of them fails, or the credential is refused; then drain."""
+    _keep_what_is_loaded()
     refused = asyncio.create_task(cluster.link.refused.wait())
     running = [asyncio.ensure_future(part) for part in parts]
     failing = asyncio.gather(*running)

@@ -149,7 +149,8 @@ class Embedded:
         store, job = self._host.store, order.job
         journal = await load(store, job) if order.first is None else known(job, order.first)
         state = journal.state
-        order = replace(order, fresh=order.fresh and state.lease is None)
+        if order.fresh and state.lease is not None:
+            order = replace(order, fresh=False)
         if state.ended:
             return Step("ended")
         if state.released is not None and state.released.until > self._host.now_ms():

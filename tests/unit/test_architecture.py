@@ -37,11 +37,12 @@ OWNERS = {
     "cryptography": {"mvmci.trust.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},
+    "uvloop": {"mvmci.cli.units"},
     "wasmtime": {"mvmci.sandbox.slot"},
     "yaml": {"mvmci.document"},
 }
 CLI_ONLY = ["click", "rich"]
-HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "prometheus_client", "wasmtime"]
+HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "prometheus_client", "uvloop", "wasmtime"]
 
 # The domain takes no clock, does no I/O and throws no dice.
 IMPURE = {

@@ -48,7 +48,7 @@ def _future() -> asyncio.Future[int]:
     return asyncio.get_running_loop().create_future()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Append:
     """One message, and the sequence that it gets."""
 
