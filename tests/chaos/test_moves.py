@@ -88,8 +88,20 @@ async def until_all_use(store: Store, cluster: Cluster, access: str) -> None:
     assert engine.startswith("http://127.0.0.1:") == (access not in kinds)
 
 
-def is_worker_ready(line: str) -> bool:
-    return line.startswith("worker-") and line.endswith(" is ready")
+def assert_in_order(said: Sequence[str]) -> None:
+    """What workers go to was ready before the first of them drained; what they left went after the last."""
+
+    def places(role: str, state: str) -> list[int]:
+        return [at for at, line in enumerate(said) if line.startswith(role) and line.endswith(f" is {state}")]
+
+    gone = [at for at, line in enumerate(said) if line.endswith(" is gone")]
+    left = {said[at].split()[0] for at in gone}
+    serving = {line.split()[0] for line in said if line.startswith(("executor-", "balancer-"))} - left
+    drained = places("worker-", "draining")
+    for unit in serving if drained else ():
+        assert places(f"{unit} ", "ready")[0] < drained[0], f"workers were sent away before {unit} was there"
+    switched = places("worker-", "ready")[-1]
+    assert all(at > switched for at in gone), "an engine went before its workers had left"
 
 
 async def move(cluster: Cluster, client: Client, access: str) -> float:
@@ -101,11 +113,7 @@ async def move(cluster: Cluster, client: Client, access: str) -> float:
         began = time.monotonic()
         done = await asyncio.to_thread(cluster.up)
         assert "engine becomes" in done.text
-        lines = done.text.splitlines()
-        switched = max(number for number, line in enumerate(lines) if is_worker_ready(line))
-        left = [number for number, line in enumerate(lines) if line.endswith(" is gone")]
-        assert all(number > switched for number in left), "an engine went before its workers had left"
-        assert "running jobs finish or are resumed, queued ones stay queued" in done.text
+        assert_in_order(done.text.splitlines())
         return time.monotonic() - began
 
     async with asyncio.TaskGroup() as tasks:

@@ -1,7 +1,7 @@
 """The program without one of the rules that carry its promises, for the runs of `test_mayhem`, `test_moves`.
 
 MVMCI_CHAOS_WITHOUT=fencing pytest tests/chaos/test_mayhem.py              must find faults
-MVMCI_CHAOS_WITHOUT=new-engine-first pytest tests/chaos/test_moves.py      too
+MVMCI_CHAOS_WITHOUT=old-engine-last pytest tests/chaos/test_moves.py       too
 
 The rule is taken out of the text of a copy of the source, and the cluster runs that copy. What the same
 rules do scene by scene, without luck, is in `test_mutations`.
@@ -51,7 +51,9 @@ RULES: dict[str, tuple[Change, ...]] = {
         ("control_plane.py", 'tasks.create_task(self.reconciler.run(), name="reconcile")', "pass"),
     ),
     # What workers use is taken away before they are told of another.
-    "new-engine-first": (("apply.py", "meanwhile = between(before, plan)", "meanwhile = plan.units"),),
+    "old-engine-last": (("apply.py", "meanwhile = between(before, plan)", "meanwhile = plan.units"),),
+    # Workers are told of an engine before it is there.
+    "engine-before-its-name": (("apply.py", "if moves and there is not None:", "if False:"),),
     # A holder that learns that it was deposed goes on.
     "fencing": (
         (
