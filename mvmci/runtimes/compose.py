@@ -44,6 +44,7 @@ class Containers:
         self._folder = self._home / "compose"
         self._project = render.project_of(cluster)
         self._ground: Ground | None = None
+        self._anew: set[str] = set()  # units whose containers are to use a newer ticket
         self._leaving: set[str] = set()  # the ids of those that are being stopped
         self._seen: tuple[float, list[Container]] = (float("-inf"), [])
 
@@ -76,7 +77,7 @@ class Containers:
         return sorted(found, key=lambda one: (order.get(one.name, len(order)), one.name))
 
     async def lay_down(self, ground: Ground) -> None:
-        self._ground = ground
+        self._ground, self._anew = ground, set(ground.refused)
         rendered = self._render(ground.plan.units)
         if not await docker.has_image(rendered.image):
             await docker.check()(self._folder, "build")
@@ -86,6 +87,7 @@ class Containers:
         marks = self._render(units).marks if self._ground is not None else None
         going = [one for one in self._containers(fresh=True) if self._goes(one, units, marks)]
         await self._stop(going, GRACE_S)
+        self._anew.clear()
         self._keep(units)
         if self._ground is not None:
             await docker.check()(self._folder, "up", "-d", "--no-build")
@@ -178,9 +180,12 @@ class Containers:
 
     def _goes(self, one: Container, units: Sequence[Unit], marks: dict[str, str] | None) -> bool:
         """Whether a container is to be no more, or another one. Without `marks` nothing is to be another."""
-        if _unit(one) not in {unit.name for unit in units}:
+        name = _unit(one)
+        if name not in {unit.name for unit in units}:
             return True
-        return marks is not None and marks.get(one.service) != one.labels.get(render.MARK)
+        if marks is None:
+            return False
+        return name in self._anew or marks.get(one.service) != one.labels.get(render.MARK)
 
     async def _stop(self, containers: Collection[Container], grace_s: float) -> None:
         """Stop and remove them, in the reverse order of their start."""

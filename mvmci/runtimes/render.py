@@ -166,9 +166,7 @@ def _seal(folder: Path, authority: Authority, wanted: Wanted) -> dict[Role, str]
         assert role in ("executor", "worker")
         text, record = sealed.ticket_for(authority, role, wanted.queues, wanted.login, there)
         _secret(folder / name, f"{text}\n".encode())
-        ticket = decode(text)
-        tickets[ticket.id] = record
-        marks[role] = ticket.id
+        tickets[decode(text).id] = record
     if wanted.broker is not None:
         marks["broker"] = _seal_broker(folder, authority, wanted.broker)
     plane = sealed.for_plane(authority, wanted.login, tickets, wanted.settings)

@@ -94,6 +94,12 @@ def test_the_control_plane_starts_without_errors(hand: Hand) -> None:
     assert not re.search(r"error|traceback|critical", said, re.IGNORECASE)
 
 
+def test_each_compose_program_that_is_here_takes_the_file(hand: Hand) -> None:
+    for program in hand.docker.programs():
+        told = hand.docker.run(*program, "config", "--services", cwd=hand.folder).split()
+        assert set(told) == {"broker", "control-plane", "executor", "worker"}
+
+
 def test_the_tickets_are_saved_for_any_number_of_machines_and_for_ever(hand: Hand) -> None:
     for role in ("worker", "executor"):
         file = hand.folder / "secrets" / f"{role}.ticket"

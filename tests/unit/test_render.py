@@ -196,6 +196,20 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(("user", "inside"), [(0, render.USER), (1000, 1000)])
+def test_who_can_read_the_secrets_is_who_containers_are(
+    user: int, inside: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Compose gives a file as it is: its owner stays. No container is root."""
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    assert f"\nARG USER_ID={inside}\n" in render.dockerfile(wanted("cluster: demo\nworkers: {}\n", tmp_path))
+
+
+def test_haproxy_is_only_in_an_image_that_needs_it(tmp_path: Path) -> None:
+    assert "haproxy" in render.dockerfile(wanted(POOL, tmp_path))
+    assert "haproxy" not in render.dockerfile(wanted("cluster: demo\nworkers: {}\n", tmp_path))
+
+
 # ---- The folder
 
 
