@@ -19,7 +19,7 @@ demo: zipapp examples
 test: lint zipapp examples
     # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.
     {{ python }} -m pytest tests/effects
-    {{ python }} -m pytest -n 2 --dist loadgroup --ignore=tests/effects
+    {{ python }} -m pytest -n 3 --dist loadgroup --ignore=tests/effects
 
 # Lint and unit tests (under a minute)
 check: lint
