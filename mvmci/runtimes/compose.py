@@ -80,7 +80,7 @@ class Containers:
         self._ground, self._anew = ground, set(ground.refused)
         rendered = self._render(ground.plan.units)
         if not await docker.has_image(rendered.image):
-            await docker.check()(self._folder, "build")
+            await docker.check()(self._folder, "build", next(iter(rendered.marks)))  # one for all
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         del attached  # Docker keeps them running, and whoever ends us brings them down first

@@ -26,6 +26,7 @@ API_MIN = (1, 40)  # of Docker 19.03
 COMPOSE_MIN = (1, 29)
 ANSWER_S = 30.0
 WORDS_CHARS_MAX = 500
+LINES = 2  # of what a program said before it failed: the last may say what, and not of which
 PROJECT, SERVICE, NUMBER = (
     f"com.docker.compose.{name}" for name in ("project", "service", "container-number")
 )
@@ -61,6 +62,7 @@ def check() -> Compose:
             hint="install Docker and its compose plugin; on Debian: apt-get install docker.io docker-compose",
         )
     _check_engine(_run(["docker", "version", "--format", "{{json .}}"]))
+    _check_shares_files()
     plugin = _run(["docker", "compose", "version", "--short"])
     if plugin.returncode == 0:
         return Compose(("docker", "compose"), _version(plugin.stdout))
@@ -101,6 +103,22 @@ def _check_engine(answer: subprocess.CompletedProcess[str]) -> None:
         )
 
 
+def _check_shares_files() -> None:
+    """Raises Usage when containers could not read what we write for them alone."""
+    where = _run(["docker", "context", "inspect", "--format", "{{.Endpoints.docker.Host}}"]).stdout.strip()
+    if where.startswith(("ssh://", "tcp://", "http://", "https://")):
+        raise Usage(
+            f"Docker's daemon is at {where}, and containers get their secrets from files of its machine",
+            hint="do this on that machine",
+        )
+    options = _run(["docker", "info", "--format", "{{json .SecurityOptions}}"]).stdout
+    if "name=rootless" in options or "name=userns" in options:
+        raise Usage(
+            "Docker gives containers other user ids than this machine has, and so none of its secrets",
+            hint="use a daemon without `userns-remap`, and not a rootless one",
+        )
+
+
 class Compose:
     """One of the two compose programs."""
 
@@ -131,7 +149,7 @@ async def run(command: Sequence[str], folder: Path | None = None) -> str:
         await process.wait()
         raise
     if process.returncode:
-        words = _last_line(err.decode(errors="replace"))
+        words = _last_line(err.decode(errors="replace"), LINES)
         raise MvmciError(f"`{' '.join(command[:3])}` failed with exit code {process.returncode}: {words}")
     return out.decode(errors="replace")
 
@@ -265,6 +283,7 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(str(number) for number in version)
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:WORDS_CHARS_MAX] if lines else ""
+def _last_line(text: str, lines: int = 1) -> str:
+    """The last lines of `text` that say something, as one."""
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(said[-lines:])[-WORDS_CHARS_MAX:]

@@ -87,6 +87,18 @@ def test_an_engine_that_is_too_old(program: Program, tmp_path: Path) -> None:
     assert refused(tmp_path) == "Docker is 18.09.1, and 19.03 is the oldest that will do"
 
 
+@pytest.mark.parametrize("where", ["tcp://10.0.0.5:2376", "ssh://ci@host"])
+def test_an_engine_on_another_machine(where: str, program: Program, tmp_path: Path) -> None:
+    program("docker", engine("echo 2.40.3", f"context) echo {where} ;;"))
+    assert refused(tmp_path).startswith(f"Docker's daemon is at {where}, and containers get their secrets")
+
+
+@pytest.mark.parametrize("option", ["name=rootless", "name=userns"])
+def test_an_engine_with_user_ids_of_its_own(option: str, program: Program, tmp_path: Path) -> None:
+    program("docker", engine("echo 2.40.3", f'info) echo \'["name=seccomp","{option}"]\' ;;'))
+    assert refused(tmp_path).startswith("Docker gives containers other user ids than this machine has")
+
+
 def test_no_compose(program: Program, tmp_path: Path) -> None:
     program("docker", engine())
     assert "there is neither its plugin nor `docker-compose`" in refused(tmp_path)
