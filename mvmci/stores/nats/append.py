@@ -8,9 +8,9 @@ batch: one sync for all. What comes while something is in flight waits for that.
     else                                                        they wait for an answer
 
 A batch costs the server as much as ten plain messages, and each message in it next to nothing more. So
-the ends of short jobs, which nobody else's effect waits for, are patient: while they come fast and many
-jobs are in hand, they wait for each other until there are HOLD_MANY, for HOLD_S at most. All else, and
-every end of a worker that is not under load, goes at once.
+the ends of short jobs, which nobody's effect waits for, are patient: while they come fast and there are
+jobs in hand that will end as well, they wait for each other until they are HOLD_MANY, for HOLD_S at most.
+All else, and every end of a worker that is not under load, goes at once.
 
 No `Nats-Msg-Id` is sent. The id stands in the message, the compare-and-set already refuses whatever
 is sent twice, and a table of ids would cost the server memory and add a third kind of answer.
@@ -31,9 +31,10 @@ BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
 BATCH_MAX = 256
 BATCHES_MAX = 2
 PLAIN_MAX = 16
-HOLD_S = 0.05
-HOLD_MANY = 64
-HOLD_MIN = 15  # so many ends have to be expected within HOLD_S, and so many other jobs be in hand
+HOLD_S = 0.1
+HOLD_MANY = 128
+HOLD_MIN = 20  # so many ends have to be expected within HOLD_S
+OTHERS_MIN = 4  # and so many jobs be in hand that have not ended
 MEAN_OVER = 16  # appends
 PAUSE_S_MAX = 1.0  # a longer pause between two ends says no more than this one
 
@@ -141,7 +142,7 @@ class GroupCommit:
         if (
             pending
             and len(pending) < HOLD_MANY
-            and more >= HOLD_MIN
+            and more >= OTHERS_MIN
             and self._pause_s * HOLD_MIN < HOLD_S
             and all(append.patient for append in pending)
         ):
