@@ -34,6 +34,7 @@ UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being writte
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
 AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is handed out again
+AWAY_REST_S = 0.5  # for so long it then takes none, or it would be handed that one again
 UNAVAILABLE_PAUSE_S = 0.5
 HAND_BACK_S = 1.0
 
@@ -50,6 +51,8 @@ class Worker:
         self._slots = slots
         self._open = asyncio.Event()
         self._open.set()
+        self._rested = asyncio.Event()  # whether hints are not left to others just now
+        self._rested.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
         self._turns = Turns(slots)
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
@@ -70,8 +73,7 @@ class Worker:
     async def drain(self) -> None:
         """Take no more hints, let workflows go at their next effect, and wait until nothing is in work."""
         self._open.clear()
-        while self._pulling:
-            self._pulling.pop().cancel()
+        self._call_off()
         self.engine.drain()
         while self._at_work:
             await asyncio.wait(self._at_work)
@@ -103,6 +105,7 @@ class Worker:
 
     async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
         while True:
+            await self._rested.wait()
             await self._open.wait()
             if ahead:
                 await self._turns.short.wait()
@@ -116,6 +119,17 @@ class Worker:
             self._at_work[task] = hint
             task.add_done_callback(self._done)
             await freed.wait()
+
+    def _call_off(self) -> None:
+        """Let no loop wait for a hint any more."""
+        while self._pulling:
+            self._pulling.pop().cancel()
+
+    def _rest(self) -> None:
+        """Leave hints to other workers for a while."""
+        self._rested.clear()
+        self._call_off()
+        asyncio.get_running_loop().call_later(AWAY_REST_S, self._rested.set)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._unrecorded.release()
@@ -132,7 +146,7 @@ class Worker:
         except asyncio.CancelledError:
             if task in self._pulling or task.uncancel():
                 raise
-            return None  # `drain` called off the pull, not this loop
+            return None  # the pull was called off, not this loop
         except StoreUnavailable as away:
             log.info("no hints: %s", away.message)
         finally:
@@ -189,6 +203,7 @@ class Worker:
         except EngineAway as away:
             log.warning("%s: %s; left for another worker", hint.job, away.message)
             await hint.later(AWAY_PAUSE_S)
+            self._rest()
             return
         except MvmciError as failure:
             log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)

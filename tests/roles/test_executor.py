@@ -175,7 +175,7 @@ async def test_a_worker_that_reaches_no_executor_leaves_its_jobs_to_one_that_doe
     place: Place, client: Cluster
 ) -> None:
     await place.executor("x1")
-    await place.remote_worker("w1", where="http://127.0.0.1:9", slots=1)
+    await place.remote_worker("w1", where="http://127.0.0.1:9", slots=4)
     await submit(client.store, await script_spec(client.store, "j", []))
     why = "waiting: the executor at http://127.0.0.1:9 cannot be reached: "
     async with asyncio.timeout(LONG_S):
