@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -141,5 +142,8 @@ async def _iterate(answer: ClientResponse) -> AsyncIterator[Word]:
 def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "it does not answer"
-    reason = getattr(error, "strerror", None) or str(error)
-    return str(reason) or type(error).__name__
+    reason = str(getattr(error, "strerror", None) or error)
+    number = getattr(error, "errno", None)
+    if number and reason.startswith("Connect call failed"):  # asyncio says so whatever the reason is
+        return os.strerror(number)
+    return reason or type(error).__name__
