@@ -81,7 +81,7 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
         topology=found,
         plan=plan,
         changes=tuple(_said_when(_changes(facts, found, plan, running, anew), running, plan, moves)),
-        settings=tuple(_settings_changes(home, found, plan)),
+        settings=tuple(_settings_changes(home, found, plan, runtime)),
         anew=bool(anew),
         moves=moves,
         lent=lent,
@@ -256,7 +256,7 @@ def settings_of(found: Topology, engine: str) -> Settings:
     )
 
 
-def _settings_changes(home: Home, found: Topology, plan: Plan) -> Iterator[str]:
+def _settings_changes(home: Home, found: Topology, plan: Plan, runtime: str) -> Iterator[str]:
     applied = home.applied()
     if applied is None:
         yield f"the cluster {home.cluster} is made in {home.folder}"
@@ -265,6 +265,9 @@ def _settings_changes(home: Home, found: Topology, plan: Plan) -> Iterator[str]:
     for field, (label, shown) in _SETTINGS.items():
         if getattr(was, field) != getattr(becomes, field):
             yield f"{label} becomes {shown(getattr(becomes, field))}"
+    for key in found.compose.__struct_fields__ if runtime == "compose" else ():
+        if getattr(applied.compose, key) != getattr(found.compose, key):
+            yield f"compose.{key} changes: containers are made anew"
 
 
 def _list(values: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.errors import StoreUnavailable, Usage
+from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.plan import LOCAL_HOST, ROLES, Place, Role, Unit
 from mvmci.runtime import GRACE_S, Ground, State, UnitStatus
 from mvmci.runtimes import docker, render
@@ -87,6 +87,8 @@ class Containers:
         marks = self._render(units).marks if self._ground is not None else None
         going = [one for one in self._containers(fresh=True) if self._goes(one, units, marks)]
         await self._stop(going, GRACE_S)
+        if not self._containers(fresh=True):
+            await docker.remove_networks(self._project)  # compose makes none another that is there
         self._anew.clear()
         self._keep(units)
         if self._ground is not None:
@@ -137,6 +139,11 @@ class Containers:
     def _status(self, one: Container, planned: dict[str, Unit]) -> UnitStatus:
         name = _unit(one)
         state: State = _STATES.get(one.state, "down")
+        code = one.exit_code if state == "down" else None
+        if state == "starting" and one.restarts and one.health != "healthy":
+            code = docker.last_exit(one.id)
+            if code == EXIT_REFUSED:  # Docker starts it again and again, and it will be refused again
+                state = "down"
         if one.id in self._leaving:
             state = "draining"
         elif state == "starting" and _role(one) == "balancer" and one.health == "healthy":
@@ -148,7 +155,7 @@ class Containers:
             state=state,
             pid=one.pid or None,
             restarts=one.restarts,
-            last_exit=one.exit_code if state == "down" or one.restarts else None,
+            last_exit=code,
             reason=_reason(one) if state == "down" else "",
             since=_ms(one.since),
             hostname=one.hostname,

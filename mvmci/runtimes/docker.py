@@ -26,6 +26,7 @@ API_MIN = (1, 40)  # of Docker 19.03
 COMPOSE_MIN = (1, 29)
 ANSWER_S = 30.0
 WORDS_CHARS_MAX = 500
+EVENTS_SINCE = "5m"
 LINES = 2  # of what a program said before it failed: the last may say what, and not of which
 PROJECT, SERVICE, NUMBER = (
     f"com.docker.compose.{name}" for name in ("project", "service", "container-number")
@@ -220,6 +221,23 @@ async def _remove(what: str, which: str) -> None:
     if ids:
         force = ["--force"] if what == "image" else []
         await run(["docker", what, "rm", *force, *dict.fromkeys(ids)])
+
+
+def last_exit(container: str) -> int | None:
+    """How the last process of a container ended that runs again; None if Docker has forgotten it."""
+    command = [
+        "docker",
+        "events",
+        "--since",
+        EVENTS_SINCE,
+        "--until",
+        "0s",
+        "--filter",
+        f"container={container}",
+    ]
+    form = "{{.Actor.Attributes.exitCode}}"
+    codes = _run([*command, "--filter", "event=die", "--format", form]).stdout.split()
+    return int(codes[-1]) if codes and codes[-1].isdecimal() else None
 
 
 def last_words(container: str, lines: int = 20) -> list[str]:

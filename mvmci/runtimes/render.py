@@ -256,7 +256,7 @@ def compose_file(wanted: Wanted, owner: str, image: str, sealed_marks: Mapping[R
     body: dict[str, Any] = {"services": {}, "networks": {}, "volumes": {}, "secrets": {}}
     for one in found:
         service = _service(one, found, wanted, image)
-        mark = _mark(msgspec.json.encode((service, sealed_marks.get(one.role))))
+        mark = _mark(msgspec.json.encode((service, network, sealed_marks.get(one.role))))
         service["labels"] = label | {ROLE: one.role, MARK: mark}
         if one.unit is not None:
             service["labels"][UNIT] = one.unit

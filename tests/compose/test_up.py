@@ -13,12 +13,13 @@ from tests.cluster.conftest import Cluster
 from tests.compose.conftest import Docker, Guest, assert_nothing_is_left, containers
 
 LINK = "mvmci-test"  # a cable that leads nowhere, for the network's driver
+MACVLAN = f"{{driver: macvlan, options: {{parent: {LINK}}}}}"
 TOPOLOGY = """
 cluster: demo
 runtime: compose
 access: shared
 workers: {{count: 2, slots: 1}}
-compose: {{base: '{base}', memory: 1GiB, network: {{driver: macvlan, options: {{parent: {link}}}}}}}
+compose: {{base: '{base}', memory: 1GiB, network: {network}}}
 """
 
 
@@ -30,7 +31,7 @@ def demo(cluster: Cluster, docker: Docker) -> Iterator[Cluster]:
     for name in (LINK, f"{LINK}-end"):
         subprocess.run(["ip", "link", "set", name, "up"], check=True)
     try:
-        cluster.write(TOPOLOGY.format(base=docker.base, link=LINK))
+        cluster.write(TOPOLOGY.format(base=docker.base, network=MACVLAN))
         cluster.up()
         yield cluster
     finally:
@@ -76,9 +77,18 @@ def test_another_cluster_does_not_touch_these_containers(demo: Cluster, docker: 
     assert containers(docker) == before
 
 
-def test_it_goes_down_and_comes_back_with_its_jobs(demo: Cluster, docker: Docker, guest: Guest) -> None:
+def test_it_is_made_anew_and_goes_down_and_comes_back_with_its_jobs(
+    demo: Cluster, docker: Docker, guest: Guest
+) -> None:
     job = fresh("kept")
     assert demo.mvmci("submit", guest("exit"), "--id", job, "--wait").code == 0
+    demo.write(demo.file.read_text().replace(MACVLAN, "{}").replace("1GiB", "512MiB"))
+    assert demo.mvmci("plan", demo.file).text.splitlines() == [
+        "* compose.network changes: containers are made anew",
+        "* compose.memory changes: containers are made anew",
+    ]
+    demo.up()
+    assert docker("network", "ls", "--filter", "driver=macvlan", "--quiet") == ""
     demo.down()
     assert containers(docker) == {}
     assert set(demo.states().values()) == {"down"}
