@@ -100,6 +100,8 @@ async def test_whatever_is_killed_or_stopped_every_job_ends_once_and_no_effect_h
         tasks.create_task(mayhem.run(KILLS_S))
         tasks.create_task(client.run(KILLS_S, EVERY_S))
         tasks.create_task(stop_for_long(client, mayhem, KILLS_S))
+    async with client.witness() as unit:  # until now, whoever was stopped may have been killed as well
+        await mayhem.stop(unit, LONG_S[1])
     report = Report(mayhem.counts)
     report.counts["kills"] = sum(count for name, count in mayhem.counts.items() if name.startswith("killed"))
     report.counts["stops"] = sum(count for name, count in mayhem.counts.items() if name.startswith("stopped"))
