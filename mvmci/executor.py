@@ -19,7 +19,7 @@ import msgspec
 from mvmci.engine import Engine
 from mvmci.engines.remote import Busy, Failed, Order, Stepped, Taken, Word
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
-from mvmci.store import Presence
+from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Reply, Unsubscribe
 from mvmci.turns import Turn, Turns
@@ -39,13 +39,14 @@ class Full(MvmciError):
 class Executor:
     """Runs what it is sent, `slots` jobs at a time."""
 
-    def __init__(self, engine: Engine, presence: Presence, *, slots: int) -> None:
+    def __init__(self, engine: Engine, store: Store, *, slots: int) -> None:
         self.engine = engine
         self.slots = slots
         self.draining = False
-        self.taken = Taken(unit=presence.unit, incarnation=presence.incarnation)
+        self.taken = Taken(unit=store.presence.unit, incarnation=store.presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
+        self._journals = store.journals
         self._turns = Turns(slots)
         self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
 
@@ -99,7 +100,10 @@ class Executor:
             self._changed()
 
         try:
-            step = await self.engine.run(order.job, fresh=order.fresh, worker=order.worker, freed=freed)
+            first = await self._journals.first(order.job, order.seq) if order.fresh and order.seq else None
+            step = await self.engine.run(
+                order.job, fresh=order.fresh, first=first, worker=order.worker, freed=freed
+            )
         except NotFound as gone:
             return Failed(why="not-found", message=gone.message)
         except StoreUnavailable as away:

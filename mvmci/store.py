@@ -31,6 +31,12 @@ class Journals(Protocol):
         Raises StoreUnavailable.
         """
 
+    async def first(self, job: str, seq: int) -> Entry | None:
+        """The first message of `job`, if its sequence is `seq`: one look, however many jobs there are.
+
+        Raises StoreUnavailable.
+        """
+
     async def append(
         self,
         job: str,

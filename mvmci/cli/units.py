@@ -355,7 +355,7 @@ async def _execute(
     settings = await read_settings(cluster)
     slots = options["slots"] or os.cpu_count() or 1
     engine = _open_embedded(cluster, root, settings, slots, options)
-    executor = Executor(engine, cluster.store.presence, slots=slots)
+    executor = Executor(engine, cluster.store, slots=slots)
 
     async def follow(settings: Settings, about: About) -> About:
         engine.permit(_allow(settings))

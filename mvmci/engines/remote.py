@@ -42,11 +42,12 @@ Id = Annotated[str, msgspec.Meta(pattern=f"^{ID_PATTERN}$")]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A job for an executor. `fresh` is as in `mvmci.engine.Engine.run`."""
+    """A job for an executor. `fresh` is as in `mvmci.engine.Engine.run`; `seq` is that of its spec, or 0."""
 
     job: Id
     worker: Id
     fresh: bool = False
+    seq: int = 0
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
@@ -119,18 +120,19 @@ class Remote:
         worker: str = "",
         freed: Callable[[], None] = lambda: None,
     ) -> Step:
-        """See `mvmci.engine.Engine.run`. `first` is not sent: an executor believes the journal alone.
+        """See `mvmci.engine.Engine.run`. Of `first` only the place is sent: an executor reads for itself.
 
         Once this drains, jobs are let go at once: their executor goes on with those that it has taken,
         and whoever gets their hints follows it.
         """
-        del first, freed
-        order = Order(job=job, worker=worker or self._store.presence.unit, fresh=fresh)
+        del freed
+        seq = first.seq if first is not None else 0
+        order = Order(job=job, worker=worker or self._store.presence.unit, fresh=fresh, seq=seq)
         while not self._draining:
             step = await self._offer(order)
             if step is not None:
                 return step
-            order = msgspec.structs.replace(order, fresh=False)
+            order = msgspec.structs.replace(order, fresh=False, seq=0)
             await asyncio.sleep(GONE_PAUSE_S)
         return Step("released")
 

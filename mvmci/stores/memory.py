@@ -210,6 +210,9 @@ class _Journals:
         lines = await asyncio.to_thread(self._files.of(job).read, after)
         return [Entry(seq=seq, data=line) for seq, line in enumerate(lines, after + 1)]
 
+    async def first(self, job: str, seq: int) -> Entry | None:
+        return next(iter(await self.read(job)), None) if seq == 1 else None
+
     async def append(
         self,
         job: str,

@@ -127,7 +127,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
         await ensure(url, "demo", store_bytes=CLUSTER_BYTES)
         cluster = await open_cluster(url, "demo", "x1", maintains=True)
         engine = open_embedded(cluster.store, host_root, allow=Allow(), slots=1)
-        executor = Executor(engine, cluster.store.presence, slots=1)
+        executor = Executor(engine, cluster.store, slots=1)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

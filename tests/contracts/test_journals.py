@@ -35,6 +35,18 @@ async def test_messages_are_read_back_in_order_by_everyone(open_store: OpenStore
     assert await contents(one, "a") == await contents(two, "a") == [b"0", b"1", b"2", b"3", b"4"]
 
 
+async def test_the_first_message_is_found_by_its_sequence_and_nothing_else_is(store: Store) -> None:
+    first = await append(store, "a", b"1", 0, "spec")
+    second = await append(store, "a", b"2", first)
+    await append(store, "b", b"3", 0, "spec")
+    found = await store.journals.first("a", first)
+    assert found is not None
+    assert (found.seq, found.data) == (first, b"1")
+    assert await store.journals.first("a", second) is None, "that is not its first"
+    assert await store.journals.first("nobody", first) is None
+    assert await store.journals.first("a", 1_000_000) is None
+
+
 async def test_append_returns_the_sequence_that_read_shows(store: Store) -> None:
     first = await append(store, "a", b"1", 0, "spec")
     second = await append(store, "a", b"2", first)

@@ -76,6 +76,10 @@ class Mortal:
         self._live()
         return await self._inner.read(job, after)
 
+    async def first(self, job: str, seq: int) -> Entry | None:
+        self._live()
+        return await self._inner.first(job, seq)
+
     async def append(
         self,
         job: str,

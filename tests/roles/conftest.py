@@ -65,7 +65,7 @@ class Place:
         cluster = await self.join(unit, **options)
         engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
         await cluster.store.presence.tell(About(role="executor", slots=slots))
-        executor = Executor(engine, cluster.store.presence, slots=slots)
+        executor = Executor(engine, cluster.store, slots=slots)
         serving = asyncio.create_task(serve(executor, cluster.link, cluster.layout))
 
         async def stop() -> None:

@@ -197,6 +197,13 @@ class Journals:
         messages = self._link.read(self._layout.jobs, self._layout.journal(job), after)
         return [Entry(seq=message.seq, data=message.data) async for message in messages]
 
+    async def first(self, job: str, seq: int) -> Entry | None:
+        stored = await self._link.at(self._layout.jobs, seq)
+        if stored is None or not self._layout.is_spec(stored.subject):
+            return None
+        there = self._layout.job_of_message(stored.subject) == job
+        return Entry(seq=stored.seq, data=stored.data) if there else None
+
     async def append(
         self,
         job: str,

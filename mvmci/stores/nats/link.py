@@ -434,11 +434,16 @@ class Link:
 
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The last message on the literal `subject`. Raises StoreUnavailable."""
+        return await self._get(stream, last_by_subj=subject)
+
+    async def at(self, stream: str, seq: int) -> Stored | None:
+        """The message with that sequence. Raises StoreUnavailable."""
+        return await self._get(stream, seq=seq)
+
+    async def _get(self, stream: str, **which: Any) -> Stored | None:
         to, answer = self.expect()
         try:
-            await self.publish(
-                f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode({"last_by_subj": subject}), reply=to
-            )
+            await self.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(which), reply=to)
             reply = await self.answer(answer)
         finally:
             answer.cancel()
