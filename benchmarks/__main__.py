@@ -1,6 +1,6 @@
 """`python -m benchmarks`: mvmci against its promises, and beside what a user would pick instead.
 
-    ./just bench                  everything, about a quarter of an hour
+    ./just bench                  everything, about ten minutes
     ./just bench --quick          the same in under three minutes, for a look
     ./just bench --write          and put the tables and the picture into the README
     ./just bench accesses         the four ways to an engine; with --write, into docs/deployment.md
@@ -45,8 +45,8 @@ class Scale:
 
 FULL = Scale(
     engine.Scale(rounds=3, light=66, commands=20, effects=500, replayed=5000, starts=10),
-    cluster.Scale(rounds=5, batch=10_000, alone=200, effects=500, replayed=5000, starts=20),
-    compare.Scale(rounds=5, seconds=3, alone=200),
+    cluster.Scale(rounds=3, batch=10_000, alone=200, effects=500, replayed=5000, starts=20),
+    compare.Scale(rounds=3, seconds=3, alone=200),
 )
 QUICK = Scale(
     engine.Scale(rounds=2, light=30, commands=10, effects=100, replayed=5000, starts=3),
