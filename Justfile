@@ -17,9 +17,10 @@ demo: zipapp examples
 
 # Everything: lint, unit, contracts, faults, cli, end to end (under 15 minutes)
 test: lint zipapp examples
+    # Folders are dealt out whole, in their order: the longest come early. Most tests wait more than they compute.
     # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.
     {{ python }} -m pytest tests/effects
-    {{ python }} -m pytest -n 3 --dist loadgroup --ignore=tests/effects
+    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder --ignore=tests/effects
 
 # Lint and unit tests (under a minute)
 check: lint

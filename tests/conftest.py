@@ -50,12 +50,16 @@ async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
     return (await open_cluster(url, cluster, unit, maintains=True, **options)).store
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        group = SHARES.get(item.path.parent.name)
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal out folders that share something as a whole: marks of xdist do not reach pytest 9's node ids."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Folders(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SHARES.get(nodeid.split("/")[1], nodeid)
+
+    return Folders(config, log)
 
 
 @pytest.fixture(scope="session")
