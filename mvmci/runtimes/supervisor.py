@@ -141,6 +141,7 @@ class Supervisor:
         self.keepers: dict[str, Keeper] = {}
         self._tasks = tasks
         self._told_to_stop = asyncio.Event()
+        self._converging = False
 
     def listen(self) -> None:
         """Take signals."""
@@ -164,7 +165,7 @@ class Supervisor:
         """Read the plan again, and touch what it changed."""
         if self._told_to_stop.is_set():
             return
-        self.orders = self.files.orders()
+        self.orders, self._converging = self.files.orders(), True
         wanted = [keeper.wanted for keeper in self.keepers.values() if keeper.wanted is not None]
         for keeper in self.keepers.values():
             keeper.try_again()
@@ -176,10 +177,16 @@ class Supervisor:
                 self.keepers[name].want(change.unit)
             else:
                 self._keep(change.unit)
+        self._converging = False
         self.tell()
 
     def tell(self) -> None:
-        """Write down what became of the units. A full disk keeps nobody from running."""
+        """Write down what became of the units. A full disk keeps nobody from running.
+
+        Not in the middle of a new plan: whoever reads its number may believe all that stands beside it.
+        """
+        if self._converging:
+            return
         places = {unit.name: place for place, unit in enumerate(self.orders.units)}
         statuses = [keeper.status for keeper in self.keepers.values()]
         statuses.sort(key=lambda status: places.get(status.name, len(places)))
