@@ -15,7 +15,7 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Everything: lint, unit, contracts, faults, cli, end to end (under 15 minutes)
+# Everything: lint, unit, contracts, faults, cli, clusters, containers, end to end
 test: lint zipapp examples
     # Folders are dealt out whole, in their order: the longest come early. Most tests wait more than they compute.
     # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.

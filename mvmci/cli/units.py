@@ -72,6 +72,12 @@ isolation_options = (
     ),
     option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
 )
+join_option = option(
+    "--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before."
+)
+slots_option = option(
+    "--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent."
+)
 name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
 replica_option = option(
     "--replica-of",
@@ -92,11 +98,11 @@ sealed_option = option(
         "mvmci worker                           again, under the name that it got",
     ),
 )
-@option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
+@join_option
 @name_option
 @replica_option
 @patient_option
-@option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
+@slots_option
 @option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
 @isolation_options[0]
@@ -306,11 +312,11 @@ def _label(text: str) -> tuple[str, str]:
         "mvmci executor --listen 0.0.0.0:27288 --token-file token",
     ),
 )
-@option("--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before.")
+@join_option
 @name_option
 @replica_option
 @patient_option
-@option("--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent.")
+@slots_option
 @option(
     "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {API_PORT}, if absent."
 )
