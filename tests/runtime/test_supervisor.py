@@ -527,3 +527,21 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     await place.local.apply((deaf,))
     await until(lambda: place.local.units() and place.local.units()[0].pid)
     assert place.local.units()[0].state == "starting"
+
+
+async def test_a_plan_is_told_of_when_all_of_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads the number of a new plan finds nothing at work that the plan stops."""
+    files = supervisor.Files(tmp_path)
+    supervisor.write(files.plan, supervisor.Orders(cluster="c", units=(W1, W3), number=1))
+    async with asyncio.TaskGroup() as tasks:
+        one = supervisor.Supervisor(files, ["none"], {}, supervisor.Pace(), tasks)
+        one.converge()
+        for keeper in one.keepers.values():  # as if both had been started
+            keeper.status = msgspec.structs.replace(keeper.status, state="starting", pid=1)
+        supervisor.write(files.plan, supervisor.Orders(cluster="c", units=(), number=2))
+        told: list[supervisor.Told] = []
+        monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
+        one.converge()
+    assert next({unit.state for unit in tale.units} for tale in told if tale.number == 2) == {"draining"}
