@@ -10,9 +10,9 @@ import pytest
 
 from mvmci.broker import Broker
 from mvmci.errors import StoreFull, StoreUnavailable
-from mvmci.journal import Lease
+from mvmci.journal import Lease, MessageKind
 from mvmci.store import Chunk, Store
-from mvmci.stores.nats import ensure
+from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link
 from mvmci.stores.nats.presence import Presence
@@ -21,6 +21,7 @@ from tests.conftest import open_nats
 LONG_S = 30.0
 CLUSTER = "demo"
 STORE = 256 << 20
+READS = 200
 
 
 @pytest.fixture
@@ -291,6 +292,34 @@ async def test_the_death_of_the_announcer_is_not_kept_secret(
     with pytest.raises(Exception, match="can no longer say"):
         await presence.claim("a", 1)
     await store.close()
+
+
+async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Broker) -> None:
+    cluster = await open_cluster(broker.url, CLUSTER, "u1", announce=False)
+    journals, link = cluster.store.journals, cluster.link
+    written = [0]
+    for number in range(300):
+        kind: MessageKind = "run" if number else "spec"
+        written.append(
+            await journals.append("a", kind, "q", b"x" * 300, message_id=f"m{number}", expect=written[-1])
+        )
+
+    async def echo(subject: str, data: bytes) -> bytes:
+        return data
+
+    async def chatter() -> None:
+        while True:
+            await link.call("chatter")
+
+    stop = await link.serve("chatter", echo)
+    chatting = [asyncio.create_task(chatter()) for _ in range(4)]
+    for _ in range(READS):
+        assert [entry.seq for entry in await journals.read("a")] == written[1:]
+    for task in chatting:
+        task.cancel()
+    await asyncio.gather(*chatting, return_exceptions=True)
+    await stop()
+    await cluster.close()
 
 
 async def test_closing_leaves_no_task_behind(broker: Broker) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from nats.aio.client import Client
@@ -34,28 +34,24 @@ TAKEN = [
 
 
 class Library:
-    """What the library does with the rest."""
+    """What the library does with the rest: it must never see a message that is taken."""
 
     def __init__(self) -> None:
         self.pings = 0
         self.others: list[tuple[bytes, bytes]] = []
-        self.takes: dict[bytes, Any] = {}
 
     async def _process_ping(self) -> None:
         self.pings += 1
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, head: bytes) -> None:
-        if sid == 1:
-            self.takes[b"1"](Reply(subject.decode(), data, reply=reply.decode(), head=head or b""))
-        else:
-            self.others.append((subject, data))
+        assert sid == 2
+        self.others.append((subject, data))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 997, 4096, len(STREAM)])
 async def test_messages_are_the_same_however_their_bytes_come(size: int) -> None:
     library, taken = Library(), list[Reply]()
-    library.takes[b"1"] = taken.append
-    parser = _Parser(cast(Client, library), library.takes)
+    parser = _Parser(cast(Client, library), {b"1": taken.append})
     for start in range(0, len(STREAM), size):
         await parser.parse(STREAM[start : start + size])
     assert [(one.subject, one.data, one.reply, one.headers) for one in taken] == TAKEN

@@ -29,7 +29,7 @@ import nats  # noqa: E402
 from nats.aio.client import Client  # noqa: E402
 from nats.aio.msg import Msg  # noqa: E402
 from nats.aio.subscription import Subscription  # noqa: E402
-from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser  # noqa: E402
+from nats.protocol.parser import Parser  # noqa: E402
 
 for _name in _hidden:
     del sys.modules[_name]
@@ -114,45 +114,44 @@ class Stored:
 
 
 class _Parser(Parser):
-    """The library's, and a short cut for messages that came whole, many at a time.
+    """The library's, and a short cut for the messages of the subscriptions in `takes`.
 
     The library takes each through a regular expression, a queue and a task, three times the work of all
-    else here. Whatever is not a whole message of a subscription in `takes` is left to it.
+    else here. It gets whatever else comes, whole and one at a time: a message that went through its queue
+    would be overtaken by the next that did not, and a reader would see a gap.
     """
 
     def __init__(self, client: Client, takes: dict[bytes, Callable[[Reply], None]]) -> None:
         super().__init__(client)
         self._takes = takes
-        self._whole = 0  # bytes that are there once the message is whole that `buf` begins with
+        self._whole = 0  # bytes that are there once what `buf` begins with is whole; 0: nobody knows yet
 
     async def parse(self, data: bytes = b"") -> None:
-        if self.state == AWAITING_CONTROL_LINE:
-            if self.buf:
-                self.buf += data
-                if len(self.buf) < self._whole:
-                    return
-                data = bytes(self.buf)
-                self.buf.clear()
-            used = self._take(data)
-            if self._whole:
-                self.buf += data[used:]
+        if self.buf:
+            self.buf += data
+            if len(self.buf) < self._whole:
                 return
-            data = data[used:]
-        if data:
-            await super().parse(data)
+            data = bytes(self.buf)
+            self.buf.clear()
+        at = self._take(data, 0)
+        while 0 < self._whole <= len(data) - at:
+            other = data[at : at + self._whole]
+            await super().parse(other)
+            at = self._take(data, at + len(other))
+        self.buf += data[at:]
 
-    def _take(self, data: bytes) -> int:
-        """Give out the messages that `data` begins with; how many bytes they are."""
-        at = self._whole = 0
+    def _take(self, data: bytes, at: int) -> int:
+        """Give out the messages that come at `at`; where what is not one of ours begins, or not whole."""
+        self._whole = 0
         while (end := data.find(b"\r\n", at)) >= 0:
             words = data[at:end].split() or [b""]
             # MSG <subject> <number> [reply] <bytes>, HMSG <subject> <number> [reply] <bytes of head> <bytes>
             headed = words[0] == b"HMSG"
-            take = self._takes.get(words[2]) if headed or words[0] == b"MSG" else None
-            if take is None:
-                break
-            begin, whole = end + 2, end + 4 + int(words[-1])
-            if len(data) < whole:
+            is_message = headed or words[0] == b"MSG"
+            begin = end + 2
+            whole = begin + int(words[-1]) + 2 if is_message else begin
+            take = self._takes.get(words[2]) if is_message else None
+            if take is None or len(data) < whole:
                 self._whole = whole - at
                 break
             middle = begin + int(words[-2]) if headed else begin
@@ -401,14 +400,8 @@ class Link:
         return lambda: self._unsubscribe(subscription, drain=bool(group))
 
     async def _subscribe(self, subject: str, take: Callable[[Reply], None], group: str = "") -> Subscription:
-        """A message that the library dropped would be a gap in a journal, so it has no limit."""
-
-        async def pass_on(message: Msg) -> None:
-            take(_reply(message))
-
-        subscription = await self._client.subscribe(
-            subject, queue=group, cb=pass_on, pending_msgs_limit=0, pending_bytes_limit=0
-        )
+        """Without a callback, because the parser gives the messages out itself."""
+        subscription = await self._client.subscribe(subject, queue=group)
         self._takes[b"%d" % subscription._id] = take
         return subscription
 
@@ -593,12 +586,6 @@ def accepted(reply: Reply) -> dict[str, Any]:
     if error:
         raise Refused(error.get("err_code", error.get("code", 0)), error.get("description", ""))
     return answer
-
-
-def _reply(message: Msg) -> Reply:
-    return Reply(
-        subject=message.subject, data=message.data, headers=message.headers or {}, reply=message.reply
-    )
 
 
 def _headers(head: bytes) -> dict[str, str]:
