@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ LONG_S = 30.0
 CLUSTER = "demo"
 STORE = 256 << 20
 READS = 200
+STEP_S = 0.0001
+CALLED_OFF_MIN = 5
 
 
 @pytest.fixture
@@ -331,5 +334,25 @@ async def test_closing_leaves_no_task_behind(broker: Broker) -> None:
         await store.close()
         await store.close()
     await asyncio.sleep(0)
+    assert not tasks_of_ours()
+
+
+async def test_joining_that_is_called_off_anywhere_leaves_nothing_behind(broker: Broker) -> None:
+    called_off = 0
+    for number in itertools.count():
+        joining = asyncio.create_task(open_nats(broker.url, CLUSTER, "u1"))
+        joined, _ = await asyncio.wait([joining], timeout=number * STEP_S)
+        if joined:
+            await joining.result().close()
+            break
+        called_off += 1
+        joining.cancel()
+        async with asyncio.timeout(LONG_S):
+            await asyncio.gather(joining, return_exceptions=True)
+        assert not tasks_of_ours()
+    assert called_off > CALLED_OFF_MIN
+
+
+def tasks_of_ours() -> list[asyncio.Task[object]]:
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    assert not [task for task in others if "nats" in repr(task.get_coro()).lower() or "mvmci" in repr(task)]
+    return [task for task in others if "nats" in repr(task.get_coro()).lower() or "mvmci" in repr(task)]

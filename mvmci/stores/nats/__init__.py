@@ -159,14 +159,7 @@ async def open_cluster(
         link, layout, unit, clock=clock, gone_s=gone_s, maintains=maintains, announce=announce
     )
     commit = GroupCommit(link, presence.in_hand)
-    try:
-        await presence.open()
-    except BaseException:
-        await link.close()
-        raise
     time_of_day = Clock(link, layout)
-    if announce:  # who only looks writes nothing that others would read as a time
-        await time_of_day.open()
 
     async def close() -> None:
         await presence.close()
@@ -175,6 +168,13 @@ async def open_cluster(
         await commit.close()
         await link.close()
 
+    try:
+        await presence.open()
+        if announce:  # who only looks writes nothing that others would read as a time
+            await time_of_day.open()
+    except BaseException:
+        await close()
+        raise
     journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
     store = Store(journals, hints, logs, blobs, presence, close)
     return Cluster(layout, link, store, hints, blobs, Config(link, layout), time_of_day)

@@ -203,10 +203,12 @@ class Link:
             if not connecting.done():
                 raise TimeoutError
             connecting.result()
-        except (TimeoutError, OSError, nats.errors.Error) as error:
+        except BaseException as error:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await self.close()
+            if not isinstance(error, TimeoutError | OSError | nats.errors.Error):
+                raise
             said = error if _is_refusal(error) else self._client.last_error
             if self._refusals or _is_refusal(said):
                 raise self.failure or self._refusal(said) from error

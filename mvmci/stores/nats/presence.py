@@ -19,7 +19,7 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Reply
+from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -73,6 +73,7 @@ class Presence:
         self._said_at = float("-inf")
         self._bucket_there = False
         self._changed = asyncio.Event()
+        self._unsubscribe: Unsubscribe | None = None
         self._announcer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -93,7 +94,8 @@ class Presence:
             self._announcer.cancel()
             await asyncio.gather(self._announcer, return_exceptions=True)
             await self._leave()
-        await self._unsubscribe()
+        if self._unsubscribe is not None:
+            await self._unsubscribe()
 
     async def _leave(self) -> None:
         headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
