@@ -25,12 +25,15 @@ class Holding(GroupCommit):
     many = 0
 
     def _send(self, held: bool = False) -> None:
-        if self.many and not held and all(append.patient for append in self._pending):
-            self._scheduled = False
-            if len(self._pending) == self.many:
-                print("held", flush=True)
-        else:
+        if not self.many or held:
             super()._send(held)
+            return
+        patient = [append for append in self._pending if append.patient]
+        self._pending = [append for append in self._pending if not append.patient]
+        super()._send()
+        self._pending += patient
+        if len(patient) >= self.many:
+            print("held", flush=True)
 
 
 async def main(url: str, name: str, unit: str, root: str, held: str = "0") -> None:
