@@ -15,7 +15,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import chain, repeat
 
 import msgspec
@@ -286,13 +286,13 @@ class Holder:
 
     async def _watch(self) -> None:
         while True:
-            await self._guard(self._look())
-            await self._guard(self._publish(self._durable))
+            await self._guard(self._look)
+            await self._guard(lambda: self._publish(self._durable))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def _flush(self) -> None:
         self._timer = None
-        task = asyncio.create_task(self._guard(self.write()))
+        task = asyncio.create_task(self._guard(self.write))
         self._flushing.add(task)
         task.add_done_callback(self._flushing.discard)
 
@@ -301,9 +301,10 @@ class Holder:
             self._timer.cancel()
             self._timer = None
 
-    async def _guard(self, step: Awaitable[object]) -> None:
+    async def _guard(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Begin `step` only here: a task may be cancelled before its first turn."""
         try:
-            await step
+            await step()
         except Exception as failure:
             if not self._failure.done():
                 self._failure.set_exception(failure)

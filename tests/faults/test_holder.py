@@ -8,6 +8,7 @@ must show one lease a run, no record twice, nothing of a holder after it was fen
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import suppress
@@ -449,6 +450,16 @@ async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> No
     await run.close()
     records = (await load(store, JOB)).records
     assert [name(record) for record in records][3:] == ["Result 0", "Released"]
+
+
+async def test_a_run_may_be_closed_as_a_write_of_its_own_is_about_to_begin(store: Store) -> None:
+    """What was begun in the background and never had its turn is let go without a word."""
+    await write_as_other(store, spec())
+    run = Holder(store, await load(store, JOB), my_lease())
+    await run.write(intent(0))
+    run._flush()
+    await run.close()
+    gc.collect()  # a coroutine that nobody awaited fails this test by its warning
 
 
 async def test_output_that_the_store_does_not_take_is_tried_again_and_ends_no_job(store: Store) -> None:
