@@ -27,7 +27,7 @@ from tests.chaos.judge import Job
 from tests.chaos.outside import Outside, Steps, again, once
 
 ATTEMPTS = 1_000  # nothing gives up because it was killed often
-EFFECT_S = 1.0
+EFFECT_S = 0.2  # less than the pause between two looks of a holder: its write is on the way before the next
 WITNESSED = 14  # effects
 KILLED = ("succeeded", "failed: trap")  # of a job whose sandbox may be killed: that is the job's failure
 GUESTS = Path(__file__).resolve().parents[2] / "dist" / "guests"
