@@ -456,9 +456,10 @@ def _spawn(
         parent=os.getpid(), network=network, without=without, control=theirs.fileno(), probe=probe
     )
     argument = msgspec.json.encode(start).decode()
+    flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-B", "-c", _BOOTSTRAP, argument, *_roots(probe)],
+            [sys.executable, *flags, "-c", _BOOTSTRAP, argument, *_roots(probe)],
             cwd=root,
             env={},  # clearing it later would leave it readable in /proc
             stdin=subprocess.DEVNULL,

@@ -188,6 +188,23 @@ def test_a_cache_on_a_noexec_disk_is_refused(zipapp: Path, tmp_path: Path) -> No
     assert_one_sentence(done, f"{tmp_path}, where mvmci unpacks itself, is on a disk mounted noexec")
 
 
+def test_compiled_modules_are_kept_whatever_the_environment_says(zipapp: Path, tmp_path: Path) -> None:
+    """Many an image sets that, and each command would compile all that it imports anew."""
+    root = tmp_path / "root"
+    assert run(zipapp, root, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert list((site_packages(root) / "mvmci").rglob("*.pyc"))
+
+
+def test_a_compiled_module_that_was_cut_short_by_a_power_cut_is_made_anew(zipapp: Path, root: Path) -> None:
+    compiled = list((site_packages(root) / "mvmci").rglob("*.pyc"))
+    assert compiled
+    for path in compiled:
+        path.write_bytes(b"")
+    done = run(zipapp, root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(path.stat().st_size for path in compiled)
+
+
 def test_a_cache_that_cannot_be_made_is_one_sentence(zipapp: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run(zipapp, tmp_path / "file" / "root")
