@@ -15,7 +15,7 @@ from mvmci.journal import Lease, MessageKind
 from mvmci.store import Chunk, Store
 from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.link import Link, Reply
 from mvmci.stores.nats.presence import Presence
 from tests.conftest import open_nats
 
@@ -323,6 +323,24 @@ async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Bro
     await asyncio.gather(*chatting, return_exceptions=True)
     await stop()
     await cluster.close()
+
+
+async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobody_waiting(
+    broker: Broker,
+) -> None:
+    """As happens to who comes while the bucket is being made."""
+    layout = Layout("unmade")
+    link = Link(broker.url, "listener")
+    await link.open()
+    words: asyncio.Queue[Reply] = asyncio.Queue()
+    leave = await link.subscribe(layout.member("*"), words.put_nowait)
+    async with asyncio.timeout(LONG_S):
+        cluster = await open_cluster(broker.url, "unmade", "u1", gone_s=10 * LONG_S)
+        for _ in range(2):
+            assert (await words.get()).subject == layout.member("u1")
+    await leave()
+    await cluster.close()
+    await link.close()
 
 
 async def test_closing_leaves_no_task_behind(broker: Broker) -> None:

@@ -28,6 +28,7 @@ REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
 GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
 FORGET_S = 600.0  # for so long a unit that fell silent is known to be gone, and not merely unknown
 FAREWELL_S = 1.0
+FIRST_WORD_S = 0.25  # who comes as the broker makes the bucket may never be answered
 LEFT = "Mvmci-Left"  # header: the incarnation that leaves
 
 _members = msgspec.json.Decoder(Member)
@@ -80,7 +81,9 @@ class Presence:
         self._unsubscribe = await self._link.subscribe(self._layout.member("*"), self._hear)
         self._link.on_reconnect.append(self._came_back)
         if self._announces:
-            await self._announce()
+            await self._announce(FIRST_WORD_S)
+            if self._said_at == float("-inf"):
+                self._changed.set()  # once more, soon
         try:
             async for stored in self._link.read(self._layout.members, self._layout.member("*")):
                 self._hear(Reply(subject=stored.subject, data=stored.data, headers=stored.headers))
@@ -211,7 +214,7 @@ class Presence:
                 pass
             await self._announce()
 
-    async def _announce(self) -> None:
+    async def _announce(self, wait_s: float | None = None) -> None:
         """Say who is here and what it holds. That the broker is away is no failure of ours."""
         self._changed.clear()
         holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
@@ -226,7 +229,7 @@ class Presence:
         try:
             if self._maintains:
                 await self._make_bucket()
-            await self._say(member)
+            await self._say(member, self._gone_s / 2 if wait_s is None else wait_s)
         except TicketRefused:
             return  # the link is over, and whoever watches it ends this unit
         except StoreUnavailable:
@@ -246,10 +249,8 @@ class Presence:
                 pass  # it is there with other settings
             self._bucket_there = True
 
-    async def _say(self, member: Member) -> None:
-        await self._link.request(
-            self._layout.member(self.unit), msgspec.json.encode(member), wait_s=self._gone_s / 2
-        )
+    async def _say(self, member: Member, wait_s: float) -> None:
+        await self._link.request(self._layout.member(self.unit), msgspec.json.encode(member), wait_s=wait_s)
 
     def _check(self) -> None:
         """The announcer must not die unnoticed: others would take this unit's jobs."""
