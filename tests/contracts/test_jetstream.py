@@ -23,6 +23,7 @@ LONG_S = 30.0
 CLUSTER = "demo"
 STORE = 256 << 20
 READS = 200
+ROUNDS = 50
 STEP_S = 0.0001
 CALLED_OFF_MIN = 5
 
@@ -341,6 +342,27 @@ async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobod
     await leave()
     await cluster.close()
     await link.close()
+
+
+async def test_a_follower_of_many_quick_messages_waits_for_none_that_was_only_not_yet_stored(
+    broker: Broker,
+) -> None:
+    """Nobody tells when a message is stored: who looked too early looks again, and not by the clock alone."""
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    seen: asyncio.Queue[int] = asyncio.Queue()
+
+    async def follow() -> None:
+        async for found in store.logs.follow("a"):
+            seen.put_nowait(found.number)
+
+    following = asyncio.create_task(follow())
+    async with asyncio.timeout(LONG_S / 3):
+        for number in range(0, 2 * ROUNDS, 2):
+            await store.logs.append("a", "q", [chunk(number), chunk(number + 1)])
+            assert [await seen.get(), await seen.get()] == [number, number + 1]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    await store.close()
 
 
 async def test_closing_leaves_no_task_behind(broker: Broker) -> None:

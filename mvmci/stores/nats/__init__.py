@@ -33,7 +33,7 @@ from mvmci.stores.nats.clock import Clock
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
-from mvmci.stores.nats.link import EVERYTHING, Link, Refused, Stored
+from mvmci.stores.nats.link import EVERYTHING, Link, Refused, Reply, Stored
 from mvmci.stores.nats.presence import Presence
 from mvmci.ticket import Login
 
@@ -330,30 +330,39 @@ class Logs:
 
 
 async def _follow(link: Link, stream: str, subject: str, last: int) -> AsyncGenerator[Stored, None]:
-    """What `stream` has on `subject` after `last`, and what comes; a word only says when to look."""
+    """What `stream` has on `subject` after `last`, and what comes.
+
+    A word that a message was sent only says when to look. It may not be stored yet, or never be, so there
+    are more looks while more messages were heard of than found.
+    """
     word = asyncio.Event()
-    unsubscribe = await link.subscribe(subject, lambda _: word.set())
-    looks: tuple[float, ...] = (0.0,)
+    heard, found = 1, 0  # as if somebody had said so: what was sent before we listened may come late, too
+    first = True
+
+    def hear(_: Reply) -> None:
+        nonlocal heard
+        heard += 1
+        word.set()
+
+    unsubscribe = await link.subscribe(subject, hear)
     try:
+        pauses = iter(LOOK_AGAIN_S)
         while True:
-            for pause_s in looks:
-                await asyncio.sleep(pause_s)
-                before = last
-                async for message in link.read(stream, subject, last):
-                    last = message.seq
-                    yield message
-                if last > before:
-                    break
-            looks = (0.0, *LOOK_AGAIN_S) if await _heard(word, LOOK_EVERY_S) else (0.0,)
             word.clear()
+            async for message in link.read(stream, subject, last):
+                last = message.seq
+                found = min(found + 1, heard)
+                yield message
+            if first:
+                found, first = 0, False  # that was there already
+            if found == heard:
+                word.clear()
+            pause_s = next(pauses, None) if found < heard else None
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S if pause_s is None else pause_s):
+                    await word.wait()
+                pauses = iter(LOOK_AGAIN_S)
+            except TimeoutError:
+                found = heard if pause_s is None else found
     finally:
         await unsubscribe()
-
-
-async def _heard(word: asyncio.Event, wait_s: float) -> bool:
-    try:
-        async with asyncio.timeout(wait_s):
-            await word.wait()
-    except TimeoutError:
-        return False
-    return True
