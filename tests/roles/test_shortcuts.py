@@ -30,6 +30,13 @@ async def start(place: Place, unit: str, *more: object) -> Process:
     """A worker that is at work."""
     command = ["-m", "tests.roles.runner", place.url, place.name, unit, place.root, *map(str, more)]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, cwd=ROOT, stdout=PIPE)
+
+    async def end() -> None:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    place.closing.append(end)
     assert process.stdout is not None
     assert await process.stdout.readline() == b"ready\n"
     return process
