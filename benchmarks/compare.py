@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ GROW_MAX = 8
 ENOUGH = 0.6
 SYNC_RUNS = 50
 STOP_S = 60.0
+HEAR_S = 180.0  # a peer whose server has died may wait for it for ever
 SYNCS = ("fsync", "fdatasync", "msync", "sync_file_range")
 
 
@@ -78,6 +80,9 @@ class Driver:
     def hear(self) -> Any:
         """The next answer. Raises RuntimeError."""
         assert self.process.stdout is not None
+        there, _, _ = select.select([self.process.stdout], [], [], HEAR_S)
+        if not there:
+            raise RuntimeError(f"it said nothing for {HEAR_S:.0f} s")
         line = self.process.stdout.readline()
         if not line:
             said = self.log.read_text(errors="replace").strip().splitlines()

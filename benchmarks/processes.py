@@ -5,6 +5,7 @@ Only the standard library, because peers run this in environments of their own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -68,12 +69,19 @@ def until(there: Callable[[], bool], what: str, *, alive: subprocess.Popen[bytes
         time.sleep(LOOK_EVERY_S)
 
 
+def free_ports(count: int) -> list[int]:
+    """Different ports of the loopback that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
 def free_port() -> int:
     """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    (port,) = free_ports(1)
+    return port
 
 
 def answers(port: int) -> bool:

@@ -18,7 +18,7 @@ import hypercorn.asyncio
 import hypercorn.config
 import restate as sdk
 
-from benchmarks.processes import ROOT, answers, free_port, start, stop, until
+from benchmarks.processes import ROOT, answers, free_ports, start, stop, until
 
 IN_FLIGHT = 64
 SERVER = ROOT / "build/peers/restate/node_modules/@restatedev/restate-server-linux-x64/bin/restate-server"
@@ -44,7 +44,7 @@ class Peer:
     async def start(self, folder: Path) -> None:
         data = folder / "data"
         data.mkdir(exist_ok=True)
-        self.ingress, admin, node, port = (free_port() for _ in range(4))
+        self.ingress, admin, node, port = free_ports(4)
         self.options = {
             "RESTATE_DISABLE_TELEMETRY": "true",
             "RESTATE_INGRESS__BIND_ADDRESS": f"127.0.0.1:{self.ingress}",

@@ -20,7 +20,7 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from benchmarks.processes import answers, free_port, start, stop, until
+from benchmarks.processes import answers, free_ports, start, stop, until
 
 IN_FLIGHT = 64
 QUEUE = "bench"
@@ -47,10 +47,15 @@ class Step:
 
 class Peer:
     async def start(self, folder: Path) -> None:
-        self.file, port = folder / "temporal.db", free_port()
+        self.file = folder / "temporal.db"
+        port, http_port, metrics_port = free_ports(3)  # its own choice may meet one that is in use
         program = Path(sys.executable).parent / "temporal"
         command = [program, "server", "start-dev", "--headless", "--ip", "127.0.0.1", "--port", str(port)]
         options = [
+            "--http-port",
+            http_port,
+            "--metrics-port",
+            metrics_port,
             "--db-filename",
             self.file,
             "--log-level",
