@@ -178,17 +178,16 @@ async def revoke_unit(config: Config, authority: Authority, base: Login, name: s
 async def uphold(config: Config, authority: Authority, base: Login) -> None:
     """Let the broker know of every revoked key, in addition to those that it knows.
 
-    It replaces one token by another, so whoever does it looks again afterwards. Raises StoreUnavailable.
+    It replaces one token by another, and may so undo what another `uphold` did in between: whoever wrote
+    one reads the records again, and looks whether all are in it. Raises StoreUnavailable.
     """
-    records: list[Record | Unit] = [*(await read_tickets(config)).values()]
-    records += (await read_units(config)).values()
-    revoked = frozenset(record.key for record in records if record.revoked and record.key)
-    if not revoked:
+    if not await _revoked(config):
         return
     link = Link(authority.system_login(base), "revoke")
     await link.open()
     try:
         for _ in range(TRIES_MAX):
+            revoked = await _revoked(config)
             token = (await link.call(CLAIMS_LOOKUP.format(authority.issuer))).decode()
             claims = tokens.read(token, keys.public(authority.operator))
             if claims is None:
@@ -202,6 +201,12 @@ async def uphold(config: Config, authority: Authority, base: Login) -> None:
         raise StoreUnavailable("others revoke at the same time", hint="try again")
     finally:
         await link.close()
+
+
+async def _revoked(config: Config) -> frozenset[str]:
+    records: list[Record | Unit] = [*(await read_tickets(config)).values()]
+    records += (await read_units(config)).values()
+    return frozenset(record.key for record in records if record.revoked and record.key)
 
 
 def _now_ms() -> int:

@@ -15,7 +15,7 @@ from mvmci.broker import LOOPBACK
 from mvmci.errors import NotFound, TicketRefused, Usage
 from mvmci.stores.nats.link import Link
 from mvmci.ticket import Identity, Login
-from mvmci.trust import keys
+from mvmci.trust import keys, registry
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrolment import enrol, renew
 from mvmci.trust.registry import read_units, revoke_ticket, revoke_unit
@@ -139,6 +139,29 @@ async def test_every_revocation_counts_also_when_many_come_at_once(world: World,
     await world.control_plane()
     there = [await joined(world, tmp_path / f"m{i}" / "identity.json", f"box-{i}") for i in range(4)]
     await asyncio.gather(*(revoke(world, one.unit) for one in there))
+    for one in there:
+        await refused(one.login)
+
+
+async def test_a_revocation_that_another_one_overtook_counts_as_well(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one begins and ends while the first is about to write what it knew before."""
+    await world.control_plane()
+    there = [await joined(world, tmp_path / f"m{i}" / "identity.json", f"box-{i}") for i in range(2)]
+    overtaken = False
+
+    class Slow(Link):
+        async def call(self, subject: str, data: bytes = b"", *, wait_s: float = LONG_S) -> bytes:
+            nonlocal overtaken
+            if subject == registry.CLAIMS_UPDATE and not overtaken:
+                overtaken = True
+                await revoke(world, "box-1")
+            return await super().call(subject, data, wait_s=wait_s)
+
+    monkeypatch.setattr(registry, "Link", Slow)
+    await revoke(world, "box-0")
+    assert overtaken
     for one in there:
         await refused(one.login)
 
