@@ -157,13 +157,14 @@ def memory(bench: Bench) -> Line:
 def starts(scale: Scale) -> list[Line]:
     """`mvmci version` from the zipapp: unpacked anew, and warm; and its size."""
     zipapp = DIST / "mvmci.pyz"
+    command = [sys.executable, str(zipapp), "version"]  # `python3` may be a shell script that looks for one
     cold, warm, python = [], [], []
     for _ in range(scale.rounds):
         with tempfile.TemporaryDirectory() as root:
-            cold.append(_timed([str(zipapp), "version"], SHIV_ROOT=root))
-            warm += [_timed([str(zipapp), "version"], SHIV_ROOT=root) for _ in range(scale.starts)]
-        python += [_timed(["python3", "-c", "pass"]) for _ in range(scale.starts)]
-    bare = f"`python3 -c pass`: {deciles(python, 'ms')}"
+            cold.append(_timed(command, SHIV_ROOT=root))
+            warm += [_timed(command, SHIV_ROOT=root) for _ in range(scale.starts)]
+        python += [_timed([sys.executable, "-c", "pass"]) for _ in range(scale.starts)]
+    bare = f"`python -c pass`: {deciles(python, 'ms')}"
     return [
         Line(what="the zipapp", values=[zipapp.stat().st_size / 1e6], unit="MB", limit=40),
         Line(what="`mvmci version`, warm", values=warm, unit="ms", limit=150, beside=bare),

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -85,7 +86,7 @@ class Cluster:
 
     def __call__(self, *args: str | Path, limit_s: float = BATCH_S_MAX) -> str:
         """Run a verb; what it prints. Raises RuntimeError with its reason."""
-        command = [str(self.zipapp), *map(str, args)]
+        command = [sys.executable, str(self.zipapp), *map(str, args)]
         done = subprocess.run(
             command, env=self.env, capture_output=True, text=True, timeout=limit_s, check=False
         )
