@@ -18,7 +18,7 @@ from pathlib import Path
 
 SIZE_BYTES = 256 << 20
 COPIES_MAX = 50
-TOOLS = ("mkfs.ext4", "losetup", "mount", "umount", "dd", "sync")
+TOOLS = ("mkfs.ext4", "losetup", "mount", "umount", "dd", "sync", "unshare")
 WRITES, IN_FLIGHT = 4, 8  # of the fields of /sys/block/<device>/stat
 
 
@@ -27,7 +27,7 @@ def missing() -> str:
     if os.geteuid() != 0:
         return "only root can mount a file system"
     lacks = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return f"{', '.join(lacks)} (e2fsprogs, mount) are not there" if lacks else ""
+    return f"{', '.join(lacks)} (e2fsprogs, mount, util-linux) are not there" if lacks else ""
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Disk:
         """Make `to` the disk as it is at one instant. Whoever writes to files there stands still."""
         for _ in range(COPIES_MAX):
             before = self._writes()
+            # A new file: whoever still has the last copy mounted would go on writing to it.
+            to.unlink(missing_ok=True)
             # Every byte is read: where `cp` asks for holes, it may take what is being written for one.
             _run("dd", f"if={self.image}", f"of={to}", "bs=1M", "conv=sparse", "status=none")
             if before is not None and before == self._writes():
@@ -71,14 +73,22 @@ def new_disk(folder: Path) -> Iterator[Disk]:
 
 @contextmanager
 def mounted(image: Path, folder: Path) -> Iterator[Disk]:
-    """The disk that lies in `image`, for as long as the block lasts."""
+    """The disk that lies in `image`, for as long as the block lasts.
+
+    On a loop device of its own. `mount -o loop` takes the one that the file was mounted through before if
+    that is still there, and with it what was on the disk then; and it is there while any process with
+    mounts of its own (a sandbox, a container, another host) was started meanwhile and lives.
+    """
     folder.mkdir(exist_ok=True)
-    _run("mount", "-o", "loop,data=ordered", image, folder)
+    device = _run("losetup", "--find", "--show", image).strip()
     try:
-        device = _run("losetup", "--noheadings", "--output", "NAME", "--associated", image).strip()
-        yield Disk(image, folder, Path(device).name)
+        _run("mount", "-o", "data=ordered", device, folder)
+        try:
+            yield Disk(image, folder, Path(device).name)
+        finally:
+            _run("umount", folder)
     finally:
-        _run("umount", folder)
+        _run("losetup", "--detach", device)
 
 
 def _run(*command: str | Path) -> str:

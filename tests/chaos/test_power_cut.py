@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -144,6 +145,33 @@ async def loaded(disk: Disk, settings: Settings) -> AsyncIterator[tuple[Broker, 
             await store.close()
     finally:
         await server.stop()
+
+
+def test_a_copy_shows_its_own_instant_though_another_has_the_last_one_mounted(
+    old_disk: Disk, tmp_path: Path
+) -> None:
+    image, after, name = tmp_path / "copy.img", tmp_path / "after", "written"
+    with ExitStack() as others:
+        for text in ("one", "two"):
+            (old_disk.folder / name).write_text(text)
+            old_disk.sync()
+            old_disk.copy(image)
+            with mounted(image, after) as copy:
+                assert (copy.folder / name).read_text() == text
+                others.enter_context(own_mounts())
+
+
+@contextmanager
+def own_mounts() -> Iterator[None]:
+    """A process that keeps all that is mounted now mounted for itself, as a sandbox or a container does."""
+    command = ["unshare", "--mount", "sh", "-c", "echo; exec cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()  # it has them
+        try:
+            yield
+        finally:
+            process.stdin.close()
 
 
 async def test_an_acknowledged_submit_survives_a_power_cut_twenty_times_out_of_twenty(
