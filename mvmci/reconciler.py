@@ -36,7 +36,7 @@ from mvmci.stores.nats.link import EVERYTHING
 
 LOOK_EVERY_S = 0.5
 PAUSES_S = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between two words for one job; the last is repeated
-NOTICE_S = 1.5  # a hint that was delivered is kept by somebody, who has said so by then
+NOTICE_S = 2.5  # a hint that was delivered is kept by somebody, who has said so by then
 TIMER_GRACE_MS = 1_500  # a timer fires to the second
 OVERDUE_GRACE_MS = 5_000  # a live holder ends its job itself
 

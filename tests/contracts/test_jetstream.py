@@ -26,6 +26,7 @@ READS = 200
 ROUNDS = 50
 STEP_S = 0.0001
 CALLED_OFF_MIN = 5
+CHANGES, CHANGES_S = 400, 4.0
 
 
 @pytest.fixture
@@ -277,6 +278,25 @@ async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead
     assert {member.unit for member in await one.presence.members()} == {"u1", "u2"}
     for closing in (link.close, one.close, two.close):
         await closing()
+
+
+async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker: Broker) -> None:
+    store = await open_nats(broker.url, CLUSTER, "u1")
+    link = Link(broker.url, "listener")
+    await link.open()
+    words: list[Reply] = []
+    await link.subscribe(Layout(CLUSTER).member("*"), words.append)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        for number in range(CHANGES):
+            await store.presence.claim(f"j{number}", 1)
+            await asyncio.sleep(CHANGES_S / CHANGES)
+            await store.presence.drop(f"j{number}")
+        assert 1 <= len(words) <= 2 * (loop.time() - began)
+    finally:
+        await link.close()
+        await store.close()
 
 
 async def test_the_death_of_the_announcer_is_not_kept_secret(

@@ -1,14 +1,17 @@
 """Presence in a key-value bucket in memory, and what a reader may conclude from silence.
 
-A unit says every second, and whenever what it holds changes, that it is there. A reader hears that as
-it is said, and counts silence on its own clock alone: no two clocks are compared. It trusts its ears
-only while its own announcements go through. After a gap (it was suspended or cut off, the broker was
-away or has lost the bucket) nobody is dead: every wait starts anew.
+A unit says every second that it is there. What it holds rides along; the first change after a quiet
+second goes at once. Under load it is one word a second all the same: every unit hears every other, so
+words are what grows with the square of the units. A reader hears them as they are said, and counts
+silence on its own clock alone: no two clocks are compared. It trusts its ears only while its own
+announcements go through. After a gap (it was suspended or cut off, the broker was away or has lost the
+bucket) nobody is dead: every wait starts anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,6 +77,7 @@ class Presence:
         self._said_at = float("-inf")
         self._bucket_there = False
         self._changed = asyncio.Event()
+        self._pressing = asyncio.Event()  # a change that somebody waits for
         self._unsubscribe: Unsubscribe | None = None
         self._announcer: asyncio.Task[None] | None = None
 
@@ -135,7 +139,7 @@ class Presence:
     async def tell(self, about: About) -> None:
         self._check()
         self._about = about
-        self._changed.set()
+        self._say_soon()
 
     async def live(self, job: str, lease: Lease) -> bool:
         self._check()
@@ -177,7 +181,11 @@ class Presence:
         now = self._clock()
         for heard in self._heard.values():
             heard.at = max(heard.at, now) if heard.at > GONE_FOR_GOOD else heard.at
+        self._say_soon()
+
+    def _say_soon(self) -> None:
         self._changed.set()
+        self._pressing.set()
 
     def _hear(self, word: Reply) -> None:
         """A unit speaks for itself alone: the broker lets it write under its own name only."""
@@ -205,18 +213,18 @@ class Presence:
 
     async def _announce_always(self) -> None:
         every_s = self._gone_s / ANNOUNCEMENTS_PER_GONE
+        pause_s = min(ANNOUNCE_PAUSE_S, every_s)
+        busy = False
         while True:
-            await asyncio.sleep(min(ANNOUNCE_PAUSE_S, every_s))
-            try:
-                async with asyncio.timeout(every_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+            await asyncio.sleep(pause_s)
+            await _until(self._pressing if busy else self._changed, every_s - pause_s)
+            busy = self._changed.is_set()
             await self._announce()
 
     async def _announce(self, wait_s: float | None = None) -> None:
         """Say who is here and what it holds. That the broker is away is no failure of ours."""
         self._changed.clear()
+        self._pressing.clear()
         holds = tuple(f"{job}@{epoch}" for job, epoch in self._holds.items())
         member = Member(
             unit=self.unit,
@@ -257,3 +265,9 @@ class Presence:
         announcer = self._announcer
         if announcer is not None and announcer.done() and not announcer.cancelled():
             raise MvmciError(f"{self.unit} can no longer say that it is there") from announcer.exception()
+
+
+async def _until(event: asyncio.Event, within_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await event.wait()
