@@ -4,7 +4,8 @@
     ./just bench --quick          the same in under three minutes, for a look
     ./just bench --write          and put the tables and the picture into the README
     ./just bench accesses         the four ways to an engine; with --write, into docs/deployment.md
-    ./just bench growth [--long]  what becomes slower when there is more of something
+    ./just bench growth [--long]  what becomes slower when there is more of something; with --write,
+                                  into docs/growth.md
 
 Everything lies in one folder, beneath --folder, and so on one disk. Ctrl-C ends all that was started.
 """
@@ -32,6 +33,7 @@ from benchmarks.program import Cluster
 Result = tuple[str, dict[str, Any]]  # as Markdown, and the raw figures
 PICTURE = Path("benchmarks") / "bench.svg"
 GUIDE = Path("docs") / "deployment.md"
+GROWTH = Path("docs") / "growth.md"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("part", nargs="?", choices=["all", "accesses", "growth"], default="all")
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--long", action="store_true", help="growth: also 200,000 jobs in one go")
-    parser.add_argument("--write", action="store_true", help="into the README, and the picture beside it")
+    parser.add_argument("--write", action="store_true", help="into the page that it belongs to")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the raw figures there")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp"), help="on which disk")
     return parser.parse_args()
@@ -114,10 +116,15 @@ def side_by_side(
     return text, {"accesses": outcomes}
 
 
-def grow(folder: Path, scale: growth.Scale, facts: dict[str, Any], command: str, *, long: bool) -> Result:
+def grow(
+    folder: Path, scale: growth.Scale, facts: dict[str, Any], command: str, *, long: bool, write: bool
+) -> Result:
     """What becomes slower when there is more of something."""
     sections = asyncio.run(growth.measure(folder, scale, long=long))
-    return growth.markdown(sections, facts, command), {"growth": sections}
+    text = growth.markdown(sections, facts, command)
+    if write:
+        report.put_into(ROOT / GROWTH, text, growth.BEGIN, growth.END)
+    return text, {"growth": sections}
 
 
 def main() -> None:
@@ -131,7 +138,7 @@ def main() -> None:
         facts = report.machine(folder)
         if asked.part == "growth":
             scale = growth.QUICK if asked.quick else growth.FULL
-            text, raw = grow(folder, scale, facts, command, long=asked.long)
+            text, raw = grow(folder, scale, facts, command, long=asked.long, write=asked.write)
         elif asked.part == "accesses":
             rounds = (QUICK if asked.quick else FULL).compare
             text, raw = side_by_side(folder, rounds, facts, command, write=asked.write)

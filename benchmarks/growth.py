@@ -1,7 +1,6 @@
-"""What a job costs when there is more of something: workers, ended jobs, records, bytes of its module.
+"""What a job costs when there is more of something: workers, units, ended jobs, records, bytes of code.
 
-Each section varies one thing and leaves the rest. Only the first line of the first section is to differ
-from the others: two cores do not become more.
+Each section varies one thing and leaves the rest. `docs/growth.md` says what is to grow, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import secrets
 import statistics
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,15 @@ from mvmci.journal import Done, Entry, Journal, Lease, Spec
 from mvmci.stores import open_cluster
 from mvmci.stores.nats.link import accepted
 from mvmci.submission import submit
+from mvmci.ticket import Identity
 from mvmci.trust.authority import Authority
 
 ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as ended are no work
 BATCH = 1000  # messages
 SETTLE_S = 1.0
 IDLE = 0.15  # of a processor, for all units together
+REST_S = 8.0  # for so long units at rest are looked at
+BEGIN, END = "<!-- growth -->", "<!-- /growth -->"
 TERMS, FUNCTION_BYTES = 32, 387  # of a function that nobody calls
 
 
@@ -45,6 +47,7 @@ class Scale:
     bulk: int
     alone: int
     workers: Sequence[int]
+    units: Sequence[int]
     ended: Sequence[int]
     effects: Sequence[int]
     bytes: Sequence[int]
@@ -56,6 +59,7 @@ FULL = Scale(
     bulk=4000,
     alone=100,
     workers=(1, 4, 16),
+    units=(25, 50, 100, 150),
     ended=(0, 10_000, 200_000),
     effects=(4, 499, 4999),
     bytes=(0, 1_000_000, 20_000_000),
@@ -65,6 +69,7 @@ QUICK = Scale(
     bulk=500,
     alone=20,
     workers=(1, 4),
+    units=(25, 50),
     ended=(0, 10_000),
     effects=(4, 499),
     bytes=(0, 1_000_000),
@@ -85,6 +90,7 @@ async def measure(folder: Path, scale: Scale, *, long: bool) -> list[Section]:
     """All sections, each on a cluster of its own."""
     sections = [
         await more_workers(folder / "workers", scale),
+        await more_units(folder / "units", scale),
         await more_ended(folder / "ended", scale),
         await longer_journals(folder / "journals", scale),
         await larger_modules(folder / "modules", scale),
@@ -108,6 +114,8 @@ LIGHT = (
     "jobs/s",
     "alone, p50 / p99 ms",
     "processor time, µs a job",
+    "broker's",
+    "workers'",
     "worker, MB",
     "control plane, MB",
     "broker, MB",
@@ -116,16 +124,19 @@ LIGHT = (
 
 async def light(cluster: Cluster, client: Client, scale: Scale, module: Path) -> list[list[float]]:
     """What a light job costs now: the columns `LIGHT`."""
-    rates, used = [], []
+    rates = []
+    used: list[list[float]] = [[], [], []]
     groups = cluster.processes()
     for _ in range(scale.rounds):
-        before = sum(cpu_of(groups).values())
+        before = cpu_of(groups)
         rates.append(scale.bulk / await client.bulk(module, scale.bulk))
-        used.append((sum(cpu_of(groups).values()) - before) / scale.bulk * 1e6)
+        each = {role: (now - before[role]) / scale.bulk * 1e6 for role, now in cpu_of(groups).items()}
+        for values, us in zip(used, (sum(each.values()), each["broker"], each["workers"]), strict=True):
+            values.append(us)
     await client.check()
     times = await client.alone(module, scale.alone)
     memory = [[resident_mb(pid) for pid in groups[role]] for role in ("workers", "control plane", "broker")]
-    return [rates, times, used, *memory]
+    return [rates, times, *used, *memory]
 
 
 async def more_workers(folder: Path, scale: Scale) -> Section:
@@ -135,6 +146,26 @@ async def more_workers(folder: Path, scale: Scale) -> Section:
         cluster = Cluster(folder, workers=count)
         async with running(cluster) as client:
             section.rows[str(count)] = await light(cluster, client, scale, tiny())
+    return section
+
+
+async def more_units(folder: Path, scale: Scale) -> Section:
+    """Units at rest, which are nothing here but their presence: each hears all the others."""
+    section = Section("units at rest", ("the broker, ms of processor time a second", "a worker, the same"))
+    cluster = Cluster(folder)
+    async with running(cluster), AsyncExitStack() as units:
+        identity, groups = _admin(cluster), cluster.processes()
+        there = len(cluster.units())
+        for count in scale.units:
+            for _ in range(count - there):
+                unit = await open_cluster(identity)  # all under one name: each has an incarnation of its own
+                units.push_async_callback(unit.close)
+            there = count
+            await asyncio.sleep(SETTLE_S)
+            before = cpu_of(groups)
+            await asyncio.sleep(REST_S)
+            ms = {role: (now - before[role]) / REST_S * 1e3 for role, now in cpu_of(groups).items()}
+            section.rows[str(count)] = [[ms["broker"]], [ms["workers"] / cluster.workers]]
     return section
 
 
@@ -174,10 +205,7 @@ async def settled(cluster: Cluster) -> None:
 
 async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
     """Write `count` jobs that have ended into the stream, as they would stand there."""
-    facts = Home(cluster.state, NAME).facts()
-    assert facts is not None
-    identity = Authority.load(cluster.state / NAME).admin(facts.login)
-    broker = await open_cluster(identity, announce=False)
+    broker = await open_cluster(_admin(cluster), announce=False)
     spec = await client.spec(tiny(), queue=ARCHIVE)
     try:
         messages = (message for number in range(count) for message in _ended(spec, f"{spec.id}-{number}"))
@@ -194,6 +222,12 @@ async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
             accepted(await broker.link.answer(answer, 60))
     finally:
         await broker.close()
+
+
+def _admin(cluster: Cluster) -> Identity:
+    facts = Home(cluster.state, NAME).facts()
+    assert facts is not None
+    return Authority.load(cluster.state / NAME).admin(facts.login)
 
 
 def _ended(like: Spec, job: str) -> list[tuple[str, Any, bytes]]:
