@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "deployment.md"
 EXAMPLE = re.compile(r"^    (?:\$ )?(?:.* && )?mvmci (.+?)(?: #.*| -- .*)?$", re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RICH = PAGES[0], GUIDE  # in tests' names and in examples
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def tests() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_test_that_a_page_names_exists(page: Path, tests: set[str]) -> None:
     named = set(re.findall(r"\btest_\w+", page.read_text()))
-    assert len(named) > 5
+    assert len(named) > 5 or page not in RICH
     assert named - tests == set()
 
 
@@ -50,7 +51,7 @@ def _anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_each_verb_and_option_in_an_example_exists(page: Path) -> None:
     examples = EXAMPLE.findall(page.read_text())
-    assert len(examples) > 5
+    assert len(examples) > 5 or page not in RICH
     for example in examples:
         words = example.split()
         verb = cli.get_command(None, words[0])  # type: ignore[arg-type]
