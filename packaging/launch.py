@@ -163,6 +163,11 @@ def unpack(root, build_id, files):
             stop(f"cannot unpack mvmci into {cache}: {error.strerror}.", hint)
 
 
+def leave_path(entries):
+    gone = {os.path.abspath(entry) for entry in entries}
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in gone]
+
+
 def main():
     build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]
     check_host(build["machine"], build["pythons"])
@@ -174,12 +179,12 @@ def main():
     # Compiled modules lie in our cache and litter nothing: without them each command is 0.1 s slower.
     sys.dont_write_bytecode = False
     # Nothing from elsewhere may stand before what was packed and tested together.
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    others = {os.path.abspath(entry) for entry in entries if entry}
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in others]
+    leave_path(entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
 
     from _bootstrap import bootstrap
 
+    # The archive holds no more packages, and who asks for the version of one would read its whole directory.
+    leave_path(sys.argv[:1])
     bootstrap()
 
 

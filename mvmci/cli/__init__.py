@@ -6,6 +6,7 @@ is a bug of ours, and ends with 125 and a sentence that says where the traceback
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 from typing import Any
@@ -120,6 +121,7 @@ def main() -> None:
         code = error.exit_code
     except Exception as error:
         code = _bug(error)
+    gc.freeze()  # all of it goes with the process: there is nothing to look through once more
     sys.exit(code if isinstance(code, int) else 0)
 
 
