@@ -34,7 +34,6 @@ ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as end
 BATCH = 1000  # messages
 SETTLE_S = 1.0
 IDLE = 0.15  # of a processor, for all units together
-REST_S = 8.0  # for so long units at rest are looked at
 BEGIN, END = "<!-- growth -->", "<!-- /growth -->"
 TERMS, FUNCTION_BYTES = 32, 387  # of a function that nobody calls
 
@@ -52,6 +51,7 @@ class Scale:
     effects: Sequence[int]
     bytes: Sequence[int]
     long: int = 200_000
+    rest_s: float = 8.0  # for so long units at rest are looked at
 
 
 FULL = Scale(
@@ -163,8 +163,8 @@ async def more_units(folder: Path, scale: Scale) -> Section:
             there = count
             await asyncio.sleep(SETTLE_S)
             before = cpu_of(groups)
-            await asyncio.sleep(REST_S)
-            ms = {role: (now - before[role]) / REST_S * 1e3 for role, now in cpu_of(groups).items()}
+            await asyncio.sleep(scale.rest_s)
+            ms = {role: (now - before[role]) / scale.rest_s * 1e3 for role, now in cpu_of(groups).items()}
             section.rows[str(count)] = [[ms["broker"]], [ms["workers"] / cluster.workers]]
     return section
 

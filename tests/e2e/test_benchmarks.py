@@ -18,6 +18,9 @@ from benchmarks.figures import lines_table
 from benchmarks.program import DIST
 
 TINY = Scale(rounds=1, batch=50, alone=3, effects=5, replayed=20, starts=1)
+GROWTH = growth.Scale(
+    rounds=1, bulk=20, alone=2, workers=(), units=(4, 8), ended=(0, 500), effects=(), bytes=(), rest_s=1.0
+)
 IN_CI = os.environ.get("CI") == "true"
 
 
@@ -53,9 +56,18 @@ def test_mvmci_and_what_lies_below_it_are_measured_alike(folder: Path) -> None:
 
 
 async def test_jobs_that_were_written_as_ended_are_no_work(folder: Path) -> None:
-    scale = growth.Scale(rounds=1, bulk=20, alone=2, workers=(), ended=(0, 500), effects=(), bytes=())
-    section = await growth.more_ended(folder / "ended", scale)
+    section = await growth.more_ended(folder / "ended", GROWTH)
     assert set(section.rows) == {"0", "500"}
+    are_figures(section)
+
+
+async def test_units_at_rest_are_measured(folder: Path) -> None:
+    section = await growth.more_units(folder / "units", GROWTH)
+    assert set(section.rows) == {"4", "8"}
+    are_figures(section)
+
+
+def are_figures(section: growth.Section) -> None:
     for cells in section.rows.values():
         assert len(cells) == len(section.columns)
         assert all(values and all(map(math.isfinite, values)) for values in cells)
