@@ -525,7 +525,7 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     assert [one.state for one in place.local.units()] == ["ready", "starting"]
     deaf = unit("b-2", "--listen=127.0.0.1:1", "--exit=0", "--live=60", role="balancer")
     await place.local.apply((deaf,))
-    await until(lambda: place.local.units() and place.local.units()[0].pid)
+    await until(lambda: [one.name for one in place.local.units() if one.pid] == ["b-2"])
     assert place.local.units()[0].state == "starting"
 
 

@@ -1,11 +1,11 @@
 """Presence in a key-value bucket in memory, and what a reader may conclude from silence.
 
-A unit says every second that it is there. What it holds rides along; the first change after a quiet
-second goes at once. Under load it is one word a second all the same: every unit hears every other, so
-words are what grows with the square of the units. A reader hears them as they are said, and counts
-silence on its own clock alone: no two clocks are compared. It trusts its ears only while its own
-announcements go through. After a gap (it was suspended or cut off, the broker was away or has lost the
-bucket) nobody is dead: every wait starts anew.
+A unit says every second that it is there, and at once when what it holds changes; but only a few times,
+until as many quiet seconds have gone by. Under load it is one word a second all the same: every unit
+hears every other, so words are what grows with the square of the units. A reader hears them as they are
+said, and counts silence on its own clock alone: no two clocks are compared. It trusts its ears only
+while its own announcements go through. After a gap (it was suspended or cut off, the broker was away or
+has lost the bucket) nobody is dead: every wait starts anew.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
+SPARE_WORDS = 5  # that a unit says at once; each quiet second gives one back
 LEASES_KNOWN_MAX = 100_000
 REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
 GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
@@ -214,11 +215,11 @@ class Presence:
     async def _announce_always(self) -> None:
         every_s = self._gone_s / ANNOUNCEMENTS_PER_GONE
         pause_s = min(ANNOUNCE_PAUSE_S, every_s)
-        busy = False
+        spare = SPARE_WORDS
         while True:
             await asyncio.sleep(pause_s)
-            await _until(self._pressing if busy else self._changed, every_s - pause_s)
-            busy = self._changed.is_set()
+            await _until(self._changed if spare else self._pressing, every_s - pause_s)
+            spare = max(spare - 1, 0) if self._changed.is_set() else min(spare + 1, SPARE_WORDS)
             await self._announce()
 
     async def _announce(self, wait_s: float | None = None) -> None:
