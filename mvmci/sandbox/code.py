@@ -39,7 +39,7 @@ from mvmci.errors import BadModule, MvmciError
 from mvmci.sandbox import confinement, frames, settings
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.nursery import Nursery, SlotDied
-from mvmci.sandbox.threads import in_thread
+from mvmci.threads import in_thread
 
 CODE_BYTES_MAX = 4 << 30  # of all files together
 CODE_FILE_BYTES_MAX = 1 << 30

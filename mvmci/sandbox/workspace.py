@@ -33,8 +33,8 @@ from mvmci.job import Artifact
 from mvmci.pattern import Pattern
 from mvmci.quantity import format_size
 from mvmci.sandbox.limits import LimitReached
-from mvmci.sandbox.threads import go_on, in_thread, to_its_end
 from mvmci.store import Blobs
+from mvmci.threads import go_on, in_thread, to_its_end
 from mvmci.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Entry, Tree
 
 T = TypeVar("T")

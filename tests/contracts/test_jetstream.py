@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ STORE = 256 << 20
 READS = 200
 ROUNDS = 50
 STEP_S = 0.0001
+STEPS = 8
 CALLED_OFF_MIN = 5
 CHANGES, CHANGES_S = 800, 8.0
 
@@ -344,6 +346,21 @@ async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Bro
     await asyncio.gather(*chatting, return_exceptions=True)
     await stop()
     await cluster.close()
+
+
+async def test_a_connection_whose_closing_is_called_off_leaves_no_socket_and_no_task(broker: Broker) -> None:
+    tasks, files = asyncio.all_tasks(), os.listdir("/proc/self/fd")
+    for steps in range(1, STEPS):
+        link = Link(broker.url, "test")
+        await link.open()
+        closing = asyncio.create_task(link.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.gather(closing, return_exceptions=True)
+    await asyncio.sleep(0)  # in which a transport that is closing lets go of its socket
+    assert asyncio.all_tasks() == tasks
+    assert os.listdir("/proc/self/fd") == files
 
 
 async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobody_waiting(

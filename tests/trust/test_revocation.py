@@ -112,7 +112,7 @@ async def test_a_broker_that_lost_a_revocation_learns_it_again(
         else:
             file.write_bytes(file.read_bytes()[: 0 if left == "empty" else 100])
     await world.broker.start()
-    await Link(identity.login, "test").open()
+    await world.link(identity.login)  # lets in whom it no longer knows as revoked
     await world.control_plane("control-plane-2")
     async with asyncio.timeout(LONG_S):
         while True:

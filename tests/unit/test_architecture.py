@@ -19,7 +19,7 @@ LAYERS = {
         "", "allow", "document", "effect", "errors", "job", "journal", "module", "pattern", "quantity",
         "plan", "replay", "summary", "ticket", "topology", "tree",
     },
-    "ports": {"engine", "holder", "order", "output", "standing", "store", "submission", "turns"},
+    "ports": {"engine", "holder", "order", "output", "standing", "store", "submission", "threads", "turns"},
     "adapters": {"balancer", "broker", "files", "sandbox", "stores", "trust"},
     "engines": {"engines"},
     "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},

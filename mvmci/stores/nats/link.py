@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
+from mvmci.threads import to_its_end
 from mvmci.ticket import TLS_NAME, Login
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
@@ -275,6 +276,10 @@ class Link:
         return self._client.new_inbox()
 
     async def close(self) -> None:
+        """Close, also where the caller is cancelled: left half closed, the library keeps its tasks."""
+        await to_its_end(self._close())
+
+    async def _close(self) -> None:
         self._closed = True
         self._up.clear()
         for task in self._serving:
@@ -285,6 +290,9 @@ class Link:
                 await self._client.close()
         except (TimeoutError, OSError, nats.errors.Error):
             pass  # there is nothing more that it could lose
+        finally:
+            if self._client._transport is not None:  # the library looks after it only if all went well
+                self._client._transport.close()  # type: ignore[no-untyped-call]
         self._give_up()
 
     async def publish(
