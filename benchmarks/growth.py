@@ -25,9 +25,10 @@ from benchmarks.program import NAME, Client, Cluster, step, tiny
 from mvmci.home import Home
 from mvmci.journal import Done, Entry, Journal, Lease, Spec
 from mvmci.stores import open_cluster
+from mvmci.stores.nats.hints import PULL_S
 from mvmci.stores.nats.link import accepted
 from mvmci.submission import submit
-from mvmci.ticket import Identity
+from mvmci.ticket import Identity, Login
 from mvmci.trust.authority import Authority
 
 ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as ended are no work
@@ -51,7 +52,7 @@ class Scale:
     effects: Sequence[int]
     bytes: Sequence[int]
     long: int = 200_000
-    rest_s: float = 8.0  # for so long units at rest are looked at
+    rest_s: float = PULL_S  # for so long units at rest are looked at
 
 
 FULL = Scale(
@@ -59,7 +60,7 @@ FULL = Scale(
     bulk=4000,
     alone=100,
     workers=(1, 4, 16),
-    units=(25, 50, 100, 150),
+    units=(10, 100, 300, 1000),
     ended=(0, 10_000, 200_000),
     effects=(4, 499, 4999),
     bytes=(0, 1_000_000, 20_000_000),
@@ -69,7 +70,7 @@ QUICK = Scale(
     bulk=500,
     alone=20,
     workers=(1, 4),
-    units=(25, 50),
+    units=(10, 50),
     ended=(0, 10_000),
     effects=(4, 499),
     bytes=(0, 1_000_000),
@@ -149,24 +150,54 @@ async def more_workers(folder: Path, scale: Scale) -> Section:
     return section
 
 
+AT_REST = (
+    "the broker, ms of processor time a second",
+    "the control plane, the same",
+    "a worker, the same",
+    "control plane, MB",
+    "broker, MB",
+)
+
+
 async def more_units(folder: Path, scale: Scale) -> Section:
-    """Units at rest, which are nothing here but their presence: each hears all the others."""
-    section = Section("units at rest", ("the broker, ms of processor time a second", "a worker, the same"))
+    """Workers at rest: each says that it is there, and waits for hints. All but two are in this process."""
+    section = Section("workers at rest", AT_REST)
     cluster = Cluster(folder)
-    async with running(cluster), AsyncExitStack() as units:
-        identity, groups = _admin(cluster), cluster.processes()
-        there = len(cluster.units())
+    async with running(cluster), AsyncExitStack() as resting:
+        groups = cluster.processes()
+        there = len(groups["workers"])
         for count in scale.units:
-            for _ in range(count - there):
-                unit = await open_cluster(identity)  # all under one name: each has an incarnation of its own
-                units.push_async_callback(unit.close)
+            for nth in range(there, count):
+                await resting.enter_async_context(_at_rest(_worker(cluster, f"rest-{nth}")))
             there = count
             await asyncio.sleep(SETTLE_S)
             before = cpu_of(groups)
             await asyncio.sleep(scale.rest_s)
             ms = {role: (now - before[role]) / scale.rest_s * 1e3 for role, now in cpu_of(groups).items()}
-            section.rows[str(count)] = [[ms["broker"]], [ms["workers"] / cluster.workers]]
+            used = [[ms["broker"]], [ms["control plane"]], [ms["workers"] / cluster.workers]]
+            memory = [[resident_mb(pid) for pid in groups[role]] for role in ("control plane", "broker")]
+            section.rows[f"{count:,}"] = [*used, *memory]
     return section
+
+
+@asynccontextmanager
+async def _at_rest(identity: Identity) -> AsyncIterator[None]:
+    """What a worker does while there is nothing to do."""
+    cluster = await open_cluster(identity)
+
+    async def wait() -> None:
+        while True:
+            hint = await cluster.hints.pull(identity.queues[0], wait_s=PULL_S)
+            if hint is not None:
+                await hint.later(0)
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await cluster.close()
 
 
 async def more_ended(folder: Path, scale: Scale) -> Section:
@@ -225,9 +256,20 @@ async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
 
 
 def _admin(cluster: Cluster) -> Identity:
+    authority, base = _trust(cluster)
+    return authority.admin(base)
+
+
+def _worker(cluster: Cluster, name: str) -> Identity:
+    authority, base = _trust(cluster)
+    path = cluster.state / NAME / "units" / name / "identity.json"
+    return authority.identity(name, "worker", ["default"], base, path)
+
+
+def _trust(cluster: Cluster) -> tuple[Authority, Login]:
     facts = Home(cluster.state, NAME).facts()
     assert facts is not None
-    return Authority.load(cluster.state / NAME).admin(facts.login)
+    return Authority.load(cluster.state / NAME), facts.login
 
 
 def _ended(like: Spec, job: str) -> list[tuple[str, Any, bytes]]:

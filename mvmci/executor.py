@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -137,16 +138,25 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
     link.on_reconnect.append(changed.set)
     told: set[asyncio.Task[None]] = set()
 
-    def hear(message: Reply) -> None:
-        task = asyncio.create_task(_see_to(executor, link, layout, message))
+    def begin(answer: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(answer)
         told.add(task)
         task.add_done_callback(told.discard)
 
+    def hear(message: Reply) -> None:
+        begin(_see_to(executor, link, layout, message))
+
+    def say_here(message: Reply) -> None:
+        begin(_tell(link, layout, message, Busy()))
+
+    here: Unsubscribe | None = None
     leave: Unsubscribe | None = None
     try:
         while True:
             changed.clear()
             try:
+                if here is None:
+                    here = await link.subscribe(layout.anybody("*", "*"), say_here, group=GROUP)
                 if executor.open and leave is None:
                     leave = await link.subscribe(layout.engine("*", "*"), hear, group=GROUP)
                     await link.publish(layout.room())
@@ -159,29 +169,32 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
     finally:
         executor.on_change.remove(changed.set)
         link.on_reconnect.remove(changed.set)
-        if leave is not None:
-            await leave()
+        for one in (leave, here):
+            if one is not None:
+                await one()
         for task in told:
             task.cancel()
         await asyncio.gather(*told, return_exceptions=True)
 
 
 async def _see_to(executor: Executor, link: Link, layout: Layout, message: Reply) -> None:
-    """One order from the broker. That a word cannot be told is no failure: the worker asks again."""
-    _, worker, number = message.subject.rsplit(".", 2)
-
-    async def tell(word: Word) -> None:
-        await link.publish(layout.told(worker, number), _encode(word))
-
+    """One order from the broker."""
+    worker = message.subject.split(".")[-2]
     try:
-        try:
-            order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
-            run = await executor.take(order)
-        except (Full, msgspec.DecodeError):
-            await tell(Busy())
-            return
-        if not await comes_soon(run):
-            await tell(executor.taken)
-        await tell(await asyncio.shield(run))
+        order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
+        run = await executor.take(order)
+    except (Full, msgspec.DecodeError):
+        await _tell(link, layout, message, Busy())
+        return
+    if not await comes_soon(run):
+        await _tell(link, layout, message, executor.taken)
+    await _tell(link, layout, message, await asyncio.shield(run))
+
+
+async def _tell(link: Link, layout: Layout, message: Reply, word: Word) -> None:
+    """A word about what came as `message`. That it cannot be told is no failure: the worker asks again."""
+    _, worker, number = message.subject.rsplit(".", 2)
+    try:
+        await link.publish(layout.told(worker, number), _encode(word))
     except StoreUnavailable as away:
         log.info("a word to %s is lost: %s", worker, away.message)

@@ -219,6 +219,9 @@ class Presence(Protocol):
         on this reader's own clock. A wrong False costs an attempt, never a promise.
         """
 
+    async def find(self, unit: str, incarnation: str) -> Member | None:
+        """That unit, in that incarnation, as it says itself; None when it is gone."""
+
     async def members(self) -> list[Member]:
         """All units that are there."""
 

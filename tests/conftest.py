@@ -40,6 +40,7 @@ SHARES = {
 }
 
 PLACES = ("memory", "folder", "jetstream")
+LISTENING = "jetstream-listening"  # where every unit hears all others, as a control plane does
 CLUSTER_BYTES = 512 << 20
 
 OpenStore = Callable[[str], Awaitable[Store]]
@@ -105,12 +106,13 @@ async def place(
     request: pytest.FixtureRequest, tmp_path: Path, broker_url: str, hint_lapse_s: float, gone_s: float
 ) -> AsyncIterator[Place]:
     """An empty place of each kind."""
-    if request.param == "jetstream":
+    if request.param in ("jetstream", LISTENING):
         url, cluster = broker_url, f"t-{secrets.token_hex(4)}"
         await ensure(url, cluster, store_bytes=CLUSTER_BYTES)
-        place = Place(
-            "jetstream", _in_jetstream(url, cluster, hint_lapse_s, gone_s), _damage_in(url, cluster)
+        opens = _in_jetstream(
+            url, cluster, hint_lapse_s=hint_lapse_s, gone_s=gone_s, listens=request.param == LISTENING
         )
+        place = Place("jetstream", opens, _damage_in(url, cluster))
     else:
         folder = tmp_path / "state" if request.param == "folder" else None
         memory = Memory(folder, hint_lapse_s=hint_lapse_s)
@@ -132,9 +134,9 @@ async def store(place: Place) -> Store:
     return await place.store("u1")
 
 
-def _in_jetstream(url: str, cluster: str, hint_lapse_s: float, gone_s: float) -> OpenStore:
+def _in_jetstream(url: str, cluster: str, **options: Any) -> OpenStore:
     async def open_store(unit: str) -> Store:
-        return await open_nats(url, cluster, unit, hint_lapse_s=hint_lapse_s, gone_s=gone_s)
+        return await open_nats(url, cluster, unit, **options)
 
     return open_store
 

@@ -57,7 +57,7 @@ async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
     if where == "broker":
         from mvmci.engines.broker import BrokerDoor
 
-        door = BrokerDoor(cluster.link, cluster.layout, cluster.store.presence)
+        door = BrokerDoor(cluster.link, cluster.layout, cluster.store.presence.unit)
     else:
         from mvmci.engines.http import HttpDoor
 

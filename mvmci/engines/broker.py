@@ -1,6 +1,7 @@
 """The way to executors through the broker: both sides only dial out, no port is open, and NAT is fine.
 
     <cluster>.engine.<worker>.<order>   orders, to a queue group: in it are only executors with a free slot
+    <cluster>.anybody.<worker>.<order>  where none is: whether there are executors at all
     <cluster>.told.<worker>.<order>     words about an order
     <cluster>.room                      an executor has a free slot again
 
@@ -18,7 +19,6 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from mvmci.engines.remote import BUSY, Busy, Failed, NoRoom, Order, Stepped, Word
-from mvmci.store import Presence
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, NoStream, Reply, Unsubscribe
 
@@ -33,17 +33,17 @@ _encode = msgspec.json.Encoder().encode
 class BrokerDoor:
     """The port `mvmci.engines.remote.Door` of one worker."""
 
-    def __init__(self, link: Link, layout: Layout, presence: Presence) -> None:
+    def __init__(self, link: Link, layout: Layout, unit: str) -> None:
         self._link = link
         self._layout = layout
-        self._presence = presence
+        self._unit = unit
         self._orders: dict[str, asyncio.Queue[Word | None]] = {}  # None: nothing more will be heard
         self._room = asyncio.Event()
         self._leaving: list[Unsubscribe] = []
 
     async def open(self) -> None:
         """Raises StoreUnavailable."""
-        told = self._layout.told(self._presence.unit, "*")
+        told = self._layout.told(self._unit, "*")
         self._leaving.append(await self._link.subscribe(told, self._hear))
         self._leaving.append(await self._link.subscribe(self._layout.room(), lambda _: self._make_room()))
 
@@ -67,26 +67,31 @@ class BrokerDoor:
 
     async def _first(self, order: Order, number: str, words: asyncio.Queue[Word | None]) -> Word | None:
         """What an executor says to the order; None: nothing. Raises NoRoom, StoreUnavailable."""
+        try:
+            return await self._ask(self._layout.engine(order.worker, number), _encode(order), words)
+        except NoStream:
+            pass  # because all are at work, or because there is nobody
+        try:
+            await self._ask(self._layout.anybody(order.worker, number), b"", words)
+        except NoStream:
+            raise NoRoom(NOBODY) from None
+        raise NoRoom(BUSY)
+
+    async def _ask(self, subject: str, data: bytes, words: asyncio.Queue[Word | None]) -> Word | None:
+        """The first word of whoever listens on `subject`; None: it is lost. Raises NoStream."""
         to, refused = self._link.expect()
         refused.add_done_callback(lambda answer: None if answer.cancelled() else words.put_nowait(None))
         try:
-            await self._link.publish(self._layout.engine(order.worker, number), _encode(order), reply=to)
+            await self._link.publish(subject, data, reply=to)
             async with asyncio.timeout(TAKEN_WITHIN_S):
                 word = await words.get()
             if word is None and refused.done():
                 refused.result()
             return word
-        except NoStream:
-            raise NoRoom(await self._why()) from None
         except TimeoutError:
-            return None  # it is lost: the order is sent again
+            return None
         finally:
             refused.cancel()
-
-    async def _why(self) -> str:
-        """Nobody listens: because all are at work, or because there is nobody."""
-        members = await self._presence.members()
-        return BUSY if any(member.about.role == "executor" for member in members) else NOBODY
 
     def hang_up(self) -> None:
         for words in self._orders.values():

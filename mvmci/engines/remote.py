@@ -27,7 +27,7 @@ from mvmci.engine import Step
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
 from mvmci.job import ID_PATTERN
 from mvmci.journal import Entry
-from mvmci.store import Member, Store
+from mvmci.store import Store
 
 LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
@@ -170,7 +170,7 @@ class Remote:
             strange = 0  # looks in a row
             while not hearing.done() and strange < LOOKS_MAX:
                 await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
-                executor = await self._member(first)
+                executor = await self._store.presence.find(first.unit, first.incarnation)
                 if executor is None and not hearing.done():
                     break
                 holds = executor.holds if executor is not None else ()
@@ -179,11 +179,6 @@ class Remote:
         finally:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
-
-    async def _member(self, taken: Taken) -> Member | None:
-        """The executor, as it says itself; None when it is gone."""
-        members = await self._store.presence.members()
-        return next((one for one in members if one.incarnation == taken.incarnation), None)
 
     async def verify(self, job: str) -> int:
         """Replays are made where they are asked for."""

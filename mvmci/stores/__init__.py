@@ -25,9 +25,17 @@ def open_memory(unit: str, folder: Path | None = None) -> Store:
 async def open_cluster(
     identity: Identity, *, maintains: bool = False, announce: bool = True, unit: str | None = None
 ) -> Cluster:
-    """The cluster of `identity` on its broker. Raises StoreUnavailable, TicketRefused."""
+    """The cluster of `identity` on its broker. Who `maintains` it also hears of every unit at once.
+
+    Raises StoreUnavailable, TicketRefused.
+    """
     from mvmci.stores import nats
 
     return await nats.open_cluster(
-        identity.login, identity.cluster, unit or identity.unit, maintains=maintains, announce=announce
+        identity.login,
+        identity.cluster,
+        unit or identity.unit,
+        maintains=maintains,
+        announce=announce,
+        listens=maintains,
     )

@@ -563,6 +563,9 @@ class _Presence:
             return True
         return False
 
+    async def find(self, unit: str, incarnation: str) -> Member | None:
+        return self._memory.claims.get(incarnation)
+
     async def members(self) -> list[Member]:
         return list(self._memory.claims.values())
 

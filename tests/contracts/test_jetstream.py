@@ -13,7 +13,7 @@ import pytest
 from mvmci.broker import Broker
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.journal import Lease, MessageKind
-from mvmci.store import Chunk, Store
+from mvmci.store import GONE_S, Chunk, Store
 from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link, Reply
@@ -29,6 +29,8 @@ STEP_S = 0.0001
 STEPS = 8
 CALLED_OFF_MIN = 5
 CHANGES, CHANGES_S = 800, 8.0
+
+listening_or_asking = pytest.mark.parametrize("listens", [True, False], ids=["listening", "asking"])
 
 
 @pytest.fixture
@@ -196,9 +198,12 @@ async def test_the_last_part_of_the_journals_is_kept_for_jobs_that_were_accepted
     await store.close()
 
 
-async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_before(broker: Broker) -> None:
+@listening_or_asking
+async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_before(
+    broker: Broker, listens: bool
+) -> None:
     clock = Clock()
-    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
+    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock, listens=listens)
     holder = await open_nats(broker.url, CLUSTER, "u2")
     await holder.presence.claim("a", 1)
 
@@ -227,9 +232,10 @@ async def announced(store: Store) -> None:
     await presence._announce()
 
 
-async def test_a_reader_that_was_suspended_declares_nobody_dead(broker: Broker) -> None:
+@listening_or_asking
+async def test_a_reader_that_was_suspended_declares_nobody_dead(broker: Broker, listens: bool) -> None:
     clock = Clock()
-    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
+    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock, listens=listens)
     holder = await open_nats(broker.url, CLUSTER, "u2")
     await holder.presence.claim("a", 1)
     assert await reader.presence.live("a", lease_of(holder))
@@ -247,8 +253,11 @@ async def test_a_reader_that_was_suspended_declares_nobody_dead(broker: Broker) 
     await holder.close()
 
 
-async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead(broker: Broker) -> None:
-    one = await open_nats(broker.url, CLUSTER, "u1", gone_s=3.0)
+@listening_or_asking
+async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead(
+    broker: Broker, listens: bool
+) -> None:
+    one = await open_nats(broker.url, CLUSTER, "u1", gone_s=3.0, listens=listens)
     two = await open_nats(broker.url, CLUSTER, "u2", gone_s=3.0)
     await two.presence.claim("a", 1)
     wrong: list[bool] = []
@@ -280,6 +289,63 @@ async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead
     assert {member.unit for member in await one.presence.members()} == {"u1", "u2"}
     for closing in (link.close, one.close, two.close):
         await closing()
+
+
+async def test_nobody_is_dead_in_a_bucket_that_was_made_anew_behind_everybodys_back(broker: Broker) -> None:
+    one = await open_nats(broker.url, CLUSTER, "u1")
+    two = await open_nats(broker.url, CLUSTER, "u2")
+    await two.presence.claim("a", 1)
+    link = Link(broker.url, "test")
+    await link.open()
+    layout, loop = Layout(CLUSTER), asyncio.get_running_loop()
+    for anew in (False, True):
+        if anew:
+            await link.api(f"STREAM.DELETE.{layout.members}")
+            await link.api(f"STREAM.CREATE.{layout.members}", **layout.members_stream())
+        until_s = loop.time() + 2 * GONE_S
+        while loop.time() < until_s:
+            assert await one.presence.live("a", lease_of(two))
+            await asyncio.sleep(0.02)
+    for closing in (link.close, one.close, two.close):
+        await closing()
+
+
+async def test_who_is_said_to_be_gone_is_so_for_everybody_until_it_speaks_again(broker: Broker) -> None:
+    """Who comes later need not wait once more."""
+    dead = await open_nats(broker.url, CLUSTER, "u1")
+    await dead.presence.claim("a", 1)
+    await announced(dead)
+    await fall_silent(dead)
+    plane = await open_cluster(broker.url, CLUSTER, "plane", maintains=True, listens=True, gone_s=LONG_S)
+    late = await open_nats(broker.url, CLUSTER, "u2", gone_s=LONG_S)
+    assert await late.presence.live("a", lease_of(dead))
+    assert await plane.store.presence.live("a", lease_of(dead))
+    await plane.presence.bury("u1", dead.presence.incarnation)
+
+    async def gone() -> bool:
+        return not await plane.store.presence.live("a", lease_of(dead))
+
+    assert not await late.presence.live("a", lease_of(dead))
+    assert await late.presence.find("u1", dead.presence.incarnation) is None
+    await until(gone)
+    await announced(dead)
+    assert await late.presence.live("a", lease_of(dead))
+    assert not await gone()
+    for closing in (plane.close, late.close, dead.close):
+        await closing()
+
+
+async def test_who_has_long_said_nothing_at_all_is_gone_at_the_first_question(broker: Broker) -> None:
+    """Once a reader is there for longer than anybody may be silent."""
+    clock = Clock()
+    reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
+    ghost = Lease(at=1, epoch=1, unit="ghost", incarnation="i", run="r", why="first")
+    assert await reader.presence.live("a", ghost)
+    for _ in range(4):
+        clock.now += 1.0
+        await announced(reader)
+    assert not await reader.presence.live("b", ghost)
+    await reader.close()
 
 
 async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker: Broker) -> None:

@@ -9,10 +9,12 @@ import pytest
 
 from mvmci.journal import Lease
 from mvmci.store import Presence, Store
-from tests.conftest import OpenStore
+from tests.conftest import LISTENING, PLACES, OpenStore
 
 GONE_S = 1.0
 LONG_S = 20.0
+
+pytestmark = pytest.mark.parametrize("place", [*PLACES, LISTENING], indirect=True)
 
 
 @pytest.fixture
@@ -86,6 +88,25 @@ async def test_what_a_unit_claims_is_listed_until_it_drops_it(open_store: OpenSt
     await until(claimed)
     await one.presence.drop("a")
     await until(dropped)
+
+
+async def test_a_unit_is_found_as_it_says_itself_until_it_has_left(open_store: OpenStore) -> None:
+    one, two = await open_store("u1"), await open_store("u2")
+    incarnation = two.presence.incarnation
+
+    async def found() -> bool:
+        member = await one.presence.find("u2", incarnation)
+        return member is not None and (member.unit, member.holds) == ("u2", ("a@3",))
+
+    async def gone() -> bool:
+        return await one.presence.find("u2", incarnation) is None
+
+    await two.presence.claim("a", 3)
+    await until(found)
+    assert await stays(found, 2.5 * GONE_S)
+    assert await one.presence.find("u2", "another") is None
+    await two.close()
+    await until(gone)
 
 
 async def test_a_holder_is_live_for_as_long_as_it_claims(open_store: OpenStore) -> None:

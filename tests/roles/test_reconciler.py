@@ -6,13 +6,13 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.holder import load
 from mvmci.job import Limits
-from mvmci.journal import AnyRecord, Cancel, Done, Lease, Released, Spec, State, fold, status
+from mvmci.journal import AnyRecord, Cancel, Done, Lease, MessageKind, Released, Spec, State, fold, status
 from mvmci.reconciler import Reconciler, needs
 from mvmci.stores.nats import Cluster, maintain
 from mvmci.submission import submit
@@ -73,7 +73,7 @@ def test_what_a_job_needs_follows_from_its_journal(
 
 @pytest.fixture
 async def reconciler(place: Place) -> AsyncIterator[Reconciler]:
-    found = Reconciler(await place.join("control-plane", maintains=True))
+    found = Reconciler(await place.join("control-plane", maintains=True, listens=True))
     running = asyncio.create_task(found.run())
     yield found
     running.cancel()
@@ -84,7 +84,7 @@ async def append(cluster: Cluster, job: str, *records: AnyRecord) -> None:
     journal = await load(cluster.store, job)
     message_id = secrets.token_hex(4)
     data = journal.encode(records, message_id)
-    kind: Any = "cancel" if isinstance(records[-1], Cancel) else "run"
+    kind: MessageKind = "cancel" if isinstance(records[-1], Cancel) else "run"
     await cluster.store.journals.append(
         job, kind, "default", data, message_id=message_id, expect=journal.tail
     )
@@ -113,8 +113,7 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     await submit(client.store, await script_spec(client.store, "j", []))
     assert await dead.store.hints.pull("default", wait_s=LONG_S) is not None
     await dead.store.presence.claim("j", 1)
-    held = lease(at=time.time_ns() // 1_000_000)
-    await append(client, "j", Lease(**{**_fields(held), "incarnation": dead.store.presence.incarnation}))
+    await append(client, "j", _lease_of(dead))
     await place.worker("w1")
     await asyncio.sleep(3)
     assert (await load(client.store, "j")).state.epoch == 1  # it lives, as far as anybody can tell
@@ -124,6 +123,18 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     assert time.monotonic() - killed < 5 * 5
     assert status(journal.state)[0] == "succeeded"
     assert journal.state.epoch == 2
+
+
+async def test_the_death_of_a_holder_is_waited_for_once_and_not_again_by_whoever_gets_its_job(
+    place: Place, client: Cluster, reconciler: Reconciler
+) -> None:
+    dead = await place.join("dead")
+    await submit(client.store, await script_spec(client.store, "j", []))
+    assert await dead.store.hints.pull("default", wait_s=LONG_S) is not None
+    await append(client, "j", _lease_of(dead))
+    await _die(dead)
+    await place.worker("w1", gone_s=100 * LONG_S)  # by itself it would wait for so long
+    assert (await ended(client, "j")).state.epoch == 2
 
 
 async def test_a_sleeper_whose_timer_was_lost_wakes_all_the_same(
@@ -191,8 +202,10 @@ async def test_two_reconcilers_write_one_end(place: Place, client: Cluster, reco
     await asyncio.gather(running, return_exceptions=True)
 
 
-def _fields(record: Lease) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__struct_fields__}
+def _lease_of(cluster: Cluster) -> Lease:
+    who = cluster.store.presence
+    held = lease(at=time.time_ns() // 1_000_000)
+    return msgspec.structs.replace(held, unit=who.unit, incarnation=who.incarnation)
 
 
 async def _die(cluster: Cluster) -> None:

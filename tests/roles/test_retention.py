@@ -36,7 +36,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def retention(place: Place, clock: Clock) -> Retention:
-    cluster = await place.join("control-plane", maintains=True)
+    cluster = await place.join("control-plane", maintains=True, listens=True)
     return Retention(cluster, lambda: AGE_MS, clock, blob_age_ms=-1)  # no blob is too young
 
 

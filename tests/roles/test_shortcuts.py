@@ -61,7 +61,7 @@ async def some_end(client: Cluster, count: int) -> None:
 async def test_workers_that_die_among_many_short_jobs_lose_none_and_end_none_twice(
     place: Place, client: Cluster
 ) -> None:
-    reconciler = Reconciler(await place.join("control-plane", maintains=True))
+    reconciler = Reconciler(await place.join("control-plane", maintains=True, listens=True))
     running = asyncio.create_task(reconciler.run())
     jobs = [f"j{number}" for number in range(JOBS)]
     specs = [await script_spec(client.store, job, []) for job in jobs]
@@ -90,7 +90,7 @@ async def test_ends_that_waited_for_each_other_when_their_worker_died_come_again
     place: Place, client: Cluster
 ) -> None:
     """Not one of them was on disk: all of these jobs run again, and nobody has seen that they ran."""
-    reconciler = Reconciler(await place.join("control-plane", maintains=True))
+    reconciler = Reconciler(await place.join("control-plane", maintains=True, listens=True))
     running = asyncio.create_task(reconciler.run())
     specs = [await script_spec(client.store, f"j{number}", []) for number in range(JOBS)]
     worker = await start(place, "holding", JOBS // 4)

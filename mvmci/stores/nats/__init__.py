@@ -60,6 +60,7 @@ class Cluster:
     link: Link
     store: Store
     hints: Hints  # those of the store, of which the reconciler asks more
+    presence: Presence  # the same
     blobs: Blobs  # the same for retention
     config: Config
     clock: Clock
@@ -142,13 +143,15 @@ async def open_cluster(
     *,
     maintains: bool = False,
     announce: bool = True,
+    listens: bool = False,
     clock: Callable[[], float] = time.monotonic,
     hint_lapse_s: float = HINT_LAPSE_S,
     gone_s: float = GONE_S,
 ) -> Cluster:
     """`cluster` as a new incarnation of `unit` sees it. `clock` counts others' silence, in s.
 
-    Who `maintains` may make what is missing there; who does not `announce` is no member, and only looks.
+    Who `maintains` may make what is missing there; who does not `announce` is no member, and only looks;
+    who `listens` hears every unit, and the others ask when they have to know.
     Raises StoreUnavailable, TicketRefused.
     """
     layout = Layout(cluster)
@@ -156,7 +159,14 @@ async def open_cluster(
     await link.open()
     hints = Hints(link, layout, hint_lapse_s, maintains=maintains)
     presence = Presence(
-        link, layout, unit, clock=clock, gone_s=gone_s, maintains=maintains, announce=announce
+        link,
+        layout,
+        unit,
+        clock=clock,
+        gone_s=gone_s,
+        maintains=maintains,
+        announce=announce,
+        listens=listens,
     )
     commit = GroupCommit(link, presence.in_hand)
     time_of_day = Clock(link, layout)
@@ -177,7 +187,7 @@ async def open_cluster(
         raise
     journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
     store = Store(journals, hints, logs, blobs, presence, close)
-    return Cluster(layout, link, store, hints, blobs, Config(link, layout), time_of_day)
+    return Cluster(layout, link, store, hints, presence, blobs, Config(link, layout), time_of_day)
 
 
 class Journals:

@@ -5,7 +5,7 @@
                             <cluster>.timer.<queue>.<id>            the same, scheduled for later
     <cluster>-LOGS          <cluster>.log.<id>.<queue>              output
     OBJ_<cluster>-BLOBS     $O.<cluster>-BLOBS.>                    an object store, names `sha256:…`
-    KV_<cluster>-MEMBERS    $KV.<cluster>-MEMBERS.<unit>            presence, in memory
+    KV_<cluster>-MEMBERS    $KV.<cluster>-MEMBERS.>                 presence, in memory
     KV_<cluster>-CONFIG     $KV.<cluster>-CONFIG.>                  what the cluster is and allows
 
 The sizes sum up to less than the store, so that logs and blobs cannot eat the journals.
@@ -90,6 +90,10 @@ class Layout:
     def renew(self, unit: str) -> str:
         return f"{self.cluster}.renew.{unit}"
 
+    def anybody(self, worker: str, order: str) -> str:
+        """Where executors listen also while they have no free slot, only to say that they are there."""
+        return f"{self.cluster}.anybody.{worker}.{order}"
+
     def engine(self, worker: str, order: str) -> str:
         """Where executors with a free slot listen for jobs."""
         return f"{self.cluster}.engine.{worker}.{order}"
@@ -104,6 +108,15 @@ class Layout:
 
     def member(self, unit: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}"
+
+    def gone(self, unit: str, incarnation: str) -> str:
+        """Where it is said that this incarnation of `unit` is no more."""
+        return f"$KV.{self.members_bucket}.gone.{unit}.{incarnation}"
+
+    def member_of(self, subject: str) -> tuple[str, str]:
+        """The unit that a word of presence is about, and which incarnation of it is gone, if one is."""
+        *gone, unit, last = subject.removeprefix(f"$KV.{self.members_bucket}").split(".")
+        return (unit, last) if gone else (last, "")
 
     def job_of_message(self, subject: str) -> str:
         return subject.split(".")[2]

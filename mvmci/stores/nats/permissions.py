@@ -74,7 +74,7 @@ def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     assert queues != ("*",), "a worker has queues of its own"
     publish, subscribe = _engine(layout, unit, queues)
     return (
-        [*publish, *_pulls(layout, queues), layout.engine(unit, "*")],
+        [*publish, *_pulls(layout, queues), layout.engine(unit, "*"), layout.anybody(unit, "*")],
         [*subscribe, layout.told(unit, "*"), layout.room()],
     )
 
@@ -85,7 +85,13 @@ def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     submits = [layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues]
     return (
         [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.told("*", "*"), layout.room()],
-        [*subscribe, layout.engine("*", "*"), layout.journals(), layout.log("*", "*")],
+        [
+            *subscribe,
+            layout.engine("*", "*"),
+            layout.anybody("*", "*"),
+            layout.journals(),
+            layout.log("*", "*"),
+        ],
     )
 
 
@@ -94,7 +100,7 @@ def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
         *(layout.message("*", kind, queue) for kind in ("run", "done") for queue in queues),
         *(layout.log("*", queue) for queue in queues),
         *(subject(queue, "*") for subject in (layout.ready, layout.timer) for queue in queues),
-        layout.member(unit),
+        *_says(layout, unit),
         *_blobs(layout, unit),
         *_reads(layout),
         layout.renew(unit),
@@ -119,13 +125,14 @@ def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists
         layout.message("*", "done", "*"),
         *(layout.ready("*", "*"), layout.timer("*", "*")),
         layout.member(unit),
+        layout.gone("*", "*"),
         layout.setting(">"),
         layout.blob_info("*"),  # to say of a damaged one that it is gone
         *_reads(layout),
         *_administers(layout),
         layout.renew(unit),
     ]
-    return publish, [layout.member("*"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
+    return publish, [layout.member(">"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
 
 
 def _admin(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -152,8 +159,14 @@ def _reads(layout: Layout) -> Iterator[str]:
 
 
 def _hears(layout: Layout, unit: str) -> list[str]:
-    """Who is there, what the cluster allows, and whether this unit is to drain."""
-    return [layout.member("*"), layout.setting("settings"), layout.setting(f"drain.{unit}")]
+    """What the cluster allows, and whether this unit is to drain."""
+    return [layout.setting("settings"), layout.setting(f"drain.{unit}")]
+
+
+def _says(layout: Layout, unit: str) -> Iterator[str]:
+    """That this unit is there, and that an incarnation of it is no more."""
+    yield layout.member(unit)
+    yield layout.gone(unit, "*")
 
 
 def _blobs(layout: Layout, unit: str) -> Iterator[str]:

@@ -1,11 +1,16 @@
 """Presence in a key-value bucket in memory, and what a reader may conclude from silence.
 
 A unit says every second that it is there, and at once when what it holds changes; but only a few times,
-until as many quiet seconds have gone by. Under load it is one word a second all the same: every unit
-hears every other, so words are what grows with the square of the units. A reader hears them as they are
-said, and counts silence on its own clock alone: no two clocks are compared. It trusts its ears only
-while its own announcements go through. After a gap (it was suspended or cut off, the broker was away or
-has lost the bucket) nobody is dead: every wait starts anew.
+until as many quiet seconds have gone by: under load it is one word a second all the same. The control
+plane hears every word as it is said. All others ask, and only of whom they have to do with: were they to
+hear each other, words would grow with the square of the units.
+
+    <unit>                       what the unit said last
+    gone.<unit>.<incarnation>    it has left, as it says itself, or fell silent, as the control plane says
+
+A reader counts silence on its own clock alone: no two clocks are compared. It trusts what it hears or
+reads only while its own announcements go through. After a gap (it was suspended or cut off, the broker
+was away or has lost the bucket) nobody is dead: every wait starts anew.
 """
 
 from __future__ import annotations
@@ -22,18 +27,18 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
+from mvmci.stores.nats.link import Link, Refused, Reply, Stored, Unsubscribe
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
 SPARE_WORDS = 5  # that a unit says at once; each quiet second gives one back
 LEASES_KNOWN_MAX = 100_000
 REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
-GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
+GONE_FOR_GOOD = float("-inf")  # when one was last heard that is said to be gone
+ASK_EVERY_S = 0.2  # so often, at most, the same unit is looked for again
 FORGET_S = 600.0  # for so long a unit that fell silent is known to be gone, and not merely unknown
 FAREWELL_S = 1.0
 FIRST_WORD_S = 0.25  # who comes as the broker makes the bucket may never be answered
-LEFT = "Mvmci-Left"  # header: the incarnation that leaves
 
 _members = msgspec.json.Decoder(Member)
 
@@ -42,12 +47,14 @@ _members = msgspec.json.Decoder(Member)
 class _Heard:
     member: Member
     at: float
+    seq: int = 0  # of that word in the bucket, if it was read there
 
 
 class Presence:
     """The port `mvmci.store.Presence`.
 
-    One that does not `announce` only listens. One that `maintains` makes the bucket where it is missing.
+    One that does not `announce` is no member. One that `maintains` makes the bucket where it is missing.
+    One that `listens` hears every word; the others ask.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Presence:
         gone_s: float,
         maintains: bool,
         announce: bool,
+        listens: bool,
     ) -> None:
         self.unit = unit
         self.incarnation = secrets.token_hex(8)
@@ -69,6 +77,7 @@ class Presence:
         self._gone_s = gone_s
         self._maintains = maintains
         self._announces = announce
+        self._listens = listens
         self._about = About()
         self._holds: dict[str, int] = {}
         self._keeps: dict[str, str] = {}  # and why they wait
@@ -76,6 +85,10 @@ class Presence:
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
         self._remembered_max = REMEMBERED_MIN
         self._said_at = float("-inf")
+        self._anew_at = clock()  # since when silence is counted
+        self._own_seq = 0  # of the last word of this unit, when it was last read
+        self._asking = asyncio.Lock()
+        self._asked_at: dict[str, float] = {}  # by unit
         self._bucket_there = False
         self._changed = asyncio.Event()
         self._pressing = asyncio.Event()  # a change that somebody waits for
@@ -83,17 +96,15 @@ class Presence:
         self._announcer: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        self._unsubscribe = await self._link.subscribe(self._layout.member("*"), self._hear)
+        if self._listens:
+            self._unsubscribe = await self._link.subscribe(self._layout.member(">"), self._hear)
         self._link.on_reconnect.append(self._came_back)
         if self._announces:
             await self._announce(FIRST_WORD_S)
             if self._said_at == float("-inf"):
                 self._changed.set()  # once more, soon
-        try:
-            async for stored in self._link.read(self._layout.members, self._layout.member("*")):
-                self._hear(Reply(subject=stored.subject, data=stored.data, headers=stored.headers))
-        except StoreUnavailable:
-            pass  # who is there will say so
+        if self._listens:
+            await self._read_all()
         if self._announces:
             self._announcer = asyncio.create_task(self._announce_always(), name=f"presence of {self.unit}")
 
@@ -106,12 +117,18 @@ class Presence:
             await self._unsubscribe()
 
     async def _leave(self) -> None:
-        headers = {"KV-Operation": "DEL", LEFT: self.incarnation}
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self._link.request(self._layout.member(self.unit), headers=headers)
+                await self.bury(self.unit, self.incarnation)
         except (TimeoutError, StoreUnavailable, TicketRefused):
             pass  # silence says the same, only later
+
+    async def bury(self, unit: str, incarnation: str) -> None:
+        """Say that it is gone, to whoever asks within `MEMBER_AGE_S`. Its own next word says otherwise.
+
+        Raises StoreUnavailable.
+        """
+        await self._link.request(self._layout.gone(unit, incarnation))
 
     async def claim(self, job: str, epoch: int) -> None:
         self._check()
@@ -146,21 +163,67 @@ class Presence:
         self._check()
         if lease.incarnation == self.incarnation:
             return self._holds.get(job) == lease.epoch
+        there = self._listens or await self._ask(lease.unit, lease.incarnation)
         now = self._clock()
         if self._deaf(now):
             return True
         heard = self._heard.get(lease.incarnation)
-        if heard is not None and now - heard.at >= self._gone_s:
-            return False  # it was there and is silent, however new the lease is to this reader
+        silent_since = heard.at if heard is not None else now if there else self._anew_at
+        if now - silent_since >= self._gone_s:
+            return False  # however new the lease is to this reader
         if now - self._see(job, lease, now) < self._gone_s:
             return True
         return heard is not None and f"{job}@{lease.epoch}" in heard.member.holds
 
+    async def find(self, unit: str, incarnation: str) -> Member | None:
+        self._check()
+        if not self._listens:
+            async with self._asking:  # many jobs of one executor are one question
+                if self._clock() - self._asked_at.get(unit, float("-inf")) >= ASK_EVERY_S:
+                    await self._ask(unit, incarnation)
+        now = self._clock()
+        heard = self._heard.get(incarnation)
+        if heard is None or (now - heard.at >= self._gone_s and not self._deaf(now)):
+            return None
+        return heard.member
+
     async def members(self) -> list[Member]:
         self._check()
+        if not self._listens:
+            await self._read_all()
         now = self._clock()
         there = self._deaf(now)
         return [heard.member for heard in self._heard.values() if there or now - heard.at < self._gone_s]
+
+    async def _read_all(self) -> None:
+        """Read the bucket. Where it cannot be read, what was known goes on to hold."""
+        with contextlib.suppress(StoreUnavailable):
+            async for stored in self._link.read(self._layout.members, self._layout.member(">")):
+                self._note(stored)
+
+    async def _ask(self, unit: str, incarnation: str) -> bool:
+        """Read of one unit; whether it has said anything since `MEMBER_AGE_S`, as far as is known.
+
+        That it has not means something only in a bucket where this reader's own last word stands.
+        """
+        own, other = self._layout.member(self.unit), self._layout.member(unit)
+        try:
+            asked = dict.fromkeys((own, other, self._layout.gone(unit, incarnation)))
+            found = await self._link.lasts(self._layout.members, tuple(asked))
+        except StoreUnavailable:
+            return True
+        self._asked_at[unit] = self._clock()
+        if self._announces:
+            self._recognise(found[own].seq if own in found else 0)
+        for stored in sorted(found.values(), key=lambda stored: stored.seq):
+            self._note(stored)
+        return other in found or own not in found
+
+    def _recognise(self, seq: int) -> None:
+        """If it is another bucket than before, others may not have said anything there yet."""
+        if seq < self._own_seq:
+            self._start_anew()
+        self._own_seq = seq
 
     def _see(self, job: str, lease: Lease, now: float) -> float:
         """When this reader first saw the lease."""
@@ -179,37 +242,45 @@ class Presence:
 
     def _start_anew(self) -> None:
         self._first_seen.clear()
-        now = self._clock()
+        now = self._anew_at = self._clock()
         for heard in self._heard.values():
             heard.at = max(heard.at, now) if heard.at > GONE_FOR_GOOD else heard.at
+            heard.seq = 0
         self._say_soon()
 
     def _say_soon(self) -> None:
         self._changed.set()
         self._pressing.set()
 
-    def _hear(self, word: Reply) -> None:
+    def _note(self, stored: Stored) -> None:
+        """A word that was read: only one that is new says that somebody is there now."""
+        self._hear(Reply(subject=stored.subject, data=stored.data), stored.seq)
+
+    def _hear(self, word: Reply, seq: int = 0) -> None:
         """A unit speaks for itself alone: the broker lets it write under its own name only."""
-        speaker = word.subject.rpartition(".")[2]
-        if LEFT in word.headers:
-            left = self._heard.get(word.headers[LEFT])
-            if left is not None and left.member.unit == speaker:
-                left.at = GONE_FOR_GOOD
+        speaker, gone = self._layout.member_of(word.subject)
+        if gone:
+            self._take_in(_Heard(Member(unit=speaker, incarnation=gone), GONE_FOR_GOOD, seq))
             return
         try:
             member = _members.decode(word.data)
         except msgspec.DecodeError:
             return  # a newer version's; it is as good as silent to us
-        if member.unit != speaker:
+        if member.unit == speaker:
+            self._take_in(_Heard(member, self._clock(), seq))
+
+    def _take_in(self, heard: _Heard) -> None:
+        known = self._heard.get(heard.member.incarnation)
+        if known is not None and (known.member.unit != heard.member.unit or 0 < heard.seq <= known.seq):
             return
-        now = self._clock()
-        self._heard[member.incarnation] = _Heard(member, now)
+        self._heard[heard.member.incarnation] = heard
         if len(self._heard) > self._remembered_max:
-            self._forget(now)
+            self._forget(self._clock())
 
     def _forget(self, now: float) -> None:
         """Let go of those that were silent for long: every restart is another incarnation."""
         self._heard = {key: heard for key, heard in self._heard.items() if now - heard.at < FORGET_S}
+        self._asked_at = {unit: at for unit, at in self._asked_at.items() if now - at < FORGET_S}
         self._remembered_max = max(REMEMBERED_MIN, 2 * len(self._heard))
 
     async def _announce_always(self) -> None:
