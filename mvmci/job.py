@@ -7,7 +7,7 @@ the spec, because a replay must run out of the same things at the same place.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from mvmci.errors import Usage
 
 ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 _ID = re.compile(ID_PATTERN)
+Id = Annotated[str, msgspec.Meta(pattern=rf"\A{ID_PATTERN}\Z")]
 
 Kind = Literal["command", "workflow"]
 End = Literal["succeeded", "failed", "errored", "cancelled", "timed_out"]

@@ -24,7 +24,7 @@ import msgspec
 
 from mvmci import effect
 from mvmci.errors import JournalCorrupt
-from mvmci.job import End, Kind, Limits, Payload, Status
+from mvmci.job import End, Id, Kind, Limits, Payload, Status
 
 MessageKind = Literal["spec", "run", "cancel", "done"]
 
@@ -38,8 +38,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", omit
 class Spec(Record, frozen=True, kw_only=True, tag="spec"):
     """What was asked for. The first record, once."""
 
-    id: str
-    queue: str
+    id: Id
+    queue: Id  # who holds the job writes to subjects with it in their names
     kind: Kind
     module: str  # digest
     name: str  # of the module's file; argv[0] of a command
@@ -59,8 +59,8 @@ class Lease(Record, frozen=True, kw_only=True, tag="lease"):
     """A holder takes the job. `run` is new for every taking, also by the same process."""
 
     epoch: int
-    unit: str
-    incarnation: str
+    unit: Id
+    incarnation: Id
     run: str
     why: Literal["first", "recovered", "resumed"]
     worker: str = ""  # who sent the job to an engine of another unit

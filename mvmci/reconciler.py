@@ -7,7 +7,7 @@ every end is written under compare-and-set.
 
     cancelled, and nobody at work              the `done` is written here
     over its time, and nobody at work          the same: there may be no worker left
-    held, and its holder gone                  ready, and a word that this holder is gone
+    held, and its holder gone                  ready
     asleep, and it is time                     ready
     queued, no hint waiting, nobody keeps one  ready
 
@@ -27,7 +27,7 @@ from typing import Literal
 
 from mvmci.errors import Conflict, StoreUnavailable
 from mvmci.job import End
-from mvmci.journal import Done, Entry, Journal, Lease, State
+from mvmci.journal import Done, Entry, Journal, State
 from mvmci.quantity import format_duration
 from mvmci.store import Member
 from mvmci.stores.nats import Cluster
@@ -96,7 +96,6 @@ class Reconciler:
     _seq: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)  # to be looked at
     _waiting: dict[str, dict[str, _Open]] = field(default_factory=lambda: defaultdict(dict))
-    _buried: set[str] = field(default_factory=set)  # incarnations, by this look
 
     async def run(self) -> None:
         """Until cancelled. A broker that is away is waited for."""
@@ -112,7 +111,6 @@ class Reconciler:
         async for stored in self.cluster.link.read(self.cluster.layout.jobs, EVERYTHING, self._seq):
             self._take(stored.subject, Entry(seq=stored.seq, data=stored.data))
             self._seq = stored.seq
-        self._buried.clear()
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
         looked_at = _looked_at(members)
@@ -173,17 +171,9 @@ class Reconciler:
         if need == "nothing":
             one.alone_since = None
         elif need == "ready":
-            if state.held and state.lease is not None:
-                await self._bury(state.lease)
             await self._say(job, one, at_once=state.held)
         else:
             await self._end(job, one, need)
-
-    async def _bury(self, lease: Lease) -> None:
-        """Whoever gets the hint need not wait as long as was waited here."""
-        if lease.incarnation not in self._buried:
-            await self.cluster.presence.bury(lease.unit, lease.incarnation)
-            self._buried.add(lease.incarnation)
 
     async def _say(self, job: str, one: _Open, *, at_once: bool) -> None:
         now = self.clock()

@@ -215,15 +215,18 @@ class Presence(Protocol):
     async def live(self, job: str, lease: Lease) -> bool:
         """Whether the holder that wrote `lease` may still be at work on `job`.
 
-        Never wrong for long: False comes at the latest some `GONE_S` after its process died, counted
-        on this reader's own clock. A wrong False costs an attempt, never a promise.
+        Never wrong for long: False comes at the latest some `GONE_S` after its process died and this
+        reader came, counted on its own clock. A wrong False costs an attempt, never a promise.
         """
 
     async def find(self, unit: str, incarnation: str) -> Member | None:
-        """That unit, in that incarnation, as it says itself; None when it is gone."""
+        """That unit, in that incarnation, as it said itself a second or two ago; None once it is gone.
+
+        Of one that cannot be read of now, as long as it may be there, no more than the name is known.
+        """
 
     async def members(self) -> list[Member]:
-        """All units that are there."""
+        """All units that are there, each as the last of its processes that spoke says."""
 
 
 GONE_S = 4.0

@@ -18,14 +18,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from mvmci.allow import Allow
 from mvmci.engine import Step
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
-from mvmci.job import ID_PATTERN
+from mvmci.job import Id
 from mvmci.journal import Entry
 from mvmci.store import Store
 
@@ -37,8 +37,6 @@ AWAY_S = (
     4.0  # for so long a job waits for an engine that cannot be reached from here; then for another worker
 )
 BUSY = "executors busy"
-
-Id = Annotated[str, msgspec.Meta(pattern=f"^{ID_PATTERN}$")]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -53,8 +51,8 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 class Taken(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
     """That executor, in that incarnation, sees to the job."""
 
-    unit: str
-    incarnation: str
+    unit: Id
+    incarnation: Id
 
 
 class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="stepped"):
@@ -168,13 +166,13 @@ class Remote:
         hearing = asyncio.ensure_future(anext(words, None))
         try:
             strange = 0  # looks in a row
-            while not hearing.done() and strange < LOOKS_MAX:
-                await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
-                executor = await self._store.presence.find(first.unit, first.incarnation)
-                if executor is None and not hearing.done():
+            while strange < LOOKS_MAX:
+                heard, _ = await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
+                executor = None if heard else await self._store.presence.find(first.unit, first.incarnation)
+                if executor is None:
                     break
-                holds = executor.holds if executor is not None else ()
-                strange = 0 if any(held.partition("@")[0] == job for held in holds) else strange + 1
+                holds = (held.partition("@")[0] for held in executor.holds)
+                strange = 0 if job in holds else strange + 1
             return _step(hearing.result()) if hearing.done() else None
         finally:
             hearing.cancel()

@@ -222,7 +222,7 @@ class Enrolment:
         )
         await change_unit(self._config, name, lambda there: _enter(name, there, unit))
         jwt = ask.token
-        if claims.exp - self._now() <= (claims.exp - claims.iat) / 3:
+        if self._authority.is_due(claims, unit.role, self._now()):
             jwt = self._authority.mint(unit.key, name, unit.role, unit.queues, life_s(unit.role))
         return _answer(unit=name, role=unit.role, queues=unit.queues, jwt=jwt, urls=self._urls)
 

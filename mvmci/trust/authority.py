@@ -253,7 +253,16 @@ class Authority:
         if (there.login.urls, there.login.ca) != (base.urls, base.ca):
             return False
         claims = self._issued(there)
-        return claims is not None and claims.exp - self.now() > (claims.exp - claims.iat) / 3
+        return claims is not None and not self.is_due(claims, role, self.now())
+
+    def is_due(self, claims: tokens.Claims, role: Grantee, now: float) -> bool:
+        """Whether a unit's token wants renewing: it is old, or does not say what this version needs."""
+        from mvmci.stores.nats.layout import Layout
+        from mvmci.stores.nats.permissions import permissions
+
+        wanted = permissions(Layout(self.cluster), role, claims.name, claims.queues)
+        allowed = claims.publish == wanted.publish and claims.subscribe == wanted.subscribe
+        return not allowed or claims.exp - now <= (claims.exp - claims.iat) / 3
 
     def _issued(self, there: Identity) -> tokens.Claims | None:
         """What its token says, if it is one of ours and for its key."""

@@ -37,7 +37,7 @@ from mvmci.ticket import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode
 from mvmci.trust import keys, tokens
 from mvmci.trust.authority import read_identity, write_identity
 
-PROTOCOL = 1  # of the messages below; who speaks another one is told so
+PROTOCOL = 2  # of the messages below and of presence; who speaks another one is told so
 ASK_S = 30.0  # how long somebody is waited for who answers
 ASK_PAUSE_S = 0.5
 RENEW_LOOK_S = 60.0  # a unit looks so often whether its token wants renewing: its machine may have slept

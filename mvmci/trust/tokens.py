@@ -39,6 +39,8 @@ class Claims(msgspec.Struct, frozen=True):
     exp: int = 0
     tags: tuple[str, ...] = ()
     revoked: frozenset[str] = frozenset()  # of an account's: the users' keys that it takes away
+    publish: tuple[str, ...] = ()  # what a user's allows
+    subscribe: tuple[str, ...] = ()
 
     def tagged(self, kind: str) -> str:
         """The role that the token is tagged with; empty if it is not of this `kind`."""
@@ -125,7 +127,12 @@ def peek(token: str) -> Claims | None:
     try:
         body = msgspec.json.decode(_unpadded(token.split(".")[1]), type=dict[str, Any])
         nats = body.get("nats", {})
-        own = {"tags": nats.get("tags", ()), "revoked": list(nats.get("revocations", ()))}
+        own = {
+            "tags": nats.get("tags", ()),
+            "revoked": list(nats.get("revocations", ())),
+            "publish": nats.get("pub", {}).get("allow", ()),
+            "subscribe": nats.get("sub", {}).get("allow", ()),
+        }
         return msgspec.convert(body | own, Claims)
     except (IndexError, ValueError, AttributeError, TypeError):
         return None

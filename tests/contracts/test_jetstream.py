@@ -16,7 +16,7 @@ from mvmci.journal import Lease, MessageKind
 from mvmci.store import GONE_S, Chunk, Store
 from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link, Reply
+from mvmci.stores.nats.link import Link, Reply, Stored
 from mvmci.stores.nats.presence import Presence
 from tests.conftest import open_nats
 
@@ -310,42 +310,98 @@ async def test_nobody_is_dead_in_a_bucket_that_was_made_anew_behind_everybodys_b
         await closing()
 
 
-async def test_who_is_said_to_be_gone_is_so_for_everybody_until_it_speaks_again(broker: Broker) -> None:
-    """Who comes later need not wait once more."""
-    dead = await open_nats(broker.url, CLUSTER, "u1")
-    await dead.presence.claim("a", 1)
-    await announced(dead)
-    await fall_silent(dead)
-    plane = await open_cluster(broker.url, CLUSTER, "plane", maintains=True, listens=True, gone_s=LONG_S)
-    late = await open_nats(broker.url, CLUSTER, "u2", gone_s=LONG_S)
-    assert await late.presence.live("a", lease_of(dead))
-    assert await plane.store.presence.live("a", lease_of(dead))
-    await plane.presence.bury("u1", dead.presence.incarnation)
-
-    async def gone() -> bool:
-        return not await plane.store.presence.live("a", lease_of(dead))
-
-    assert not await late.presence.live("a", lease_of(dead))
-    assert await late.presence.find("u1", dead.presence.incarnation) is None
-    await until(gone)
-    await announced(dead)
-    assert await late.presence.live("a", lease_of(dead))
-    assert not await gone()
-    for closing in (plane.close, late.close, dead.close):
-        await closing()
-
-
-async def test_who_has_long_said_nothing_at_all_is_gone_at_the_first_question(broker: Broker) -> None:
-    """Once a reader is there for longer than anybody may be silent."""
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_who_is_silent_for_long_is_gone_at_the_first_question(broker: Broker, restarts: bool) -> None:
+    """The reader never heard of it, but knows which of its own words came later."""
     clock = Clock()
     reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock)
     ghost = Lease(at=1, epoch=1, unit="ghost", incarnation="i", run="r", why="first")
-    assert await reader.presence.live("a", ghost)
+    stopped = await open_nats(broker.url, CLUSTER, "u2")
+    await fall_silent(stopped)
+    again = await open_nats(broker.url, CLUSTER, "u2") if restarts else None
     for _ in range(4):
+        await announced(reader)
+        clock.now += 1.0
+    await announced(reader)
+    late = await open_nats(broker.url, CLUSTER, "u3", clock=clock)
+    assert await late.presence.live("a", ghost)  # it has only just come itself
+    assert await late.presence.live("a", lease_of(stopped))
+    assert not await reader.presence.live("a", ghost)
+    assert not await reader.presence.live("a", lease_of(stopped))
+    assert await reader.presence.find("u2", stopped.presence.incarnation) is None
+    if again is not None:
+        await announced(again)
+        assert await reader.presence.live("b", lease_of(again))
+        assert await reader.presence.find("u2", again.presence.incarnation) is not None
+        there = [one.incarnation for one in await late.presence.members() if one.unit == "u2"]
+        assert there == [again.presence.incarnation]  # also for who has only just come
+        await again.close()
+    for store in (reader, stopped, late):
+        await store.close()
+
+
+async def test_a_listener_that_could_not_read_at_first_notices_a_death_all_the_same(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object) -> AsyncIterator[Stored]:
+        raise StoreUnavailable("no answer")
+
+    clock = Clock()
+    with monkeypatch.context() as recovering:
+        recovering.setattr(Link, "read", unreadable)
+        reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock, listens=True)
+    holder = await open_nats(broker.url, CLUSTER, "u2")
+
+    async def heard() -> bool:
+        return "u2" in {member.unit for member in await reader.presence.members()}
+
+    await until(heard)
+    await fall_silent(holder)
+    for _ in range(5):
         clock.now += 1.0
         await announced(reader)
-    assert not await reader.presence.live("b", ghost)
-    await reader.close()
+    assert not await reader.presence.live("a", lease_of(holder))
+    for store in (reader, holder):
+        await store.close()
+
+
+@listening_or_asking
+async def test_a_word_that_nobody_can_read_troubles_nobody(broker: Broker, listens: bool) -> None:
+    holder = await open_nats(broker.url, CLUSTER, "u2")
+    link, layout = Link(broker.url, "test"), Layout(CLUSTER)
+    await link.open()
+    for number, word in enumerate((b"\xff\xfe", b"{}", b"[" * 100_000, b'{"unit":"\xff"}')):
+        await link.request(layout.member("u3", f"i{number}"), word)
+    reader = await open_nats(broker.url, CLUSTER, "u1", listens=listens)
+    assert {member.unit for member in await reader.presence.members()} == {"u1", "u2"}
+    for number in range(4):
+        strange = Lease(at=1, epoch=1, unit="u3", incarnation=f"i{number}", run="r", why="first")
+        assert await reader.presence.live("a", strange)  # until it has been silent for long
+    await link.close()
+    for store in (reader, holder):
+        await store.close()
+
+
+async def test_nobody_is_gone_for_a_reader_that_cannot_read(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    cluster = await open_cluster(broker.url, CLUSTER, "u1", clock=clock)
+    reader, holder = cluster.store, await open_nats(broker.url, CLUSTER, "u2")
+    assert await reader.presence.live("a", lease_of(holder))
+
+    async def unreadable(*_: object) -> dict[str, Stored]:
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(cluster.link, "lasts", unreadable)
+    for _ in range(6):
+        clock.now += 1.0
+        await announced(reader)
+        assert await reader.presence.live("a", lease_of(holder))
+        found = await reader.presence.find("u3", "i")
+        assert found is not None and found.holds == ()
+    for store in (reader, holder):
+        await store.close()
 
 
 async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker: Broker) -> None:
@@ -353,7 +409,7 @@ async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker
     link = Link(broker.url, "listener")
     await link.open()
     words: list[Reply] = []
-    await link.subscribe(Layout(CLUSTER).member("*"), words.append)
+    await link.subscribe(Layout(CLUSTER).member("*", "*"), words.append)
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
@@ -437,11 +493,11 @@ async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobod
     link = Link(broker.url, "listener")
     await link.open()
     words: asyncio.Queue[Reply] = asyncio.Queue()
-    leave = await link.subscribe(layout.member("*"), words.put_nowait)
+    leave = await link.subscribe(layout.member("*", "*"), words.put_nowait)
     async with asyncio.timeout(LONG_S):
         cluster = await open_cluster(broker.url, "unmade", "u1", gone_s=10 * LONG_S)
         for _ in range(2):
-            assert (await words.get()).subject == layout.member("u1")
+            assert layout.member_of((await words.get()).subject)[0] == "u1"
     await leave()
     await cluster.close()
     await link.close()

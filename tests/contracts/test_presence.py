@@ -104,8 +104,16 @@ async def test_a_unit_is_found_as_it_says_itself_until_it_has_left(open_store: O
     await two.presence.claim("a", 3)
     await until(found)
     assert await stays(found, 2.5 * GONE_S)
-    assert await one.presence.find("u2", "another") is None
     await two.close()
+    await until(gone)
+
+
+async def test_a_unit_that_nobody_ever_heard_of_is_not_found_in_the_end(open_store: OpenStore) -> None:
+    reader = await open_store("u2")
+
+    async def gone() -> bool:
+        return await reader.presence.find("u1", "ghost") is None
+
     await until(gone)
 
 

@@ -125,18 +125,6 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     assert journal.state.epoch == 2
 
 
-async def test_the_death_of_a_holder_is_waited_for_once_and_not_again_by_whoever_gets_its_job(
-    place: Place, client: Cluster, reconciler: Reconciler
-) -> None:
-    dead = await place.join("dead")
-    await submit(client.store, await script_spec(client.store, "j", []))
-    assert await dead.store.hints.pull("default", wait_s=LONG_S) is not None
-    await append(client, "j", _lease_of(dead))
-    await _die(dead)
-    await place.worker("w1", gone_s=100 * LONG_S)  # by itself it would wait for so long
-    assert (await ended(client, "j")).state.epoch == 2
-
-
 async def test_a_sleeper_whose_timer_was_lost_wakes_all_the_same(
     place: Place, client: Cluster, reconciler: Reconciler
 ) -> None:

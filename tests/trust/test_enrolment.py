@@ -28,7 +28,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.ticket import Identity, Role
 from mvmci.trust import enrolment, keys, tokens
 from mvmci.trust.admission import Enrolment
-from mvmci.trust.authority import UNIT_S, Authority, read_identity
+from mvmci.trust.authority import UNIT_S, Authority, read_identity, write_identity
 from mvmci.trust.enrolment import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
 from mvmci.trust.registry import Record, change_ticket, read_tickets, read_units, revoke_ticket
 from tests.trust.conftest import CLUSTER, EVERYWHERE, LONG_S, World
@@ -299,7 +299,7 @@ async def test_versions_that_do_not_understand_each_other_say_so(
 ) -> None:
     await world.control_plane()
     ticket = await world.ticket("worker", "default")
-    monkeypatch.setattr(enrolment, "PROTOCOL", 2)
+    monkeypatch.setattr(enrolment, "PROTOCOL", enrolment.PROTOCOL + 1)
     with pytest.raises(VersionsDiffer) as caught:
         await enrol(ticket, place(tmp_path))
     assert caught.value.exit_code == EXIT_VERSIONS
@@ -326,6 +326,24 @@ async def test_a_unit_of_up_is_in_the_registry_as_soon_as_it_has_asked(world: Wo
     assert await renew(cluster.link, identity, path) == identity  # its token is still good
     unit = (await read_units(cluster.config))["worker-1"]
     assert (unit.key, unit.queues, unit.ticket) == (keys.public(identity.login.seed), ("default",), "")
+
+
+async def test_a_token_of_another_version_is_renewed_when_its_unit_comes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a unit may do stands in its token, and a newer version may need more or less."""
+    await world.control_plane()
+    path = world.folder / "units" / "worker-1" / "identity.json"
+    with monkeypatch.context() as older:
+        older.setattr(Layout, "room", lambda self: f"{self.cluster}.elsewhere")
+        old = world.unit("worker-1", "worker", "default")
+    cluster = await world.open(old)
+    new = await renew(cluster.link, old, path)
+    assert new.login.jwt != old.login.jwt
+    assert new.login.seed == old.login.seed
+    assert world.unit("worker-1", "worker", "default") == new
+    write_identity(path, old)
+    assert world.unit("worker-1", "worker", "default") != old
 
 
 @both

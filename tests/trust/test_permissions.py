@@ -62,8 +62,8 @@ OURS = words(
     demo.job.j1.run.other demo.job.j1.done.other demo.job.j1.run.default.x demo.job.j1.run demo.job.j1
     demo.log.j1.other demo.log.j1.default.x demo.ready.other.j1 demo.timer.other.j1 demo.enrol.t1
     demo.renew.worker-2 demo.renew.worker-1.x other.job.j1.run.default other.log.j1.default
-    $KV.demo-MEMBERS.worker-2 $KV.demo-MEMBERS.gone.worker-2.x $KV.demo-MEMBERS.gone.worker-1
-    demo.anybody.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1 $KV.demo-CONFIG.settings
+    $KV.demo-MEMBERS.worker-2 $KV.demo-MEMBERS.worker-2.x $KV.demo-MEMBERS.worker-1
+    demo.anybody.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
     $KV.demo-CONFIG.unit.worker-1 $KV.demo-CONFIG.ticket.t1 $KV.demo-CONFIG.drain.worker-1
     $KV.other-CONFIG.settings $O.other.C.x $O.other.M.x _INBOX.worker.worker-2.x
     _INBOX.worker.worker-1.x _INBOX.admin.a.x _INBOX.x _R_.x $SYS.REQ.CLAIMS.UPDATE
@@ -82,7 +82,8 @@ HEARD = words(
     _INBOX.*.worker-1.> _INBOX.admin.> _INBOX.client.> _INBOX.bootstrap.> $KV.> $KV.demo-CONFIG.>
     $KV.demo-CONFIG.* $KV.demo-CONFIG.unit.* $KV.*.* $KV.demo-CONFIG.ticket.* $KV.demo-CONFIG.drain.*
     $KV.demo-CONFIG.drain.worker-2 $KV.demo-MEMBERS.> $KV.demo-MEMBERS.* $KV.demo-MEMBERS.worker-2
-    $KV.demo-MEMBERS.gone.> demo.anybody.> demo.engine.> $O.> $O.demo-BLOBS.C.* $O.demo-BLOBS.M.* $JS.>
+    $KV.demo-MEMBERS.*.* $KV.demo-MEMBERS.worker-1.* demo.anybody.> demo.engine.>
+    $O.> $O.demo-BLOBS.C.* $O.demo-BLOBS.M.* $JS.>
     $JS.API.> $JS.API.DIRECT.GET.* $JS.ACK.> $JS.EVENT.ADVISORY.> $SYS.> $SYS.REQ.> _R_.> other.>
     anything
     """
@@ -230,7 +231,6 @@ async def test_a_worker_cannot_speak_for_another(world: World) -> None:
     liar = await world.open(world.unit("worker-1", "worker", "default"))
     other = await world.open(world.unit("worker-2", "worker", "default"))
     reader = await world.open(world.unit("laptop", "client"), announce=False)
-    own = LAYOUT.member("worker-1")
 
     async def there() -> set[str]:
         await reader.store.logs.read("j1")  # what was said before has been heard
@@ -241,11 +241,17 @@ async def test_a_worker_cannot_speak_for_another(world: World) -> None:
         while await there() < {"worker-1", "worker-2"}:
             pass
     await asyncio.sleep(0.3)  # they say it twice at first, and then once a second
-    await liar.link.request(LAYOUT.gone("worker-1", other.store.presence.incarnation))
-    assert "worker-2" in await there()
-    member = Member(unit="worker-3", incarnation="x", holds=("j1@1",))
-    await liar.link.request(own, msgspec.json.encode(member))
-    assert "worker-3" not in await there()
+    victim = other.store.presence.incarnation
+    await liar.link.request(LAYOUT.member("worker-1", victim))  # it leaves, by that
+    for name in ("worker-2", "worker-3"):
+        member = Member(unit=name, incarnation=victim, holds=("j1@1",))
+        await liar.link.request(LAYOUT.member("worker-1", victim), msgspec.json.encode(member))
+    late = await world.open(world.unit("control-plane-1", "control-plane"), maintains=True)
+    assert await there() == {"worker-1", "worker-2", "control-plane-1"}
+    assert {one.unit for one in await late.store.presence.members()} >= {"worker-1", "worker-2"}
+    lease = Lease(at=1, epoch=1, unit="worker-2", incarnation=victim, run="r", why="first")
+    assert await late.store.presence.live("j1", lease)
+    assert await reader.store.presence.find("worker-2", victim) is not None
 
 
 @pytest.mark.parametrize("role", ["client", "executor", "bootstrap", "system"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci import effect
@@ -165,6 +166,19 @@ def test_the_journal_of_another_job_is_not_taken_for_ones_own() -> None:
     journal = Journal("j2")
     journal.absorb(entries)
     assert journal.state.corrupt is not None
+
+
+@pytest.mark.parametrize("name", ["a b", "a\r\nPUB x 0", "a.b", "a*", "a\n", "", "A"])
+def test_a_name_that_would_be_more_than_a_name_in_a_subject_is_a_corrupt_journal(name: str) -> None:
+    for records in (
+        [msgspec.structs.replace(SPEC, queue=name)],
+        [SPEC, msgspec.structs.replace(lease(1), unit=name)],
+        [SPEC, msgspec.structs.replace(lease(1), incarnation=name)],
+    ):
+        journal = Journal("j1")
+        for number, record in enumerate(records, 1):
+            journal.absorb([Entry(seq=number, data=journal.encode([record], f"m{number}"))])
+        assert journal.state.corrupt is not None
 
 
 def test_nothing_is_read_after_the_end() -> None:

@@ -8,7 +8,8 @@ from typing import cast
 import pytest
 from nats.aio.client import Client
 
-from mvmci.stores.nats.link import Reply, _Parser
+from mvmci.errors import MvmciError
+from mvmci.stores.nats.link import Link, Reply, _Parser
 
 HEAD = b"NATS/1.0\r\nNats-Sequence: 7\r\nOf-Two:  words here \r\n\r\n"
 NO_MESSAGES = b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 3\r\n\r\n"
@@ -31,6 +32,12 @@ TAKEN = [
     ("a.d", b"MSG " * 5000, "", {}),
     ("a.e", b"x", "", {}),
 ]
+
+
+@pytest.mark.parametrize("subject", ["a b", "a\r\nPUB b 0", "a\tb", "a "])
+async def test_a_subject_that_would_be_a_command_is_never_sent(subject: str) -> None:
+    with pytest.raises(MvmciError, match="is no subject"):
+        await Link("nats://127.0.0.1:1", "test").publish(subject)
 
 
 class Library:

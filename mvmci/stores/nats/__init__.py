@@ -2,8 +2,8 @@
 
 A journal is the messages under `<cluster>.job.<id>.>`, in the order of their stream sequences, each
 written under a compare-and-set on that whole subtree. Logs and blobs are read in the same way, by
-paged direct gets; words in flight (new log lines, presence) are heard as plain messages as well, but
-only what the stream gives is believed.
+paged direct gets; new log lines are heard as plain messages as well, but only what the stream gives is
+believed. Presence is heard, or read, as it comes: it promises nothing.
 
     layout     every name and setting                  hints       pulls, timers
     link       the connection; imports nats            blobs       the object store
@@ -60,7 +60,6 @@ class Cluster:
     link: Link
     store: Store
     hints: Hints  # those of the store, of which the reconciler asks more
-    presence: Presence  # the same
     blobs: Blobs  # the same for retention
     config: Config
     clock: Clock
@@ -187,7 +186,7 @@ async def open_cluster(
         raise
     journals, logs, blobs = Journals(link, layout, commit), Logs(link, layout), Blobs(link, layout)
     store = Store(journals, hints, logs, blobs, presence, close)
-    return Cluster(layout, link, store, hints, presence, blobs, Config(link, layout), time_of_day)
+    return Cluster(layout, link, store, hints, blobs, Config(link, layout), time_of_day)
 
 
 class Journals:

@@ -25,7 +25,7 @@ from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
 
-PULL_S = 20.0  # JetStream looks through all requests that wait at each that comes: they are to be few
+PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
 ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
 ASK_SHARE = 4  # of the pulls that wait, the how manieth part may be without a request

@@ -5,7 +5,7 @@
                             <cluster>.timer.<queue>.<id>            the same, scheduled for later
     <cluster>-LOGS          <cluster>.log.<id>.<queue>              output
     OBJ_<cluster>-BLOBS     $O.<cluster>-BLOBS.>                    an object store, names `sha256:…`
-    KV_<cluster>-MEMBERS    $KV.<cluster>-MEMBERS.>                 presence, in memory
+    KV_<cluster>-MEMBERS    $KV.<cluster>-MEMBERS.<unit>.<incarnation>   presence, in memory
     KV_<cluster>-CONFIG     $KV.<cluster>-CONFIG.>                  what the cluster is and allows
 
 The sizes sum up to less than the store, so that logs and blobs cannot eat the journals.
@@ -106,17 +106,13 @@ class Layout:
         """Where a worker is told what becomes of an order of its own."""
         return f"{self.cluster}.told.{worker}.{order}"
 
-    def member(self, unit: str) -> str:
-        return f"$KV.{self.members_bucket}.{unit}"
-
-    def gone(self, unit: str, incarnation: str) -> str:
-        """Where it is said that this incarnation of `unit` is no more."""
-        return f"$KV.{self.members_bucket}.gone.{unit}.{incarnation}"
+    def member(self, unit: str, incarnation: str) -> str:
+        return f"$KV.{self.members_bucket}.{unit}.{incarnation}"
 
     def member_of(self, subject: str) -> tuple[str, str]:
-        """The unit that a word of presence is about, and which incarnation of it is gone, if one is."""
-        *gone, unit, last = subject.removeprefix(f"$KV.{self.members_bucket}").split(".")
-        return (unit, last) if gone else (last, "")
+        """The unit and the incarnation that said something there."""
+        _, unit, incarnation = subject.rsplit(".", 2)
+        return unit, incarnation
 
     def job_of_message(self, subject: str) -> str:
         return subject.split(".")[2]

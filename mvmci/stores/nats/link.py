@@ -12,6 +12,7 @@ import asyncio
 import base64
 import itertools
 import logging
+import re
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -51,6 +52,7 @@ READ_PAUSE_S = 0.2
 REFUSALS_MAX = 3  # in a row, of reconnecting: a broker that is only starting is not one
 log = logging.getLogger(__name__)
 
+_PARTS = re.compile(r"[ \t\r\n]")  # what parts the words of the protocol
 REFUSALS = ("authorization violation", "authentication", "revoked", "expired")
 
 
@@ -156,8 +158,8 @@ class _Parser(Parser):
                 self._whole = whole - at
                 break
             middle = begin + int(words[-2]) if headed else begin
-            reply = words[3].decode() if len(words) == (6 if headed else 5) else ""
-            message = Reply(words[1].decode(), data[middle : whole - 2], reply=reply, head=data[begin:middle])
+            reply = _text(words[3]) if len(words) == (6 if headed else 5) else ""
+            message = Reply(_text(words[1]), data[middle : whole - 2], reply=reply, head=data[begin:middle])
             at = whole
             try:
                 take(message)
@@ -237,7 +239,7 @@ class Link:
             closed_cb=self._ended,
             discovered_server_cb=_nothing,
             lame_duck_mode_cb=_nothing,
-            skip_subject_validation=True,  # all names in them were checked where they came in
+            skip_subject_validation=True,  # `publish` looks for what could do harm
             **self._trust(),
         )
         self._inbox = self._client.new_inbox()
@@ -299,6 +301,8 @@ class Link:
         self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
     ) -> None:
         """Send, and wait for nothing. Raises StoreUnavailable when it surely was not sent."""
+        if _PARTS.search(subject):  # what follows would be a command of its own
+            raise MvmciError(f"{subject[:80]!r} is no subject")
         await self._be_up()
         try:
             await self._client.publish(subject, data, reply=reply, headers=headers)
@@ -578,6 +582,11 @@ async def _nothing() -> None:
 def _worth_saying(record: logging.LogRecord) -> bool:
     """The client library turns a plain stream into one with TLS, of which asyncio warns at its every end."""
     return "eof_received" not in str(record.msg)
+
+
+def _text(subject: bytes) -> str:
+    """Nothing that comes may stop the reading."""
+    return subject.decode("utf-8", "replace")
 
 
 def _is_refusal(error: BaseException | None) -> bool:

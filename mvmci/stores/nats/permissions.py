@@ -100,7 +100,7 @@ def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
         *(layout.message("*", kind, queue) for kind in ("run", "done") for queue in queues),
         *(layout.log("*", queue) for queue in queues),
         *(subject(queue, "*") for subject in (layout.ready, layout.timer) for queue in queues),
-        *_says(layout, unit),
+        layout.member(unit, "*"),
         *_blobs(layout, unit),
         *_reads(layout),
         layout.renew(unit),
@@ -124,15 +124,14 @@ def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists
     publish = [
         layout.message("*", "done", "*"),
         *(layout.ready("*", "*"), layout.timer("*", "*")),
-        layout.member(unit),
-        layout.gone("*", "*"),
+        layout.member(unit, "*"),
         layout.setting(">"),
         layout.blob_info("*"),  # to say of a damaged one that it is gone
         *_reads(layout),
         *_administers(layout),
         layout.renew(unit),
     ]
-    return publish, [layout.member(">"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
+    return publish, [layout.member("*", "*"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
 
 
 def _admin(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -161,12 +160,6 @@ def _reads(layout: Layout) -> Iterator[str]:
 def _hears(layout: Layout, unit: str) -> list[str]:
     """What the cluster allows, and whether this unit is to drain."""
     return [layout.setting("settings"), layout.setting(f"drain.{unit}")]
-
-
-def _says(layout: Layout, unit: str) -> Iterator[str]:
-    """That this unit is there, and that an incarnation of it is no more."""
-    yield layout.member(unit)
-    yield layout.gone(unit, "*")
 
 
 def _blobs(layout: Layout, unit: str) -> Iterator[str]:

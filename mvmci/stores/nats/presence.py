@@ -2,15 +2,13 @@
 
 A unit says every second that it is there, and at once when what it holds changes; but only a few times,
 until as many quiet seconds have gone by: under load it is one word a second all the same. The control
-plane hears every word as it is said. All others ask, and only of whom they have to do with: were they to
-hear each other, words would grow with the square of the units.
+plane hears every word as it is said. All others look into the bucket, and only for whom they have to do with:
+were they to hear each other, words would grow with the square of the units.
 
-    <unit>                       what the unit said last
-    gone.<unit>.<incarnation>    it has left, as it says itself, or fell silent, as the control plane says
-
-A reader counts silence on its own clock alone: no two clocks are compared. It trusts what it hears or
-reads only while its own announcements go through. After a gap (it was suspended or cut off, the broker
-was away or has lost the bucket) nobody is dead: every wait starts anew.
+A reader counts silence on its own clock alone: no two clocks are compared. For when a word was said that
+it did not hear, it has its own words in the same bucket: what stands before one of them was said before it.
+It trusts what it hears or reads only while its own announcements go through. After a gap (it was suspended
+or cut off, the broker was away or has lost the bucket) nobody is dead: every wait starts anew.
 """
 
 from __future__ import annotations
@@ -18,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -34,19 +33,21 @@ ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
 SPARE_WORDS = 5  # that a unit says at once; each quiet second gives one back
 LEASES_KNOWN_MAX = 100_000
 REMEMBERED_MIN = 64  # incarnations, before a look whether some can be forgotten
-GONE_FOR_GOOD = float("-inf")  # when one was last heard that is said to be gone
-ASK_EVERY_S = 0.2  # so often, at most, the same unit is looked for again
+GONE_FOR_GOOD = float("-inf")  # when one was last heard that said that it leaves
+READ_EVERY_S = 0.2  # so often, at most, the whole bucket is read
+OWN_WORDS_MAX = 64  # remembered, for more than ten seconds
 FORGET_S = 600.0  # for so long a unit that fell silent is known to be gone, and not merely unknown
 FAREWELL_S = 1.0
 FIRST_WORD_S = 0.25  # who comes as the broker makes the bucket may never be answered
 
+_ALL = ("*", "*")
 _members = msgspec.json.Decoder(Member)
 
 
 @dataclass
 class _Heard:
     member: Member
-    at: float
+    at: float  # by the reader's clock, or before
     seq: int = 0  # of that word in the bucket, if it was read there
 
 
@@ -75,20 +76,21 @@ class Presence:
         self._layout = layout
         self._clock = clock
         self._gone_s = gone_s
+        self._every_s = gone_s / ANNOUNCEMENTS_PER_GONE
         self._maintains = maintains
         self._announces = announce
         self._listens = listens
         self._about = About()
         self._holds: dict[str, int] = {}
         self._keeps: dict[str, str] = {}  # and why they wait
-        self._heard: dict[str, _Heard] = {}  # by incarnation
+        self._heard: dict[tuple[str, str], _Heard] = {}  # by unit and incarnation
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
         self._remembered_max = REMEMBERED_MIN
         self._said_at = float("-inf")
-        self._anew_at = clock()  # since when silence is counted
-        self._own_seq = 0  # of the last word of this unit, when it was last read
-        self._asking = asyncio.Lock()
-        self._asked_at: dict[str, float] = {}  # by unit
+        self._own_words: deque[tuple[float, int]] = deque(maxlen=OWN_WORDS_MAX)  # when they were in, and seq
+        self._reading = asyncio.Lock()
+        self._read_at: dict[tuple[str, str], float] = {}  # as `_heard`; of the whole bucket, by `_ALL`
+        self._blind = False  # whether the last look into the bucket failed
         self._bucket_there = False
         self._changed = asyncio.Event()
         self._pressing = asyncio.Event()  # a change that somebody waits for
@@ -97,7 +99,7 @@ class Presence:
 
     async def open(self) -> None:
         if self._listens:
-            self._unsubscribe = await self._link.subscribe(self._layout.member(">"), self._hear)
+            self._unsubscribe = await self._link.subscribe(self._layout.member("*", "*"), self._hear)
         self._link.on_reconnect.append(self._came_back)
         if self._announces:
             await self._announce(FIRST_WORD_S)
@@ -119,16 +121,9 @@ class Presence:
     async def _leave(self) -> None:
         try:
             async with asyncio.timeout(FAREWELL_S):
-                await self.bury(self.unit, self.incarnation)
-        except (TimeoutError, StoreUnavailable, TicketRefused):
+                await self._link.request(self._layout.member(self.unit, self.incarnation))
+        except (TimeoutError, MvmciError):
             pass  # silence says the same, only later
-
-    async def bury(self, unit: str, incarnation: str) -> None:
-        """Say that it is gone, to whoever asks within `MEMBER_AGE_S`. Its own next word says otherwise.
-
-        Raises StoreUnavailable.
-        """
-        await self._link.request(self._layout.gone(unit, incarnation))
 
     async def claim(self, job: str, epoch: int) -> None:
         self._check()
@@ -163,14 +158,14 @@ class Presence:
         self._check()
         if lease.incarnation == self.incarnation:
             return self._holds.get(job) == lease.epoch
-        there = self._listens or await self._ask(lease.unit, lease.incarnation)
+        if not self._listens:
+            await self._read(lease.unit, lease.incarnation)
         now = self._clock()
         if self._deaf(now):
             return True
-        heard = self._heard.get(lease.incarnation)
-        silent_since = heard.at if heard is not None else now if there else self._anew_at
-        if now - silent_since >= self._gone_s:
-            return False  # however new the lease is to this reader
+        heard = self._heard.get((lease.unit, lease.incarnation))
+        if heard is not None and now - heard.at >= self._gone_s:
+            return False  # it is silent, however new the lease is to this reader
         if now - self._see(job, lease, now) < self._gone_s:
             return True
         return heard is not None and f"{job}@{lease.epoch}" in heard.member.holds
@@ -178,62 +173,81 @@ class Presence:
     async def find(self, unit: str, incarnation: str) -> Member | None:
         self._check()
         if not self._listens:
-            async with self._asking:  # many jobs of one executor are one question
-                if self._clock() - self._asked_at.get(unit, float("-inf")) >= ASK_EVERY_S:
-                    await self._ask(unit, incarnation)
-        now = self._clock()
-        heard = self._heard.get(incarnation)
-        if heard is None or (now - heard.at >= self._gone_s and not self._deaf(now)):
-            return None
-        return heard.member
+            await self._read_again((unit, incarnation), self._every_s)  # it says no more than that
+        heard, deaf = self._heard.get((unit, incarnation)), self._deaf(self._clock())
+        if heard is None:
+            return Member(unit=unit, incarnation=incarnation) if deaf else None
+        return heard.member if self._is_there(heard) else None
 
     async def members(self) -> list[Member]:
         self._check()
         if not self._listens:
-            await self._read_all()
+            await self._read_again(_ALL, READ_EVERY_S)
+        there = {heard.member.unit: heard.member for heard in self._heard.values() if self._is_there(heard)}
+        return list(there.values())
+
+    def _is_there(self, heard: _Heard) -> bool:
         now = self._clock()
-        there = self._deaf(now)
-        return [heard.member for heard in self._heard.values() if there or now - heard.at < self._gone_s]
+        return heard.at > GONE_FOR_GOOD and (self._deaf(now) or now - heard.at < self._gone_s)
+
+    async def _read_again(self, what: tuple[str, str], every_s: float) -> None:
+        """Look for a unit or for all, unless that was just done: many may want to know the same."""
+        async with self._reading:
+            now = asyncio.get_running_loop().time()
+            if now - self._read_at.get(what, float("-inf")) >= every_s:
+                self._read_at[what] = now
+                await (self._read_all() if what == _ALL else self._read(*what))
 
     async def _read_all(self) -> None:
-        """Read the bucket. Where it cannot be read, what was known goes on to hold."""
-        with contextlib.suppress(StoreUnavailable):
-            async for stored in self._link.read(self._layout.members, self._layout.member(">")):
+        with self._looking():
+            async for stored in self._link.read(self._layout.members, self._layout.member("*", "*")):
                 self._note(stored)
 
-    async def _ask(self, unit: str, incarnation: str) -> bool:
-        """Read of one unit; whether it has said anything since `MEMBER_AGE_S`, as far as is known.
+    async def _read(self, unit: str, incarnation: str) -> None:
+        own, other = self._layout.member(self.unit, self.incarnation), self._layout.member(unit, incarnation)
+        said = self._last_seq()
+        with self._looking():
+            found = await self._link.lasts(self._layout.members, (own, other))
+            self._recognise(found[own].seq if own in found else 0, said)
+            if other in found:
+                self._note(found[other])
+            elif (unit, incarnation) not in self._heard:
+                self._take_in(_Heard(Member(unit=unit, incarnation=incarnation), self._said_by(0)))
 
-        That it has not means something only in a bucket where this reader's own last word stands.
-        """
-        own, other = self._layout.member(self.unit), self._layout.member(unit)
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Where the bucket cannot be read, what was known goes on to hold."""
         try:
-            asked = dict.fromkeys((own, other, self._layout.gone(unit, incarnation)))
-            found = await self._link.lasts(self._layout.members, tuple(asked))
+            yield
+            self._blind = False
         except StoreUnavailable:
-            return True
-        self._asked_at[unit] = self._clock()
-        if self._announces:
-            self._recognise(found[own].seq if own in found else 0)
-        for stored in sorted(found.values(), key=lambda stored: stored.seq):
-            self._note(stored)
-        return other in found or own not in found
+            self._blind = True
 
-    def _recognise(self, seq: int) -> None:
-        """If it is another bucket than before, others may not have said anything there yet."""
-        if seq < self._own_seq:
-            self._start_anew()
-        self._own_seq = seq
+    def _said_by(self, seq: int) -> float:
+        """By when a word was said that stands there in the bucket: before that one of our own, at least."""
+        return next((at for at, own in self._own_words if own > seq), self._clock())
 
     def _see(self, job: str, lease: Lease, now: float) -> float:
         """When this reader first saw the lease."""
-        if len(self._first_seen) >= LEASES_KNOWN_MAX:
+        if (job, lease.run) not in self._first_seen and len(self._first_seen) >= LEASES_KNOWN_MAX:
             self._first_seen.pop(next(iter(self._first_seen)))
         return self._first_seen.setdefault((job, lease.run), now)
 
     def _deaf(self, now: float) -> bool:
         """Whether it is this reader that is cut off, as far as it can tell."""
+        return (self._blind and not self._listens) or self._cut_off(now)
+
+    def _cut_off(self, now: float) -> bool:
         return self._announces and now - self._said_at > self._gone_s / 2
+
+    def _last_seq(self) -> int:
+        """Of our own last word."""
+        return self._own_words[-1][1] if self._own_words else 0
+
+    def _recognise(self, seq: int, said: int) -> None:
+        """Our own last word stood at `said`: if it is not there, others may have none yet in this bucket."""
+        if seq < said:
+            self._start_anew()
 
     def _came_back(self) -> None:
         """The broker may have restarted: the bucket is gone, and others have yet to find that out."""
@@ -242,7 +256,8 @@ class Presence:
 
     def _start_anew(self) -> None:
         self._first_seen.clear()
-        now = self._anew_at = self._clock()
+        self._own_words.clear()
+        now = self._clock()
         for heard in self._heard.values():
             heard.at = max(heard.at, now) if heard.at > GONE_FOR_GOOD else heard.at
             heard.seq = 0
@@ -253,43 +268,44 @@ class Presence:
         self._pressing.set()
 
     def _note(self, stored: Stored) -> None:
-        """A word that was read: only one that is new says that somebody is there now."""
-        self._hear(Reply(subject=stored.subject, data=stored.data), stored.seq)
+        word = Reply(subject=stored.subject, data=stored.data)
+        self._hear(word, self._said_by(stored.seq), stored.seq)
 
-    def _hear(self, word: Reply, seq: int = 0) -> None:
+    def _hear(self, word: Reply, at: float | None = None, seq: int = 0) -> None:
         """A unit speaks for itself alone: the broker lets it write under its own name only."""
-        speaker, gone = self._layout.member_of(word.subject)
-        if gone:
-            self._take_in(_Heard(Member(unit=speaker, incarnation=gone), GONE_FOR_GOOD, seq))
+        unit, incarnation = self._layout.member_of(word.subject)
+        if not word.data:  # its last: it leaves
+            self._take_in(_Heard(Member(unit=unit, incarnation=incarnation), GONE_FOR_GOOD, seq))
             return
         try:
             member = _members.decode(word.data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return  # a newer version's; it is as good as silent to us
-        if member.unit == speaker:
-            self._take_in(_Heard(member, self._clock(), seq))
+        if (member.unit, member.incarnation) == (unit, incarnation):
+            self._take_in(_Heard(member, self._clock() if at is None else at, seq))
 
     def _take_in(self, heard: _Heard) -> None:
-        known = self._heard.get(heard.member.incarnation)
-        if known is not None and (known.member.unit != heard.member.unit or 0 < heard.seq <= known.seq):
-            return
-        self._heard[heard.member.incarnation] = heard
+        who = heard.member.unit, heard.member.incarnation
+        known = self._heard.get(who)
+        if known is not None and 0 < heard.seq <= known.seq:
+            return  # it has said nothing since
+        self._heard.pop(who, None)  # the last that spoke stands last
+        self._heard[who] = heard
         if len(self._heard) > self._remembered_max:
             self._forget(self._clock())
 
     def _forget(self, now: float) -> None:
         """Let go of those that were silent for long: every restart is another incarnation."""
         self._heard = {key: heard for key, heard in self._heard.items() if now - heard.at < FORGET_S}
-        self._asked_at = {unit: at for unit, at in self._asked_at.items() if now - at < FORGET_S}
+        self._read_at = {who: at for who, at in self._read_at.items() if who == _ALL or who in self._heard}
         self._remembered_max = max(REMEMBERED_MIN, 2 * len(self._heard))
 
     async def _announce_always(self) -> None:
-        every_s = self._gone_s / ANNOUNCEMENTS_PER_GONE
-        pause_s = min(ANNOUNCE_PAUSE_S, every_s)
+        pause_s = min(ANNOUNCE_PAUSE_S, self._every_s)
         spare = SPARE_WORDS
         while True:
             await asyncio.sleep(pause_s)
-            await _until(self._changed if spare else self._pressing, every_s - pause_s)
+            await _until(self._changed if spare else self._pressing, self._every_s - pause_s)
             spare = max(spare - 1, 0) if self._changed.is_set() else min(spare + 1, SPARE_WORDS)
             await self._announce()
 
@@ -309,16 +325,18 @@ class Presence:
         try:
             if self._maintains:
                 await self._make_bucket()
-            await self._say(member, self._gone_s / 2 if wait_s is None else wait_s)
+            seq = await self._say(member, self._gone_s / 2 if wait_s is None else wait_s)
         except TicketRefused:
             return  # the link is over, and whoever watches it ends this unit
         except StoreUnavailable:
-            self._bucket_there = False  # readers listen on the same subject, so silence may mean just that
+            self._bucket_there = False  # others may hear or read nothing either
             return
         now = self._clock()
-        if self._deaf(now):
+        if self._cut_off(now):
             self._start_anew()
+        self._recognise(seq, self._last_seq())
         self._said_at = now
+        self._own_words.append((now, seq))
 
     async def _make_bucket(self) -> None:
         """A broker that restarts has lost it. The control plane makes it; the others go on saying."""
@@ -329,8 +347,10 @@ class Presence:
                 pass  # it is there with other settings
             self._bucket_there = True
 
-    async def _say(self, member: Member, wait_s: float) -> None:
-        await self._link.request(self._layout.member(self.unit), msgspec.json.encode(member), wait_s=wait_s)
+    async def _say(self, member: Member, wait_s: float) -> int:
+        own = self._layout.member(self.unit, self.incarnation)
+        answer = await self._link.request(own, msgspec.json.encode(member), wait_s=wait_s)
+        return int(answer["seq"])
 
     def _check(self) -> None:
         """The announcer must not die unnoticed: others would take this unit's jobs."""
