@@ -81,6 +81,20 @@ async def test_the_broker_ends_with_its_block_and_keeps_its_data(tmp_path: Path)
         await store.close()
 
 
+async def test_a_stream_whose_folder_the_server_could_not_make_is_made_again(tmp_path: Path) -> None:
+    """As where it is still removing the account's folder, after another's last stream. Here a file is in
+    the way, which the server removes when it gives up.
+    """
+    streams = tmp_path / "broker" / "store" / "jetstream" / "$G" / "streams"
+    streams.mkdir(parents=True)
+    (streams / Layout("demo").jobs).touch()
+    async with serve(tmp_path / "broker") as url:
+        await ensure(url, "demo", store_bytes=64 << 20)
+        store = await open_nats(url, "demo", "u1")
+        await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+        await store.close()
+
+
 async def test_the_broker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", STARTS_ONE, tmp_path / "broker", stdout=asyncio.subprocess.PIPE,

@@ -40,6 +40,8 @@ from mvmci.ticket import Login
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost
 NOT_FOUND = 10059
+NOT_MADE = 10049
+TRIES_TO_MAKE = 4
 PAGES_MAX = 1_000
 WINDOW = 1_000  # messages that are read at a time, from the newest back; then twice as many
 WINDOW_MAX = 16_000
@@ -118,7 +120,20 @@ async def _make(link: Link, stream: dict[str, object]) -> None:
     except Refused as refused:
         if refused.code != NOT_FOUND:
             raise
-        await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
+        await _create(link, stream)
+
+
+async def _create(link: Link, stream: dict[str, object]) -> None:
+    """Again, if it fails: who deletes an account's last stream is answered before the server has removed
+    the account's folder, and that may take the one of the next stream with it (seen with 2.15.1).
+    """
+    for left in reversed(range(TRIES_TO_MAKE)):
+        try:
+            await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
+            return
+        except Refused as refused:
+            if refused.code != NOT_MADE or not left:
+                raise
 
 
 async def remove(login: Login | str, cluster: str) -> None:
