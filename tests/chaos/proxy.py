@@ -47,7 +47,7 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target)
-        self._connections: set[asyncio.Task[None]] = set()
+        self.connections: set[asyncio.Task[None]] = set()
         self._requests = _Way()
         self._answers = _Way()
         self.delay_s = 0.0
@@ -63,12 +63,12 @@ class Proxy:
         finally:
             server.close()
             self.cut()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+            await asyncio.gather(*self.connections, return_exceptions=True)
             await server.wait_closed()
 
     def cut(self) -> None:
         """Reset every connection; new ones are taken."""
-        for connection in self._connections:
+        for connection in self.connections:
             connection.cancel()
 
     def hole(self) -> None:
@@ -126,13 +126,13 @@ class Proxy:
     async def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._connections.add(task)
+        self.connections.add(task)
         try:
             await self._serve(reader, writer)
         except (asyncio.CancelledError, OSError):
             pass  # it was cut, or the broker is not there
         finally:
-            self._connections.discard(task)
+            self.connections.discard(task)
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

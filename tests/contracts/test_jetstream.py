@@ -18,6 +18,7 @@ from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link, Reply, Stored
 from mvmci.stores.nats.presence import Presence
+from tests.chaos.proxy import Proxy
 from tests.conftest import open_nats
 
 LONG_S = 30.0
@@ -28,6 +29,7 @@ ROUNDS = 50
 STEP_S = 0.0001
 STEPS = 8
 CALLED_OFF_MIN = 5
+TRIES = 5
 CHANGES, CHANGES_S = 800, 8.0
 
 listening_or_asking = pytest.mark.parametrize("listens", [True, False], ids=["listening", "asking"])
@@ -483,6 +485,21 @@ async def test_a_connection_whose_closing_is_called_off_leaves_no_socket_and_no_
     await asyncio.sleep(0)  # in which a transport that is closing lets go of its socket
     assert asyncio.all_tasks() == tasks
     assert os.listdir("/proc/self/fd") == files
+
+
+async def test_a_connection_that_came_to_nothing_is_let_go_before_the_next_is_made(broker: Broker) -> None:
+    """As to a broker that stands still: the kernel connects, and nobody speaks."""
+    seen: set[asyncio.Task[None]] = set()
+    async with Proxy(broker.url).serve() as proxy, asyncio.timeout(LONG_S):
+        link = Link(proxy.url, "test")
+        await link.open()
+        proxy.hole()
+        proxy.cut()
+        while len(seen) < TRIES:
+            await asyncio.sleep(0.02)
+            seen |= proxy.connections
+        assert len(proxy.connections) <= 2  # the last, and the one before it may be on its way out
+        await link.close()
 
 
 async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobody_waiting(

@@ -293,9 +293,12 @@ class Link:
         except (TimeoutError, OSError, nats.errors.Error):
             pass  # there is nothing more that it could lose
         finally:
-            if self._client._transport is not None:  # the library looks after it only if all went well
-                self._client._transport.close()  # type: ignore[no-untyped-call]
+            self._let_go()  # the library does so only if all went well
         self._give_up()
+
+    def _let_go(self) -> None:
+        if self._client._transport is not None:
+            self._client._transport.close()  # type: ignore[no-untyped-call]
 
     async def publish(
         self, subject: str, data: bytes = b"", *, headers: dict[str, str] | None = None, reply: str = ""
@@ -538,7 +541,12 @@ class Link:
             call()
 
     async def _failed(self, error: Exception) -> None:
-        """What the library reports here shows as a missing answer to whoever waits for one."""
+        """What the library reports here shows as a missing answer to whoever waits for one.
+
+        A connection that came to nothing it would forget, open as it is, and make the next.
+        """
+        if not self._client.is_connected:
+            self._let_go()
         if not self._up.is_set() and _is_refusal(error):
             self._refusals += 1 if self._inbox else REFUSALS_MAX  # without one, it was never let in
             if self._refusals >= REFUSALS_MAX:
