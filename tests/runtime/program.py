@@ -2,7 +2,7 @@
 
     program.py PACE supervise --cluster C [--attached PID]
     program.py PACE ROLE --cluster C [--name N] [--exit CODE] [--live S] [--stubborn N] [--leave S]
-                         [--listen HOST:PORT]
+                         [--listen HOST:PORT] [--deaf]
 
 Each unit appends lines to `said` in the cluster's folder, one write each: `<name> began <pid> <time>`,
 and for a SIGTERM that it takes `<name> asked …`, and `<name> ended …` when it goes because of one.
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--leave", type=float, default=0.0)
     parser.add_argument("--print", default="")
     parser.add_argument("--listen")
+    parser.add_argument("--deaf", action="store_true")  # does not listen there
     args = parser.parse_args()
     root = Path(os.environ["MVMCI_STATE"])
     if args.role == "supervise":
@@ -62,7 +63,7 @@ def unit(said: Path, args: argparse.Namespace) -> None:
     def say(what: str) -> None:
         os.write(file, f"{args.name} {what} {os.getpid()} {time.monotonic()}\n".encode())
 
-    if args.listen:
+    if args.listen and not args.deaf:
         host, _, port = args.listen.rpartition(":")
         listener = socket.create_server((host, int(port)))  # noqa: F841 (as long as this process)
     say("began")

@@ -29,7 +29,7 @@ from mvmci.runtimes.local import Local
 from mvmci.runtimes.processes import Known, open_alive, this_process
 
 PROGRAM = Path(__file__).parent / "program.py"
-PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 0.5, "look_every_s": 0.05}
+PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
 ANSWER_S_MAX = 60
 POLL_S = 0.01
 
@@ -523,9 +523,9 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     balancer = unit("b-1", *listens, role="balancer")
     await place.runs(balancer, W1)
     assert [one.state for one in place.local.units()] == ["ready", "starting"]
-    deaf = unit("b-2", "--listen=127.0.0.1:1", "--exit=0", "--live=60", role="balancer")
-    await place.local.apply((deaf,))
-    await until(lambda: [one.name for one in place.local.units() if one.pid] == ["b-2"])
+    await place.local.apply((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
+    await until(lambda: "b-2 began" in place.order())
+    assert [one.name for one in place.local.units()] == ["b-2"]
     assert place.local.units()[0].state == "starting"
 
 
