@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Server, copy_code, need, serving
-from tests.cli.program import Mvmci, fresh, steps, until
+from tests.cli.program import ANSWER_S_MAX, Mvmci, fresh, steps, until
 from tests.cluster.conftest import Cluster
 
 Guest = Callable[[str], Path]
@@ -125,26 +127,49 @@ def test_a_cancel_ends_a_running_job(way: Way, guest: Guest) -> None:
     assert time.monotonic() - began < CANCEL_S
 
 
+@contextmanager
+def in_an_effect(way: Way, guest: Guest, job: str) -> Iterator[None]:
+    """`job` asks for `a`, `held` and `b`; meanwhile it is in the second, which may be repeated."""
+    may_go = threading.Event()
+
+    def hold(path: str) -> None:
+        if path == f"/{job}/held":
+            may_go.wait(ANSWER_S_MAX)
+
+    asked = [{"method": "POST", "url": f"{way.server.url}/{job}/{name}"} for name in ("a", "held", "b")]
+    body = steps(*({"http": one | {"idempotent": "held" in one["url"]}} for one in asked))
+    way.server.on_request = hold
+    try:
+        assert way.mvmci("submit", guest("script"), "--id", job, "--input", body).code == 0
+        until(lambda: way.server.count(f"/{job}/held") == 1, lambda: way.status(job))
+        yield
+    finally:
+        may_go.set()
+
+
+def assert_each_effect_once(way: Way, job: str) -> None:
+    """It ends, and what it asked for in `in_an_effect` was seen once, or under one key."""
+    done = way.mvmci("wait", job)
+    assert done.code == 0, done
+    assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
+    assert len({key for path, key in way.server.requests if path == f"/{job}/held"}) == 1
+
+
 @pytest.mark.parametrize("victim", ["worker", "executor"])
 def test_whoever_is_killed_a_workflow_goes_on_and_repeats_no_effect(
     way: Way, guest: Guest, victim: str
 ) -> None:
     job = fresh(f"kill-{victim}")
-    first, last = ({"http": {"method": "POST", "url": f"{way.server.url}/{job}/{name}"}} for name in "ab")
-    body = steps(first, {"sleep": 3_000}, last)
-    assert way.mvmci("submit", guest("script"), "--id", job, "--input", body).code == 0
-    until(lambda: way.server.count(f"/{job}/a") == 1, lambda: way.status(job))
-    killed = way.status(job)[victim]
-    os.kill(way.pid(killed), signal.SIGKILL)
-    began = time.monotonic()
-    holder_died = victim == "executor" or way.access == "per-worker"
-    if holder_died:
-        until(lambda: way.status(job)["epoch"] == 2, lambda: way.status(job))
-        assert time.monotonic() - began < ELSEWHERE_S
-    done = way.mvmci("wait", job)
-    assert done.code == 0, done
+    with in_an_effect(way, guest, job):
+        killed = way.status(job)[victim]
+        os.kill(way.pid(killed), signal.SIGKILL)
+        began = time.monotonic()
+        holder_died = victim == "executor" or way.access == "per-worker"
+        if holder_died:
+            until(lambda: way.status(job)["epoch"] == 2, lambda: way.status(job))
+            assert time.monotonic() - began < ELSEWHERE_S
+    assert_each_effect_once(way, job)
     assert way.status(job)["epoch"] == (2 if holder_died else 1), "a running job is not started again"
-    assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
     way.cluster.all_ready()
 
 
@@ -155,17 +180,12 @@ def test_whatever_else_is_killed_what_runs_goes_on_and_new_jobs_begin(
     if victim == "balancer" and "HAProxy" not in way.access:
         pytest.skip("this access has no balancer")
     job = fresh(f"kill-{victim}")
-    first, last = ({"http": {"method": "POST", "url": f"{way.server.url}/{job}/{name}"}} for name in "ab")
-    body = steps(first, {"sleep": 2_000}, last)
-    assert way.mvmci("submit", guest("script"), "--id", job, "--input", body).code == 0
-    until(lambda: way.server.count(f"/{job}/a") == 1, lambda: way.status(job))
-    killed = way.pid(f"{victim}-1")
-    os.kill(killed, signal.SIGKILL)
-    until(lambda: way.cluster.pids()[f"{victim}-1"] not in (killed, None), way.cluster.ps)
-    assert way.mvmci("submit", guest("exit"), "--wait").code == 0
-    done = way.mvmci("wait", job)
-    assert done.code == 0, done
-    assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
+    with in_an_effect(way, guest, job):
+        killed = way.pid(f"{victim}-1")
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: way.cluster.pids()[f"{victim}-1"] not in (killed, None), way.cluster.ps)
+        assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    assert_each_effect_once(way, job)
     assert way.status(job)["epoch"] == 1, "its holder lived all the time"
     way.cluster.all_ready()
 

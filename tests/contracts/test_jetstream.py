@@ -117,6 +117,7 @@ async def test_an_acknowledged_append_survives_kill_9(broker: Broker) -> None:
 
 async def test_a_pull_that_spans_a_restart_gets_its_hint(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
+    assert await store.hints.pull("q", wait_s=0.1) is None  # from now on it is told of what comes
     waiting = asyncio.create_task(store.hints.pull("q", wait_s=LONG_S))
     await asyncio.sleep(0.1)
     await restart(broker)

@@ -41,7 +41,9 @@ async def test_every_line_about_a_cluster_is_a_number(folder: Path) -> None:
     assert len(lines) > 10
     for line in lines:
         assert line.values, line.what
-        assert all(math.isfinite(value) and value >= 0 for value in line.values), line
+        assert all(math.isfinite(value) for value in line.values), line
+        if line.what != "an effect, journaled":  # that is a difference, of few here
+            assert min(line.values) >= 0, line
     assert lines_table(lines).count("\n") == len(lines) + 1
 
 
