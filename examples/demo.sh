@@ -64,6 +64,7 @@ while read -r line; do
         worker=$("$mvmci" status release --json | field worker)
         kill -9 "$("$mvmci" ps --json | field pid "$worker")"
         echo "-- kill -9 of $worker --"
+        show drain "$worker" # it is started again at once, and could go on with it as well as any other
         ;;
     esac
 done <"$here/said"

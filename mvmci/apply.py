@@ -30,7 +30,7 @@ from mvmci.holder import load
 from mvmci.home import VERSION, Facts, Home
 from mvmci.job import Limits
 from mvmci.journal import Spec, status
-from mvmci.plan import EMBEDDED, SERVING, between
+from mvmci.plan import EMBEDDED, SERVING, Unit, between
 from mvmci.proposal import Proposal, broker_of, check_broker, propose, settings_of, url_of
 from mvmci.roster import Roster, Row, rows
 from mvmci.runtime import GRACE_S, Ground
@@ -416,14 +416,14 @@ async def drain(home: Home, name: str, *, undo: bool) -> None:
         raise StoreUnavailable(f"cluster {home.cluster} was never brought up here", hint="`mvmci up FILE`")
     cluster = await open_cluster(authority.admin(facts.login), announce=False)
     try:
-        there = {member.unit: member for member in await cluster.store.presence.members()}
-        if name not in there:
-            known = sorted(unit for unit, member in there.items() if member.about.role in DRAIN)
+        roles = _roles(await cluster.store.presence.members(), home.runtime().planned())
+        if name not in roles:
+            known = sorted(unit for unit, role in roles.items() if role in DRAIN)
             raise NotFound(
                 f"no unit {name} of {home.cluster} is there", hint=f"there are {', '.join(known) or 'none'}"
             )
-        if there[name].about.role not in DRAIN:
-            raise Usage(f"{name} is a {there[name].about.role}", hint="only workers and executors take jobs")
+        if roles[name] not in DRAIN:
+            raise Usage(f"{name} is a {roles[name]}", hint="only workers and executors take jobs")
         key = f"drain.{name}"
         if undo:
             await cluster.config.delete(key)
@@ -433,6 +433,12 @@ async def drain(home: Home, name: str, *, undo: bool) -> None:
             await asyncio.sleep(LOOK_EVERY_S)
     finally:
         await cluster.close()
+
+
+def _roles(members: Sequence[Member], planned: Sequence[Unit]) -> dict[str, str]:
+    """Of each unit that is there or is to be: one that has just started has not said yet what it is."""
+    said = {member.unit: member.about.role for member in members if member.about.role}
+    return {unit.name: str(unit.role) for unit in planned} | said
 
 
 def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:

@@ -265,6 +265,26 @@ def test_a_drained_worker_finishes_its_jobs_and_takes_no_more(demo: Cluster, gue
     assert_sentence(demo.mvmci("drain", "control-plane-1"), 2, "control-plane-1 is a control-plane")
 
 
+def test_a_worker_that_was_killed_can_be_drained_and_is_when_it_is_back(demo: Cluster) -> None:
+    """Its keeper is stopped meanwhile, or it would be back at once."""
+    killed = demo.pids()["worker-1"]
+    assert killed is not None
+    supervisor = json.loads((demo.folder / "supervisor.json").read_bytes())["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        os.kill(killed, signal.SIGKILL)
+        assert demo.mvmci("drain", "worker-1").code == 0
+        until(lambda: demo.states()["worker-1"] == "down", demo.ps)
+        done = demo.mvmci("drain", "worker-1")
+        assert (done.code, done.text) == (0, "worker-1 is drained: it has no job, and takes none\n")
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    until(lambda: demo.units()["worker-1"]["pid"] not in (killed, None), demo.ps)
+    until(lambda: demo.states()["worker-1"] == "draining", demo.ps)
+    assert demo.mvmci("drain", "worker-1", "--undo").code == 0
+    demo.all_ready()
+
+
 def _nothing(cluster: Cluster) -> Path:
     """A module that does nothing."""
     from mvmci.apply import NOTHING

@@ -420,3 +420,14 @@ async def test_a_proposal_that_somebody_else_has_overtaken_is_not_applied(place:
     assert caught.value.message == "demo was changed by somebody else just now"
     assert not up.begun
     place.home.check_free()
+
+
+# ---- Who can be drained
+
+
+def test_a_unit_that_has_just_started_is_what_the_plan_says() -> None:
+    worker = Unit(name="worker-1", role="worker", host="local")
+    silent = Member(unit="worker-1", incarnation="new")
+    by_hand = Member(unit="mac-7", incarnation="i", about=About(role="executor"))
+    assert apply._roles([silent, by_hand], [worker]) == {"worker-1": "worker", "mac-7": "executor"}
+    assert apply._roles([silent], []) == {}
