@@ -17,6 +17,7 @@ from tests.chaos.test_stopped_worker import unit_of, until
 
 LIGHT = 1_000
 AT_ONCE = 128
+SHARE = 1 / 5  # that one of the five free slots should take
 WORKFLOWS = 10
 EFFECTS = 100
 TURNS = "16000"  # millions: some 30 s of one processor
@@ -87,7 +88,7 @@ async def test_a_thousand_light_jobs_and_ten_long_workflows_do_not_wait_for_one_
         f"{last_light:.1f} s, the last workflow after {last_workflow:.1f} s"
     )
     assert burned_s > 10, "it was over too soon to be in anybody's way"
-    assert beside, "the other slot of its worker stood idle"
+    assert beside > LIGHT * SHARE / 4, "the other slot of its worker hardly took any"
     assert last_light < burned_s
     assert last_workflow < burned_s
     assert outside.total == WORKFLOWS * EFFECTS
