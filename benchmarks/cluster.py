@@ -22,8 +22,8 @@ from benchmarks import figures
 from benchmarks.figures import Line, percentile
 from benchmarks.processes import cpu_of, resident_mb, start, stop
 from benchmarks.program import Client, Cluster, step, tiny
-from mvmci.journal import Lease, records_of
-from mvmci.submission import cancel, submit, until_ended
+from mvmci.jobs.journal import Lease, records_of
+from mvmci.journals.client import cancel, submit, until_ended
 
 WORKERS = 3
 NOTICE_S_MAX = 60.0

@@ -20,14 +20,14 @@ from typing import Any
 from benchmarks.figures import Line, deciles
 from benchmarks.processes import ROOT
 from benchmarks.program import DIST, step, tiny
-from mvmci.allow import Allow
-from mvmci.engines.embedded import Embedded
-from mvmci.holder import load
-from mvmci.journal import Spec, status
-from mvmci.sandbox.host import Host
+from mvmci.engines.embedded.engine import Embedded
+from mvmci.engines.embedded.host import Host
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Spec, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.store import Store, keep_text
 from mvmci.stores.memory import Memory
-from mvmci.submission import submit
 
 
 @dataclass(frozen=True)

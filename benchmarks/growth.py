@@ -22,13 +22,13 @@ import wasmtime
 from benchmarks.figures import number, spread, table, tail
 from benchmarks.processes import ROOT, cpu_of, resident_mb
 from benchmarks.program import NAME, Client, Cluster, step, tiny
-from mvmci.home import Home
-from mvmci.journal import Done, Entry, Journal, Lease, Spec
+from mvmci.cluster.identity import Identity, Login
+from mvmci.deploy.state import Home
+from mvmci.jobs.journal import Done, Entry, Journal, Lease, Spec
+from mvmci.journals.client import submit
 from mvmci.stores import open_cluster
 from mvmci.stores.nats.hints import PULL_S
 from mvmci.stores.nats.link import accepted
-from mvmci.submission import submit
-from mvmci.ticket import Identity, Login
 from mvmci.trust.authority import Authority
 
 ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as ended are no work

@@ -26,12 +26,12 @@ import wasmtime
 from benchmarks.processes import ROOT, children
 from mvmci.cli.options import client_of, spread
 from mvmci.cli.submit import SUBMITS_AT_ONCE
-from mvmci.job import Limits, Payload
-from mvmci.journal import Done, Entry, Journal, Spec, records_of
+from mvmci.jobs.job import Limits, Payload
+from mvmci.jobs.journal import Done, Entry, Journal, Spec, records_of
+from mvmci.journals.client import submit, until_ended
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Broker
 from mvmci.stores.nats.link import LASTS_MAX, Reply
-from mvmci.submission import submit, until_ended
 
 DIST = ROOT / "dist"
 NAME = "bench"

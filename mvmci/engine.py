@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.allow import Allow
-from mvmci.journal import Entry
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Entry
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -12,10 +12,10 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci import broker
-from mvmci.plan import Place, Plan, Role, Unit
-from mvmci.ticket import Login
-from mvmci.topology import Topology
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import Place, Plan, Role, Unit
+from mvmci.cluster.identity import Login
+from mvmci.cluster.topology import Topology
 from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
@@ -51,7 +51,7 @@ class Ground:
 
     authority: Authority
     login: Login
-    broker: broker.Settings | None
+    broker: BrokerSettings | None
     topology: Topology
     plan: Plan
     refused: frozenset[str] = frozenset()

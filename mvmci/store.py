@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.job import INLINE_BYTES_MAX, Payload
-from mvmci.journal import Entry, Lease, MessageKind
+from mvmci.jobs.job import INLINE_BYTES_MAX, Payload
+from mvmci.jobs.journal import Entry, Lease, MessageKind
 
 CHUNK_BYTES_MAX = 64 << 10
 MESSAGE_BYTES_MAX = 1 << 20  # nats-server's default limit, and ours for every store

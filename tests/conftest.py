@@ -16,7 +16,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from mvmci.broker import serve
+from mvmci.roles.broker import serve
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.memory import Memory
 from mvmci.stores.nats import ensure, open_cluster, remove

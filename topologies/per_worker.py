@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mvmci.plan import Plan, central, workers
-from mvmci.topology import Topology
+from mvmci.cluster.deployment import Plan, central, workers
+from mvmci.cluster.topology import Topology
 
 
 def plan(topology: Topology) -> Plan:

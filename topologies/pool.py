@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mvmci.plan import BROKER, LISTENS, Plan, balancer, central, executors, workers
-from mvmci.topology import Executors, Topology
+from mvmci.cluster.deployment import BROKER, LISTENS, Plan, balancer, central, executors, workers
+from mvmci.cluster.topology import Executors, Topology
 
 
 def plan(topology: Topology) -> Plan:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mvmci.plan import LISTENS, Plan, central, executors, planes, workers
-from mvmci.topology import Topology
+from mvmci.cluster.deployment import LISTENS, Plan, central, executors, planes, workers
+from mvmci.cluster.topology import Topology
 
 
 def plan(topology: Topology) -> Plan:

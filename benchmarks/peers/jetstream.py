@@ -14,7 +14,7 @@ from pathlib import Path
 import nats
 from nats.js.api import StreamConfig
 
-from mvmci.broker import Broker
+from mvmci.roles.broker import Broker
 
 IN_FLIGHT = 64
 PAYLOAD = b"x" * 300

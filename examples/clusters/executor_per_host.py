@@ -1,7 +1,7 @@
 """One executor on each host that is present; the broker balances them."""
 
-from mvmci.plan import BROKER, Plan, Unit, central, hosts_of, workers
-from mvmci.topology import Topology
+from mvmci.cluster.deployment import BROKER, Plan, Unit, central, hosts_of, workers
+from mvmci.cluster.topology import Topology
 
 
 def plan(topology: Topology) -> Plan:

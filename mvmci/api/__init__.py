@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mvmci.executor import Executor
+    from mvmci.engines.server import Executor
     from mvmci.stores.nats import Cluster
 
 log = logging.getLogger(__name__)

@@ -31,10 +31,10 @@ from mvmci.api import answers, engine, openapi
 from mvmci.api.answers import Refused
 from mvmci.api.jobs import Jobs
 from mvmci.api.metrics import CONTENT_TYPE, Metrics
+from mvmci.engines.server import Executor
 from mvmci.errors import MvmciError, StoreUnavailable, Usage
-from mvmci.executor import Executor
-from mvmci.files import sweep
 from mvmci.store import Store
+from mvmci.system.files import sweep
 
 OPEN = frozenset({"/health", "/version"})  # for balancers, and for whoever looks who is there
 KEEP_ALIVE_S = 75.0  # for the next request of a connection, and for the headers of its first

@@ -15,11 +15,11 @@ from typing import IO
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mvmci import job as jobs
-from mvmci import module
 from mvmci.api.answers import Refused
 from mvmci.errors import BadModule, Usage
-from mvmci.module import Module
+from mvmci.jobs import job as jobs
+from mvmci.jobs import module
+from mvmci.jobs.module import Module
 
 JSON_BYTES_MAX = 16 << 20
 JSON_S = 60.0

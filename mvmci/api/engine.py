@@ -14,8 +14,8 @@ from aiohttp import web
 from mvmci.api.answers import NDJSON, WRITE_S, Refused
 from mvmci.api.bodies import read_json
 from mvmci.engines.remote import Order, Word
+from mvmci.engines.server import Executor, Full, comes_soon
 from mvmci.errors import Usage
-from mvmci.executor import Executor, Full, comes_soon
 
 _orders = msgspec.json.Decoder(Order)
 _encode = msgspec.json.Encoder().encode

@@ -19,17 +19,17 @@ from aiohttp import web
 
 from mvmci.api import answers, bodies
 from mvmci.api.answers import Refused
+from mvmci.config.quantity import format_duration, parse_duration
 from mvmci.errors import NotFound, NotYet, StoreFull, Usage
-from mvmci.holder import load
-from mvmci.job import check_id
-from mvmci.journal import Journal
-from mvmci.module import Module
-from mvmci.order import KEYS, Digests, Order, check, key, spec_of, values_of
-from mvmci.output import LATE_S, Viewer, Watch, last_attempt, late_s
-from mvmci.quantity import format_duration, parse_duration
-from mvmci.standing import summary_of
+from mvmci.jobs.job import check_id
+from mvmci.jobs.journal import Journal
+from mvmci.jobs.module import Module
+from mvmci.journals.client import cancel, mint_id, submit, until_ended
+from mvmci.journals.holder import load
+from mvmci.journals.logs import LATE_S, Viewer, Watch, last_attempt, late_s
+from mvmci.journals.request import KEYS, Digests, Order, check, key, spec_of, values_of
+from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store, load_text
-from mvmci.submission import cancel, mint_id, submit, until_ended
 
 UPLOADS_MAX = 4  # at once; each may take 256 MiB of disk
 MODULES_KNOWN_MAX = 1024

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from mvmci import __version__
-from mvmci.executor import Executor
+from mvmci.engines.server import Executor
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("ended", "released", "held", "fenced", "failed")

@@ -11,8 +11,8 @@ from mvmci import __version__
 from mvmci.api.answers import NDJSON
 from mvmci.api.jobs import START, START_NEEDS, STREAMS, WAIT_MS, WAIT_MS_MAX
 from mvmci.engines.remote import Order, Word
-from mvmci.job import ID_PATTERN
-from mvmci.summary import Summary
+from mvmci.jobs.job import ID_PATTERN
+from mvmci.jobs.summary import Summary
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{name}"

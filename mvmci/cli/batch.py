@@ -15,7 +15,7 @@ import msgspec
 
 from mvmci.cli.order import STDIN, Files, read_file
 from mvmci.errors import Usage
-from mvmci.order import KEYS, Checked, Order, key, values_of
+from mvmci.journals.request import KEYS, Checked, Order, key, values_of
 
 BATCH_BYTES_MAX = 256 << 20
 LINES_MAX = 100_000

@@ -66,14 +66,15 @@ def validate_verb(files: tuple[Path, ...]) -> int:
 
 
 def _validated(file: Path) -> str:
-    from mvmci import module, topology
+    from mvmci.cluster import topology
+    from mvmci.jobs import module
 
     try:
         data = file.read_bytes()
     except OSError as error:
         raise Usage(f"{file} cannot be read: {error.strerror}") from None
     if file.suffix in (".yaml", ".yml"):
-        from mvmci.access import accesses
+        from mvmci.deploy.access import accesses
 
         found = topology.load(data, name=str(file), accesses=accesses())
         return f"a topology, access {found.access} on {found.runtime}"
@@ -84,7 +85,7 @@ def _validated(file: Path) -> str:
 @click.command("schema", epilog=examples("mvmci schema > topology.schema.json"))
 def schema_verb() -> int:
     """Print the JSON Schema of topology files, for editors."""
-    from mvmci import topology
+    from mvmci.cluster import topology
 
     click.echo(json.dumps(topology.schema(), indent=2))
     return 0
@@ -142,7 +143,7 @@ def _state(state: Path) -> str:
 
 async def _isolation(state: Path) -> str:
     from mvmci.sandbox.confinement import LEVELS
-    from mvmci.sandbox.nursery import Nursery
+    from mvmci.sandbox.forkserver import Nursery
 
     root = state / HOST
     root.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -157,6 +158,6 @@ async def _isolation(state: Path) -> str:
 
 
 def _broker() -> str:
-    from mvmci.broker import find_server
+    from mvmci.roles.broker import find_server
 
     return str(find_server())

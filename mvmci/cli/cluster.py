@@ -30,10 +30,10 @@ from mvmci.cli.options import (
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 
 if TYPE_CHECKING:
-    from mvmci.apply import Up
-    from mvmci.home import Home
-    from mvmci.proposal import Proposal
-    from mvmci.roster import Roster, Row
+    from mvmci.deploy.changes import Proposal
+    from mvmci.deploy.state import Home
+    from mvmci.deploy.status import Roster, Row
+    from mvmci.deploy.up import Up
 
 LOOK_EVERY_S = 1.0
 WIDTH = 200  # of tables, off a terminal
@@ -73,8 +73,8 @@ def up_verb(
 async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
-    from mvmci.apply import Up
-    from mvmci.proposal import check_front, check_lent, propose
+    from mvmci.deploy.changes import check_front, check_lent, propose
+    from mvmci.deploy.up import Up
 
     make_state(state)
     proposal = propose(state, file, runtime)
@@ -105,7 +105,7 @@ async def _up(
 
 async def _all_ready(proposal: Proposal, as_json: bool) -> bool:
     """Say that there is nothing to do, where that is so."""
-    from mvmci.apply import look
+    from mvmci.deploy.up import look
 
     home = proposal.home
     try:
@@ -142,7 +142,7 @@ async def _foreground(up: Up, home: Home, view: _View, as_json: bool) -> int:
 
 async def _watch(home: Home, view: _View) -> None:
     """Show how the units are, until none of them is kept running any more."""
-    from mvmci.apply import look
+    from mvmci.deploy.up import look
 
     ended = asyncio.create_task(home.runtime().ended())
     try:
@@ -254,7 +254,7 @@ def _table(units: Sequence[Row]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.proposal import check_front, check_lent, propose
+    from mvmci.deploy.changes import check_front, check_lent, propose
 
     proposal = propose(state, file, runtime)
     for warning in run_async(check_lent(proposal)):
@@ -296,8 +296,8 @@ def _lines(proposal: Proposal) -> list[str]:
 @state_option
 def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     """The units of a cluster, those that joined by hand too, and how they are."""
-    from mvmci.apply import look
-    from mvmci.home import Home
+    from mvmci.deploy.state import Home
+    from mvmci.deploy.up import look
 
     home = Home(state, find_cluster(state, cluster))
     roster = run_async(look(home, lambda: client_of(home.folder)))
@@ -322,8 +322,8 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 @state_option
 def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, state: Path) -> int:
     """Stop all that `up` started. What jobs left stays, and the next `up` goes on with it."""
-    from mvmci.apply import down
-    from mvmci.home import Home
+    from mvmci.deploy.state import Home
+    from mvmci.deploy.up import down
 
     home = Home(state, find_cluster(state, _named(file) if file is not None else cluster))
     ran = run_async(down(home, grace_s=grace / 1000, purge=purge))
@@ -335,7 +335,7 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
 
 def _named(file: Path) -> str:
     """The cluster of a file. Raises Usage."""
-    from mvmci.proposal import read_file
+    from mvmci.deploy.changes import read_file
 
     return read_file(file)[1].cluster
 
@@ -350,8 +350,8 @@ def _named(file: Path) -> str:
 @state_option
 def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
     """Let a worker or an executor take no more jobs, and wait until it has none. It stays, also restarted."""
-    from mvmci.apply import drain
-    from mvmci.home import Home
+    from mvmci.deploy.state import Home
+    from mvmci.deploy.up import drain
 
     home = Home(state, find_cluster(state, cluster))
     run_async(drain(home, name, undo=undo))
@@ -366,7 +366,7 @@ def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
 @json_option
 def topologies_verb(as_json: bool) -> int:
     """The accesses that a cluster file can name, and what each is for."""
-    from mvmci.access import accesses
+    from mvmci.deploy.access import accesses
 
     found = {access.name: access.about for access in accesses().values()}
     if as_json:
@@ -383,8 +383,8 @@ def topologies_verb(as_json: bool) -> int:
 @state_option
 def supervise_verb(cluster: str, attached: int | None, state: Path) -> int:
     """Keep the units of a cluster running: what `up` starts, and leaves behind."""
-    from mvmci.runtimes.processes import clean_environment, die_with, this_program
-    from mvmci.runtimes.supervisor import supervise
+    from mvmci.runtimes.local.supervisor import supervise
+    from mvmci.system.processes import clean_environment, die_with, this_program
 
     if attached is not None:
         die_with(attached, signal.SIGTERM)

@@ -88,7 +88,7 @@ def init_verb(directory: Path, access: str) -> int:
 
 def _topology(directory: Path, name: str) -> str:
     """The file that lies beside the access, for a cluster of the directory's name where that can be one."""
-    from mvmci.access import find_access
+    from mvmci.deploy.access import find_access
 
     access = find_access(name)
     text = access.example

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
-from mvmci.quantity import parse_duration, parse_size
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
     from asyncio import AbstractEventLoop
 
+    from mvmci.cluster.identity import Identity
     from mvmci.store import Store
     from mvmci.stores.nats.link import Link
-    from mvmci.ticket import Identity
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,7 +103,7 @@ def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 
 def complete_access(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The accesses that are installed, for tab completion."""
-    from mvmci.access import accesses
+    from mvmci.deploy.access import accesses
 
     return [name for name in accesses() if name.startswith(incomplete)]
 
@@ -116,7 +116,7 @@ def find_cluster(state: Path, name: str | None) -> str:
 
     Raises StoreUnavailable where there is none, Usage where there are several.
     """
-    from mvmci.job import check_id
+    from mvmci.jobs.job import check_id
 
     if name is not None:
         check_id(name, "cluster name")
@@ -239,7 +239,7 @@ async def _renew(link: Link, path: Path) -> None:
     import time
 
     from mvmci.trust.authority import read_identity
-    from mvmci.trust.enrolment import is_due, renew
+    from mvmci.trust.enrol.client import is_due, renew
 
     identity = read_identity(path)
     if identity is None or not is_due(identity, time.time()):
@@ -254,7 +254,7 @@ def client_of(folder: Path) -> Identity:
 
     Raises TicketRefused, StoreUnavailable, Usage.
     """
-    from mvmci.ticket import Identity
+    from mvmci.cluster.identity import Identity
 
     if (folder / "keys").is_dir():
         made = _made_here(folder)
@@ -274,7 +274,7 @@ def _made_here(folder: Path) -> Identity | None:
 
     import msgspec
 
-    from mvmci.ticket import Login
+    from mvmci.cluster.identity import Login
     from mvmci.trust.authority import Authority, read_identity
 
     facts = _read(folder / "cluster.json", dict)

@@ -17,12 +17,12 @@ from typing import Any
 
 import click
 
-from mvmci import module
 from mvmci.cli.options import Decorator, Duration, Size, option
 from mvmci.errors import Usage
-from mvmci.journal import Spec
-from mvmci.module import Module
-from mvmci.order import INPUT_BYTES_MAX, Checked, Digests, Order, check, spec_of
+from mvmci.jobs import module
+from mvmci.jobs.journal import Spec
+from mvmci.jobs.module import Module
+from mvmci.journals.request import INPUT_BYTES_MAX, Checked, Digests, Order, check, spec_of
 from mvmci.store import Store
 
 STDIN_BYTES_MAX = 256 << 20
@@ -98,8 +98,8 @@ class Files:
         for name in list(self._data):
             self._digests[name] = await store.blobs.put(self._data.pop(name))
         for directory in self._directories:
-            from mvmci import tree
-            from mvmci.sandbox import workspace
+            from mvmci.engines.embedded import workspace
+            from mvmci.jobs import tree
 
             snapshot = await workspace.scan(directory, store.blobs)
             self._digests[directory] = await store.blobs.put(tree.encode(snapshot.tree))

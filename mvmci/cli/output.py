@@ -15,9 +15,9 @@ import msgspec
 
 from mvmci.cli.options import Place
 from mvmci.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_TIMED_OUT
-from mvmci.journal import Journal, status
-from mvmci.output import Viewer
-from mvmci.standing import summary_of
+from mvmci.jobs.journal import Journal, status
+from mvmci.journals.logs import Viewer
+from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store
 
 STDOUT, STDERR = 1, 2

@@ -12,7 +12,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from mvmci import job as jobs
 from mvmci.cli.options import (
     Place,
     examples,
@@ -25,9 +24,9 @@ from mvmci.cli.options import (
 )
 from mvmci.cli.output import Printer, standard_streams
 from mvmci.errors import NotFound, Usage
-from mvmci.holder import load
-from mvmci.job import STATUSES
-from mvmci.journal import (
+from mvmci.jobs import job as jobs
+from mvmci.jobs.job import STATUSES
+from mvmci.jobs.journal import (
     AnyRecord,
     Cancel,
     Done,
@@ -40,12 +39,13 @@ from mvmci.journal import (
     Spec,
     status,
 )
-from mvmci.output import LATE_S, Watch, last_attempt, late_s
-from mvmci.replay import show
-from mvmci.standing import summary_of
+from mvmci.jobs.replay import show
+from mvmci.jobs.summary import Summary, rfc3339, summarise
+from mvmci.journals.client import until_ended
+from mvmci.journals.holder import load
+from mvmci.journals.logs import LATE_S, Watch, last_attempt, late_s
+from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
-from mvmci.submission import until_ended
-from mvmci.summary import Summary, rfc3339, summarise
 
 TOLD_CHARS_MAX = 200
 PAYLOADS_AT_ONCE = 64
@@ -276,7 +276,7 @@ def artifacts_verb(job: str, output: Path | None, place: Place, as_json: bool) -
 
 async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:
     """Write one artifact beneath `output`, which it cannot leave."""
-    from mvmci.tree import check_path
+    from mvmci.jobs.tree import check_path
 
     check_path(artifact.path)
     target = output / artifact.path

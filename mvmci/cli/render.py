@@ -31,7 +31,7 @@ def render_verb(file: Path, format: str, output: Path | None) -> int:
     Its `secrets` and `state` are the cluster's keys: who has them is the cluster.
     """
     del format  # there is one
-    from mvmci.rendering import render_compose
+    from mvmci.deploy.render import render_compose
 
     folder = render_compose(file, output)
     click.echo(f"{folder} is ready: `docker compose up -d`, or `docker-compose up -d`, starts it there")

@@ -16,8 +16,6 @@ from typing import Any
 import click
 import msgspec
 
-from mvmci import job as jobs
-from mvmci.allow import Allow
 from mvmci.cli.options import (
     HOST,
     LOCAL,
@@ -38,11 +36,13 @@ from mvmci.cli.output import Printer, report, standard_streams
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
-from mvmci.holder import load
-from mvmci.order import Checked, Order
-from mvmci.output import Watch
+from mvmci.jobs import job as jobs
+from mvmci.jobs.allow import Allow
+from mvmci.journals.client import mint_id, submit
+from mvmci.journals.holder import load
+from mvmci.journals.logs import Watch
+from mvmci.journals.request import Checked, Order
 from mvmci.store import Store
-from mvmci.submission import mint_id, submit
 
 
 @click.command(

@@ -30,16 +30,16 @@ from mvmci.cli.options import (
 )
 from mvmci.cli.order import Files, order_options, who
 from mvmci.cli.output import Printer, report, standard_streams, tell_end
+from mvmci.config.quantity import format_duration
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
-from mvmci.holder import load
-from mvmci.job import check_id
-from mvmci.journal import Journal, status
-from mvmci.order import Order
-from mvmci.output import Watch, last_attempt
-from mvmci.quantity import format_duration
-from mvmci.standing import summary_of
+from mvmci.jobs.job import check_id
+from mvmci.jobs.journal import Journal, status
+from mvmci.journals.client import cancel, mint_id, submit, until_ended
+from mvmci.journals.holder import load
+from mvmci.journals.logs import Watch, last_attempt
+from mvmci.journals.request import Order
+from mvmci.journals.status import summary_of
 from mvmci.store import Store
-from mvmci.submission import cancel, mint_id, submit, until_ended
 
 if TYPE_CHECKING:
     from mvmci.cli.batch import Line

@@ -29,13 +29,13 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
+from mvmci.cluster.identity import ROLES, Identity, Role, Ticket, encode
 from mvmci.errors import StoreUnavailable, Usage
-from mvmci.job import check_id
-from mvmci.summary import rfc3339
-from mvmci.ticket import ROLES, Identity, Role, Ticket, encode
+from mvmci.jobs.job import check_id
+from mvmci.jobs.summary import rfc3339
 
 if TYPE_CHECKING:
-    from mvmci.home import Facts
+    from mvmci.deploy.state import Facts
     from mvmci.stores.nats.config import Config
     from mvmci.trust.authority import Authority
     from mvmci.trust.registry import Record
@@ -72,7 +72,7 @@ def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | 
     for queue in wanted["queues"]:
         check_id(queue, "queue name")
 
-    from mvmci.broker import is_loopback
+    from mvmci.system.ports import is_loopback
 
     async def work(config: Config, authority: Authority, facts: Facts) -> int:
         ticket, uses = await _create(config, authority, facts, **wanted), wanted["uses"]
@@ -119,7 +119,7 @@ async def _create(
 
 
 def _write(path: Path, text: str) -> None:
-    from mvmci.files import write_private
+    from mvmci.system.files import write_private
 
     try:
         write_private(path, f"{text}\n".encode())
@@ -195,7 +195,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 @json_option
 def inspect_verb(text: str | None, as_json: bool) -> int:
     """What a ticket says, without its secrets. No cluster is asked."""
-    from mvmci.trust.enrolment import read_ticket
+    from mvmci.trust.enrol.client import read_ticket
 
     shown = _shown(read_ticket(text))
     if as_json:
@@ -273,7 +273,7 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
     """Make this machine a client of a cluster, with a ticket for one."""
     from mvmci.stores import open_cluster
-    from mvmci.trust.enrolment import check_role, enrol, read_ticket
+    from mvmci.trust.enrol.client import check_role, enrol, read_ticket
 
     if name is not None:
         check_id(name, "name")
@@ -295,7 +295,7 @@ def _with_keys(
     state: Path, cluster: str | None, work: Callable[[Config, Authority, Facts], Awaitable[int]]
 ) -> int:
     """Do `work` as an administrator of the cluster. Raises StoreUnavailable where its keys are not here."""
-    from mvmci.home import Home
+    from mvmci.deploy.state import Home
     from mvmci.stores import open_cluster
     from mvmci.trust.authority import Authority
 

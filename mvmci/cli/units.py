@@ -36,11 +36,11 @@ from mvmci.errors import StoreUnavailable, Usage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mvmci.allow import Allow
+    from mvmci.cluster.identity import Identity, UnitRole
     from mvmci.engine import Engine
+    from mvmci.jobs.allow import Allow
     from mvmci.store import About, Settings
     from mvmci.stores.nats import Cluster
-    from mvmci.ticket import Identity, UnitRole
 
 GRACE = "30s"
 CACHE_BYTES = 2 << 30
@@ -136,10 +136,10 @@ async def _identity(
     role: UnitRole,
 ) -> tuple[Identity, Path]:
     """Who this unit is, and where that is kept. Raises as `identity_of`."""
-    from mvmci.trust.enrolment import host_name, identity_of
+    from mvmci.trust.enrol.client import host_name, identity_of
 
     if name is None and options["replica_of"] is not None:
-        from mvmci.runtimes.replica import replica_name
+        from mvmci.runtimes.compose.replica import replica_name
 
         name = await asyncio.to_thread(replica_name, options["replica_of"], host_name())
     while True:
@@ -157,9 +157,9 @@ async def _work(
 ) -> None:
     import msgspec
 
-    from mvmci.control_plane import read_settings
-    from mvmci.trust.enrolment import renew_always
-    from mvmci.worker import Worker
+    from mvmci.roles.control_plane import read_settings
+    from mvmci.roles.worker import Worker
+    from mvmci.trust.enrol.client import renew_always
 
     settings = await read_settings(cluster)
     slots = options["slots"] or os.cpu_count() or 1
@@ -211,7 +211,7 @@ def _open_embedded(
 ) -> Engine:
     """An engine of this process, whose blobs are kept on this host."""
     from mvmci.engines import open_embedded
-    from mvmci.stores.cache import CachedBlobs
+    from mvmci.stores.cached import CachedBlobs
 
     blobs = CachedBlobs(cluster.store.blobs, root / "blobs", bytes_max=CACHE_BYTES)
     return open_embedded(
@@ -227,7 +227,7 @@ def _open_embedded(
 
 
 def _allow(settings: Settings) -> Allow:
-    from mvmci.allow import Allow
+    from mvmci.jobs.allow import Allow
 
     return Allow(http=settings.allow_http, exec=settings.allow_exec)
 
@@ -266,7 +266,7 @@ async def _obey(
     """Follow what the cluster wants and allows, and whether this unit is to drain."""
     import msgspec
 
-    from mvmci.control_plane import read_settings
+    from mvmci.roles.control_plane import read_settings
 
     unit = cluster.store.presence.unit
 
@@ -354,9 +354,9 @@ async def _execute(
     listen: tuple[str, int] | None,
     token: str,
 ) -> None:
-    from mvmci.control_plane import read_settings
-    from mvmci.executor import Executor, serve
-    from mvmci.trust.enrolment import renew_always
+    from mvmci.engines.server import Executor, serve
+    from mvmci.roles.control_plane import read_settings
+    from mvmci.trust.enrol.client import renew_always
 
     settings = await read_settings(cluster)
     slots = options["slots"] or os.cpu_count() or 1
@@ -391,7 +391,7 @@ async def _execute(
 
 def _listen(text: str, token: str) -> tuple[str, int]:
     """Where to answer HTTP. Raises Usage."""
-    from mvmci.broker import is_loopback
+    from mvmci.system.ports import is_loopback
 
     host, colon, port = text.rpartition(":")
     if not colon or port.endswith("]"):
@@ -429,11 +429,11 @@ def control_plane_verb(
 async def _control_plane(
     state: Path, cluster: str | None, name: str | None, file: Path | None, grace_ms: int
 ) -> int:
-    from mvmci.control_plane import ControlPlane
+    from mvmci.roles.control_plane import ControlPlane
     from mvmci.trust import sealed
-    from mvmci.trust.admission import Enrolment
     from mvmci.trust.authority import Authority
-    from mvmci.trust.enrolment import identity_of, identity_path, renew_always
+    from mvmci.trust.enrol.client import identity_of, identity_path, renew_always
+    from mvmci.trust.enrol.server import Enrolment
 
     plane = None
     if file is not None:
@@ -471,7 +471,7 @@ async def _nothing() -> None:
 @state_option
 def broker_verb(state: Path, cluster: str | None, sealed: Path | None) -> int:
     """Become the cluster's broker: nats-server, with the configuration that `mvmci up` has laid down."""
-    from mvmci.broker import FOLDER, become, exec_broker
+    from mvmci.roles.broker import FOLDER, become, exec_broker
 
     if sealed is None:
         exec_broker(state / find_cluster(state, cluster))
@@ -496,8 +496,8 @@ def balancer_verb(
     state: Path, cluster: str | None, name: str | None, listen: str, backends: tuple[str, ...]
 ) -> int:
     """Become a balancer in front of executors: haproxy, which this machine must have."""
-    from mvmci.balancer import exec_balancer
-    from mvmci.job import check_id
+    from mvmci.jobs.job import check_id
+    from mvmci.roles.balancer import exec_balancer
 
     name = check_id(name or "balancer", "unit's name")
     exec_balancer(state / find_cluster(state, cluster) / "units" / name, listen, backends)

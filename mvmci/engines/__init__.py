@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvmci.allow import Allow
 from mvmci.engine import Engine
+from mvmci.jobs.allow import Allow
 from mvmci.store import Store
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def open_embedded(
 
     `now_ms` is since 1970; by this machine's clock, if absent.
     """
-    from mvmci.engines.embedded import Embedded
-    from mvmci.sandbox.host import Host, wall_clock_ms
+    from mvmci.engines.embedded.engine import Embedded
+    from mvmci.engines.embedded.host import Host, wall_clock_ms
 
     host = Host(
         store=store,

@@ -22,11 +22,11 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.allow import Allow
 from mvmci.engine import Step
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
-from mvmci.job import Id
-from mvmci.journal import Entry
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.job import Id
+from mvmci.jobs.journal import Entry
 from mvmci.store import Store
 
 LOOK_EVERY_S = 0.25  # at an executor that says nothing

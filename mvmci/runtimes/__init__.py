@@ -16,11 +16,11 @@ RUNTIMES = ("local", "compose")  # those of this version
 def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
     """The runtime `name` of `cluster`, whose state lies in `root`. Raises Usage. Nothing is started."""
     if name == "local":
-        from mvmci.runtimes.local import Local
+        from mvmci.runtimes.local.runtime import Local
 
         return Local(root, cluster)
     if name == "compose":
-        from mvmci.runtimes.compose import Containers
+        from mvmci.runtimes.compose.runtime import Containers
 
         return Containers(root, cluster)
     raise Usage(

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from mvmci import effect
+from mvmci.jobs import effect
 
 FRAME_BYTES_MAX = 32 << 20  # an answer of `exec` comes to 18 MiB at most, one of `http` to less
 LENGTH_BYTES = 4

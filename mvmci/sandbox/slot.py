@@ -23,8 +23,8 @@ import wasmtime
 import wasmtime._ffi as ffi
 from wasmtime import component as components
 
-from mvmci import effect
-from mvmci.replay import Chance, VirtualClock
+from mvmci.jobs import effect
+from mvmci.jobs.replay import Chance, VirtualClock
 from mvmci.sandbox import frames, settings, wire, world
 
 MEMORIES_MAX_OF_COMPONENT = 8

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mvmci.cluster.identity import Identity
 from mvmci.store import Store
-from mvmci.ticket import Identity
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster

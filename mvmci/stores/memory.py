@@ -42,7 +42,7 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mvmci.errors import Conflict, LockHeld, NotFound, StoreFull, StoreUnavailable, Usage
-from mvmci.journal import Entry, Lease, MessageKind
+from mvmci.jobs.journal import Entry, Lease, MessageKind
 from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
 
 FOLDER_VERSION = "1"

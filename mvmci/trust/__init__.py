@@ -8,6 +8,6 @@
     admission   the control plane's side of that
 
 Every unit has a key of its own, which never leaves its machine, and a token that names exactly the
-subjects that its role needs (`mvmci.stores.nats.permissions`). Tokens are short-lived and renewed. A key
+subjects that its role needs (`mvmci.trust.permissions`). Tokens are short-lived and renewed. A key
 that is revoked is cut off while it is connected, and stays so when the broker restarts.
 """

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mvmci.broker import PAYLOAD_BYTES_MAX, Guard
+from mvmci.cluster.broker import PAYLOAD_BYTES_MAX, Guard
+from mvmci.cluster.identity import TLS_NAME, Identity, Login, Role, Ticket, UnitRole
 from mvmci.errors import StoreUnavailable, Usage
-from mvmci.files import write_private
-from mvmci.ticket import Identity, Login, Role, Ticket, UnitRole
-from mvmci.trust import keys, tokens
+from mvmci.system import keys
+from mvmci.system.files import write_private
+from mvmci.trust import tokens
 
 if TYPE_CHECKING:
-    from mvmci.stores.nats.permissions import Grantee
+    from mvmci.trust.permissions import Grantee
 
 # The life of a token; it is renewed when a third of it is left. A machine that was off for longer needs a
 # new ticket. What is revoked is cut off at once, so a long life is no danger.
@@ -83,7 +84,7 @@ class Authority:
             _write_all(place, (_CA_KEY, _CA), keys.new_ca(folder.name, now))
         if not (place / _CERTIFICATE).exists():
             ca_key, ca = (place / _CA_KEY).read_text(), (place / _CA).read_text()
-            _write_all(place, (_KEY, _CERTIFICATE), keys.new_certificate(ca_key, ca, now))
+            _write_all(place, (_KEY, _CERTIFICATE), keys.new_certificate(ca_key, ca, TLS_NAME, now))
         return Authority.load(folder)
 
     @staticmethod
@@ -213,7 +214,7 @@ class Authority:
         tags: tuple[str, ...] = (),
     ) -> Login:
         """`base` as `unit`, with the key of `seed`."""
-        from mvmci.stores.nats.permissions import inbox
+        from mvmci.trust.permissions import inbox
 
         if self.lent is not None:
             return self.lent
@@ -230,7 +231,7 @@ class Authority:
         tags: tuple[str, ...] = (),
     ) -> str:
         from mvmci.stores.nats.layout import Layout
-        from mvmci.stores.nats.permissions import permissions
+        from mvmci.trust.permissions import permissions
 
         now = self.now()
         return tokens.user(
@@ -258,7 +259,7 @@ class Authority:
     def is_due(self, claims: tokens.Claims, role: Grantee, now: float) -> bool:
         """Whether a unit's token wants renewing: it is old, or does not say what this version needs."""
         from mvmci.stores.nats.layout import Layout
-        from mvmci.stores.nats.permissions import permissions
+        from mvmci.trust.permissions import permissions
 
         wanted = permissions(Layout(self.cluster), role, claims.name, claims.queues)
         allowed = claims.publish == wanted.publish and claims.subscribe == wanted.subscribe

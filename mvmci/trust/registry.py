@@ -16,13 +16,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from mvmci.cluster.identity import Login, Role, Ticket, UnitRole
 from mvmci.errors import Conflict, NotFound, StoreUnavailable
 from mvmci.stores.nats.config import Config, Setting
 from mvmci.stores.nats.link import Link
-from mvmci.stores.nats.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
-from mvmci.ticket import Login, Role, Ticket, UnitRole
-from mvmci.trust import keys, tokens
+from mvmci.system import keys
+from mvmci.trust import tokens
 from mvmci.trust.authority import Authority
+from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
 
 TRIES_MAX = 20  # of a compare-and-set
 

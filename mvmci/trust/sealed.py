@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from mvmci import broker
+from mvmci.cluster.broker import BrokerSettings, Guard
+from mvmci.cluster.identity import Login, Role, Ticket, decode, encode
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage
 from mvmci.store import Settings
-from mvmci.ticket import Login, Role, Ticket, decode, encode
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority
 from mvmci.trust.registry import Record, change_ticket, record_of
@@ -41,7 +41,7 @@ class ForBroker(msgspec.Struct, frozen=True, kw_only=True):
     """A broker. The paths are those inside of its container; the accounts' tokens hold no secret."""
 
     cluster: str
-    settings: broker.Settings
+    settings: BrokerSettings
     operator: str
     signer: str
     system_account: str
@@ -49,9 +49,9 @@ class ForBroker(msgspec.Struct, frozen=True, kw_only=True):
     certificate: str
     key: str
 
-    def guard(self) -> broker.Guard:
+    def guard(self) -> Guard:
         """Whom it believes."""
-        return broker.Guard(
+        return Guard(
             operator=self.operator,
             signer=self.signer,
             system_account=self.system_account,
@@ -101,7 +101,7 @@ def read(path: Path, kind: type[_T]) -> _T:
 # ---- Where the keys are
 
 
-def for_broker(authority: Authority, settings: broker.Settings, folder: str) -> ForBroker:
+def for_broker(authority: Authority, settings: BrokerSettings, folder: str) -> ForBroker:
     """The file of a broker that finds its key and its certificate in `folder`."""
     guard = authority.guard()
     assert guard is not None, "a broker of the user's own is not ours to run"

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mvmci.trust import keys
+from mvmci.system import keys
 
 if TYPE_CHECKING:
-    from mvmci.stores.nats.permissions import Permissions
+    from mvmci.trust.permissions import Permissions
 
 _VERSION = 2  # of NATS' claims
 _UNLIMITED = -1

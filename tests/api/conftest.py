@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, FormData
 
-from mvmci.allow import Allow
 from mvmci.api import app
 from mvmci.api.app import Api, serve
 from mvmci.engines import open_embedded
-from mvmci.executor import Executor
+from mvmci.engines.server import Executor
+from mvmci.jobs.allow import Allow
+from mvmci.roles.worker import Worker
 from mvmci.store import Store
 from mvmci.stores import open_memory
-from mvmci.worker import Worker
 from tests.faults.world import GUESTS
 from tests.sandbox.guests import ECHO, workflow
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from mvmci import module
 from mvmci.api import answers, app, bodies, jobs
 from mvmci.errors import StoreFull, StoreUnavailable
+from mvmci.jobs import module
 from mvmci.store import Chunk
 from mvmci.stores import open_memory
 from tests.api.conftest import LONG_S, TOKEN, Face, Open

@@ -14,14 +14,14 @@ import pytest
 from aiohttp import ClientConnectorError, ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
-from mvmci.allow import Allow
 from mvmci.api import serve_http
-from mvmci.broker import serve as serve_broker
 from mvmci.engines import open_embedded
 from mvmci.engines.remote import Order
-from mvmci.executor import Executor
-from mvmci.holder import load
-from mvmci.journal import Lease
+from mvmci.engines.server import Executor
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Lease
+from mvmci.journals.holder import load
+from mvmci.roles.broker import serve as serve_broker
 from mvmci.stores import open_memory
 from mvmci.stores.nats import ensure, open_cluster
 from tests.api.conftest import LONG_S, Face, Open

@@ -13,10 +13,10 @@ import pytest
 from mvmci.cli.batch import read_batch
 from mvmci.cli.order import Files
 from mvmci.errors import StoreFull, StoreUnavailable
-from mvmci.holder import load
-from mvmci.job import Limits
-from mvmci.order import Order
-from mvmci.standing import summary_of
+from mvmci.jobs.job import Limits
+from mvmci.journals.holder import load
+from mvmci.journals.request import Order
+from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores import open_memory
 from tests.api.conftest import LONG_S, TOKEN, Face, Open
@@ -113,8 +113,8 @@ async def test_the_same_request_with_the_same_id_is_the_same_job_and_another_one
 
 
 async def test_the_early_response_of_a_job_that_was_there_already_is_answered(face: Face) -> None:
-    from mvmci.job import Payload
-    from mvmci.journal import Journal, Lease, Response
+    from mvmci.jobs.job import Payload
+    from mvmci.jobs.journal import Journal, Lease, Response
 
     assert (await face.start("echo", id="j")).json["ok"]["response"] is None
     journal: Journal = await load(face.store, "j")

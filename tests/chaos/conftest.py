@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mvmci.cluster.identity import Identity
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Joined
-from mvmci.ticket import Identity
 from tests.chaos import hosts, without
 from tests.chaos.hosts import Network, network
 from tests.cli.conftest import copy_code, need
@@ -90,7 +90,7 @@ async def closing() -> AsyncIterator[AsyncExitStack]:
 async def join(cluster: Cluster, closing: AsyncExitStack, *, admin: bool = False) -> Joined:
     """`cluster` as this machine's client sees it; `admin`: as its verbs do."""
     if admin:
-        from mvmci.home import Home
+        from mvmci.deploy.state import Home
         from mvmci.trust.authority import Authority
 
         facts = Home(cluster.mvmci.state, cluster.name).facts()

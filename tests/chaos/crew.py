@@ -13,15 +13,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvmci.allow import Allow
 from mvmci.engines import open_embedded
 from mvmci.errors import NotFound
-from mvmci.holder import load
-from mvmci.journal import Journal
-from mvmci.reconciler import Reconciler
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Journal
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles.reconciler import Reconciler
+from mvmci.roles.worker import Worker
 from mvmci.stores.nats import Cluster, ensure, make_consumers, open_cluster, remove
-from mvmci.submission import submit
-from mvmci.worker import Worker
 from tests.chaos.judge import Job, judge
 from tests.chaos.outside import Outside, Steps
 from tests.chaos.proxy import Proxy

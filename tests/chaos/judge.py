@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mvmci.errors import NotFound
-from mvmci.holder import load
-from mvmci.journal import AnyRecord, Done, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.jobs.journal import AnyRecord, Done, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.journals.holder import load
 from mvmci.store import Store, load_text
 from tests.chaos.outside import Outside, Steps, path_of
 

@@ -18,11 +18,11 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import NotFound, StoreUnavailable
-from mvmci.holder import load
-from mvmci.job import Limits, Payload
-from mvmci.journal import Journal, Lease, Spec, status
+from mvmci.jobs.job import Limits, Payload
+from mvmci.jobs.journal import Journal, Lease, Spec, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.store import Store
-from mvmci.submission import submit
 from tests.chaos.judge import Job
 from tests.chaos.outside import Outside, Steps, again, once
 

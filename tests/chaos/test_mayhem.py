@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci.ticket import Identity
+from mvmci.cluster.identity import Identity
 from tests.chaos.conftest import Make, join
 from tests.chaos.judge import judge
 from tests.chaos.load import Client, Report

@@ -7,8 +7,8 @@ import random
 import statistics
 from contextlib import AsyncExitStack
 
-from mvmci.holder import load
-from mvmci.journal import Journal
+from mvmci.jobs.journal import Journal
+from mvmci.journals.holder import load
 from tests.chaos.conftest import Make, join
 from tests.chaos.judge import judge
 from tests.chaos.load import Client

@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack, contextmanager
 
 import pytest
 
-from mvmci.holder import load
-from mvmci.journal import Journal
-from mvmci.plan import EMBEDDED
+from mvmci.cluster.deployment import EMBEDDED
+from mvmci.jobs.journal import Journal
+from mvmci.journals.holder import load
 from mvmci.runtime import GRACE_S
 from mvmci.store import Store
 from tests.chaos.conftest import Make, join

@@ -18,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from mvmci import holder, worker
 from mvmci.cli.options import HOST
 from mvmci.errors import NoAnswer
-from mvmci.journal import Entry, Intent, Journal, Result, Verdict, verdict
+from mvmci.jobs.journal import Entry, Intent, Journal, Result, Verdict, verdict
+from mvmci.journals import holder
+from mvmci.roles import worker
 from mvmci.stores.nats.append import Append
 from tests.chaos import without
 from tests.chaos.crew import LAPSE_S, LONG_S, Crew, crew

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from mvmci import broker
-from mvmci.broker import Broker, Settings
+from mvmci.cluster.broker import BrokerSettings
 from mvmci.errors import StoreUnavailable
-from mvmci.holder import load
-from mvmci.journal import Spec
+from mvmci.jobs.journal import Spec
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles import broker
+from mvmci.roles.broker import Broker
 from mvmci.store import Store
 from mvmci.stores.nats import ensure
-from mvmci.submission import submit
 from tests.chaos import disk
 from tests.chaos.disk import Disk, mounted, new_disk
 from tests.cli.conftest import need
@@ -107,7 +108,7 @@ async def cut(server: Broker, load: Load, disk: Disk, to: Path) -> list[str]:
     return acknowledged
 
 
-async def lost(image: Path, folder: Path, acknowledged: list[str], settings: Settings) -> list[str]:
+async def lost(image: Path, folder: Path, acknowledged: list[str], settings: BrokerSettings) -> list[str]:
     """The acknowledged jobs that a broker does not find on a disk that lost its power."""
     with mounted(image, folder) as after:
         server = Broker(after.folder / "broker", settings)
@@ -129,7 +130,7 @@ async def lost(image: Path, folder: Path, acknowledged: list[str], settings: Set
 
 
 @asynccontextmanager
-async def loaded(disk: Disk, settings: Settings) -> AsyncIterator[tuple[Broker, Load]]:
+async def loaded(disk: Disk, settings: BrokerSettings) -> AsyncIterator[tuple[Broker, Load]]:
     """A broker on `disk`, and clients at work on it."""
     server = Broker(disk.folder / "broker", settings)
     await server.start()
@@ -178,7 +179,7 @@ async def test_an_acknowledged_submit_survives_a_power_cut_twenty_times_out_of_t
     old_disk: Disk, tmp_path: Path
 ) -> None:
     dice = random.Random(SEED)
-    settings = Settings(store_bytes=2 * STORE_BYTES)
+    settings = BrokerSettings(store_bytes=2 * STORE_BYTES)
     image = tmp_path / "copy.img"
     counts = []
     async with loaded(old_disk, settings) as (server, load):
@@ -195,7 +196,7 @@ async def test_with_relaxed_durability_the_same_power_cut_loses_acknowledged_sub
     old_disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(broker, "_check_monitor", lambda _: None)  # it would refuse such a broker
-    settings = Settings(store_bytes=2 * STORE_BYTES, synced=False)
+    settings = BrokerSettings(store_bytes=2 * STORE_BYTES, synced=False)
     image = tmp_path / "copy.img"
     async with loaded(old_disk, settings) as (server, load):
         await asyncio.sleep(BETWEEN_S[1])

@@ -9,9 +9,9 @@ import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from mvmci.holder import load
+from mvmci.cluster.identity import decode
+from mvmci.journals.holder import load
 from mvmci.store import Store
-from mvmci.ticket import decode
 from tests.chaos.conftest import Make, join
 from tests.chaos.hosts import Network
 from tests.chaos.judge import judge

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.ticket import Identity, decode
+from mvmci.cluster.identity import Identity, decode
 from tests.chaos.conftest import Make, join
 from tests.chaos.judge import judge
 from tests.chaos.load import Client

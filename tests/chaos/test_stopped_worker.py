@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from mvmci.holder import load
-from mvmci.journal import Journal, Lease, status
+from mvmci.jobs.journal import Journal, Lease, status
+from mvmci.journals.holder import load
 from mvmci.store import GONE_S, Store
 from tests.chaos.conftest import Make, join
 from tests.chaos.judge import judge

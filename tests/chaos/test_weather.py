@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.holder import load
-from mvmci.journal import Released
+from mvmci.jobs.journal import Released
+from mvmci.journals.holder import load
 from tests.chaos.conftest import GUESTS, Make, join
 from tests.chaos.judge import Job, judge
 from tests.chaos.load import Client, Report

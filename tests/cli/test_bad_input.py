@@ -21,7 +21,7 @@ FILES_TOO_MANY = 100_000
 @pytest.fixture(scope="module")
 def empty(mvmci: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mvmci]:
     """A state directory in which no job is ever made."""
-    mvmci = Mvmci(mvmci.zipapp, tmp_path_factory.mktemp("bad") / "state", mvmci.home)
+    mvmci = Mvmci(mvmci.zipapp, tmp_path_factory.mktemp("bad") / "state", mvmci.deploy.state)
     yield mvmci
     assert mvmci.jobs() == []
 

@@ -303,7 +303,7 @@ def test_a_long_sleep_is_suspended_and_goes_on_after_a_kill(mvmci: Mvmci, script
 
 
 def _journal(mvmci: Mvmci, job: str) -> bytes:
-    path = mvmci.journal(job)
+    path = mvmci.jobs.journal(job)
     return path.read_bytes() if path.exists() else b""
 
 

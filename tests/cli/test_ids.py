@@ -24,13 +24,13 @@ def test_a_finished_command_is_shown_again_and_not_run_again(
     job = fresh("twice")
     order = ["run", guest(name), "--id", job, "--", *rest]
     first = mvmci(*order)
-    before = mvmci.journal(job).read_bytes()
+    before = mvmci.jobs.journal(job).read_bytes()
     second = mvmci(*order)
     assert (first.code, second.code) == (code, code)
     assert first.out == second.out
     said = [line for line in first.err.splitlines() if "compiling" not in line]
     assert [said[0], "it has already ended; this is what is recorded", *said[1:]] == second.err.splitlines()
-    assert mvmci.journal(job).read_bytes() == before
+    assert mvmci.jobs.journal(job).read_bytes() == before
 
 
 def test_a_finished_workflow_is_shown_again_and_does_nothing(
@@ -67,11 +67,11 @@ def test_another_order_under_the_same_id_is_refused(
 ) -> None:
     job = fresh("taken")
     assert mvmci("run", guest("hello"), "--id", job, "--", "one").code == 0
-    before = mvmci.journal(job).read_bytes()
+    before = mvmci.jobs.journal(job).read_bytes()
     module, rest = guest(other.get("module", "hello")), other.get("rest", ["one"])
     done = mvmci("run", module, "--id", job, *other.get("options", []), "--", *rest, cwd=tmp_path)
     assert_sentence(done, 2, f"the id {job} is taken by another job")
-    assert mvmci.journal(job).read_bytes() == before
+    assert mvmci.jobs.journal(job).read_bytes() == before
 
 
 def test_another_input_under_the_same_id_is_refused(mvmci: Mvmci, script: Path) -> None:

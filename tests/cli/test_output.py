@@ -12,9 +12,9 @@ import pytest
 
 from mvmci.cli.output import Printer
 from mvmci.errors import StoreUnavailable
-from mvmci.journal import Done, Lease, Spec, State, fold
-from mvmci.output import LATE_S, Watch
-from mvmci.standing import waiting
+from mvmci.jobs.journal import Done, Lease, Spec, State, fold
+from mvmci.journals.logs import LATE_S, Watch
+from mvmci.journals.status import waiting
 from mvmci.store import About, Chunk, Member
 from mvmci.stores.memory import Memory
 
@@ -139,7 +139,7 @@ async def test_a_store_that_is_away_is_asked_again(reader: Reader, monkeypatch: 
                 raise StoreUnavailable("away")
 
     monkeypatch.setattr(store.logs, "follow", away)
-    monkeypatch.setattr("mvmci.output.AGAIN_S", 0.01)
+    monkeypatch.setattr("mvmci.journals.logs.AGAIN_S", 0.01)
     await store.logs.append("j", "q", [chunk(number, b"%d" % number) for number in range(5)])
     async with Watch(store, "j", Printer(reader.end, reader.end)) as watch:
         await watch.rest(ended(5))

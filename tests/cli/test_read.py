@@ -79,8 +79,8 @@ def test_a_large_result_comes_back_whole(mvmci: Mvmci, script: Path) -> None:
     job = fresh("large")
     steps_ = steps(*[{"now": None}] * 20_000)
     order = ["run", script, "--id", job, "--input"]
-    (mvmci.home / "large.json").write_text(steps_)
-    done = mvmci(*order, f"@{mvmci.home}/large.json")
+    (mvmci.deploy.state / "large.json").write_text(steps_)
+    done = mvmci(*order, f"@{mvmci.deploy.state}/large.json")
     assert (done.code, len(done.json)) == (0, 20_000)
     assert mvmci.status(job)["result"] == done.json
 
@@ -140,11 +140,11 @@ def test_a_replay_is_identical_and_does_nothing(mvmci: Mvmci, script: Path, serv
     several = [{"http": {"url": f"{url}/a"}}, {"now": None}, {"random": None}, {"log": "x"}, {"sleep": 5}]
     order = ["run", script, "--id", job, "--allow-http", f"{url}/*", "--input", steps(*several)]
     assert mvmci(*order).code == 0
-    before = mvmci.journal(job).read_bytes()
+    before = mvmci.jobs.journal(job).read_bytes()
     done = mvmci("replay", job, "--local")
     assert (done.code, done.text, done.err) == (0, "identical\n", "2 effects\n")
     assert server.paths() == ["/a"]
-    assert mvmci.journal(job).read_bytes() == before
+    assert mvmci.jobs.journal(job).read_bytes() == before
 
 
 @pytest.mark.parametrize("end", [{"fail": "no"}, {"raise": True}, {"trap": True}])

@@ -33,7 +33,7 @@ def test_a_changed_journal_is_errored_and_nothing_goes_on_from_it(
     job = fresh("changed")
     order = ["run", script, "--id", job, "--input", steps({"sleep": 1}, {"random": None})]
     assert mvmci(*order).code == 0
-    journal = mvmci.journal(job)
+    journal = mvmci.jobs.journal(job)
     size = journal.stat().st_size
     flip(journal, int(size * part))
     before = journal.read_bytes()
@@ -56,9 +56,9 @@ def test_a_changed_journal_is_errored_and_nothing_goes_on_from_it(
 def test_a_line_that_was_taken_out_is_noticed(mvmci: Mvmci, script: Path) -> None:
     job = fresh("short")
     assert mvmci("run", script, "--id", job, "--input", steps({"sleep": 50}, {"sleep": 50})).code == 0
-    lines = mvmci.journal(job).read_bytes().splitlines(keepends=True)
+    lines = mvmci.jobs.journal(job).read_bytes().splitlines(keepends=True)
     assert len(lines) > 3
-    mvmci.journal(job).write_bytes(b"".join([lines[0], *lines[2:]]))
+    mvmci.jobs.journal(job).write_bytes(b"".join([lines[0], *lines[2:]]))
     assert mvmci.status(job)["reason"].startswith("journal corrupt: message 2 ")
 
 
@@ -66,14 +66,14 @@ def test_a_journal_of_another_job_is_noticed(mvmci: Mvmci, guest: Guest) -> None
     one, other = fresh("one"), fresh("other")
     for job in (one, other):
         assert mvmci("run", guest("exit"), "--id", job).code == 0
-    mvmci.journal(one).write_bytes(mvmci.journal(other).read_bytes())
+    mvmci.jobs.journal(one).write_bytes(mvmci.jobs.journal(other).read_bytes())
     assert mvmci.status(one)["reason"].startswith("journal corrupt: message 1 ")
 
 
 def test_a_last_line_that_was_never_finished_is_not_there(mvmci: Mvmci, guest: Guest) -> None:
     job = fresh("torn")
     assert mvmci("run", guest("exit"), "--id", job).code == 0
-    journal = mvmci.journal(job)
+    journal = mvmci.jobs.journal(job)
     first, _ = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(first + b'{"prev":"')
     assert mvmci.status(job)["status"] == "queued"

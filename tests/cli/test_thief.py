@@ -57,5 +57,5 @@ def test_a_program_has_neither_our_environment_nor_our_files(mvmci: Mvmci, scrip
     assert done.code == 0
     (answer,) = done.json
     assert "SECRET_OF_OURS" not in answer["stdout"]
-    assert f"HOME={mvmci.home}\n" not in answer["stdout"]
+    assert f"HOME={mvmci.deploy.state}\n" not in answer["stdout"]
     assert answer["stdout"].count("denied") + answer["stdout"].count("No such file") == 2, answer

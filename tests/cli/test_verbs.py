@@ -242,7 +242,7 @@ def test_a_relative_state_directory_is_understood(mvmci: Mvmci, guest: Guest, tm
 
 
 def test_the_default_state_directory_is_the_xdg_one(mvmci: Mvmci, tmp_path: Path, guest: Guest) -> None:
-    env = mvmci.environment(HOME=str(mvmci.home), XDG_STATE_HOME=str(tmp_path))
+    env = mvmci.environment(HOME=str(mvmci.deploy.state), XDG_STATE_HOME=str(tmp_path))
     del env["MVMCI_STATE"]
     command = [mvmci.python, str(mvmci.zipapp), "run", str(guest("exit"))]
     subprocess.run(command, env=env, check=True, capture_output=True)

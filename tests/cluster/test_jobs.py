@@ -15,11 +15,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci.home import Home
+from mvmci.cluster.identity import Identity
+from mvmci.deploy.state import Home
 from mvmci.stores import open_cluster
-from mvmci.ticket import Identity
 from mvmci.trust.authority import Authority, read_identity
-from mvmci.trust.enrolment import is_due
+from mvmci.trust.enrol.client import is_due
 from tests.cli.conftest import need
 from tests.cli.program import Mvmci, assert_sentence, fresh, steps, until
 from tests.cli.test_read import STATUS_KEYS, TIME

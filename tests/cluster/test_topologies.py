@@ -18,7 +18,7 @@ Make = Callable[..., Cluster]
 Guest = Callable[[str], Path]
 ONE = SMALLEST.replace("3", "1")
 PLUGIN = """
-from mvmci.plan import BROKER, Plan, central, executors, workers
+from mvmci.cluster.deployment import BROKER, Plan, central, executors, workers
 
 def plan(topology):
     return Plan(units=(*central(topology), *executors(topology{more}), *workers(topology)), engine=BROKER)

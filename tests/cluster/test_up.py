@@ -18,8 +18,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.broker import find_server
-from mvmci.home import Home
+from mvmci.deploy.state import Home
+from mvmci.roles.broker import find_server
 from mvmci.runtime import GRACE_S
 from mvmci.store import Settings
 from mvmci.stores import open_cluster
@@ -287,7 +287,7 @@ def test_a_worker_that_was_killed_can_be_drained_and_is_when_it_is_back(demo: Cl
 
 def _nothing(cluster: Cluster) -> Path:
     """A module that does nothing."""
-    from mvmci.apply import NOTHING
+    from mvmci.deploy.up import NOTHING
 
     path = cluster.file.parent / "nothing.wasm"
     path.write_bytes(NOTHING)
@@ -297,7 +297,7 @@ def _nothing(cluster: Cluster) -> Path:
 def test_a_worker_that_joined_by_hand_is_seen(cluster: Make, tmp_path: Path) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
     ticket = demo.up("--json").json["ticket_file"]
-    elsewhere = Mvmci(demo.mvmci.zipapp, tmp_path / "elsewhere", demo.mvmci.home)
+    elsewhere = Mvmci(demo.mvmci.zipapp, tmp_path / "elsewhere", demo.mvmci.deploy.state)
     worker = elsewhere.start("worker", "--join", f"@{ticket}", "--name", "extra", "--slots", "1")
     until(lambda: "extra" in demo.units(), lambda: worker.said("err"))
     unit = demo.units()["extra"]

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.runtimes.render import USER
-from mvmci.ticket import decode
+from mvmci.cluster.identity import decode
+from mvmci.runtimes.compose.render import USER
 from mvmci.trust.sealed import ForPlane
 from tests.cli.program import Mvmci, fresh, until
 from tests.cluster.conftest import Cluster

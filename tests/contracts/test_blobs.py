@@ -11,7 +11,7 @@ import pytest
 
 from mvmci.errors import NotFound
 from mvmci.store import Store, digest_of
-from mvmci.stores.cache import CachedBlobs
+from mvmci.stores.cached import CachedBlobs
 from tests.conftest import OpenStore, Place
 
 SIZES = (0, 1, 128 << 10, (128 << 10) + 1, 5_000_000)

@@ -1,4 +1,4 @@
-"""What `mvmci.broker` promises of the server that it starts, and what that server answers to batches."""
+"""What `mvmci.roles.broker` promises of the server that it starts, and what it answers to batches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci import broker
-from mvmci.broker import LOOPBACK, Broker, Settings, check_broker, check_port, configuration, free_port, serve
+from mvmci.cluster.broker import LOOPBACK, BrokerSettings
+from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import EXIT_UNREACHABLE, EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
+from mvmci.roles import broker
+from mvmci.roles.broker import Broker, check_broker, configuration, serve
 from mvmci.stores.nats import ensure, remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.ticket import TLS_NAME, Login
+from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 
@@ -34,7 +36,7 @@ OPEN_BATCHES = 60  # more than the server holds for a stream
 STARTS_ONE = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.broker import serve
+from mvmci.roles.broker import serve
 
 async def main():
     async with serve(Path(sys.argv[1])) as url:
@@ -48,7 +50,7 @@ asyncio.run(main())
 BECOMES_ONE = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from mvmci.broker import exec_broker
+from mvmci.roles.broker import exec_broker
 
 if os.fork() == 0:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -111,7 +113,7 @@ async def test_the_broker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> N
 
 
 async def test_a_server_that_does_not_sync_is_not_used(tmp_path: Path) -> None:
-    relaxed = Broker(tmp_path / "broker", Settings(synced=False))
+    relaxed = Broker(tmp_path / "broker", BrokerSettings(synced=False))
     with pytest.raises(StoreUnavailable, match="does not sync"):
         await relaxed.start()
     assert relaxed.process is not None
@@ -161,9 +163,9 @@ async def until_silent(url: str) -> None:
 
 
 @pytest.fixture
-def settings() -> Settings:
+def settings() -> BrokerSettings:
     """What the broker with an operator is to be; a test may say otherwise."""
-    return Settings()
+    return BrokerSettings()
 
 
 @dataclass
@@ -176,7 +178,7 @@ class Guarded:
 
 
 @pytest.fixture
-async def guarded(tmp_path: Path, settings: Settings) -> AsyncIterator[Guarded]:
+async def guarded(tmp_path: Path, settings: BrokerSettings) -> AsyncIterator[Guarded]:
     authority = Authority.create(tmp_path / "demo")
     server = Broker(tmp_path / "demo" / "broker", settings, authority.guard())
     await server.start()
@@ -191,8 +193,8 @@ async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_
     cluster = tmp_path / "demo"
     authority = Authority.create(cluster)
     port = free_port()
-    broker.lay_down(cluster, Settings(port=port, name="broker-1"))
-    assert broker.laid_down(cluster) == Settings(port=port, name="broker-1")
+    broker.lay_down(cluster, BrokerSettings(port=port, name="broker-1"))
+    assert broker.laid_down(cluster) == BrokerSettings(port=port, name="broker-1")
     (cluster / "broker" / "nats-server_1.ports").write_text("{}")
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", BECOMES_ONE, cluster, stdout=asyncio.subprocess.PIPE, cwd=ROOT
@@ -236,7 +238,7 @@ def test_a_broker_that_was_not_laid_down_cannot_be_become(tmp_path: Path) -> Non
         broker.exec_broker(tmp_path / "demo")
     assert caught.value.exit_code == EXIT_UNREACHABLE
     Authority.lend(tmp_path / "demo", Login(urls=("nats://10.0.0.5:4222",)))
-    broker.lay_down(tmp_path / "demo", Settings())
+    broker.lay_down(tmp_path / "demo", BrokerSettings())
     with pytest.raises(StoreUnavailable, match="has no broker on this machine"):
         broker.exec_broker(tmp_path / "demo")
 
@@ -251,7 +253,7 @@ def test_a_port_in_use_is_one_sentence_before_anything_is_changed(tmp_path: Path
             with pytest.raises(Usage, match=f"port {port} of .* is in use") as caught:
                 look()
             assert caught.value.exit_code == EXIT_USAGE and "broker.listen" in str(caught.value.hint)
-        broker.lay_down(cluster, Settings(port=port))
+        broker.lay_down(cluster, BrokerSettings(port=port))
         with pytest.raises(Usage, match="is in use"):
             broker.exec_broker(cluster)
         assert [path.name for path in (cluster / "broker").iterdir()] == ["settings.json"]
@@ -285,7 +287,7 @@ async def test_a_broker_of_a_cluster_has_no_other_listener(guarded: Guarded) -> 
     assert set(broker.read_ports(server.folder, server.process.pid)) == {"nats"}
 
 
-@pytest.mark.parametrize("settings", [Settings(listen="0.0.0.0")])
+@pytest.mark.parametrize("settings", [BrokerSettings(listen="0.0.0.0")])
 async def test_beyond_the_loopback_a_broker_speaks_nothing_but_tls_1_3(guarded: Guarded) -> None:
     authority, base, port = guarded.authority, guarded.base, guarded.server.settings.port
     reader, writer = await asyncio.open_connection(LOOPBACK, port)
@@ -310,10 +312,10 @@ async def test_beyond_the_loopback_a_broker_speaks_nothing_but_tls_1_3(guarded: 
 
 def test_a_broker_that_would_take_anybody_listens_on_the_loopback_alone(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="take anybody"):
-        configuration(tmp_path, Settings(listen="0.0.0.0"), None)
+        configuration(tmp_path, BrokerSettings(listen="0.0.0.0"), None)
 
 
-@pytest.mark.parametrize("settings", [Settings(synced=False)])
+@pytest.mark.parametrize("settings", [BrokerSettings(synced=False)])
 async def test_a_broker_that_does_not_sync_is_found_out_unless_that_is_wanted(guarded: Guarded) -> None:
     authority, base = guarded.authority, guarded.base
     admin, system = authority.admin(base).login, authority.system_login(base)

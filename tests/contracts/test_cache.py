@@ -1,4 +1,4 @@
-"""What a cache of blobs promises beyond the blobs themselves: `mvmci.stores.cache`."""
+"""What a cache of blobs promises beyond the blobs themselves: `mvmci.stores.cached`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mvmci.errors import NotFound
 from mvmci.store import Blobs, digest_of
-from mvmci.stores.cache import DRAFT_S, CachedBlobs
+from mvmci.stores.cached import DRAFT_S, CachedBlobs
 from mvmci.stores.memory import Memory
 
 BYTES_MAX = 1 << 20

@@ -13,21 +13,20 @@ from typing import Any
 
 import pytest
 
-from mvmci.allow import Allow
-from mvmci.engines.embedded import Embedded
+from mvmci.engines.embedded.code import _stat
+from mvmci.engines.embedded.engine import Embedded, command
+from mvmci.engines.embedded.host import Host
+from mvmci.engines.embedded.limits import LimitReached, first
 from mvmci.errors import Nondeterminism, NotFound, Usage
-from mvmci.holder import load
-from mvmci.job import Limits
-from mvmci.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
-from mvmci.sandbox import command
-from mvmci.sandbox.code import _stat
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.job import Limits
+from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.host import Host
-from mvmci.sandbox.limits import LimitReached, first
-from mvmci.sandbox.nursery import Child, NoSlot, Nursery
+from mvmci.sandbox.forkserver import Child, NoSlot, Nursery
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
-from mvmci.submission import submit
 from tests.faults.world import GUESTS, Counting, Crashed, mortal, script_spec
 
 HOUR_MS = 3_600_000

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.broker import Broker
 from mvmci.errors import StoreFull, StoreUnavailable
-from mvmci.journal import Lease, MessageKind
+from mvmci.jobs.journal import Lease, MessageKind
+from mvmci.roles.broker import Broker
 from mvmci.store import GONE_S, Chunk, Store
 from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from mvmci.journal import Lease
+from mvmci.jobs.journal import Lease
 from mvmci.store import Presence, Store
 from tests.conftest import LISTENING, PLACES, OpenStore
 

@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from mvmci.errors import Conflict, IdTaken, NoAnswer, StoreUnavailable
-from mvmci.holder import load
-from mvmci.journal import AnyRecord, Cancel, Done, Entry, Journal, Lease, Progress, Spec, kind_of, status
+from mvmci.jobs.journal import AnyRecord, Cancel, Done, Entry, Journal, Lease, Progress, Spec, kind_of, status
+from mvmci.journals.client import cancel, submit, until_ended
+from mvmci.journals.holder import load
 from mvmci.store import Store
-from mvmci.submission import cancel, submit, until_ended
 from tests.conftest import OpenStore, Place
 
 

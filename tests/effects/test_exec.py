@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from processes import UID, alive
 
-from mvmci import effect
+from mvmci.engines.embedded.exec import ESCAPED_BYTES_MAX, OUTPUT_BYTES_MAX, LimitReached, run_program
+from mvmci.jobs import effect
 from mvmci.sandbox import frames
-from mvmci.sandbox.exec import ESCAPED_BYTES_MAX, OUTPUT_BYTES_MAX, LimitReached, run_program
+from mvmci.sandbox.forkserver import Nursery
 from mvmci.sandbox.frames import FRAME_BYTES_MAX
-from mvmci.sandbox.nursery import Nursery
 
 
 class Runner:

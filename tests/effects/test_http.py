@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mvmci import effect
-from mvmci.allow import Allow
-from mvmci.sandbox import http
-from mvmci.sandbox.http import HttpClient
+from mvmci.engines.embedded import http
+from mvmci.engines.embedded.http import HttpClient
+from mvmci.jobs import effect
+from mvmci.jobs.allow import Allow
 
 Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

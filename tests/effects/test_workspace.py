@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from mvmci import tree
+from mvmci.engines.embedded import workspace
+from mvmci.engines.embedded.limits import LimitReached
 from mvmci.errors import BadWorkspace, NotFound, StoreFull, Usage
-from mvmci.sandbox import workspace
-from mvmci.sandbox.limits import LimitReached
-from mvmci.tree import Entry
+from mvmci.jobs import tree
+from mvmci.jobs.tree import Entry
 
 UID = 64124
 AWAITED_S_MAX = 30.0

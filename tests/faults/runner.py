@@ -9,9 +9,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from mvmci.allow import Allow
-from mvmci.engines.embedded import Embedded
-from mvmci.sandbox.host import Host
+from mvmci.engines.embedded.engine import Embedded
+from mvmci.engines.embedded.host import Host
+from mvmci.jobs.allow import Allow
 from tests.conftest import open_nats
 
 GONE_S = 1.0

@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.allow import Allow
-from mvmci.engines.embedded import Embedded
-from mvmci.holder import load
-from mvmci.journal import AnyRecord, Journal, Result, status
-from mvmci.sandbox.host import Host
+from mvmci.engines.embedded.engine import Embedded
+from mvmci.engines.embedded.host import Host
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import AnyRecord, Journal, Result, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.store import Store, load_text
 from mvmci.stores.memory import Memory
-from mvmci.submission import submit
 from tests.faults.world import Counting, Crashed, Mortal, Suspicious, Where, mortal, script_spec
 
 APPENDS_MAX = 40

@@ -18,11 +18,8 @@ from typing import Any
 
 import pytest
 
-from mvmci import holder
-from mvmci.broker import Broker
 from mvmci.errors import Conflict, Fenced, NoAnswer
-from mvmci.holder import Cancelled, Holder, Reread, load
-from mvmci.journal import (
+from mvmci.jobs.journal import (
     AnyRecord,
     Cancel,
     Done,
@@ -36,6 +33,9 @@ from mvmci.journal import (
     Spec,
     kind_of,
 )
+from mvmci.journals import holder
+from mvmci.journals.holder import Cancelled, Holder, Reread, load
+from mvmci.roles.broker import Broker
 from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
 from mvmci.stores.nats import ensure

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.holder import load
-from mvmci.job import Limits
+from mvmci.jobs.job import Limits
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.stores.nats import ensure, remove
-from mvmci.submission import submit
 from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome
 from tests.faults.world import Counting, script_spec

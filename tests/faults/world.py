@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from mvmci.holder import load
-from mvmci.job import Limits
-from mvmci.journal import AnyRecord, Entry, MessageKind, Result, Spec
+from mvmci.jobs.job import Limits
+from mvmci.jobs.journal import AnyRecord, Entry, MessageKind, Result, Spec
+from mvmci.journals.holder import load
 from mvmci.store import Chunk, Journals, Store, keep_text
 
 GUESTS = Path(__file__).parents[2] / "dist" / "guests"

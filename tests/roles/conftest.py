@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from mvmci.allow import Allow
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
-from mvmci.executor import Executor, serve
-from mvmci.holder import load
-from mvmci.journal import Journal
+from mvmci.engines.server import Executor, serve
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Journal
+from mvmci.journals.holder import load
+from mvmci.roles.worker import Worker
 from mvmci.store import About
 from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
-from mvmci.worker import Worker
 from tests.conftest import CLUSTER_BYTES
 
 LONG_S = 60.0

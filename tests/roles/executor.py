@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mvmci.engines import open_embedded
-from mvmci.executor import Executor, serve
+from mvmci.engines.server import Executor, serve
 from mvmci.store import About
 from mvmci.stores.nats import open_cluster
 from tests.roles.conftest import ALLOW

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 from mvmci.engines import open_embedded
+from mvmci.roles.worker import Worker
 from mvmci.stores import nats as stores
 from mvmci.stores.nats import open_cluster
 from mvmci.stores.nats.append import GroupCommit
-from mvmci.worker import Worker
 from tests.roles.conftest import ALLOW
 
 

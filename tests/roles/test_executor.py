@@ -9,13 +9,13 @@ import pytest
 
 from mvmci.engines import open_embedded, open_remote
 from mvmci.engines.remote import Order
-from mvmci.executor import Full
-from mvmci.holder import load
-from mvmci.journal import Journal, Lease, status
-from mvmci.standing import summary_of
+from mvmci.engines.server import Full
+from mvmci.jobs.journal import Journal, Lease, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores.nats import Cluster
-from mvmci.submission import submit
 from tests.faults.world import Counting, script_spec
 from tests.roles.conftest import ALLOW, LONG_S, LOOK_S, Place, ended, until
 

@@ -10,12 +10,23 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from mvmci.holder import load
-from mvmci.job import Limits
-from mvmci.journal import AnyRecord, Cancel, Done, Lease, MessageKind, Released, Spec, State, fold, status
-from mvmci.reconciler import Reconciler, needs
+from mvmci.jobs.job import Limits
+from mvmci.jobs.journal import (
+    AnyRecord,
+    Cancel,
+    Done,
+    Lease,
+    MessageKind,
+    Released,
+    Spec,
+    State,
+    fold,
+    status,
+)
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles.reconciler import Reconciler, needs
 from mvmci.stores.nats import Cluster, maintain
-from mvmci.submission import submit
 from tests.conftest import CLUSTER_BYTES
 from tests.faults.world import script_spec
 from tests.roles.conftest import LONG_S, Place, ended, until

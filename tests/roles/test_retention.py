@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from mvmci import tree
 from mvmci.errors import IdTaken, NotFound
-from mvmci.holder import load
-from mvmci.journal import Done, Lease, Spec
-from mvmci.retention import Retention
+from mvmci.jobs import tree
+from mvmci.jobs.journal import Done, Lease, Spec
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles.retention import Retention
 from mvmci.store import Store
 from mvmci.stores.nats import Cluster
-from mvmci.submission import submit
 from tests.roles.conftest import Place
 from tests.roles.test_reconciler import append
 

@@ -13,11 +13,11 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 
-from mvmci.holder import load
-from mvmci.journal import Done, status
-from mvmci.reconciler import Reconciler
+from mvmci.jobs.journal import Done, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles.reconciler import Reconciler
 from mvmci.stores.nats import Cluster
-from mvmci.submission import submit
 from tests.faults.world import Counting, script_spec
 from tests.roles.conftest import LONG_S, Place, ended
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from mvmci.errors import MvmciError
-from mvmci.holder import load
-from mvmci.job import Limits
-from mvmci.journal import Cancel, Intent, Lease, Released, Result, status
+from mvmci.jobs.job import Limits
+from mvmci.jobs.journal import Cancel, Intent, Lease, Released, Result, status
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
 from mvmci.stores.nats import Cluster
-from mvmci.submission import submit
 from tests.faults.world import Counting, script_spec
 from tests.roles.conftest import LONG_S, Place, ended, until
 from tests.roles.test_reconciler import append

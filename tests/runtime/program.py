@@ -45,8 +45,8 @@ def main() -> None:
 def supervisor(root: Path, args: argparse.Namespace) -> None:
     import asyncio  # a unit starts sooner without
 
-    from mvmci.runtimes.processes import clean_environment, die_with
-    from mvmci.runtimes.supervisor import Pace, supervise
+    from mvmci.runtimes.local.supervisor import Pace, supervise
+    from mvmci.system.processes import clean_environment, die_with
 
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)

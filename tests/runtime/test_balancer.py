@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession, web
 
-from mvmci.balancer import configuration, find_haproxy
-from mvmci.broker import free_port
 from mvmci.errors import Usage
+from mvmci.roles.balancer import configuration, find_haproxy
+from mvmci.system.ports import free_port
 from tests.cli.conftest import need
 
 ORDER = b'{"job": "j"}'

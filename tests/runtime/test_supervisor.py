@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from mvmci import broker
+from mvmci.cluster.deployment import LISTENS, LOCAL_HOST, Plan, Role, Unit, resolve
 from mvmci.errors import LockHeld, MvmciError, Usage
-from mvmci.plan import LISTENS, LOCAL_HOST, Plan, Role, Unit, resolve
 from mvmci.runtime import UnitStatus
-from mvmci.runtimes import supervisor
-from mvmci.runtimes.local import Local
-from mvmci.runtimes.processes import Known, open_alive, this_process
+from mvmci.runtimes.local.runtime import Local, supervisor
+from mvmci.system import ports
+from mvmci.system.processes import Known, open_alive, this_process
 
 PROGRAM = Path(__file__).parent / "program.py"
 PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
@@ -399,8 +398,8 @@ def test_a_process_is_known_until_it_has_ended() -> None:
 ATTACHED = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.plan import Unit
-from mvmci.runtimes.local import Local
+from mvmci.cluster.deployment import Unit
+from mvmci.runtimes.local.runtime import Local
 async def main():
     unit = Unit(name="w-1", role="worker", host="local")
     attached = sys.stdin.readline() == "attached\\n"
@@ -488,7 +487,7 @@ async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
 
 
 async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker, "PORTS", range(23_000, 23_020))
+    monkeypatch.setattr(ports, "PORTS", range(23_000, 23_020))
     chosen = [place.local.place(unit(f"e-{number}", LISTENS)).listen for number in range(10)]
     assert len(set(chosen)) == 10
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.sandbox.nursery import Nursery
+from mvmci.sandbox.forkserver import Nursery
 
 Start = Callable[..., Awaitable[Nursery]]
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import filelock
 import pytest
 
+from mvmci.engines.embedded import code
+from mvmci.engines.embedded.code import CodeCache, CompileFailed
 from mvmci.errors import BadModule, MvmciError
-from mvmci.sandbox import code, frames, settings
-from mvmci.sandbox.code import CodeCache, CompileFailed
+from mvmci.sandbox import frames, settings
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.nursery import Nursery
+from mvmci.sandbox.forkserver import Nursery
 from tests.sandbox import guests
 
 ECHO = guests.workflow(guests.ECHO)

@@ -18,7 +18,7 @@ import pytest
 from mvmci.errors import MvmciError
 from mvmci.sandbox import confinement, frames
 from mvmci.sandbox.confinement import LAYERS, LEVELS, Profile, level
-from mvmci.sandbox.nursery import Nursery, NurseryDied, SlotDied
+from mvmci.sandbox.forkserver import Nursery, NurseryDied, SlotDied
 
 THIEF = "tests.sandbox.thief:run"
 DATA_BYTES = 512 << 20
@@ -238,7 +238,7 @@ async def test_a_slot_that_is_just_being_born_does_not_outlive_its_nursery_eithe
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.sandbox.nursery import Nursery
+from mvmci.sandbox.forkserver import Nursery
 from mvmci.sandbox.confinement import Profile
 async def main():
     nursery = await Nursery.start(Path(sys.argv[1]))

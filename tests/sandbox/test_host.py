@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.allow import Allow
-from mvmci.journal import Spec
+from mvmci.engines.embedded.host import Host
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.host import Host
-from mvmci.sandbox.nursery import Nursery
+from mvmci.sandbox.forkserver import Nursery
 from mvmci.stores.memory import Memory
 from tests.sandbox import guests
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci import effect
+from mvmci.engines.embedded.exec import run_program
+from mvmci.jobs import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.exec import run_program
-from mvmci.sandbox.nursery import NoSlot, Nursery, NurseryDied
+from mvmci.sandbox.forkserver import NoSlot, Nursery, NurseryDied
 
 MESSAGES_MAX = 100_000
 AWAITED_S_MAX = 30.0

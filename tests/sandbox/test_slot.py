@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mvmci import effect
-from mvmci.replay import Chance
+from mvmci.jobs import effect
+from mvmci.jobs.replay import Chance
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import LAYERS, Profile
-from mvmci.sandbox.nursery import Child, Nursery, SlotDied
+from mvmci.sandbox.forkserver import Child, Nursery, SlotDied
 from tests.sandbox import guests
 
 MEBIBYTE = 1 << 20

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.broker import LOOPBACK, Broker, Settings
+from mvmci.cluster.broker import LOOPBACK, BrokerSettings
+from mvmci.cluster.identity import Identity, Login, Role, Ticket, UnitRole
+from mvmci.roles.broker import Broker
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster, ensure
 from mvmci.stores.nats.link import Link
-from mvmci.ticket import Identity, Login, Role, Ticket, UnitRole
-from mvmci.trust.admission import Enrolment
 from mvmci.trust.authority import Authority
+from mvmci.trust.enrol.server import Enrolment
 from mvmci.trust.registry import make_ticket
 
 CLUSTER = "demo"
@@ -93,7 +94,7 @@ def listen() -> str:
 async def world(tmp_path: Path, listen: str) -> AsyncIterator[World]:
     folder = tmp_path / "state" / CLUSTER
     authority = Authority.create(folder)
-    broker = Broker(folder / "broker", Settings(listen=listen), authority.guard())
+    broker = Broker(folder / "broker", BrokerSettings(listen=listen), authority.guard())
     await broker.start()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(broker.stop)

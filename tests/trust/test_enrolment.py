@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.broker import LOOPBACK
+from mvmci.cluster.broker import LOOPBACK
+from mvmci.cluster.identity import Identity, Role
 from mvmci.errors import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -25,11 +26,12 @@ from mvmci.errors import (
 )
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.ticket import Identity, Role
-from mvmci.trust import enrolment, keys, tokens
-from mvmci.trust.admission import Enrolment
+from mvmci.system import keys
+from mvmci.trust import tokens
 from mvmci.trust.authority import UNIT_S, Authority, read_identity, write_identity
-from mvmci.trust.enrolment import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
+from mvmci.trust.enrol import client
+from mvmci.trust.enrol.client import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
+from mvmci.trust.enrol.server import Enrolment
 from mvmci.trust.registry import Record, change_ticket, read_tickets, read_units, revoke_ticket
 from tests.trust.conftest import CLUSTER, EVERYWHERE, LONG_S, World
 
@@ -78,7 +80,7 @@ async def test_an_identity_survives_a_restart_without_its_ticket(
     await world.control_plane()
     ticket = await world.ticket("worker", "default")
     first = await enrol(ticket, place(tmp_path))
-    monkeypatch.setattr(enrolment, "_ask", None)  # nobody is asked
+    monkeypatch.setattr(client, "_ask", None)  # nobody is asked
     assert await enrol(ticket, place(tmp_path)) == first
     assert await enrol(msgspec.structs.replace(ticket, expires_at=1), place(tmp_path)) == first
 
@@ -115,7 +117,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again_and_uses_nothing_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as lost:
-        lost.setattr(enrolment, "_granted", lose)
+        lost.setattr(client, "_granted", lose)
         with pytest.raises(KeyboardInterrupt):
             await enrol(ticket, place(tmp_path), name="box")
     assert not place(tmp_path).exists()
@@ -278,7 +280,7 @@ async def test_a_ticket_is_of_no_use_to_who_shows_another_tickets_token(world: W
     await world.control_plane()
     mine, other = await world.ticket("worker", "default"), await world.ticket("client")
     link = await world.link(mine.login)
-    ask = enrolment._said(token=other.login.jwt, key=keys.public(keys.new_seed("user")))
+    ask = client._said(token=other.login.jwt, key=keys.public(keys.new_seed("user")))
     told = await link.call(Layout(CLUSTER).enrol(mine.id), msgspec.json.encode(ask))
     assert b"does not show its ticket" in told
 
@@ -299,7 +301,7 @@ async def test_versions_that_do_not_understand_each_other_say_so(
 ) -> None:
     await world.control_plane()
     ticket = await world.ticket("worker", "default")
-    monkeypatch.setattr(enrolment, "PROTOCOL", enrolment.PROTOCOL + 1)
+    monkeypatch.setattr(client, "PROTOCOL", client.PROTOCOL + 1)
     with pytest.raises(VersionsDiffer) as caught:
         await enrol(ticket, place(tmp_path))
     assert caught.value.exit_code == EXIT_VERSIONS
@@ -310,7 +312,7 @@ async def test_versions_that_do_not_understand_each_other_say_so(
 async def test_a_cluster_without_a_control_plane_is_unreachable(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enrolment, "ASK_S", 0.0)
+    monkeypatch.setattr(client, "ASK_S", 0.0)
     with pytest.raises(StoreUnavailable, match="no control plane answers"):
         await enrol(await world.ticket("worker", "default"), place(tmp_path))
 
@@ -383,7 +385,7 @@ async def test_a_unit_cannot_renew_as_another(world: World) -> None:
     await world.control_plane()
     one, two = world.unit("worker-1", "worker", "default"), world.unit("worker-2", "worker", "default")
     cluster = await world.open(one)
-    ask = enrolment._said(token=two.login.jwt)
+    ask = client._said(token=two.login.jwt)
     told = await cluster.link.call(Layout(CLUSTER).renew("worker-1"), msgspec.json.encode(ask))
     assert b"does not show a token of worker-1" in told
 
@@ -392,7 +394,7 @@ async def test_a_ticket_is_not_a_token_of_a_unit_whatever_its_name(world: World)
     await world.control_plane()
     ticket = await world.ticket("client")
     cluster = await world.open(world.unit(ticket.id, "worker", "default"))
-    ask = enrolment._said(token=ticket.login.jwt)
+    ask = client._said(token=ticket.login.jwt)
     told = await cluster.link.call(Layout(CLUSTER).renew(ticket.id), msgspec.json.encode(ask))
     assert b"does not show a token" in told
 
@@ -455,7 +457,7 @@ async def test_a_unit_finds_its_identity_by_its_options(world: World, tmp_path: 
 async def test_a_unit_joins_by_the_ticket_file_in_the_environment(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvmci.ticket import encode
+    from mvmci.cluster.identity import encode
 
     def find(state: Path, name: str | None) -> str:
         raise AssertionError("the ticket says which cluster")

@@ -10,13 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from mvmci.cluster.identity import TICKET_CHARS_MAX, TLS_NAME, Login, Ticket, decode, encode
 from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, StoreUnavailable, TicketRefused, Usage
-from mvmci.stores.nats.permissions import Permissions
-from mvmci.ticket import TICKET_CHARS_MAX, TLS_NAME, Login, Ticket, decode, encode
+from mvmci.system import keys
 from mvmci.trust import authority as authorities
-from mvmci.trust import keys, tokens
+from mvmci.trust import tokens
 from mvmci.trust.authority import CLIENT_S, UNIT_S, Authority, read_credentials, read_identity
-from mvmci.trust.enrolment import read_ticket
+from mvmci.trust.enrol.client import read_ticket
+from mvmci.trust.permissions import Permissions
 
 NOW = 1_800_000_000.0
 FILES = ("operator", "account", "system", "ca.key", "ca.pem", "broker.key", "broker.pem")

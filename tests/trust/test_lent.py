@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from mvmci.cluster.identity import Login
 from mvmci.errors import TicketRefused, Usage
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster, ensure, remove
-from mvmci.ticket import Login
-from mvmci.trust.admission import Enrolment
 from mvmci.trust.authority import Authority, read_identity
-from mvmci.trust.enrolment import enrol, identity_path, renew_always
+from mvmci.trust.enrol.client import enrol, identity_path, renew_always
+from mvmci.trust.enrol.server import Enrolment
 from mvmci.trust.registry import make_ticket, read_units, revoke_ticket, revoke_unit
 
 STORE_BYTES = 64 << 20

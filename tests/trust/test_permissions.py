@@ -17,16 +17,16 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
-from mvmci.control_plane import ControlPlane
-from mvmci.journal import Lease
+from mvmci.cluster.identity import Login
+from mvmci.jobs.journal import Lease
+from mvmci.roles.control_plane import ControlPlane
 from mvmci.store import About, Chunk, Member, Settings
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.stores.nats.permissions import Grantee, describe, inbox, permissions
-from mvmci.ticket import Login
-from mvmci.trust import keys
-from mvmci.trust.enrolment import renew
+from mvmci.system import keys
+from mvmci.trust.enrol.client import renew
+from mvmci.trust.permissions import Grantee, describe, inbox, permissions
 from tests.trust.conftest import CLUSTER, LONG_S, World
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
-from mvmci.broker import LOOPBACK
+from mvmci.cluster.broker import LOOPBACK
+from mvmci.cluster.identity import Identity, Login
 from mvmci.errors import NotFound, TicketRefused, Usage
 from mvmci.stores.nats.link import Link
-from mvmci.ticket import Identity, Login
-from mvmci.trust import keys, registry
+from mvmci.system import keys
+from mvmci.trust import registry
 from mvmci.trust.authority import Authority
-from mvmci.trust.enrolment import enrol, renew
+from mvmci.trust.enrol.client import enrol, renew
 from mvmci.trust.registry import read_units, revoke_ticket, revoke_unit
 from tests.trust.conftest import EVERYWHERE, LONG_S, World
 

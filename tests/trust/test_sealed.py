@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci import broker
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.identity import Login, decode
 from mvmci.errors import Usage
-from mvmci.ticket import Login, decode
 from mvmci.trust import sealed, tokens
 from mvmci.trust.authority import Authority
 from mvmci.trust.registry import Record
@@ -66,7 +66,7 @@ def test_a_ticket_of_other_keys_is_replaced(authority: Authority, tmp_path: Path
 
 
 def test_a_broker_gets_no_seed(authority: Authority) -> None:
-    told = for_broker(authority, broker.Settings(name="demo"), "/run/secrets")
+    told = for_broker(authority, BrokerSettings(name="demo"), "/run/secrets")
     text = msgspec.json.encode(told).decode()
     assert not [seed for seed in (authority.operator, authority.account, authority.system) if seed in text]
     assert told.guard().key == Path("/run/secrets/broker.key")

@@ -13,13 +13,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.broker import LOOPBACK
+from mvmci.cluster.broker import LOOPBACK
+from mvmci.cluster.identity import Ticket, decode
+from mvmci.deploy.state import Facts, Home
 from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
-from mvmci.home import Facts, Home
 from mvmci.store import Settings
-from mvmci.ticket import Ticket, decode
 from mvmci.trust.authority import read_identity
-from mvmci.trust.enrolment import enrol
+from mvmci.trust.enrol.client import enrol
 from tests.trust.conftest import CLUSTER, EVERYWHERE, World
 
 ROOT = Path(__file__).resolve().parent.parent.parent

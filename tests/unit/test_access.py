@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from mvmci import access, topology
-from mvmci.access import Access, accesses, find_access, plan_of
+from mvmci.cluster import topology
+from mvmci.deploy import access
+from mvmci.deploy.access import Access, accesses, find_access, plan_of
+from mvmci.deploy.changes import propose
 from mvmci.errors import Usage
-from mvmci.proposal import propose
 
 ROOT = Path(access.__file__).parents[1]
 GOOD = """
-    from mvmci.plan import BROKER, Plan, central, executors, workers
+    from mvmci.cluster.deployment import BROKER, Plan, central, executors, workers
 
     def plan(topology):
         return Plan(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)
@@ -87,8 +88,11 @@ def test_an_access_that_is_not_there_is_refused_with_those_that_are() -> None:
     ("value", "sentence"),
     [
         ("no_such_module:plan", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
-        ("mvmci.plan:no_such", "cannot be loaded: AttributeError: module 'mvmci.plan' has no attribute"),
-        ("mvmci.plan:LOCAL_HOST", "has no function `plan`"),
+        (
+            "mvmci.cluster.deployment:no_such",
+            "cannot be loaded: AttributeError: module 'mvmci.cluster.deployment' has no attribute",
+        ),
+        ("mvmci.cluster.deployment:LOCAL_HOST", "has no function `plan`"),
     ],
 )
 def test_a_strangers_access_that_is_broken_says_so_and_hurts_nobody_else(value: str, sentence: str) -> None:
@@ -109,7 +113,7 @@ def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, t
 THEIRS = """
 '''A ring of executors. Nobody knows what for.'''
 
-from mvmci.plan import Plan, central, workers
+from mvmci.cluster.deployment import Plan, central, workers
 
 def plan(topology):
     return Plan(units=(*central(topology), *workers(topology)))
@@ -226,7 +230,7 @@ def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
         ("def plan():\n    pass\n", ": the plan function raised TypeError: plan() takes 0 positional"),
         ("def plan(t):\n    pass\n", ": the plan function returned NoneType, not a Plan"),
         (
-            "from mvmci.plan import Plan\ndef plan(t):\n    return Plan(units=())\n",
+            "from mvmci.cluster.deployment import Plan\ndef plan(t):\n    return Plan(units=())\n",
             ": the plan has no control-plane",
         ),
         (GOOD.replace("BROKER)", "'http://{address:w}')"), ": the workers would dial w, which is no unit"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci.allow import Allow, BadRule, BadUrl, is_public, parse
+from mvmci.jobs.allow import Allow, BadRule, BadUrl, is_public, parse
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,21 @@ import msgspec
 import pytest
 import wasmtime
 
-from mvmci import apply, broker, module
 from mvmci.cli.init import HELLO, HELLO_WASM
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import Change, Unit
+from mvmci.cluster.identity import Login
+from mvmci.cluster.topology import load
+from mvmci.deploy import up
+from mvmci.deploy.changes import Proposal, broker_of, propose, settings_of, url_of
+from mvmci.deploy.state import Facts, Home
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
-from mvmci.home import Facts, Home
-from mvmci.plan import Change, Unit
-from mvmci.proposal import Proposal, broker_of, propose, settings_of, url_of
+from mvmci.jobs import module
 from mvmci.runtime import UnitStatus
-from mvmci.runtimes import local
+from mvmci.runtimes.local import runtime
 from mvmci.store import About, Member, Settings
-from mvmci.ticket import Login
-from mvmci.topology import load
-from mvmci.trust import keys
+from mvmci.system import keys
+from mvmci.system.ports import is_loopback
 from mvmci.trust.authority import Authority
 
 SMALLEST = "cluster: demo\nworkers: {count: 1, slots: 2}\n"
@@ -58,8 +61,8 @@ class Place:
         self.home.keep_facts(facts)
         self.home.keep_applied(text.encode(), found.plan)
         units: tuple[Unit, ...] = found.plan.units if runs else ()
-        self._patch.setattr(local.Local, "planned", lambda _: units)
-        self._patch.setattr(local.Local, "units", lambda _: self.statuses)
+        self._patch.setattr(runtime.Local, "planned", lambda _: units)
+        self._patch.setattr(runtime.Local, "units", lambda _: self.statuses)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 @pytest.mark.parametrize(
     ("text", "data"),
     [
-        ('(module (memory (export "memory") 1) (func (export "_start")))', apply.NOTHING),
+        ('(module (memory (export "memory") 1) (func (export "_start")))', up.NOTHING),
         (HELLO, HELLO_WASM),
     ],
     ids=["nothing", "hello"],
@@ -251,7 +254,7 @@ def test_a_cluster_keeps_to_its_runtime_where_its_broker_is(place: Place) -> Non
     facts = place.home.facts()
     assert facts is not None
     place.home.keep_facts(msgspec.structs.replace(facts, runtime="elsewhere"))
-    with pytest.raises(Usage, match="cannot change to runtime local, from elsewhere: its jobs lie in"):
+    with pytest.raises(Usage, match="cannot change to runtime runtime, from elsewhere: its jobs lie in"):
         place.propose()
 
 
@@ -338,8 +341,8 @@ isolation: per-job
     ],
 )
 def test_units_here_dial_what_is_nearest(listen: str, url: str) -> None:
-    tls = not broker.is_loopback(listen)
-    assert url_of(broker.Settings(listen=listen, port=4222), tls=tls) == url
+    tls = not is_loopback(listen)
+    assert url_of(BrokerSettings(listen=listen, port=4222), tls=tls) == url
 
 
 @pytest.mark.parametrize(
@@ -354,7 +357,7 @@ def test_units_here_dial_what_is_nearest(listen: str, url: str) -> None:
     ],
 )
 def test_other_machines_are_told_addresses_that_they_can_dial(url: str, far: bool) -> None:
-    assert apply._is_far(url) is far
+    assert up._is_far(url) is far
 
 
 def holding(role: str, *jobs: str) -> Member:
@@ -380,7 +383,7 @@ def holding(role: str, *jobs: str) -> Member:
 def test_a_cluster_is_full_when_every_engine_that_is_used_is(
     members: list[Member], engine: str, full: bool
 ) -> None:
-    assert apply._is_full(members, engine, "proof") is full
+    assert up._is_full(members, engine, "proof") is full
 
 
 # ---- The lock
@@ -414,11 +417,11 @@ def test_a_lock_is_let_go_after_a_failure_too(tmp_path: Path) -> None:
 async def test_a_proposal_that_somebody_else_has_overtaken_is_not_applied(place: Place) -> None:
     proposal = place.propose()
     place.applied()
-    up = apply.Up(proposal, say=print, show=print)
+    doing = up.Up(proposal, say=print, show=print)
     with pytest.raises(LockHeld) as caught:
-        await up.run()
+        await doing.run()
     assert caught.value.message == "demo was changed by somebody else just now"
-    assert not up.begun
+    assert not doing.begun
     place.home.check_free()
 
 
@@ -429,5 +432,5 @@ def test_a_unit_that_has_just_started_is_what_the_plan_says() -> None:
     worker = Unit(name="worker-1", role="worker", host="local")
     silent = Member(unit="worker-1", incarnation="new")
     by_hand = Member(unit="mac-7", incarnation="i", about=About(role="executor"))
-    assert apply._roles([silent, by_hand], [worker]) == {"worker-1": "worker", "mac-7": "executor"}
-    assert apply._roles([silent], []) == {}
+    assert up._roles([silent, by_hand], [worker]) == {"worker-1": "worker", "mac-7": "executor"}
+    assert up._roles([silent], []) == {}

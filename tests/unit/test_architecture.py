@@ -1,8 +1,9 @@
-"""The shape of the source: layers, one module for each big library, nothing heavy before it is needed."""
+"""The shape of the source: one strict order and no circle, one module for each big library, nothing heavy before it is needed."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,33 +14,42 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = ROOT / "mvmci"
 
-# From low to high. A name stands for the module and, with a folder, all that is in it; "" is the package.
-LAYERS = {
-    "domain": {
-        "", "allow", "document", "effect", "errors", "job", "journal", "module", "pattern", "quantity",
-        "plan", "replay", "summary", "ticket", "topology", "tree",
-    },
-    "ports": {"engine", "holder", "order", "output", "standing", "store", "submission", "threads", "turns"},
-    "adapters": {"balancer", "broker", "files", "sandbox", "stores", "trust"},
-    "engines": {"engines"},
-    "roles": {"control_plane", "executor", "reconciler", "retention", "worker"},
-    "runtimes": {"runtime", "runtimes"},
-    "apply": {"access", "apply", "home", "proposal", "rendering", "roster"},
-    "faces": {"__main__", "api", "cli"},
-}  # fmt: skip
-RANKS = {name: rank for rank, names in enumerate(LAYERS.values()) for name in names}
+# From low to high: whatever stands in a line imports only what stands in lines before it, and itself. A name
+# stands for the module or the folder with all that is in it. docs/architecture.md draws it.
+ORDER = (
+    ("errors",),
+    ("system",),
+    ("config",),
+    ("jobs",),
+    ("cluster",),
+    ("engine", "store"),
+    ("sandbox",),
+    ("stores",),
+    ("journals",),
+    ("trust",),
+    ("engines",),
+    ("runtime",),
+    ("api",),
+    ("roles",),
+    ("runtimes",),
+    ("deploy",),
+    ("cli",),
+)
+RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
+FACES = {"", "__main__"}  # the package, which imports nothing, and what `python -m mvmci` runs
+PURE = {"jobs", "cluster"}
 
 # The one module that imports each big library, and what only the command line imports. aiohttp is three
 # things: a client for guests, a client of executors, and a server.
 API = {f"mvmci.api.{name}" for name in ("answers", "app", "bodies", "engine", "jobs")}
 OWNERS = {
-    "aiohttp": {"mvmci.sandbox.http", "mvmci.engines.http", *API},
-    "cryptography": {"mvmci.trust.keys"},
+    "aiohttp": {"mvmci.engines.embedded.http", "mvmci.engines.http", *API},
+    "cryptography": {"mvmci.system.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},
     "uvloop": {"mvmci.cli.units"},
     "wasmtime": {"mvmci.sandbox.slot"},
-    "yaml": {"mvmci.document"},
+    "yaml": {"mvmci.config.strict_yaml"},
 }
 CLI_ONLY = ["click", "rich"]
 HEAVY = ["aiohttp", "asyncssh", "cryptography", "nats", "prometheus_client", "uvloop", "wasmtime"]
@@ -61,7 +71,7 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def layer_name(module: str) -> str:
+def room(module: str) -> str:
     """`sandbox` of `mvmci.sandbox.slot`, empty for `mvmci` itself."""
     return [*module.split("."), ""][1]
 
@@ -83,20 +93,25 @@ def ours(module: str) -> Iterator[str]:
             yield f"{target}.{name}" if f"{target}.{name}" in MODULES else target
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_every_module_belongs_to_a_layer_and_imports_no_higher_one(module: str) -> None:
-    own = layer_name(module)
-    assert own in RANKS, f"{module} is in no layer; add it to LAYERS"
-    too_high = {target for target in ours(module) if RANKS.get(layer_name(target), 99) > RANKS[own]}
-    assert not too_high, f"{module} imports from a higher layer"
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) not in FACES])
+def test_every_module_has_its_place_and_imports_only_what_stands_before_it(module: str) -> None:
+    own = room(module)
+    assert own in RANKS, f"{module} has no place; add it to ORDER"
+    others = {target for target in ours(module) if room(target) not in {own, ""}}
+    assert not {target for target in others if RANKS[room(target)] >= RANKS[own]}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if layer_name(module) in LAYERS["domain"]])
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: {target for target in ours(module) if target != module} for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names them
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) in PURE])
 def test_the_domain_is_pure(module: str) -> None:
     found = set(imports(module))
     assert not {target for target, _ in found if target.split(".")[0] in IMPURE}
     assert not found & IMPURE_NAMES
-    assert not {target for target in ours(module) if layer_name(target) not in LAYERS["domain"]}
+    assert not {target for target in ours(module) if RANKS[room(target)] > RANKS["cluster"]}
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
@@ -106,7 +121,11 @@ def test_the_domain_is_pure(module: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.py")), ids=lambda path: path.stem)
 def test_the_accesses_that_ship_import_no_more_than_a_strangers_may(path: Path) -> None:
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-    assert {node.module for node in nodes} <= {"__future__", "mvmci.plan", "mvmci.topology"}
+    assert {node.module for node in nodes} <= {
+        "__future__",
+        "mvmci.cluster.deployment",
+        "mvmci.cluster.topology",
+    }
 
 
 def importers(library: str) -> set[str]:
@@ -120,7 +139,7 @@ def test_a_big_library_is_imported_only_where_it_is_named(library: str) -> None:
 
 @pytest.mark.parametrize("library", CLI_ONLY)
 def test_what_faces_a_user_stays_in_the_command_line(library: str) -> None:
-    assert {layer_name(module) for module in importers(library)} <= {"cli"}
+    assert {room(module) for module in importers(library)} <= {"cli"}
 
 
 def test_the_command_line_loads_nothing_heavy_before_it_is_needed() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mvmci.deploy.changes import propose
 from mvmci.errors import Usage
-from mvmci.proposal import propose
-from mvmci.runtimes import docker, render
+from mvmci.runtimes.compose import docker, render
 from mvmci.trust.authority import Authority
 
 Program = Callable[[str, str], None]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.access import accesses, plan_of
 from mvmci.cli import cli
-from mvmci.topology import Topology, load
+from mvmci.cluster.topology import Topology, load
+from mvmci.deploy.access import accesses, plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "deployment.md"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.files import sweep, write_private
+from mvmci.system.files import sweep, write_private
 
 KILLED_IN_THE_MIDDLE = """
 import os, signal, sys
 from pathlib import Path
-from mvmci.files import write_private
+from mvmci.system.files import write_private
 os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
 write_private(Path(sys.argv[1]), b"new")
 """

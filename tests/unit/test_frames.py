@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci import effect
+from mvmci.jobs import effect
 from mvmci.sandbox import frames
 
 TEXT = st.text(max_size=40)

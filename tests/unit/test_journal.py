@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci import effect
-from mvmci.job import Limits, Payload
-from mvmci.journal import (
+from mvmci.jobs import effect
+from mvmci.jobs.job import Limits, Payload
+from mvmci.jobs.journal import (
     AnyRecord,
     Cancel,
     Done,

@@ -7,7 +7,8 @@ import wasmtime
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mvmci import errors, module
+from mvmci import errors
+from mvmci.jobs import module
 
 HOST = '(import "mvmci:workflow/host@0.1.0" (instance (export "sleep" (func (param "ms" u64)))))'
 RUN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mvmci.errors import Usage
-from mvmci.pattern import Pattern
+from mvmci.jobs.glob import Pattern
 
 
 @pytest.mark.parametrize(

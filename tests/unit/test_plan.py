@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from mvmci import topology
-from mvmci.errors import Usage
-from mvmci.plan import (
+from mvmci.cluster import topology
+from mvmci.cluster.deployment import (
     LOCAL_HOST,
     ROLES,
     UNITS_MAX,
@@ -25,6 +24,7 @@ from mvmci.plan import (
     hosts_of,
     resolve,
 )
+from mvmci.errors import Usage
 
 SHIPPED = Path(topology.__file__).parent.parent / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")

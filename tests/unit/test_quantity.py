@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci import errors, quantity
+from mvmci import errors
+from mvmci.config import quantity
 
 DURATIONS = [
     ("90", 90_000),

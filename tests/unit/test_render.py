@@ -12,14 +12,16 @@ import msgspec
 import pytest
 import yaml
 
-from mvmci import broker, topology
-from mvmci.access import plan_of
+from mvmci.cluster import topology
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import Unit, resolve
+from mvmci.deploy.access import plan_of
+from mvmci.deploy.render import render_compose
 from mvmci.errors import Usage
-from mvmci.plan import Unit, resolve
-from mvmci.rendering import render_compose
-from mvmci.runtimes import open_runtime, render
-from mvmci.runtimes.render import Service, Wanted, services, unit_of
-from mvmci.runtimes.replica import number_in, question
+from mvmci.runtimes import open_runtime
+from mvmci.runtimes.compose import render
+from mvmci.runtimes.compose.render import Service, Wanted, services, unit_of
+from mvmci.runtimes.compose.replica import number_in, question
 from mvmci.trust.authority import Authority
 from mvmci.trust.sealed import ForBroker, ForPlane
 
@@ -40,7 +42,7 @@ def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
         units=plan.units,
         queues=found.workers.queues,
         login=render.inside(authority),
-        broker=broker.Settings(name="demo", port=40_000),
+        broker=BrokerSettings(name="demo", port=40_000),
         compose=found.compose,
         **more,
     )

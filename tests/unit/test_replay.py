@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci import effect
 from mvmci.errors import Nondeterminism
-from mvmci.journal import AnyRecord, Intent, Lease, Released, Result
-from mvmci.replay import Chance, Live, Recorded, Replay, VirtualClock
+from mvmci.jobs import effect
+from mvmci.jobs.journal import AnyRecord, Intent, Lease, Released, Result
+from mvmci.jobs.replay import Chance, Live, Recorded, Replay, VirtualClock
 
 GET = effect.Http(method="GET", url="http://x/a")
 PUT = effect.Http(method="PUT", url="http://x/b", idempotent=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from mvmci.plan import Unit
-from mvmci.roster import SILENT_MS, Row, rows
+from mvmci.cluster.deployment import Unit
+from mvmci.deploy.status import SILENT_MS, Row, rows
 from mvmci.runtime import UnitStatus
 from mvmci.store import About, Member
 

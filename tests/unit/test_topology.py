@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci import document, topology
+from mvmci.cluster import topology
+from mvmci.config import strict_yaml
 
 SHIPPED = Path(topology.__file__).parent.parent / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")
@@ -434,8 +435,8 @@ def test_any_values_under_known_keys_are_a_topology_or_a_refusal(values: dict[st
 
 
 def test_a_document_without_problems_has_nothing_to_report() -> None:
-    found = document.Problems("a.yaml")
-    node = document.compose("a: [1, 'x', ~]", found)
+    found = strict_yaml.Problems("a.yaml")
+    node = strict_yaml.compose("a: [1, 'x', ~]", found)
     assert not found
     assert node is not None
     position, items = node.value["a"]

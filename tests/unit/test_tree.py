@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from mvmci import tree
 from mvmci.errors import BadWorkspace
-from mvmci.tree import Entry, Tree
+from mvmci.jobs import tree
+from mvmci.jobs.tree import Entry, Tree
 
 DIGEST = "sha256:" + "0" * 64
 

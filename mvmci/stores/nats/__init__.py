@@ -10,7 +10,7 @@ believed. Presence is heard, or read, as it comes: it promises nothing.
     append     compare-and-set, group commit           presence    who is there
     config     what the cluster is and allows      clock       what time it is
 
-Promised: an append that returned is on disk (if the broker syncs: `mvmci.broker` sees to it), a read
+Promised: an append that returned is on disk (if the broker syncs: `mvmci.roles.broker` sees to it), a read
 sees every append that returned before it (one replica), and nothing waits without an end.
 """
 
@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from mvmci.cluster.identity import Login
 from mvmci.errors import StoreFull, Usage
-from mvmci.journal import Entry, MessageKind
+from mvmci.jobs.journal import Entry, MessageKind
 from mvmci.store import GONE_S, HINT_LAPSE_S, MESSAGE_BYTES_MAX, Chunk, Store
 from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
 from mvmci.stores.nats.blobs import Blobs
@@ -35,7 +36,6 @@ from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
 from mvmci.stores.nats.link import EVERYTHING, Link, Refused, Reply, Stored
 from mvmci.stores.nats.presence import Presence
-from mvmci.ticket import Login
 
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not be stored yet
 LOOK_EVERY_S = 2.0  # a word may be lost

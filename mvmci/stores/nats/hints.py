@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import MvmciError
-from mvmci.journal import Entry
+from mvmci.jobs.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe

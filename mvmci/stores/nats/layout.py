@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mvmci.job import check_id
-from mvmci.journal import MessageKind
+from mvmci.jobs.job import check_id
+from mvmci.jobs.journal import MessageKind
 from mvmci.store import HINT_LAPSE_S
 
 STORE_BYTES = 10 << 30

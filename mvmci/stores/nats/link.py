@@ -20,9 +20,9 @@ from typing import Any
 
 import msgspec
 
+from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
-from mvmci.threads import to_its_end
-from mvmci.ticket import TLS_NAME, Login
+from mvmci.system.tasks import to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
 _hidden = {"aiohttp": None} if "aiohttp" not in sys.modules else {}
@@ -259,7 +259,7 @@ class Link:
         return settings
 
     def _sign(self, nonce: str) -> bytes:
-        from mvmci.trust.keys import sign
+        from mvmci.system.keys import sign
 
         return base64.b64encode(sign(self.login.seed, nonce.encode()))
 

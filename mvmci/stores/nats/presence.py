@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import msgspec
 
 from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
-from mvmci.journal import Lease
+from mvmci.jobs.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Refused, Reply, Stored, Unsubscribe

@@ -1,0 +1,34 @@
+"""What the broker of a cluster is to be, and whom it believes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+
+import msgspec
+
+STORE_BYTES = 20 << 30  # more than the streams of a cluster take
+PAYLOAD_BYTES_MAX = (1 << 20) + (16 << 10)  # a message of the largest size, and its headers
+LOOPBACK = "127.0.0.1"
+ANY_PORT = -1
+
+
+class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a broker is to be. `name` is the server's; `synced` is off under `durability: relaxed`."""
+
+    name: str = ""
+    listen: str = LOOPBACK
+    port: int = ANY_PORT
+    store_bytes: int = STORE_BYTES
+    synced: bool = True
+
+
+class Guard(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a broker believes. The accounts' tokens are for one that has none yet."""
+
+    operator: str  # its token
+    signer: str  # its public key
+    system_account: str  # a public key
+    accounts: Mapping[str, str]  # tokens, by public key
+    certificate: PurePath
+    key: PurePath

@@ -1,0 +1,290 @@
+"""A plan: the units of a cluster, in the order in which they start, and how workers reach an engine.
+
+A topology's only product. Everything after it (diff, start, wait, stop) is generic: it knows units, not
+accesses. A plan does not know where units will be: `{listen}` in an option of a unit stands for what that
+unit binds, and `{address:UNIT}`, there or in `engine`, for where others reach it. `resolve` fills them in.
+
+Accesses, ours as anybody's, are built of `central`, `executors`, `balancer` and `workers`.
+"""
+
+from __future__ import annotations
+
+import graphlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from mvmci.cluster.topology import Executors, Topology
+from mvmci.errors import Usage
+from mvmci.jobs.job import check_id
+
+LOCAL_HOST = "local"  # the host of a topology that names none
+UNITS_MAX = 10_000
+EMBEDDED, BROKER = "embedded", "broker"
+LISTENS = "--listen={listen}"  # the option of a unit that others dial
+
+Role = Literal["broker", "control-plane", "executor", "balancer", "worker"]
+# The order of their start.
+ROLES: tuple[Role, ...] = ("broker", "control-plane", "executor", "balancer", "worker")
+SERVING: tuple[Role, ...] = ("executor", "balancer")  # those that workers may be in the middle of using
+
+_HOLE = re.compile(r"\{(?:listen|address:([^{}]+))\}")
+_URL = re.compile(r"https?://[^@\s{}]+")
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a cluster. `options` are those of its verb, without names and secrets."""
+
+    name: str
+    role: Role
+    host: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def listen(self) -> str | None:
+        """What it binds; None where nobody dials it."""
+        return next((one.partition("=")[2] for one in self.options if one.startswith("--listen=")), None)
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """All units of a cluster, and how workers reach an engine: "embedded", "broker", or a URL."""
+
+    units: tuple[Unit, ...]
+    engine: str = EMBEDDED
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a unit is: the host:port that it binds, and the one at which others reach it."""
+
+    listen: str
+    address: str
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What applying a plan does to one unit. `why` completes the line that a user reads."""
+
+    kind: Literal["start", "stop", "restart"]
+    unit: Unit
+    why: str = ""
+
+
+# ---- What plans are built of
+
+
+def deal(name: str, role: Role, count: int, hosts: Sequence[str], options: tuple[str, ...]) -> Iterator[Unit]:
+    """`count` units, dealt round `hosts` in order: `worker-1`, `worker-2`, …"""
+    for number in range(count):
+        yield Unit(name=f"{name}-{number + 1}", role=role, host=hosts[number % len(hosts)], options=options)
+
+
+def hosts_of(topology: Topology) -> list[str]:
+    """The hosts that are present, in the order of the file; else the one that stands for this machine."""
+    return [name for name, host in topology.hosts.items() if host.state == "present"] or [LOCAL_HOST]
+
+
+def planes(topology: Topology) -> Sequence[str]:
+    """The hosts of control planes."""
+    return topology.control_plane.hosts or hosts_of(topology)[:1]
+
+
+def central(topology: Topology) -> Iterator[Unit]:
+    """What every cluster has: a broker, unless there is one, and a control plane."""
+    if topology.broker.url is None:
+        brokers = topology.broker.hosts or hosts_of(topology)[:1]
+        yield from deal("broker", "broker", len(brokers), brokers, ())
+    hosts = planes(topology)
+    yield from deal("control-plane", "control-plane", len(hosts), hosts, ())
+
+
+def executors(topology: Topology, *options: str, hosts: Sequence[str] = ()) -> Iterator[Unit]:
+    """The executors of the file, each with `options` too. They are on `hosts` where the file names none."""
+    found = topology.executors or Executors()
+    slots = (f"--slots={found.slots}",) if found.slots is not None else ()
+    told = (*slots, *options, *_isolation(topology))
+    yield from deal("executor", "executor", found.count, found.hosts or hosts or hosts_of(topology), told)
+
+
+def balancer(topology: Topology, behind: Iterable[Unit]) -> Unit:
+    """A balancer, beside the control plane, in front of the executors `behind`."""
+    backends = (f"--backend={unit.name}={{address:{unit.name}}}" for unit in behind)
+    return Unit(name="balancer-1", role="balancer", host=planes(topology)[0], options=(LISTENS, *backends))
+
+
+def workers(topology: Topology) -> Iterator[Unit]:
+    """The workers of the file. They are always told of isolation: one day, the engine may be in them."""
+    found = topology.workers
+    slots = (f"--slots={found.slots}",) if found.slots is not None else ()
+    queues = (f"--queue={queue}" for queue in found.queues)
+    labels = (f"--label={key}={value}" for key, value in sorted(found.labels.items()))
+    told = (*slots, *queues, *labels, *_isolation(topology))
+    yield from deal("worker", "worker", found.count, found.hosts or hosts_of(topology), told)
+
+
+def _isolation(topology: Topology) -> Iterator[str]:
+    if topology.min_isolation != "process":
+        yield f"--min-isolation={topology.min_isolation}"
+    if topology.isolation != "reuse":
+        yield f"--isolation={topology.isolation}"
+
+
+# ---- Whether a cluster can come of one: a stranger's topology may have made it
+
+
+def check(plan: Plan, hosts: Collection[str]) -> None:
+    """Raises Usage when no cluster on `hosts` can come of `plan`."""
+    _check_form(plan)
+    by_name: dict[str, Unit] = {}
+    for unit in plan.units:
+        check_id(unit.name, "unit's name")
+        if unit.name in by_name:
+            raise Usage(f"the plan has two units named {unit.name}", hint="a name is a unit's identity")
+        if unit.host not in hosts:
+            raise Usage(
+                f"{unit.name} is to be on {unit.host}, which is no host of the file",
+                hint=f"there is {', '.join(hosts)}",
+            )
+        by_name[unit.name] = unit
+    for role in ("control-plane", "worker"):
+        if not any(unit.role == role for unit in plan.units):
+            raise Usage(f"the plan has no {role}", hint="without one, no job would ever run")
+    _check_addresses(plan, by_name)
+    _check_engine(plan, by_name)
+
+
+def _check_form(plan: Plan) -> None:
+    """That it holds what it says it holds: Python does not look."""
+    try:
+        msgspec.convert(msgspec.to_builtins(plan), Plan)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise Usage(
+            f"the plan is malformed: {error}", hint="see `Plan` and `Unit` in mvmci/cluster/deployment.py"
+        ) from None
+    if len(plan.units) > UNITS_MAX:
+        raise Usage(f"the plan has {len(plan.units)} units, and may have {UNITS_MAX}")
+    for unit in plan.units:
+        if not all(option.isprintable() for option in unit.options):
+            raise Usage(f"an option of {unit.name} has a line break or a control character")
+
+
+def _check_addresses(plan: Plan, by_name: Mapping[str, Unit]) -> None:
+    """That whoever is dialled is there and listens, and that nobody waits for itself."""
+    dials = {unit.name: sorted(_dialled(unit.options)) for unit in plan.units}
+    for who, names in (*dials.items(), ("the workers", sorted(_dialled([plan.engine])))):
+        for name in names:
+            if name not in by_name:
+                raise Usage(
+                    f"{who} would dial {name}, which is no unit of the plan",
+                    hint="`{address:NAME}` names a unit of the same plan",
+                )
+            if not _listens(by_name[name]):
+                raise Usage(
+                    f"{who} would dial {name}, which does not listen", hint=f"give it the option {LISTENS}"
+                )
+    try:
+        graphlib.TopologicalSorter(dials).prepare()
+    except graphlib.CycleError as error:
+        circle = " → ".join(reversed(error.args[1]))
+        raise Usage(
+            f"the addresses of the plan go in a circle: {circle}", hint="one of them must not need the next"
+        ) from None
+
+
+def _check_engine(plan: Plan, by_name: Mapping[str, Unit]) -> None:
+    """That somebody is behind what workers are told to use."""
+    there = [unit for unit in plan.units if unit.role == "executor"]
+    for unit in plan.units:
+        if unit.role == "balancer" and not any(by_name[name] in there for name in _dialled(unit.options)):
+            raise Usage(
+                f"{unit.name} has no executor behind it", hint="--backend=NAME={address:NAME} names one"
+            )
+    if plan.engine == EMBEDDED:
+        return
+    if plan.engine == BROKER:
+        if not there:
+            raise Usage(
+                "workers would look for an engine at the broker, and the plan has no executor",
+                hint="add one, or leave the engine in the workers: `embedded`",
+            )
+        return
+    if not is_url(_HOLE.sub("x", plan.engine)):
+        raise Usage(
+            f"the plan's engine is {plan.engine!r}", hint=f"it is `{EMBEDDED}`, `{BROKER}`, or an http:// URL"
+        )
+    served = [by_name[name] for name in _dialled([plan.engine])] or [unit for unit in there if _listens(unit)]
+    if not served or any(unit.role not in SERVING for unit in served):
+        who = f"{served[0].name} is a {served[0].role}" if served else "no executor of the plan listens"
+        raise Usage(
+            f"nobody serves the engine {plan.engine}: {who}",
+            hint=f"an executor that is given the option {LISTENS} does",
+        )
+
+
+def _dialled(texts: Iterable[str]) -> set[str]:
+    """The units whose addresses `texts` hold."""
+    return {name for text in texts for name in _HOLE.findall(text) if name}
+
+
+def _listens(unit: Unit) -> bool:
+    return any("{listen}" in option for option in unit.options)
+
+
+# ---- What comes of one
+
+
+def is_url(engine: str) -> bool:
+    """Whether workers reach that engine over HTTP, at a place that is known."""
+    return _URL.fullmatch(engine) is not None
+
+
+def resolve(plan: Plan, place_of: Callable[[Unit], Place]) -> Plan:
+    """A checked `plan` with all placeholders filled in; `place_of` is asked for the units that listen."""
+    places = {unit.name: place_of(unit) for unit in plan.units if _listens(unit)}
+
+    def filled(text: str, name: str = "") -> str:
+        return _HOLE.sub(lambda hole: places[hole[1]].address if hole[1] else places[name].listen, text)
+
+    units = (
+        msgspec.structs.replace(unit, options=tuple(filled(option, unit.name) for option in unit.options))
+        for unit in plan.units
+    )
+    return Plan(units=tuple(units), engine=filled(plan.engine))
+
+
+def between(before: Iterable[Unit], plan: Plan) -> tuple[Unit, ...]:
+    """What runs while workers move to the engine of `plan`: that is there, and what they leave still is.
+
+    Every executor takes work from the broker. So one that changes can do so when its last HTTP worker
+    has left it, unless it is over HTTP that workers are to reach it.
+    """
+    old = {unit.name: unit for unit in before if unit.role in SERVING}
+    stays = plan.engine in (EMBEDDED, BROKER)
+    units = [(old.get(unit.name, unit) if stays and unit.role in SERVING else unit) for unit in plan.units]
+    names = {unit.name for unit in units}
+    return (*units, *(unit for unit in old.values() if unit.name not in names))
+
+
+def diff(old: Iterable[Unit], new: Iterable[Unit]) -> list[Change]:
+    """What leads from `old` to `new`: stops last, starts and restarts in the order of `new`."""
+    before = {unit.name: unit for unit in old}
+    after = {unit.name: unit for unit in new}
+    changes: list[Change] = []
+    for unit in after.values():
+        was = before.get(unit.name)
+        if was is None:
+            changes.append(Change(kind="start", unit=unit))
+        elif was != unit:
+            changes.append(Change(kind="restart", unit=unit, why=_difference(was, unit)))
+    changes += [Change(kind="stop", unit=unit) for name, unit in before.items() if name not in after]
+    return changes
+
+
+def _difference(was: Unit, unit: Unit) -> str:
+    if was.role != unit.role:
+        return f"was {'an' if was.role == 'executor' else 'a'} {was.role}"
+    if was.host != unit.host:
+        return f"moves from {was.host} to {unit.host}"
+    gone = [f"without {option}" for option in was.options if option not in unit.options]
+    come = [f"with {option}" for option in unit.options if option not in was.options]
+    return ", ".join([*gone, *come])

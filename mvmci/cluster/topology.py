@@ -1,0 +1,603 @@
+"""The cluster file: which machines there are, and how workers reach the engine that runs their modules.
+
+It owns the values of a topology, their defaults, and the checks across them. It promises one answer for
+a text: a `Topology`, or a `BadTopology` with *every* problem of the file and where it is. The structs are
+the only place that names the keys: the reader and the JSON Schema both come from them.
+
+What units a topology means (its plan), and whether its hosts can be reached, is not decided here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from mvmci import errors
+from mvmci.config import quantity
+from mvmci.config.strict_yaml import BAD, Node, Position, Problem, Problems, got, shown
+from mvmci.config.strict_yaml import compose as read
+from mvmci.jobs import allow
+
+PROBLEMS_MAX = 50
+STORE_BYTES_MIN = 64 << 20
+MEMORY_BYTES_MIN = 128 << 20
+
+# The values. Each description completes the sentence "`workers.count` must be …".
+
+Id = Annotated[
+    str,
+    Meta(
+        pattern="^[a-z0-9][a-z0-9-]{0,62}$",
+        description="a name of at most 63 small letters, digits and dashes",
+    ),
+]
+Access = Annotated[
+    str,
+    Meta(
+        pattern="^[a-z0-9][a-z0-9-]{0,62}$",
+        description="the name of an access, for example pool",
+        examples=["per-worker", "peer", "pool", "shared"],
+    ),
+]
+LabelKey = Annotated[
+    str,
+    Meta(
+        pattern="^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$",
+        description="a label of at most 63 letters, digits and ._/-",
+    ),
+]
+LabelValue = Annotated[str, Meta(max_length=253, description="text")]
+Count = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
+Slots = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")]
+Port = Annotated[int, Meta(ge=1, le=65_535, description="a port from 1 to 65535")]
+Address = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9:_\[][A-Za-z0-9.:_\[\]-]{0,252}$", description="a host name or an IP address"),
+]
+User = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_.-]{0,31}$", description="a user's name")]
+Listen = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$",
+        description="an address, as 0.0.0.0 or 10.0.0.5:4222",
+    ),
+]
+BrokerUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^(tls|nats)://[^@\s]+$",
+        description="a URL that begins with tls:// or nats:// and holds no password",
+    ),
+]
+HttpUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https?://[^@\s]+$",
+        description="a URL that begins with http:// or https:// and holds no password",
+    ),
+]
+HttpRule = Annotated[str, Meta(max_length=8192, description="a URL, in which * stands for any characters")]
+Program = Annotated[str, Meta(max_length=4096, description="a program's name or its absolute path")]
+Duration = Annotated[
+    Annotated[str, Meta(pattern=quantity.DURATION_PATTERN)] | int | float,
+    Meta(description="a duration: seconds, or a number with ms, s, m, h or d"),
+]
+Size = Annotated[
+    Annotated[str, Meta(pattern=quantity.SIZE_PATTERN)] | int,
+    Meta(description="a size: bytes, or a number with KiB, MiB or GiB"),
+]
+Image = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$", description="an image, as python:3.12-slim-bookworm"
+    ),
+]
+Driver = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,126}$", description="a network driver, as macvlan")
+]
+FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="the path of a file")]
+HostNames = Annotated[tuple[Id, ...], Meta(max_length=1000, description="a list of at most 1000 hosts")]
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all mappings of the file."""
+
+
+class Host(_Section, frozen=True, kw_only=True):
+    """One machine. Under `local` it is only a name."""
+
+    address: Address | None = None
+    user: User | None = None
+    port: Port = 22
+    state: Literal["present", "absent"] = "present"
+
+
+class Broker(_Section, frozen=True, kw_only=True):
+    """Where nats-server runs: on one host, on three, or at the URL of one that you run yourself.
+
+    `credentials` are those that a broker of yours gave you, in a .creds file; its path is relative to
+    the cluster file's folder.
+    """
+
+    hosts: HostNames = ()
+    url: BrokerUrl | None = None
+    credentials: FilePath | None = None
+    listen: Listen | None = None
+    store: Size = "10GiB"
+
+    @property
+    def address(self) -> str | None:
+        """The address of `listen`, without brackets; None is the loopback."""
+        return _host_and_port(self.listen)[0].strip("[]") if self.listen else None
+
+    @property
+    def port(self) -> int | None:
+        """The port of `listen`; None is any free one."""
+        port = _host_and_port(self.listen)[1] if self.listen else ""
+        return int(port) if port else None
+
+    @property
+    def store_bytes(self) -> int:
+        """What the broker may keep on disk, in bytes."""
+        return quantity.parse_size(self.store, minimum_bytes=STORE_BYTES_MIN)
+
+
+def _host_and_port(listen: str) -> tuple[str, str]:
+    """The two parts of `listen`; the colons of an address stand in brackets."""
+    host, colon, port = listen.rpartition(":")
+    return (host, port) if colon and not port.endswith("]") else (listen, "")
+
+
+class ControlPlane(_Section, frozen=True, kw_only=True):
+    """Where the control plane runs."""
+
+    hosts: HostNames = ()
+
+
+class Executors(_Section, frozen=True, kw_only=True):
+    """The engines that workers share. No `slots` means as many as the host has processors.
+
+    Those of a `pool` are balanced by the broker, unless there is the `url` of a balancer that you run
+    yourself, or a `balancer` that is to be started.
+    """
+
+    hosts: HostNames = ()
+    count: Count = 1
+    slots: Slots | None = None
+    url: HttpUrl | None = None
+    balancer: Literal["haproxy"] | None = None
+
+
+class Workers(_Section, frozen=True, kw_only=True):
+    """`count` is the total, dealt round the hosts. No `slots` means as many as the host has processors."""
+
+    hosts: HostNames = ()
+    count: Count = 1
+    slots: Slots | None = None
+    queues: Annotated[
+        tuple[Id, ...], Meta(min_length=1, max_length=100, description="a list of 1 to 100 queues")
+    ] = ("default",)
+    labels: dict[LabelKey, LabelValue] = {}
+
+
+class Allow(_Section, frozen=True, kw_only=True):
+    """Which effects workflows may have, on every engine. Nothing by default."""
+
+    http: Annotated[
+        tuple[HttpRule, ...], Meta(max_length=1000, description="a list of at most 1000 URLs")
+    ] = ()
+    exec: Annotated[
+        tuple[Program, ...], Meta(max_length=1000, description="a list of at most 1000 programs")
+    ] = ()
+
+
+class Retain(_Section, frozen=True, kw_only=True):
+    """How long ended jobs and their output are kept."""
+
+    jobs: Duration = "7d"
+    logs: Duration = "2d"
+
+    @property
+    def jobs_ms(self) -> int:
+        """How long ended jobs are kept, in milliseconds."""
+        return quantity.parse_duration(self.jobs)
+
+    @property
+    def logs_ms(self) -> int:
+        """How long output is kept, in milliseconds."""
+        return quantity.parse_duration(self.logs)
+
+
+class Network(_Section, frozen=True, kw_only=True):
+    """The network that containers share, as Docker's `driver` and its options make it."""
+
+    driver: Driver = "bridge"
+    options: dict[LabelKey, LabelValue] = {}
+
+
+class Compose(_Section, frozen=True, kw_only=True):
+    """Containers. `base` has a Python, and what `allow.exec` names; `memory` is for each that has an engine.
+
+    Left out, that is what its slots may take, each with a job of the usual size.
+    """
+
+    base: Image = "python:3.12-slim-bookworm"
+    network: Network = Network()
+    memory: Size | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """How much memory a container with an engine may take, in bytes."""
+        return (
+            None if self.memory is None else quantity.parse_size(self.memory, minimum_bytes=MEMORY_BYTES_MIN)
+        )
+
+
+class Topology(_Section, frozen=True, kw_only=True):
+    """A cluster, as its file says it. An empty `hosts` of a role means every present host.
+
+    `access` is one that is installed, or with `plugin` only a name: that Python file, relative to the
+    cluster file's folder, then makes the plan.
+    """
+
+    cluster: Id
+    access: Access = "per-worker"
+    plugin: FilePath | None = None
+    runtime: Literal["local", "ssh", "compose"] = "local"
+    hosts: Annotated[
+        dict[Id, Host], Meta(max_length=1000, description="a mapping from names to at most 1000 hosts")
+    ] = {}
+    broker: Broker = Broker()
+    control_plane: ControlPlane = ControlPlane()
+    executors: Executors | None = None
+    workers: Workers
+    compose: Compose = Compose()
+    allow: Allow = Allow()
+    retain: Retain = Retain()
+    durability: Literal["strict", "relaxed"] = "strict"
+    min_isolation: Literal["process", "filtered", "confined", "isolated"] = "process"
+    isolation: Literal["reuse", "per-job"] = "reuse"
+
+
+class BadTopology(errors.Usage):
+    """A cluster file that cannot be used, with all of its problems in the order of the file."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        # The last problem's hint is the error's own, so that whoever prints an error prints this one right.
+        assert problems
+        shown = problems[:PROBLEMS_MAX]
+        lines = [f"{p.where}: {p.message}" + (f"\nhint: {p.hint}" if p.hint else "") for p in shown[:-1]]
+        lines.append(f"{shown[-1].where}: {shown[-1].message}")
+        if len(problems) > len(shown):
+            lines.insert(0, f"{len(problems)} problems, of which the first {len(shown)} are:")
+        super().__init__("\n".join(lines), hint=shown[-1].hint)
+        self.problems = problems
+
+
+def load(text: str | bytes, *, name: str, accesses: Collection[str] | None = None) -> Topology:
+    """The topology that `text` says. `name` is the file's, for messages. Raises `BadTopology`.
+
+    `accesses` are those that are installed; None: any may be named.
+    """
+    found = _Found(name)
+    node = read(text, found)
+    if node is None:
+        raise BadTopology(found.ordered())
+    plain = _plain(Topology, node, (), found)
+    if plain is not BAD:
+        # Where a section is broken its defaults stand in, so that the checks can look at the others.
+        plain = {"cluster": "x", "workers": {}} | plain if found else plain
+        plain = {"access": "plugin"} | plain if "plugin" in plain else plain
+        topology = msgspec.convert(plain, Topology)
+        checks: list[_Check] = [(("access",), partial(_check_access, accesses)), *_CHECKS]
+        for needed, check in checks:
+            if not found.broken & set(needed):
+                for path, message, hint in check(topology):
+                    found.add(_position(node, path), message, hint)
+        if not found:
+            return topology
+    raise BadTopology(found.ordered())
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of the file, made from the structs above."""
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mvmci topology"}
+    body = msgspec.json.encode(msgspec.json.schema(Topology))  # the defaults in it are structs and tuples
+    return head | msgspec.json.decode(body, type=dict[str, Any])
+
+
+# Checks across keys. Each yields (path, message, hint) and needs the named sections to be sound.
+
+_Path = tuple[str | int, ...]
+_Finding = tuple[_Path, str, str | None]
+_Check = tuple[tuple[str, ...], Callable[[Topology], Iterator[_Finding]]]
+
+
+def _check_hosts(topology: Topology) -> Iterator[_Finding]:
+    present = [name for name, host in topology.hosts.items() if host.state == "present"]
+    if topology.hosts and not present:
+        yield ("hosts",), "every host is absent", "Leave one present; `mvmci down` removes a whole cluster."
+    if topology.runtime != "ssh":
+        return
+    if not topology.hosts:
+        yield ("runtime",), "runtime `ssh` needs hosts", "Add hosts: {a: {address: 10.0.0.5, user: ci}}."
+    for name in present:
+        if topology.hosts[name].address is None:
+            yield (
+                ("hosts", name),
+                f"host `{name}` has no address",
+                "Runtime `ssh` needs one: {address: 10.0.0.5}.",
+            )
+
+
+def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:
+    def check(topology: Topology) -> Iterator[_Finding]:
+        section = getattr(topology, role)
+        names: tuple[str, ...] = section.hosts if section is not None else ()
+        for index, name in enumerate(names):
+            path = (role, "hosts", index)
+            if name not in topology.hosts:
+                yield (
+                    path,
+                    f"there is no host `{name}`",
+                    _did_you_mean(name, topology.hosts) or "Add it to `hosts`.",
+                )
+            elif topology.hosts[name].state == "absent":
+                yield path, f"host `{name}` is absent", "Name another one here, or make it `state: present`."
+            elif name in names[:index]:
+                yield (
+                    path,
+                    f"host `{name}` is listed twice",
+                    "Name it once; `count` says how many units there are.",
+                )
+
+    return check
+
+
+def _check_access(accesses: Collection[str] | None, topology: Topology) -> Iterator[_Finding]:
+    access = topology.access
+    if accesses is not None and topology.plugin is None and access not in accesses:
+        known = ", ".join(accesses)
+        hint = _did_you_mean(access, accesses) or "A file of your own can make the plan: plugin: ./mine.py."
+        yield ("access",), f"`access` must be one of {known}, not `{access}`", hint
+
+
+def _check_executors(topology: Topology) -> Iterator[_Finding]:
+    access, executors = topology.access, topology.executors
+    if topology.plugin is not None or access not in ("per-worker", "peer", "pool", "shared"):
+        return  # whoever wrote it knows what it takes
+    if executors is None:
+        if access == "pool":
+            yield ("access",), "access `pool` needs executors", "Add executors: {count: 2}."
+        return
+    if access == "per-worker":
+        hint = "Remove `executors`, or choose access peer, pool or shared."
+        yield ("executors",), "access `per-worker` has no executors: each worker has its engine inside", hint
+        return
+    if access != "pool" and executors.count > 1:
+        yield ("executors", "count"), f"access `{access}` has one executor", "Several are access `pool`."
+    if access != "pool" and executors.url is not None:
+        yield (
+            ("executors", "url"),
+            f"access `{access}` takes no URL",
+            "One URL in front of many is access `pool`.",
+        )
+    if access != "pool" and executors.balancer is not None:
+        yield (
+            ("executors", "balancer"),
+            f"access `{access}` takes no balancer",
+            "A balancer in front of many is access `pool`.",
+        )
+    if executors.url is not None and executors.balancer is not None:
+        yield (
+            ("executors", "balancer"),
+            "`executors.balancer` and `executors.url` exclude each other",
+            "A URL is that of a balancer which you run yourself.",
+        )
+
+
+def _check_broker(topology: Topology) -> Iterator[_Finding]:
+    broker = topology.broker
+    if broker.url is not None and (broker.hosts or broker.listen):
+        what = "hosts" if broker.hosts else "listen"
+        hint = "A URL is that of a broker which you run yourself."
+        yield ("broker", what), f"`broker.{what}` and `broker.url` exclude each other", hint
+    if len(broker.hosts) not in (0, 1, 3):
+        yield ("broker", "hosts"), f"a broker runs on one host or on three, not on {len(broker.hosts)}", None
+    if broker.credentials is not None and broker.url is None:
+        hint = "Add url: tls://…, or remove it: a broker that `up` starts makes its own."
+        yield ("broker", "credentials"), "`broker.credentials` goes with `broker.url`", hint
+    if broker.port is not None and not 1 <= broker.port <= 65_535:
+        yield ("broker", "listen"), "the port of `broker.listen` must be from 1 to 65535", None
+    yield from _accepted(("broker", "store"), lambda: broker.store_bytes)
+
+
+def _check_compose(topology: Topology) -> Iterator[_Finding]:
+    yield from _accepted(("compose", "memory"), lambda: topology.compose.memory_bytes)
+
+
+def _check_retain(topology: Topology) -> Iterator[_Finding]:
+    yield from _accepted(("retain", "jobs"), lambda: topology.retain.jobs_ms)
+    yield from _accepted(("retain", "logs"), lambda: topology.retain.logs_ms)
+
+
+def _check_queues(topology: Topology) -> Iterator[_Finding]:
+    queues = topology.workers.queues
+    for index, queue in enumerate(queues):
+        if queue in queues[:index]:
+            yield ("workers", "queues", index), f"queue `{queue}` is listed twice", None
+
+
+def _check_allow(topology: Topology) -> Iterator[_Finding]:
+    rules = topology.allow
+    for index, rule in enumerate(rules.http):
+        yield from _accepted(("allow", "http", index), partial(allow.Allow, http=(rule,)))
+    for index, program in enumerate(rules.exec):
+        yield from _accepted(("allow", "exec", index), partial(allow.Allow, exec=(program,)))
+    if len(rules.http) + len(rules.exec) > allow.RULES_MAX:
+        yield ("allow",), f"`allow` has more than {allow.RULES_MAX} rules", "A `*` stands for any characters."
+
+
+def _accepted(path: _Path, value: Callable[[], object]) -> Iterator[_Finding]:
+    try:
+        value()
+    except errors.Usage as error:
+        yield path, error.message, error.hint
+
+
+_ROLES = ("broker", "control_plane", "executors", "workers")
+_CHECKS: Final = (
+    (("runtime", "hosts"), _check_hosts),
+    *((("hosts", role), _check_host_names(role)) for role in _ROLES),
+    (("access", "executors"), _check_executors),
+    (("broker",), _check_broker),
+    (("workers",), _check_queues),
+    (("allow",), _check_allow),
+    (("retain",), _check_retain),
+    (("compose",), _check_compose),
+)
+
+
+# From nodes to plain values, along the types.
+
+
+class _Found(Problems):
+    """The problems of a topology, and which of its top-level keys are not sound because of them."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.broken: set[str] = set()
+
+    def at(self, path: _Path, position: Position, message: str, hint: str | None = None) -> Any:
+        """Note what is wrong with the value at `path`, and keep the checks away from its section."""
+        self.add(position, message, hint)
+        return self.breaks(path)
+
+    def breaks(self, path: _Path) -> Any:
+        self.broken.update(str(key) for key in path[:1])
+        return BAD
+
+
+def _plain(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
+    """The value of `node` as plain data that converts to `kind`, or `BAD` when there is none."""
+    bare = _bare(kind)
+    if node.value is BAD:  # its reader has reported it
+        return found.breaks(path)
+    if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
+        return _plain_struct(bare, node, path, found)
+    if get_origin(bare) is dict and isinstance(node.value, dict):
+        return _plain_dict(kind, node, path, found)
+    if get_origin(bare) is tuple and isinstance(node.value, list):
+        parts = [_plain(get_args(bare)[0], item, (*path, i), found) for i, item in enumerate(node.value)]
+        return BAD if BAD in parts else _converts(kind, parts, node, path, found)
+    return _converts(kind, node.value, node, path, found)
+
+
+def _plain_struct(kind: type[msgspec.Struct], node: Node, path: _Path, found: _Found) -> Any:
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    if not isinstance(node.value, dict):
+        message = f"{_called(path)} must be a mapping, not {got(node)}"
+        return found.at(path, node.position, message, f"Its keys: {', '.join(fields)}.")
+    values: dict[str, Any] = {}
+    meant: set[str] = set()
+    for key, (position, child) in node.value.items():
+        if key in fields:
+            value = _plain(fields[key].type, child, (*path, key), found)
+            if value is not BAD:
+                values[key] = value
+            continue
+        close = difflib.get_close_matches(key, fields, n=1)
+        meant.update(close)
+        where = f" in `{_dotted(path)}`" if path else ""
+        hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(fields)}."
+        found.at(path or tuple(close), position, f"unknown key `{shown(key)}`{where}", hint)
+    for key, field in fields.items():
+        if field.required and key not in node.value and key not in meant:
+            hint = "Add workers: {count: 3}." if key == "workers" else f"Add {key}: NAME."
+            found.at((*path, key), node.position, f"there is no `{_dotted((*path, key))}`", hint)
+    return values
+
+
+def _plain_dict(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
+    key_kind, value_kind = get_args(_bare(kind))
+    values: dict[str, Any] = {}
+    for key, (position, child) in node.value.items():
+        name = _converts(key_kind, key, Node(key, position), path, found)
+        value = _plain(value_kind, child, (*path, key), found)
+        if name is not BAD and value is not BAD:
+            values[name] = value
+    return _converts(kind, values, node, path, found)
+
+
+def _converts(kind: Any, value: Any, node: Node, path: _Path, found: _Found) -> Any:
+    """`value`, when msgspec takes it as `kind`."""
+    try:
+        msgspec.convert(value, kind, strict=True)
+    except msgspec.ValidationError:
+        message = f"{_called(path)} must be {_expected(kind)}, not {got(node)}"
+        return found.at(path, node.position, message, _fitting(kind, node.value))
+    return value
+
+
+def _bare(kind: Any) -> Any:
+    """`kind` without its annotation, and without `None` beside one other type."""
+    if get_origin(kind) is Annotated:
+        return _bare(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        others = [other for other in get_args(kind) if other is not types.NoneType]
+        return _bare(others[0]) if len(others) == 1 else kind
+    return kind
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return _expected(get_args(kind)[0])
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is Annotated:
+        return next(str(meta.description) for meta in get_args(kind)[1:] if meta.description)
+    assert get_origin(kind) is dict
+    return "a mapping"
+
+
+def _fitting(kind: Any, value: Any) -> str | None:
+    """What to write instead, where a slip is plain to see."""
+    bare = _bare(kind)
+    if get_origin(bare) is Literal and isinstance(value, str):
+        return _did_you_mean(value, get_args(bare))
+    if get_origin(bare) is tuple and isinstance(value, str):
+        return f"Write a list: [{shown(value)}]."
+    if bare is str and isinstance(value, bool | int | float):
+        return f'Put it in quotes: "{shown(value)}".'
+    if bare is int and isinstance(value, str) and value.isdecimal():
+        return "Write it without quotes."
+    return None
+
+
+def _did_you_mean(word: str, known: Any) -> str | None:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean `{close[0]}`?" if close else None
+
+
+def _dotted(path: _Path) -> str:
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{shown(key)}" for key in path).removeprefix(".")
+
+
+def _called(path: _Path) -> str:
+    return f"`{_dotted(path)}`" if path else "the file"
+
+
+def _position(node: Node, path: _Path) -> Position:
+    """Where the value at `path` begins, or the nearest one around it that the file has."""
+    for key in path:
+        if isinstance(node.value, dict) and key in node.value:
+            node = node.value[key][1]
+        elif isinstance(node.value, list) and isinstance(key, int):
+            node = node.value[key]
+    return node.position

@@ -1,0 +1,174 @@
+"""What this machine keeps of a cluster that was brought up from here: one folder, and who may change it.
+
+    <root>/<cluster>/version          the number of this format
+                     lock             who is at work on the cluster: one `up` or `down` at a time
+                     topology.yaml    the file as it was last applied, in full
+                     applied.json     the `Plan` that it came to
+                     cluster.json     `Facts`
+
+Keys, the broker's files and those of the units lie beside them, and belong to those who use them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock, Timeout
+
+from mvmci.cluster import topology
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import Plan
+from mvmci.cluster.identity import Login
+from mvmci.cluster.topology import Topology
+from mvmci.errors import LockHeld, Usage, VersionsDiffer
+from mvmci.jobs.summary import rfc3339
+from mvmci.runtime import Runtime
+from mvmci.runtimes import open_runtime
+from mvmci.system.files import write_private
+
+VERSION = "1"
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the cluster's broker is reached, what it is, and what units run on. `login` is that of nobody.
+
+    `urls` is where other machines dial, and `broker` is None for a broker of the user's own.
+    """
+
+    login: Login
+    urls: tuple[str, ...] = ()
+    broker: BrokerSettings | None = None
+    runtime: str = "local"
+
+    @property
+    def outside(self) -> Login:
+        """How other machines reach it."""
+        return msgspec.structs.replace(self.login, urls=self.urls or self.login.urls)
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder of one cluster."""
+
+    root: Path
+    cluster: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is."""
+        return self.root / self.cluster
+
+    @property
+    def ticket(self) -> Path:
+        """What `mvmci worker --join @…` takes."""
+        return self.folder / "ticket"
+
+    def runtime(self, name: str | None = None) -> Runtime:
+        """What its units run on: `name`, or what they were brought up on. Raises Usage."""
+        facts = self.facts() if name is None else None
+        return open_runtime(
+            name or (facts.runtime if facts is not None else "local"), self.root, self.cluster
+        )
+
+    def unit(self, name: str) -> Path:
+        """What a unit of this machine has: its `identity.json`, and the `log` of what it printed."""
+        return self.folder / "units" / name
+
+    def applied(self) -> Topology | None:
+        """The file as it was last applied; None before the first time. Raises BadTopology."""
+        file = self.folder / "topology.yaml"
+        return topology.load(file.read_bytes(), name=str(file)) if file.exists() else None
+
+    def facts(self) -> Facts | None:
+        """How the broker is reached; None where that was never laid down. Raises Usage."""
+        file = self.folder / "cluster.json"
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Facts)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is damaged"
+            raise Usage(f"{file} cannot be read: {why}", hint="remove it, and `mvmci up` again") from None
+
+    def keep_facts(self, facts: Facts) -> None:
+        """Write down how the broker is reached."""
+        write_private(self.folder / "cluster.json", msgspec.json.encode(facts))
+
+    def applied_plan(self) -> Plan:
+        """The plan that was last applied, with every unit's place; before the first time, one with none."""
+        try:
+            return msgspec.json.decode((self.folder / "applied.json").read_bytes(), type=Plan)
+        except (OSError, msgspec.DecodeError):
+            return Plan(units=())
+
+    def keep_applied(self, text: bytes, plan: Plan) -> None:
+        """Write down that the file was applied in full, and what it came to."""
+        write_private(self.folder / "applied.json", msgspec.json.encode(plan))
+        write_private(self.folder / "topology.yaml", text)
+
+    def check_version(self) -> None:
+        """Raises VersionsDiffer when another mvmci made this folder."""
+        file = self.folder / "version"
+        found = file.read_text(errors="replace").strip() if file.exists() else VERSION
+        if found != VERSION:
+            raise VersionsDiffer(
+                f"{self.folder} was made by an mvmci of another format: {found[:20]!r}, where this one's is "
+                f"{VERSION!r}",
+                hint="use the version that made it, or name another directory with --state",
+            )
+
+    def check_free(self) -> None:
+        """Raises LockHeld when somebody is at work on the cluster now."""
+        if (self.folder / "lock").exists():
+            self._acquire().release()
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one at work on the cluster. Raises LockHeld, which says who is, and Usage."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Usage(
+                f"the state directory {self.root} cannot be used: {error.strerror}",
+                hint="name another one with --state DIR or MVMCI_STATE",
+            ) from None
+        lock, file = self._acquire(), self.folder / "lock"
+        try:
+            since = rfc3339(time.time_ns() // 1_000_000)
+            file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
+            yield
+        finally:
+            if file.exists():
+                file.write_text("")
+            lock.release()
+
+    def _acquire(self) -> FileLock:
+        file = self.folder / "lock"
+        lock = FileLock(file, mode=0o600, thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = file.read_text() or "another process"
+            raise LockHeld(
+                f"{who} is at work on {self.cluster}", hint="wait until it has finished, then try again"
+            ) from None
+        return lock
+
+    def remove(self) -> None:
+        """Remove all of it; the lock is held."""
+        shutil.rmtree(self.folder)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as containers have them
+        return str(os.getuid())

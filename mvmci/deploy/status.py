@@ -1,0 +1,109 @@
+"""Who belongs to a cluster and how each of them is: what its runtime and what presence say, put together.
+
+The runtime knows processes; presence knows who is at work, on any machine. Pure: a function of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from mvmci.cluster.deployment import ROLES, Unit
+from mvmci.runtime import State, UnitStatus
+from mvmci.store import Member
+
+SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One unit, as `ps --json` prints it. `pid` is that of the process that does the work, if it is here."""
+
+    name: str
+    role: str
+    host: str
+    state: State
+    pid: int | None = None
+    slots: int = 0
+    busy: int = 0
+    queues: tuple[str, ...] = ()
+    isolation: str | None = None
+    version: str | None = None
+
+
+class Roster(msgspec.Struct, frozen=True, kw_only=True):
+    """All of a cluster, as `ps --json` prints it. Of a cluster on other machines, not all is known."""
+
+    cluster: str
+    access: str | None
+    runtime: str | None
+    units: list[Row]
+
+
+def rows(
+    planned: Sequence[Unit],
+    statuses: Iterable[UnitStatus],
+    members: Sequence[Member] | None,
+    *,
+    here: str,
+    now_ms: int,
+) -> list[Row]:
+    """The units of the plan in its order, those that are still leaving, and who joined by hand.
+
+    `members` is None when nobody could be asked. `here` is what units of this machine give as their host.
+    """
+    by_name = {status.name: status for status in statuses}
+    units = [by_name.pop(unit.name, _down(unit)) for unit in planned] + list(by_name.values())
+    known = {unit.name for unit in units}
+    joined = [
+        _with_word(Row(name=one.unit, role=one.about.role, host=one.about.host, state="ready"), one, here)
+        for one in members or ()
+        if one.unit not in known and one.about.role in ROLES
+    ]
+    order = {str(role): place for place, role in enumerate(ROLES)}
+    joined.sort(key=lambda row: (order[row.role], row.name))
+    return [_row(unit, members, here, now_ms) for unit in units] + joined
+
+
+def _down(unit: Unit) -> UnitStatus:
+    return UnitStatus(name=unit.name, role=unit.role, host=unit.host)
+
+
+def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms: int) -> Row:
+    row = Row(name=status.name, role=status.role, host=status.host, state=status.state, pid=status.pid)
+    if status.state == "down":
+        return row
+    # A word of an earlier process of that name may still be there.
+    words = (one for one in members or () if one.unit == status.name and _is_of(one, status))
+    word = next(words, None)
+    if word is not None:
+        row = _with_word(row, word, here)
+    if status.state == "draining":
+        return msgspec.structs.replace(row, state="draining")
+    if members is None or word is not None or status.state == "ready":
+        return row
+    if status.role == "broker":
+        return msgspec.structs.replace(row, state="ready")  # who asked it for the members got an answer
+    return msgspec.structs.replace(row, state="down") if now_ms - status.since > SILENT_MS else row
+
+
+def _is_of(member: Member, status: UnitStatus) -> bool:
+    """Whether that very process, or container, said so."""
+    if status.hostname:
+        return member.about.host == status.hostname
+    return member.about.pid == status.pid
+
+
+def _with_word(row: Row, member: Member, here: str) -> Row:
+    """`row`, with what the unit says of itself."""
+    about = member.about
+    return msgspec.structs.replace(
+        row,
+        state=about.state,
+        pid=row.pid or (about.pid if about.host == here else None),
+        slots=about.slots,
+        busy=len({held.partition("@")[0] for held in member.holds} | set(member.keeps)),
+        queues=about.queues,
+        isolation=about.isolation or None,
+        version=about.version or None,
+    )

@@ -1,0 +1,331 @@
+"""Compiled code: made once per host in a confined process, authenticated before it is ever mapped.
+
+Owns the directory `code` under its root: files `<key>.cwasm` (0444, in a directory 0711 so that
+slots of any user can map them by name), `<key>.mac` beside each, and the host's key file, which no
+slot can read. The engine runs a damaged file without complaint, so nothing is handed out whose MAC,
+over the key and the whole content, does not fit; such a file is compiled anew. A file is checked once
+per process, and again when its inode, size or times have changed. Files are replaced by renaming,
+so one that is mapped keeps its content.
+
+The key of a file names the module, the engine's version, every setting that shapes code, and the
+machine with its CPU's features. A module that cannot be compiled is not remembered.
+
+Not promised: that a file stays. The oldest go when the directory grows beyond its bound, though never
+one that was asked for in the last minutes or that this process uses; a slot that finds its code
+missing dies, and the caller asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import hmac
+import importlib.metadata
+import os
+import platform
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+from mvmci.errors import BadModule, MvmciError
+from mvmci.sandbox import confinement, frames, settings
+from mvmci.sandbox.confinement import Profile
+from mvmci.sandbox.forkserver import Nursery, SlotDied
+from mvmci.system.tasks import in_thread
+
+CODE_BYTES_MAX = 4 << 30  # of all files together
+CODE_FILE_BYTES_MAX = 1 << 30
+COMPILE_DATA_BYTES_MAX = 6 << 30
+COMPILE_S_MAX = 300.0
+COMPILES_MAX = 2  # at once in this process
+LOCKS = 16  # lock files; a key takes one of them
+EVICT_AGE_S_MIN = 300.0
+TOUCH_S = 60.0  # a use is noted this often at most
+KEPT_MAX = 256  # of those this process used last, none is evicted
+HOST_KEY_BYTES = 32
+
+Key = str
+Stat = tuple[int, int, int, int]
+
+
+class CompileFailed(MvmciError):
+    """A module could not be compiled within its bounds, through no error in its format."""
+
+
+class CodeCache:
+    """The host's compiled code under `root`, which lies in the nursery's root."""
+
+    def __init__(self, root: Path, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._directory = root / "code"
+        self._folder = str(self._directory)
+        self._relative = str(self._directory.relative_to(nursery.root))
+        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._directory.chmod(0o711)
+        self._host_key = _host_key(root / "code.key")
+        self._verified: dict[Key, Stat] = {}  # ordered by use, the last at the end
+        self._touched: dict[Key, float] = {}  # when, by this process's clock
+        self._running: dict[Key, asyncio.Task[None]] = {}
+        self._key = functools.lru_cache(KEPT_MAX)(_key)
+        self._compiles = asyncio.Semaphore(COMPILES_MAX)
+        self._evict_lock = asyncio.Lock()
+        self._sweep()
+
+    async def get(
+        self, digest: str, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
+    ) -> str:
+        """The path, relative to the nursery's root, of the code of module `digest`.
+
+        `fetch` writes the module's file, and is called only if it must be compiled. Raises BadModule
+        if it cannot run here, CompileFailed if compiling took too long or too much.
+        """
+        key = self._key(digest, component, workflow)
+        if not self._is_fresh(key):
+            await self._share(key, functools.partial(self._provide, key, component, workflow, fetch))
+        self._verified[key] = self._verified.pop(key)
+        self._touch(key)
+        return f"{self._relative}/{key}.cwasm"
+
+    def drop(self, digest: str, component: bool, workflow: bool) -> None:
+        """Remove code that a slot could not map although it is what was verified here."""
+        key = self._key(digest, component, workflow)
+        if self._is_fresh(key):
+            self._path(key, "cwasm").unlink(missing_ok=True)
+
+    async def _share(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
+        """Run `work` for `key` once for all who wait; it goes on when one of them gives up."""
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.ensure_future(_await(work))
+            task.add_done_callback(lambda _: self._running.pop(key))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(task)
+
+    async def _provide(
+        self, key: Key, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
+    ) -> None:
+        if await asyncio.to_thread(self._verify, key):
+            return
+        stripe = int(key[:8], 16) % LOCKS
+        lock = self._lock(stripe)
+        try:
+            await asyncio.to_thread(lock.acquire, timeout=COMPILE_S_MAX)
+        except filelock.Timeout:
+            raise CompileFailed(f"another process has been compiling for {COMPILE_S_MAX:.0f} s") from None
+        try:
+            if await asyncio.to_thread(self._verify, key):
+                return  # another process made it in the meantime
+            async with self._compiles:
+                with self._stage(stripe) as stage:
+                    await fetch(stage / "module")
+                    await self._compile(key, component, workflow, stage)
+            if not await asyncio.to_thread(self._verify, key):
+                raise CompileFailed("compiled code was changed while it was being stored")
+        finally:
+            lock.release()
+        async with self._evict_lock:
+            await asyncio.to_thread(self._evict)
+
+    def _lock(self, stripe: int) -> filelock.FileLock:
+        return filelock.FileLock(self._directory / f"lock-{stripe}", mode=0o600, thread_local=False)
+
+    @contextlib.contextmanager
+    def _stage(self, stripe: int) -> Iterator[Path]:
+        """A directory to make code in, for whoever holds the lock of `stripe`: what is there was left."""
+        stage = self._directory / f"new-{stripe}"
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(mode=0o700)
+        try:
+            yield stage
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed while compiling have left."""
+        for left in self._directory.glob("new-*"):
+            lock = self._lock(int(left.name.removeprefix("new-")))
+            with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+
+    async def _compile(self, key: Key, component: bool, workflow: bool, stage: Path) -> None:
+        code = os.open(stage / "code", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with contextlib.closing(_Descriptor(code)), (stage / "module").open("rb") as source:
+            task = frames.Compile(component=component, workflow=workflow)
+            await self._run(task, source.fileno(), code)
+            # The child is dead: nothing can change what is authenticated from here on.
+            await in_thread(self._publish, key, code, stage)
+
+    async def _run(self, task: frames.Compile, source: int, target: int) -> None:
+        profile = Profile(
+            name="compile",
+            uid=confinement.COMPILE_UID if "uid" in self._nursery.features else None,
+            threads=True,
+            data_bytes=COMPILE_DATA_BYTES_MAX,
+            file_bytes=CODE_FILE_BYTES_MAX,
+        )
+        child = await self._nursery.fork(profile, (source, target))
+        try:
+            async with asyncio.timeout(COMPILE_S_MAX):
+                await child.send(task)
+                ended = await child.receive()
+        except TimeoutError:
+            raise CompileFailed(f"compiling the module took more than {COMPILE_S_MAX:.0f} s") from None
+        except SlotDied as error:
+            raise CompileFailed(f"compiling the module failed: {error}") from None
+        finally:
+            await child.close()
+        if not isinstance(ended, frames.Ended) or ended.outcome not in ("ok", "invalid"):
+            raise CompileFailed("compiling the module failed: its process sent nonsense")
+        if ended.outcome == "invalid":
+            raise BadModule(f"the module cannot run here: {ended.text}")
+
+    def _publish(self, key: Key, code: int, stage: Path) -> None:
+        os.fchmod(code, 0o444)
+        os.fsync(code)
+        with (stage / "mac").open("w") as file:
+            file.write(self._mac(key, code))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(stage / "mac", self._path(key, "mac"))
+        os.rename(stage / "code", self._path(key, "cwasm"))
+
+    def _path(self, key: Key, suffix: str) -> Path:
+        return self._directory / f"{key}.{suffix}"
+
+    def _mac(self, key: Key, fd: int) -> str:
+        digest = hmac.new(self._host_key, key.encode(), "sha256")
+        with open(fd, "rb", closefd=False, buffering=0) as file:
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _is_fresh(self, key: Key) -> bool:
+        """It was verified, and is the file that was."""
+        try:
+            # Asked for by every job: `Path` would cost more than the look itself.
+            return key in self._verified and self._verified[key] == _stat(
+                os.stat(f"{self._folder}/{key}.cwasm")
+            )
+        except FileNotFoundError:
+            return False
+
+    def _verify(self, key: Key) -> bool:
+        """Read all of it and compare; remembers the file that was right."""
+        self._verified.pop(key, None)
+        try:
+            fd = os.open(self._path(key, "cwasm"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return False
+        with contextlib.closing(_Descriptor(fd)):
+            before = _stat(os.fstat(fd))
+            try:
+                expected = self._path(key, "mac").read_text()
+            except (OSError, UnicodeDecodeError):
+                return False
+            if not hmac.compare_digest(expected.encode(), self._mac(key, fd).encode()):
+                return False
+            if _stat(os.fstat(fd)) != before:
+                return False
+        self._verified[key] = before
+        return True
+
+    def _touch(self, key: Key) -> None:
+        """Note the use, on the MAC's file: the code's own times are part of how it is recognised."""
+        now = time.monotonic()
+        if now - self._touched.get(key, -TOUCH_S) >= TOUCH_S:
+            self._touched[key] = now
+            with contextlib.suppress(OSError):
+                os.utime(self._path(key, "mac"))
+
+    def _evict(self) -> None:
+        """Remove what was used longest ago, until the rest is within the bound."""
+        kept = set(list(self._verified)[-KEPT_MAX:])
+        oldest = time.time() - EVICT_AGE_S_MIN
+        found = sorted(self._files())
+        total = sum(size for _, size, _ in found)
+        for used, size, key in found:
+            if total <= CODE_BYTES_MAX or used > oldest:
+                return
+            if key not in kept:
+                self._path(key, "cwasm").unlink(missing_ok=True)
+                self._path(key, "mac").unlink(missing_ok=True)
+                total -= size
+
+    def _files(self) -> Iterator[tuple[float, int, Key]]:
+        for path in self._directory.glob("*.cwasm"):
+            with contextlib.suppress(FileNotFoundError):
+                yield self._path(path.stem, "mac").stat().st_mtime, path.stat().st_size, path.stem
+
+
+class _Descriptor:
+    """An open descriptor, for `contextlib.closing`."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+async def _await(work: Callable[[], Awaitable[None]]) -> None:
+    await work()
+
+
+def _stat(found: os.stat_result) -> Stat:
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _key(digest: str, component: bool, workflow: bool) -> Key:
+    parts = (
+        digest,
+        "component" if component else "module",
+        _engine_version(),
+        settings.fingerprint(workflow),
+        _machine(),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@functools.cache
+def _engine_version() -> str:
+    return importlib.metadata.version("wasmtime")
+
+
+@functools.cache
+def _machine() -> str:
+    """The machine and its CPU's features: code for one need not run on another."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return f"{platform.machine()} {' '.join(sorted(found[1].split()))}"
+    return platform.machine()
+
+
+def _host_key(path: Path) -> bytes:
+    """The host's key, made by whoever comes first. Raises CompileFailed if others could read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix="key-")  # 0600
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(HOST_KEY_BYTES))
+            file.flush()
+            os.fsync(fd)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # fails if somebody else was first, and then theirs is it
+        os.unlink(temporary)
+    found = path.stat()
+    key = path.read_bytes()
+    if found.st_mode & 0o077 or found.st_uid != os.geteuid() or len(key) != HOST_KEY_BYTES:
+        raise MvmciError(
+            f"{path} is not a key of ours alone", hint="remove it; compiled code is then made anew"
+        )
+    return key

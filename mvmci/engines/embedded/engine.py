@@ -1,0 +1,293 @@
+"""The engine that is reached by a call: it takes jobs, runs them in slots of this host, and ends them.
+
+For one job it reads the journal, decides whether there is anything to do, claims it, gets the code
+and the workspace ready, writes the lease, runs the guest, and writes the end. Whatever goes wrong on
+the way becomes an end with a reason, a release, or an exception that leaves the job to the next
+holder. The rules are PROTOCOL §2 to §4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mvmci.config.quantity import format_duration
+from mvmci.engine import Step
+from mvmci.engines.embedded.code import CompileFailed
+from mvmci.engines.embedded.command import fill, run_command
+from mvmci.engines.embedded.host import Host
+from mvmci.engines.embedded.limits import Deadline, LimitReached, TimedOut, first
+from mvmci.engines.embedded.slots import Slots
+from mvmci.engines.embedded.workflow import Exhausted, Live, Suspended, Verification, run_workflow
+from mvmci.errors import (
+    BadModule,
+    BadWorkspace,
+    Fenced,
+    LockHeld,
+    MvmciError,
+    Nondeterminism,
+    NotFound,
+    Usage,
+)
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.job import End
+from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
+from mvmci.journals.holder import Cancelled, Holder, Reread, known, load
+from mvmci.sandbox.forkserver import CodeGone, SlotDied
+from mvmci.store import load_text
+
+LEASE_WAIT_S = 0.25  # a fresh job that ends sooner is written in one message
+LET_GO_S = 2.0
+OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that no replay repeats
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `run` was called with."""
+
+    job: str
+    fresh: bool
+    first: Entry | None
+    worker: str
+    freed: Callable[[], None]
+
+
+class Embedded:
+    """An engine in this process, with `slots` guests at a time."""
+
+    def __init__(self, host: Host, *, slots: int) -> None:
+        self._host = host
+        self.slots = Slots(host.root, slots)
+        self._runs: dict[str, asyncio.Task[Step]] = {}
+
+    async def run(
+        self,
+        job: str,
+        *,
+        fresh: bool = False,
+        first: Entry | None = None,
+        worker: str = "",
+        freed: Callable[[], None] = lambda: None,
+    ) -> Step:
+        """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
+        if job not in self._runs:
+            task = asyncio.create_task(self._run(Order(job, fresh, first, worker, freed)), name=f"job {job}")
+            self._runs[job] = task
+            task.add_done_callback(lambda _: self._runs.pop(job, None))
+        return await asyncio.shield(self._runs[job])
+
+    def drain(self, yes: bool = True) -> None:
+        """See `mvmci.engine.Engine.drain`."""
+        if yes:
+            self._host.draining.set()
+        else:
+            self._host.draining.clear()
+
+    async def prepare(self) -> str:
+        """See `mvmci.engine.Engine.prepare`."""
+        return (await self._host.guests()).isolation
+
+    def permit(self, allow: Allow) -> None:
+        """See `mvmci.engine.Engine.permit`."""
+        self._host.permit(allow)
+
+    async def close(self) -> None:
+        """See `mvmci.engine.Engine.close`."""
+        runs = list(self._runs.values())
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+        await self.slots.close()
+        await self._host.close()
+
+    async def verify(self, job: str) -> int:
+        """See `mvmci.engine.Engine.verify`."""
+        journal = await load(self._host.store, job)
+        spec, done = journal.state.spec, journal.state.done
+        if spec is None or done is None or spec.kind != "workflow":
+            what = "a command" if spec and done else f"{status(journal.state)[0]}"
+            raise Usage(f"{job} cannot be replayed: it is {what}", hint="replay takes a workflow that ended")
+        partial = done.status not in ("succeeded", "failed") or done.reason.startswith(OUTSIDE_REASONS)
+        other = Verification(self._host, journal, partial=partial)
+        code = await self._host.compiled(spec)
+        started_at, limit_ms = journal.state.started_at or 0, spec.limits.timeout_ms
+        async with self.slots.take(await self._host.guests()) as slot:
+            try:
+                replaying = run_workflow(self._host, slot, spec, started_at, code, other)
+                time = Deadline(self._host.now_ms)
+                time.begin(self._host.now_ms() + limit_ms)
+                got = await first(replaying, time.over)
+            except (Exhausted, TimedOut) as stopped:
+                if not partial:
+                    raise Nondeterminism("nondeterminism: the end: it did not come in time") from stopped
+                return journal.state.results
+        if not partial:
+            await self._compare(done, got)
+        return journal.state.results
+
+    async def _compare(self, done: Done, got: Done) -> None:
+        blobs = self._host.store.blobs
+        expected = (done.status, done.reason, await load_text(blobs, done.result))
+        found = (got.status, got.reason, await load_text(blobs, got.result))
+        if expected != found:
+            raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
+
+    async def _run(self, order: Order) -> Step:
+        while True:
+            with contextlib.suppress(Reread):
+                return await self._take(order)
+            order = replace(order, fresh=False, first=None)
+
+    async def _take(self, order: Order) -> Step:
+        """Look whether there is anything to do, and hold the job while there is.
+
+        What may have come after `first` (a cancel) refuses the first write, and is read then.
+        """
+        store, job = self._host.store, order.job
+        journal = await load(store, job) if order.first is None else known(job, order.first)
+        state = journal.state
+        if order.fresh and state.lease is not None:
+            order = replace(order, fresh=False)
+        if state.ended:
+            return Step("ended")
+        if state.released is not None and state.released.until > self._host.now_ms():
+            return Step("released", state.released.until)
+        if state.held and state.lease is not None and await store.presence.live(job, state.lease):
+            return Step("held")
+        try:
+            await store.presence.claim(job, state.epoch + 1)
+        except LockHeld:
+            return Step("held")
+        try:
+            holder = Holder(store, journal, self._lease(state, order.worker))
+            try:
+                return await self._hold(holder, order)
+            except Fenced:  # by another holder, or by an end: then there is nothing left to do
+                self._host.notice(f"{job}: another holder has taken over")
+                return Step("ended" if journal.state.ended else "fenced")
+            finally:
+                await holder.close()
+        finally:
+            await store.presence.drop(job)
+
+    def _lease(self, state: State, worker: str) -> Lease:
+        presence = self._host.store.presence
+        return Lease(
+            at=self._host.now_ms(),
+            epoch=state.epoch + 1,
+            unit=presence.unit,
+            incarnation=presence.incarnation,
+            run=secrets.token_hex(8),
+            why="first" if state.lease is None else "resumed" if state.released else "recovered",
+            worker=worker,
+        )
+
+    async def _hold(self, holder: Holder, order: Order) -> Step:
+        """From the lease to the end, or to a release."""
+        try:
+            try:
+                done = await self._attempt(holder, order)
+            except Suspended as asleep:
+                return await self._release(holder, asleep.until)
+            await holder.finish(done)
+        except Cancelled:
+            assert holder.journal.state.cancel is not None
+            by = holder.journal.state.cancel.by
+            await holder.finish(self._done("cancelled", f"cancelled by {by}"))
+        except asyncio.CancelledError:
+            await self._let_go(holder)
+            raise
+        return Step("ended")
+
+    async def _release(self, holder: Holder, until: int) -> Step:
+        if not until:
+            await holder.finish(Released(at=self._host.now_ms(), why="drain"))
+            return Step("released")
+        until = min(until, self._deadline_ms(holder))
+        await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
+        await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
+        return Step("released", until)
+
+    async def _let_go(self, holder: Holder) -> None:
+        """This engine is told to stop: say so in the journal, if it can be said quickly."""
+        if holder.leased and holder.journal.state.held:
+            released = holder.finish(Released(at=self._host.now_ms(), why="drain"))
+            with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
+                await asyncio.wait_for(released, LET_GO_S)
+
+    async def _attempt(self, holder: Holder, order: Order) -> Done:
+        """One try at the job. What ends the job becomes its `done`; what does not is raised."""
+        state, limits = holder.journal.state, holder.spec.limits
+        if state.cancel is not None:
+            raise Cancelled
+        if state.held and state.lost + 1 >= limits.attempts:
+            return self._done("errored", f"attempts: {state.lost + 1} holders were lost")
+        time = Deadline(self._host.now_ms)
+        try:
+            if state.deadline_ms is not None:
+                time.begin(state.deadline_ms)
+                if time.over.done():
+                    time.over.result()
+            return await first(self._guest(holder, order, time), holder.failed(), time.over)
+        except TimedOut:
+            return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
+        except LimitReached as reached:
+            return self._done("failed", reached.reason)
+        except (BadModule, CompileFailed) as bad:
+            return self._done("failed", f"module: {bad.message}")
+        except BadWorkspace as bad:
+            return self._done("failed", f"workspace: {bad.message}")
+        except CodeGone:
+            raise  # twice: something is wrong with this host, not with the job
+        except SlotDied as died:
+            return self._done("failed", f"trap: {died.message}")
+        except (Nondeterminism, NotFound) as ours:
+            return self._done("errored", ours.message)
+
+    def _deadline_ms(self, holder: Holder) -> int:
+        """Counted from the first lease, which may be this one."""
+        return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
+
+    async def _guest(self, holder: Holder, order: Order, time: Deadline) -> Done:
+        """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
+        code = await self._host.compiled(holder.spec)
+        try:
+            try:
+                return await self._in_slot(holder, code, order, time)
+            except CodeGone:
+                # Another process has removed it since, to make room, or the disk has damaged it.
+                code = await self._host.compiled(holder.spec, refused=True)
+                return await self._in_slot(holder, code, order, time, again=True)
+        finally:
+            order.freed()
+
+    async def _in_slot(
+        self, holder: Holder, code: str, order: Order, time: Deadline, *, again: bool = False
+    ) -> Done:
+        host, spec = self._host, holder.spec
+        async with self.slots.take(await host.guests()) as slot:
+            if spec.kind == "command":
+                await fill(host, slot, spec.tree)
+            if not again:
+                holder.stamp(host.now_ms())
+                time.begin(self._deadline_ms(holder))
+            if order.fresh and not again:
+                holder.write_within(LEASE_WAIT_S)
+            else:
+                await holder.write()
+            if spec.kind == "command":
+                return await run_command(host, holder, slot, code)
+            started_at = holder.journal.state.started_at or holder.lease.at
+            published = 0 if order.fresh else await self._published(spec.id)
+            live = Live(host, holder, slot, published=published)
+            return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
+
+    async def _published(self, job: str) -> int:
+        """How many pieces of a workflow's output earlier holders gave out."""
+        return max((chunk.number + 1 for chunk in await self._host.store.logs.read(job)), default=0)
+
+    def _done(self, end: End, reason: str) -> Done:
+        return Done(at=self._host.now_ms(), status=end, reason=reason)

@@ -1,0 +1,128 @@
+"""What an engine has at hand to run guests: the processes that fork them, the code cache, the effects.
+
+Everything is opened when it is first needed, so that a command never pays for the HTTP client. A
+nursery that died is replaced when it is next asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvmci.engines.embedded.code import CodeCache
+from mvmci.errors import IsolationUnavailable
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Spec
+from mvmci.sandbox.confinement import LEVELS
+from mvmci.sandbox.forkserver import Nursery
+from mvmci.store import Store
+
+if TYPE_CHECKING:
+    from mvmci.engines.embedded.http import HttpClient
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass
+class Host:
+    """The tools of one engine. `root` is the directory that slots and compiled code lie beneath."""
+
+    store: Store
+    root: Path
+    allow: Allow
+    min_isolation: str = "process"
+    reuse: bool = True  # a process that ran a workflow may run another
+    without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
+    now_ms: Callable[[], int] = wall_clock_ms
+    notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
+    draining: asyncio.Event = field(default_factory=asyncio.Event)  # workflows are to let go
+    _guests: Nursery | None = None
+    _good: Nursery | None = None  # that which was found to isolate enough
+    _programs: Nursery | None = None
+    _code: CodeCache | None = None
+    _http: HttpClient | None = None
+    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def guests(self) -> Nursery:
+        """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
+        guests = self._guests
+        if guests is None or not guests.alive:
+            guests = await self._start_guests()
+        if guests is not self._good:
+            reached = guests.isolation
+            if LEVELS.index(reached) < LEVELS.index(self.min_isolation):
+                raise IsolationUnavailable(
+                    f"this host reaches isolation {reached}, and {self.min_isolation} is demanded",
+                    hint="`mvmci doctor` says what is missing",
+                )
+            self._good = guests
+        return guests
+
+    async def _start_guests(self) -> Nursery:
+        async with self._opening:
+            if self._guests is None or not self._guests.alive:
+                self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
+                self.root.chmod(0o711)
+                dead, self._guests, self._code = self._guests, None, None
+                await _bury(dead)
+                self._guests = await Nursery.start(self.root, without=self.without)
+            return self._guests
+
+    async def programs(self) -> Nursery:
+        """The nursery of native programs: with the host's network, without a slot's confinement."""
+        async with self._opening:
+            if self._programs is None or not self._programs.alive:
+                dead, self._programs = self._programs, None
+                await _bury(dead)
+                self._programs = await Nursery.start(self.root, network=True, without=self.without)
+            return self._programs
+
+    async def http(self) -> HttpClient:
+        """The client that performs requests."""
+        if self._http is None:
+            from mvmci.engines.embedded.http import HttpClient
+
+            self._http = HttpClient(self.allow)
+        return self._http
+
+    def permit(self, allow: Allow) -> None:
+        """What effects may do from now on; one that is under way is not called back."""
+        self.allow = allow
+        if self._http is not None:
+            self._http.allow = allow
+
+    async def compiled(self, spec: Spec, *, refused: bool = False) -> str:
+        """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound.
+
+        `refused` is for a slot that ended with CodeGone: the code is made anew, if it is not already.
+        """
+        guests = await self.guests()
+        if self._code is None:
+            self._code = CodeCache(self.root, guests)
+
+        async def fetch(to: Path) -> None:
+            self.notice(f"compiling {spec.name}: once on this machine")
+            await self.store.blobs.fetch(spec.module, to)
+
+        if refused:
+            self._code.drop(spec.module, spec.component, spec.kind == "workflow")
+        return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
+
+    async def close(self) -> None:
+        """End every process and connection."""
+        if self._http is not None:
+            await self._http.close()
+        for nursery in (self._guests, self._programs):
+            await _bury(nursery)
+
+
+async def _bury(nursery: Nursery | None) -> None:
+    if nursery is not None:
+        await nursery.close()

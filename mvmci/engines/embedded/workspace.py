@@ -1,0 +1,644 @@
+"""Directories as trees of blobs, and back: what a job starts from, and what it leaves.
+
+A directory here may have been made by a hostile guest. Nothing in this module follows a symbolic
+link, opens a device or a pipe, or recurses, and every walk is bounded in entries and in depth. All
+functions that walk do so in a thread, and one that is cancelled waits for its thread. Nobody else
+writes to the directory meanwhile, `watch` aside; a file that changes while it is read is noticed where
+it matters.
+
+`scan` and `materialise` are each other's inverse up to what a tree leaves out: owners, times, and
+modes other than "executable". `clear` promises an empty directory, whatever it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
+
+import msgspec
+import pathspec
+
+from mvmci.config.quantity import format_size
+from mvmci.engines.embedded.limits import LimitReached
+from mvmci.errors import BadWorkspace, StoreFull, Usage
+from mvmci.jobs import tree
+from mvmci.jobs.glob import Pattern
+from mvmci.jobs.job import Artifact
+from mvmci.jobs.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Entry, Tree
+from mvmci.store import Blobs
+from mvmci.system.tasks import go_on, in_thread, to_its_end
+
+T = TypeVar("T")
+
+IGNORE_FILE = ".mvmciignore"
+IGNORE_BYTES_MAX = 1 << 20
+COUNTED_MAX = 1_000_000  # where counting stops for a message that says how many there are
+ARTIFACTS_MAX = 10_000
+PATTERNS_MAX = 100
+SMALL_BYTES_MAX = 256 << 10  # such files pass through memory, larger ones from file to file
+BATCH_MAX = 64  # blobs under way at a time
+READ_BYTES = 1 << 20
+WATCH_INTERVAL_S = 0.1
+WATCH_INTERVAL_S_MAX = 5.0
+WATCH_SHARE = 10  # watching takes at most one part in so many of the time
+RACY_NS = 20_000_000  # a change so soon after the last one may not show in the times of a file
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Stamp = tuple[int, int, int, int]
+"""Inode, size, and the times of change of content and of inode in ns: the same ⇒ the same bytes."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A directory as it was: its tree, and the stamps of those files that can be told from later ones."""
+
+    tree: Tree
+    stats: dict[str, Stamp] = {}
+
+
+class Use(msgspec.Struct, frozen=True, kw_only=True):
+    """What a directory takes: bytes (of sparse files the apparent ones) and entries."""
+
+    bytes: int
+    entries: int
+    too_deep: bool = False
+
+
+# ---- Out of a directory
+
+
+async def scan(
+    directory: Path,
+    blobs: Blobs,
+    *,
+    previous: Snapshot | None = None,
+    strict: bool = True,
+    bytes_max: int = WORKSPACE_BYTES_MAX,
+) -> Snapshot:
+    """The tree of `directory`; every file of it is in `blobs` afterwards.
+
+    `strict` is for a user's directory: it honours `.mvmciignore`, and raises BadWorkspace for links
+    that leave the directory, devices, pipes and sockets, and unreadable files. Without it, for what a
+    program left, special files are skipped and links are kept as the text that they are. Names that
+    are not UTF-8, and more than a tree can hold, raise BadWorkspace in both.
+
+    Files whose stamps stand in `previous` are not read again.
+    """
+    root = _open_root(directory, strict)
+    try:
+        survey = await in_thread(_survey, root, directory, strict, bytes_max)
+        entries, stats = await in_thread(_digest_all, root, directory, survey, previous, strict)
+        made = tree.tree(entries)
+        tree.check(made, bytes_max=bytes_max)
+        known = {entry.digest for entry in previous.tree.entries} if previous else set()
+        await _keep_all(root, directory, made, known, blobs)
+    finally:
+        os.close(root)
+    return Snapshot(tree=made, stats=stats)
+
+
+@dataclass
+class _Survey:
+    """What a directory holds, not yet read."""
+
+    files: dict[str, os.stat_result] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    directories: list[str] = field(default_factory=list)
+    offences: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _survey(root: int, directory: Path, strict: bool, bytes_max: int) -> _Survey:
+    """Raises BadWorkspace for the first thing that cannot be in a tree, and says how many there are."""
+    ignored = _ignored(root, directory) if strict else lambda path: False
+    survey = _Survey()
+    walk = _Walk(root, enter=lambda path: not ignored(f"{path}/"), force=not strict)
+    kept = 0
+    for found in walk:
+        is_directory = stat.S_ISDIR(found.status.st_mode)
+        if ignored(f"{found.path}/" if is_directory else found.path):
+            continue
+        kept += 1
+        if kept > FILES_MAX:
+            if kept > COUNTED_MAX:
+                break
+            continue  # only counted
+        _sort(found, survey, strict)
+    if kept > FILES_MAX:
+        count = f"more than {COUNTED_MAX}" if kept > COUNTED_MAX else str(kept)
+        raise BadWorkspace(
+            f"{directory}: {count} entries, and a workspace has at most {FILES_MAX}", hint=_HINT
+        )
+    if strict:
+        survey.offences += [
+            (path, "a link that leaves the directory")
+            for path in survey.links
+            if tree.leaves(survey.links, path)
+        ]
+    survey.offences += [(path, "a directory that cannot be read") for path in walk.unreadable]
+    survey.offences += [(path, f"more than {DEPTH_MAX} directories deep") for path in walk.too_deep]
+    _refuse(directory, survey.offences)
+    size = sum(status.st_size for status in survey.files.values())
+    if size > bytes_max:
+        raise BadWorkspace(
+            f"{directory}: {size} bytes, and the workspace has {format_size(bytes_max)}", hint=_HINT
+        )
+    return survey
+
+
+_HINT = f"leave out what the job does not need with {IGNORE_FILE} (as .gitignore)"
+
+
+def _sort(found: _Found, survey: _Survey, strict: bool) -> None:
+    mode, path = found.status.st_mode, found.path
+    try:
+        tree.check_path(path)
+    except BadWorkspace:
+        survey.offences.append(
+            (path, "its name is not UTF-8" if _undecodable(path) else "its path is too long or too deep")
+        )
+        return
+    if stat.S_ISDIR(mode):
+        survey.directories.append(path)
+    elif stat.S_ISREG(mode):
+        survey.files[path] = found.status
+    elif stat.S_ISLNK(mode):
+        target = os.readlink(found.name, dir_fd=found.parent)
+        if _undecodable(target):
+            survey.offences.append((path, "a link whose target is not UTF-8"))
+        else:
+            survey.links[path] = target
+    elif strict:
+        survey.offences.append((path, _SPECIAL.get(stat.S_IFMT(mode), "a special file")))
+
+
+def _undecodable(name: str) -> bool:
+    """Whether the bytes of a name in a directory are not UTF-8; Python has them as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
+
+
+_SPECIAL = {
+    stat.S_IFCHR: "a device file",
+    stat.S_IFBLK: "a device file",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def _refuse(directory: Path, offences: list[tuple[str, str]]) -> None:
+    if not offences:
+        return
+    path, what = min(offences)
+    more = f", and {len(offences) - 1} more like it" if len(offences) > 1 else ""
+    raise BadWorkspace(f"{directory}: {tree.shown(path)} cannot be in a workspace: {what}{more}", hint=_HINT)
+
+
+def _ignored(root: int, directory: Path) -> Callable[[str], bool]:
+    """What `.mvmciignore` leaves out. Raises BadWorkspace if it cannot be read."""
+    try:
+        with os.fdopen(os.open(IGNORE_FILE, _FILE, dir_fd=root), "rb") as file:
+            data = (
+                file.read(IGNORE_BYTES_MAX + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b"\xff"
+            )
+    except FileNotFoundError:
+        return lambda path: False
+    except OSError as error:
+        raise BadWorkspace(f"{directory}/{IGNORE_FILE}: {error.strerror}") from None
+    try:
+        if len(data) > IGNORE_BYTES_MAX:
+            raise ValueError(f"over the limit of {IGNORE_BYTES_MAX} bytes")
+        rules = pathspec.GitIgnoreSpec.from_lines(data.decode().splitlines())
+    except ValueError as wrong:
+        raise BadWorkspace(f"{directory}/{IGNORE_FILE}: {wrong}") from None
+    return rules.match_file
+
+
+def _digest_all(
+    root: int, directory: Path, survey: _Survey, previous: Snapshot | None, strict: bool
+) -> tuple[list[Entry], dict[str, Stamp]]:
+    """The entries of the tree, every file of it read unless `previous` knows it."""
+    before = {entry.path: entry for entry in previous.tree.entries} if previous else {}
+    stamps = previous.stats if previous else {}
+    entries = [Entry(path=path, kind="link", target=target) for path, target in survey.links.items()]
+    stats: dict[str, Stamp] = {}
+    for path, status in survey.files.items():
+        stamp = _stamp(status)
+        if stamps.get(path) == stamp:
+            digest = before[path].digest
+        else:
+            try:
+                digest, stamp = _digest(root, path)
+            except OSError as error:
+                survey.offences.append((path, f"it cannot be read ({error.strerror})"))
+                continue
+        if time.time_ns() - stamp[3] > RACY_NS:
+            stats[path] = stamp
+        executable = bool(status.st_mode & 0o111)
+        entries.append(Entry(path=path, digest=digest, size=stamp[1], executable=executable))
+    _refuse(directory, survey.offences)
+    occupied: set[str] = set()
+    for entry in entries:
+        _add_parents(occupied, entry.path)
+    for path in sorted(survey.directories, reverse=True):
+        if path not in occupied:
+            entries.append(Entry(path=path, kind="dir"))
+            _add_parents(occupied, path)
+    return entries, stats
+
+
+def _add_parents(paths: set[str], path: str) -> None:
+    above = path.rpartition("/")[0]
+    while above and above not in paths:
+        paths.add(above)
+        above = above.rpartition("/")[0]
+
+
+def _digest(root: int, path: str) -> tuple[str, Stamp]:
+    """The digest of a regular file and its stamp. Raises OSError, also when it changes meanwhile."""
+    fd = _open_file(root, path)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "it is no longer a file")
+        digest = hashlib.sha256()
+        while data := os.read(fd, READ_BYTES):
+            go_on()
+            digest.update(data)
+        if _stamp(os.fstat(fd)) != _stamp(status):
+            raise OSError(0, "it changed while it was read")
+    finally:
+        os.close(fd)
+    return f"sha256:{digest.hexdigest()}", _stamp(status)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blobs: Blobs) -> None:
+    missing = {entry.digest: entry.path for entry in made.entries if entry.kind == "file"}
+    for digest in known:
+        missing.pop(digest, None)
+    todo = [(digest, missing[digest]) for digest in await blobs.missing(missing)] if missing else []
+
+    async def keep(digest: str, path: str) -> None:
+        if await _keep(root, path, blobs) != digest:
+            raise BadWorkspace(f"{directory}: {tree.shown(path)} changed while it was read")
+
+    for start in range(0, len(todo), BATCH_MAX):
+        await _all(*(keep(digest, path) for digest, path in todo[start : start + BATCH_MAX]))
+
+
+async def _all(*transfers: Awaitable[T]) -> list[T]:
+    """The results of all, or the first failure: after all have ended, as they share a descriptor."""
+    results = await asyncio.gather(*transfers, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[T]", results)
+
+
+async def _keep(root: int, path: str, blobs: Blobs) -> str:
+    """Put one file, by its descriptor: no path is walked a second time, or is too long."""
+    fd = _open_file(root, path)
+    try:
+        return await blobs.put_file(Path(f"/proc/self/fd/{fd}"))
+    finally:
+        os.close(fd)
+
+
+async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tuple[Artifact, ...]:
+    """Keep the files that match any of `patterns`, in the order of their paths.
+
+    A pattern is a relative path. In it `*` and `?` match within one name, `**` any number of
+    directories, `[…]` one of some characters; one that matches a directory takes all that is beneath
+    it. Regular files only: links are not followed. Raises Usage for a pattern that cannot be one,
+    BadWorkspace for more than `ARTIFACTS_MAX` files.
+    """
+    if not patterns:
+        return ()
+    if len(patterns) > PATTERNS_MAX:
+        raise Usage(f"more than {PATTERNS_MAX} artifact patterns")
+    wanted = [Pattern(pattern) for pattern in patterns]
+    root = _open_root(directory, False)
+    try:
+        found = await in_thread(_matching, root, wanted)
+        artifacts = []
+        for start in range(0, len(found), BATCH_MAX):
+            batch = found[start : start + BATCH_MAX]
+            digests = await _all(*(_keep(root, path, blobs) for path, _ in batch))
+            for (path, size), digest in zip(batch, digests, strict=True):
+                artifacts.append(Artifact(path=path, digest=digest, size=size))
+    finally:
+        os.close(root)
+    return tuple(artifacts)
+
+
+def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, int]]:
+    walk = _Walk(root, force=True)
+    found: list[tuple[str, int]] = []
+    for one in walk:
+        if not stat.S_ISREG(one.status.st_mode) or not any(each.matches(one.path) for each in wanted):
+            continue
+        if len(found) == ARTIFACTS_MAX:
+            raise BadWorkspace(f"more than {ARTIFACTS_MAX} files match the artifact patterns")
+        tree.check_path(one.path)
+        found.append((one.path, one.status.st_size))
+    if walk.too_deep:
+        raise BadWorkspace(f"{tree.shown(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
+    return sorted(found)
+
+
+# ---- Into a directory
+
+
+async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int | None = None) -> Snapshot:
+    """Write the tree into `directory`, which is empty, as files of user and group `owner`.
+
+    Directories and executables get mode 0755, other files 0644. The links come last, so that nothing
+    is ever written through one. Raises BadWorkspace, NotFound, and StoreFull when the disk is full.
+    """
+    tree.check(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
+    root = _open_root(directory, False)
+    try:
+        await in_thread(_lay_directories, root, value, owner)
+        files = [entry for entry in value.entries if entry.kind == "file"]
+        small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
+        for start in range(0, len(small), BATCH_MAX):
+            batch = small[start : start + BATCH_MAX]
+            contents = await _all(*(blobs.get(entry.digest) for entry in batch))
+            await in_thread(_write_files, root, batch, contents, owner)
+        for entry in files:
+            if entry.size > SMALL_BYTES_MAX:
+                place = Path(f"/proc/self/fd/{root}") / entry.path
+                await to_its_end(blobs.fetch(entry.digest, place))
+                await in_thread(_finish_file, root, entry, owner)
+        stats = await in_thread(_finish, root, value, owner)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFull(f"the workspace cannot be laid out in {directory}: {error.strerror}") from None
+    finally:
+        os.close(root)
+    return Snapshot(tree=value, stats=stats)
+
+
+def _lay_directories(root: int, value: Tree, owner: int | None) -> None:
+    assert not os.listdir(root), "a workspace is laid out in an empty directory"
+    paths: set[str] = set()
+    for entry in value.entries:
+        _add_parents(paths, entry.path)
+        if entry.kind == "dir":
+            paths.add(entry.path)
+    for path in sorted(paths):
+        go_on()
+        os.mkdir(path, 0o755, dir_fd=root)
+        os.chmod(path, 0o755, dir_fd=root)  # noqa: S103 -- whatever the umask
+        if owner is not None:
+            os.chown(path, owner, owner, dir_fd=root, follow_symlinks=False)
+
+
+def _write_files(root: int, batch: list[Entry], contents: list[bytes], owner: int | None) -> None:
+    for entry, data in zip(batch, contents, strict=True):
+        go_on()
+        with os.fdopen(os.open(entry.path, _NEW, 0o600, dir_fd=root), "wb") as file:
+            file.write(data)
+        _finish_file(root, entry, owner)
+
+
+def _finish_file(root: int, entry: Entry, owner: int | None) -> None:
+    fd = os.open(entry.path, _FILE, dir_fd=root)
+    try:
+        size = os.fstat(fd).st_size
+        if size != entry.size:
+            raise BadWorkspace(
+                f"workspace: {tree.shown(entry.path)} has {size} bytes instead of {entry.size}"
+            )
+        if owner is not None:
+            os.fchown(fd, owner, owner)
+        os.fchmod(fd, 0o755 if entry.executable else 0o644)
+    finally:
+        os.close(fd)
+
+
+def _finish(root: int, value: Tree, owner: int | None) -> dict[str, Stamp]:
+    stats: dict[str, Stamp] = {}
+    for entry in value.entries:
+        go_on()
+        if entry.kind == "link":
+            os.symlink(entry.target, entry.path, dir_fd=root)
+            if owner is not None:
+                os.chown(entry.path, owner, owner, dir_fd=root, follow_symlinks=False)
+        elif entry.kind == "file":
+            stamp = _stamp(os.stat(entry.path, dir_fd=root, follow_symlinks=False))
+            if time.time_ns() - stamp[3] > RACY_NS:
+                stats[entry.path] = stamp
+    return stats
+
+
+# ---- Watching and clearing
+
+
+def measure(directory: Path, *, entries_max: int = COUNTED_MAX) -> Use:
+    """What `directory` takes, others at work in it or not; counting stops beyond `entries_max`."""
+    root = _open_root(directory, False)
+    try:
+        size = 0
+        linked: set[tuple[int, int]] = set()
+        walk = _Walk(root)
+        for found in walk:
+            status = found.status
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) in linked:
+                    continue
+                linked.add((status.st_dev, status.st_ino))
+            size += max(status.st_size, status.st_blocks * 512)
+            if walk.entries > entries_max:
+                break
+    finally:
+        os.close(root)
+    return Use(bytes=size, entries=walk.entries, too_deep=bool(walk.too_deep))
+
+
+def usage(directory: Path) -> int:
+    """The bytes that `directory` takes."""
+    return measure(directory).bytes
+
+
+async def watch(directory: Path, bytes_max: int, *, entries_max: int = FILES_MAX) -> NoReturn:
+    """Raises LimitReached `workspace` once `directory` takes more than it may; else it never ends.
+
+    It looks again after `WATCH_INTERVAL_S`, or after `WATCH_SHARE` times what the last look took.
+    """
+    while True:
+        started = time.monotonic()
+        use = await in_thread(measure, directory, entries_max=entries_max)
+        if use.bytes > bytes_max:
+            raise LimitReached("workspace", f"more than {format_size(bytes_max)}")
+        if use.entries > entries_max:
+            raise LimitReached("workspace", f"more than {entries_max} entries")
+        if use.too_deep:
+            raise LimitReached("workspace", f"more than {DEPTH_MAX} directories deep")
+        pause = (time.monotonic() - started) * WATCH_SHARE
+        await asyncio.sleep(min(max(pause, WATCH_INTERVAL_S), WATCH_INTERVAL_S_MAX))
+
+
+def clear(directory: Path) -> None:
+    """Empty `directory`, whatever a guest has made in it.
+
+    Nothing recurses and no path grows: a directory within is moved up to the top first, and its own
+    directories after it, so that two descriptors are enough for any depth.
+    """
+    root = _open_root(directory, False)
+    token = secrets.token_hex(8)  # no guest knows the names that things are moved to
+    moved = 0
+    try:
+        while names := os.listdir(root):
+            for name in names:
+                if not _removed(root, name):
+                    moved = _flatten(root, name, token, moved)
+    finally:
+        os.close(root)
+
+
+def _removed(parent: int, name: str) -> bool:
+    """Remove a file, a link or an empty directory; False if there is something in it."""
+    try:
+        os.unlink(name, dir_fd=parent)
+        return True
+    except IsADirectoryError:
+        pass
+    try:
+        os.rmdir(name, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _flatten(root: int, name: str, token: str, moved: int) -> int:
+    """Empty the directory `name` of the top: files go, directories move up. The next free number."""
+    fd = _enter_by_force(root, name)
+    try:
+        for inner in os.listdir(fd):
+            if not _removed(fd, inner):
+                os.close(_enter_by_force(fd, inner))  # to move a directory takes the right to write to it
+                os.rename(inner, f"{token}-{moved}", src_dir_fd=fd, dst_dir_fd=root)
+                moved += 1
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=root)
+    return moved
+
+
+# ---- Opening and walking
+
+
+def _open_root(directory: Path, follow: bool) -> int:
+    """A descriptor of `directory`; a link at its end is followed only if it is the user's own."""
+    try:
+        return os.open(directory, _DIRECTORY & ~os.O_NOFOLLOW if follow else _DIRECTORY)
+    except OSError as error:
+        raise BadWorkspace(f"{directory}: {error.strerror}") from None
+
+
+def _open_file(root: int, path: str) -> int:
+    """A regular file beneath `root`; its owner may read it, whatever its mode says. Raises OSError."""
+    try:
+        return os.open(path, _FILE, dir_fd=root)
+    except PermissionError:
+        _permit(root, path, 0o400)
+        return os.open(path, _FILE, dir_fd=root)
+
+
+def _enter_by_force(parent: int, name: str) -> int:
+    _permit(parent, name, 0o700)
+    return os.open(name, _DIRECTORY, dir_fd=parent)
+
+
+def _permit(parent: int, name: str, bits: int) -> None:
+    """Add `bits` to the mode of something of ours, never through a link."""
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        if mode & bits != bits:
+            os.chmod(f"/proc/self/fd/{fd}", mode | bits)
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class _Found:
+    """One entry of a directory, not opened. `parent` is open while the walk stands at it."""
+
+    path: str
+    name: str
+    parent: int
+    status: os.stat_result
+
+
+_Level = tuple[int, str, Iterator[str]]
+
+
+@dataclass
+class _Walk:
+    """Everything beneath `root`, in the order of names, with one descriptor a level.
+
+    Directories for which `enter` is false are seen and not entered; `too_deep` and `unreadable` are
+    those that could not be.
+    """
+
+    root: int
+    enter: Callable[[str], bool] = lambda path: True
+    force: bool = False  # change the modes of directories of ours that keep us out
+    entries: int = 0
+    too_deep: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[_Found]:
+        first = os.open(".", _DIRECTORY, dir_fd=self.root)
+        stack: list[_Level] = [(first, "", iter(sorted(os.listdir(first))))]
+        try:
+            while stack:
+                go_on()
+                parent, prefix, names = stack[-1]
+                name = next(names, None)
+                if name is None:
+                    os.close(stack.pop()[0])
+                    continue
+                try:
+                    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                except OSError:
+                    continue  # gone since: `measure` looks while others write
+                self.entries += 1
+                path = prefix + name
+                yield _Found(path, name, parent, status)
+                if stat.S_ISDIR(status.st_mode) and self.enter(path):
+                    self._descend(stack, parent, name, path)
+        finally:
+            for level in stack:
+                os.close(level[0])
+
+    def _descend(self, stack: list[_Level], parent: int, name: str, path: str) -> None:
+        if len(stack) > DEPTH_MAX:
+            self.too_deep.append(path)
+            return
+        try:
+            fd = _enter_by_force(parent, name) if self.force else os.open(name, _DIRECTORY, dir_fd=parent)
+        except PermissionError:
+            self.unreadable.append(path)
+            return
+        except (FileNotFoundError, NotADirectoryError):
+            return  # gone, or another thing now
+        stack.append((fd, f"{path}/", iter(sorted(os.listdir(fd)))))

@@ -1,0 +1,200 @@
+"""The executor: an engine for workers that have none of their own.
+
+It takes a job only while it has a free slot, and says so at once when it has none: then another executor
+can have it, and the worker keeps the hint. A job that it has taken is its own: it goes on if the worker
+that sent it dies, and whoever sends it again follows it. It knows no queue and takes no hint.
+
+Orders come through the doors: the broker (`serve`), and HTTP (`mvmci.api`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from mvmci.engine import Engine
+from mvmci.engines.prefetch import Turn, Turns
+from mvmci.engines.remote import Busy, Failed, Order, Stepped, Taken, Word
+from mvmci.errors import MvmciError, NotFound, StoreUnavailable
+from mvmci.store import Store
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link, Reply, Unsubscribe
+
+GROUP = "executors"
+TELL_AFTER_S = 0.05
+
+log = logging.getLogger(__name__)
+_orders = msgspec.json.Decoder(Order)
+_encode = msgspec.json.Encoder().encode
+
+
+class Full(MvmciError):
+    """There is no free slot."""
+
+
+class Executor:
+    """Runs what it is sent, `slots` jobs at a time."""
+
+    def __init__(self, engine: Engine, store: Store, *, slots: int) -> None:
+        self.engine = engine
+        self.slots = slots
+        self.draining = False
+        self.taken = Taken(unit=store.presence.unit, incarnation=store.presence.incarnation)
+        self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
+        self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
+        self._journals = store.journals
+        self._turns = Turns(slots)
+        self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
+
+    @property
+    def free(self) -> int:
+        """Slots in which nothing runs."""
+        return self._turns.free
+
+    @property
+    def open(self) -> bool:
+        """Whether a job would be taken now."""
+        return self._turns.soon and not self.draining
+
+    async def take(self, order: Order) -> asyncio.Task[Stepped | Failed]:
+        """Begin to see to a job, or follow it if that has begun; how it comes out. Raises Full."""
+        if order.job in self._running:
+            return self._running[order.job]
+        turn = await self._turns.take() if self.open else None
+        if order.job in self._running or turn is None or self.draining:
+            if turn is not None:
+                turn.end()
+            if order.job in self._running:
+                return self._running[order.job]
+            self.counts["refused"] += 1
+            raise Full("this executor drains" if self.draining else "there is no free slot")
+        self.counts["taken"] += 1
+        self._changed()
+        running = asyncio.create_task(self._run(order, turn), name=f"order {order.job}")
+        self._running[order.job] = running
+        running.add_done_callback(lambda _: self._running.pop(order.job))
+        running.add_done_callback(self._count)
+        return running
+
+    async def drain(self) -> None:
+        """Take no more jobs, let workflows go at their next effect, and wait until nothing runs."""
+        self.draining = True
+        self.engine.drain()
+        self._changed()
+        while self._running:
+            await asyncio.wait(self._running.values())
+
+    def resume(self) -> None:
+        """Take jobs again."""
+        self.draining = False
+        self.engine.drain(False)
+        self._changed()
+
+    async def _run(self, order: Order, turn: Turn) -> Stepped | Failed:
+        def freed() -> None:
+            turn.end()
+            self._changed()
+
+        try:
+            first = await self._journals.first(order.job, order.seq) if order.fresh and order.seq else None
+            step = await self.engine.run(
+                order.job, fresh=order.fresh, first=first, worker=order.worker, freed=freed
+            )
+        except NotFound as gone:
+            return Failed(why="not-found", message=gone.message)
+        except StoreUnavailable as away:
+            return Failed(why="unavailable", message=away.message)
+        except MvmciError as failure:
+            log.warning("%s: %s", order.job, failure.message)
+            return Failed(why="other", message=failure.message)
+        finally:
+            freed()
+        return Stepped(kind=step.kind, until=step.until)
+
+    def _count(self, run: asyncio.Task[Stepped | Failed]) -> None:
+        out = None if run.cancelled() or run.exception() else run.result()
+        self.counts[out.kind if isinstance(out, Stepped) else "failed"] += 1
+
+    def _changed(self) -> None:
+        for call in self.on_change:
+            call()
+
+
+async def comes_soon(run: asyncio.Task[Stepped | Failed]) -> bool:
+    """Whether it has come out so soon that nobody needs to be told that it was taken."""
+    done, _ = await asyncio.wait((run,), timeout=TELL_AFTER_S)
+    return bool(done)
+
+
+async def serve(executor: Executor, link: Link, layout: Layout) -> None:
+    """Take orders from the broker while a slot is free, until cancelled. The words are told by the way."""
+    changed = asyncio.Event()
+    executor.on_change.append(changed.set)
+    link.on_reconnect.append(changed.set)
+    told: set[asyncio.Task[None]] = set()
+
+    def begin(answer: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(answer)
+        told.add(task)
+        task.add_done_callback(told.discard)
+
+    def hear(message: Reply) -> None:
+        begin(_see_to(executor, link, layout, message))
+
+    def say_here(message: Reply) -> None:
+        begin(_tell(link, layout, message, Busy()))
+
+    here: Unsubscribe | None = None
+    leave: Unsubscribe | None = None
+    try:
+        while True:
+            changed.clear()
+            try:
+                if here is None:
+                    here = await link.subscribe(layout.anybody("*", "*"), say_here, group=GROUP)
+                if executor.open and leave is None:
+                    leave = await link.subscribe(layout.engine("*", "*"), hear, group=GROUP)
+                    await link.publish(layout.room())
+                elif not executor.open and leave is not None:
+                    leaving, leave = leave, None
+                    await leaving()
+            except StoreUnavailable as away:
+                log.info("no orders: %s", away.message)
+            await changed.wait()
+    finally:
+        executor.on_change.remove(changed.set)
+        link.on_reconnect.remove(changed.set)
+        for one in (leave, here):
+            if one is not None:
+                await one()
+        for task in told:
+            task.cancel()
+        await asyncio.gather(*told, return_exceptions=True)
+
+
+async def _see_to(executor: Executor, link: Link, layout: Layout, message: Reply) -> None:
+    """One order from the broker."""
+    worker = message.subject.split(".")[-2]
+    try:
+        order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
+        run = await executor.take(order)
+    except (Full, msgspec.DecodeError):
+        await _tell(link, layout, message, Busy())
+        return
+    if not await comes_soon(run):
+        await _tell(link, layout, message, executor.taken)
+    await _tell(link, layout, message, await asyncio.shield(run))
+
+
+async def _tell(link: Link, layout: Layout, message: Reply, word: Word) -> None:
+    """A word about what came as `message`. That it cannot be told is no failure: the worker asks again."""
+    _, worker, number = message.subject.rsplit(".", 2)
+    try:
+        await link.publish(layout.told(worker, number), _encode(word))
+    except StoreUnavailable as away:
+        log.info("a word to %s is lost: %s", worker, away.message)

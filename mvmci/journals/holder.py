@@ -1,0 +1,345 @@
+"""One run of one job: its lease, its view of the journal, and every write that it makes.
+
+A holder writes by compare-and-set on what it has read. When a write is refused or its answer does not
+come, it reads on and lets `journal.verdict` decide (PROTOCOL §2). It never writes after it was fenced,
+and what follows a record leaves it only after that record is on disk:
+
+    intent   is on disk before its effect begins
+    result   rides with the next intent or the end, or is written after `RESULT_WAIT_S`
+    output   is held back until everything recorded before it is on disk
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from itertools import chain, repeat
+
+import msgspec
+
+from mvmci.errors import Conflict, Fenced, NotFound, StoreUnavailable
+from mvmci.jobs.journal import (
+    AnyRecord,
+    Done,
+    Entry,
+    Intent,
+    Journal,
+    Lease,
+    Message,
+    Progress,
+    Released,
+    Result,
+    Verdict,
+    kind_of,
+    verdict,
+)
+from mvmci.store import Chunk, Store
+
+RESULT_WAIT_S = 0.005
+RETRY_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # the last is repeated
+PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
+WAITING_MAX = 64  # records
+GIVE_UP_S = 60.0
+LOOK_EVERY_S = 1.0
+STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
+
+
+class Cancelled(Exception):
+    """A cancel stands in the journal: the only end is `cancelled`."""
+
+
+class Reread(Exception):
+    """The lease was refused because something was recorded: forget the replay, read the job afresh."""
+
+
+async def load(store: Store, job: str) -> Journal:
+    """The journal of `job`. Raises NotFound."""
+    journal = Journal(job)
+    journal.absorb(await store.journals.read(job))
+    if not journal.tail and journal.state.corrupt is None:
+        raise NotFound(f"there is no job {job}", hint="`list` shows those that there are")
+    return journal
+
+
+def known(job: str, first: Entry) -> Journal:
+    """The journal of `job` as far as its first message tells."""
+    journal = Journal(job)
+    journal.absorb([first])
+    return journal
+
+
+class Holder:
+    """Writes the journal of one job for one run, and gives its output to the logs.
+
+    Its lease rides with the first write.
+    """
+
+    def __init__(self, store: Store, journal: Journal, lease: Lease) -> None:
+        assert journal.state.spec is not None
+        self.journal = journal
+        self.lease = lease
+        self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.spec = journal.state.spec
+        self._store = store
+        self._barred: Fenced | Reread | None = None  # why this run may write nothing more
+        self._unwritten: list[AnyRecord] = [lease]
+        self._durable = 0  # records of this run that are on disk
+        self._writing = asyncio.Lock()
+        self._printing = asyncio.Lock()
+        self._held_back: deque[tuple[int, Chunk]] = deque()
+        self._chunks = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        self._look_timer = loop.call_later(LOOK_EVERY_S, self._begin_to_watch)  # most jobs end before
+        self._answered_at = _now_s()
+
+    @property
+    def leased(self) -> bool:
+        """Whether the lease is on disk."""
+        return self._durable > 0
+
+    def stamp(self, at: int) -> None:
+        """The guest is about to run: that, and not when its code began to be fetched, is the lease's time."""
+        assert not self.leased
+        self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
+
+    async def add(self, record: AnyRecord, *, within_s: float = RESULT_WAIT_S) -> None:
+        """Let `record` ride with the next write; it comes `within_s` at the latest.
+
+        Of several Progress in a row only the newest waits. Raises what `write` does, once too many wait.
+        """
+        if isinstance(record, Progress) and self._unwritten and isinstance(self._unwritten[-1], Progress):
+            self._unwritten[-1] = record
+        else:
+            self._unwritten.append(record)
+        self.write_within(within_s)
+        if len(self._unwritten) > WAITING_MAX:
+            await self.write()
+
+    def write_within(self, seconds: float) -> None:
+        """Write what waits, after `seconds` at the latest."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None or self._timer.when() > loop.time() + seconds:
+            self._stop_timer()
+            self._timer = loop.call_later(seconds, self._flush)
+
+    async def write(self, *records: AnyRecord) -> None:
+        """Make everything that waits, and `records` after it, durable as one message.
+
+        Raises Fenced, Cancelled (only `finish` may follow), Reread (only before the lease is on disk),
+        and StoreUnavailable after `GIVE_UP_S` without an answer.
+        """
+        self._unwritten += records
+        async with self._writing:
+            await self._commit()
+        await self._publish(self._durable)
+
+    async def finish(self, last: Done | Released) -> None:
+        """Write the last record of this run.
+
+        What it overtakes is forgotten: another end, which a cancel kept from being written, and an
+        intent that is neither on disk nor answered, because its effect never began.
+        """
+        async with self._writing:
+            answered = {record.index for record in self._unwritten if isinstance(record, Result)}
+            self._unwritten = [one for one in self._unwritten if not _overtaken(one, answered)]
+            if isinstance(last, Done):
+                last = msgspec.structs.replace(last, chunks=self._chunks)
+            self._unwritten.append(last)
+            await self._commit()
+        for pause_s in PUBLISH_PAUSES_S:
+            if await self._publish(None):
+                return
+            await asyncio.sleep(pause_s)
+
+    def failed(self) -> asyncio.Future[None]:
+        """Ends only by raising what a look or a write in the background met, as `write` would.
+
+        For one who waits, and who cancels it when that is over.
+        """
+        return self._failure
+
+    async def confirm(self) -> None:
+        """Look at the journal if this process may have been suspended since it last heard of it."""
+        if _now_s() - self._answered_at > STALE_S:
+            await self._look()
+
+    async def print(self, chunk: Chunk) -> None:
+        """Publish `chunk` once everything recorded before it is on disk."""
+        self._chunks = chunk.number + 1
+        self._held_back.append((self._durable + len(self._unwritten), chunk))
+        await self._publish(self._durable)
+
+    async def close(self) -> None:
+        """Stop what runs in the background. What was not written is not written."""
+        self._stop_timer()
+        self._look_timer.cancel()
+        for task in (self._looking, *self._flushing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if not self._failure.cancel() and not self._failure.cancelled():
+            self._failure.exception()  # nobody is left who would await it
+
+    async def _commit(self) -> None:
+        """Write what waits as one message, or learn that it was written, or raise: the resolve loop.
+
+        A record stops waiting when it is seen in the journal, by whichever of our messages it got
+        there: one that went unanswered, or whose writer was cancelled, may land at any time.
+        """
+        self._stop_timer()
+        self._check()
+        waiting = tuple(self._unwritten)
+        message_id = secrets.token_hex(8)
+        give_up = _now_s() + GIVE_UP_S
+        for pause_s in chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1])):
+            batch = tuple(record for record in waiting if record in self._unwritten)
+            if not batch:
+                break
+            if self.journal.state.cancel is not None and not _cancels(batch):
+                raise Cancelled
+            try:
+                entry = await self._append(batch, message_id)
+                self._answered_at = _now_s()
+                self.journal.extend(entry, message_id, batch)
+                self._landed(batch)
+                break
+            except (Conflict, StoreUnavailable) as refusal:
+                if _now_s() > give_up:
+                    raise StoreUnavailable(
+                        f"the store took no record of {self.journal.job} for {GIVE_UP_S:.0f} s: {refusal}"
+                    ) from refusal
+            await asyncio.sleep(pause_s)
+            self._decide(await self._read_on(give_up), message_id)
+        if self.journal.state.cancel is not None and self.journal.state.done is None:
+            raise Cancelled
+
+    async def _append(self, batch: tuple[AnyRecord, ...], message_id: str) -> Entry:
+        data = self.journal.encode(batch, message_id)
+        seq = await self._store.journals.append(
+            self.journal.job,
+            kind_of(batch),
+            self.spec.queue,
+            data,
+            message_id=message_id,
+            expect=self.journal.tail,
+            # A short job without effects: should we die meanwhile, it runs again and nothing was lost.
+            patient=isinstance(batch[0], Lease) and isinstance(batch[-1], Done),
+        )
+        return Entry(seq=seq, data=data)
+
+    def _absorb(self, entries: list[Entry]) -> list[Message]:
+        """Take in what the journal has, and stop waiting for those of our records that stand there."""
+        self._answered_at = _now_s()
+        news = self.journal.absorb(entries)
+        for message in news:
+            self._landed(message.records)
+        return news
+
+    def _landed(self, records: Iterable[AnyRecord]) -> None:
+        for record in records:
+            if record in self._unwritten:
+                self._unwritten.remove(record)
+                self._durable += 1
+
+    async def _read_on(self, give_up: float) -> list[Message]:
+        """Absorb everything after the tail, and return it."""
+        while True:
+            try:
+                entries = await self._store.journals.read(self.journal.job, after=self.journal.tail)
+                return self._absorb(entries)
+            except StoreUnavailable:
+                if _now_s() > give_up:
+                    raise
+            await asyncio.sleep(RETRY_PAUSES_S[-1])
+
+    def _decide(self, news: list[Message], message_id: str) -> Verdict:
+        decision = verdict(
+            self.journal, news, run=self.lease.run, epoch=self.lease.epoch, message_id=message_id
+        )
+        if decision == "fenced":
+            self._barred = Fenced(f"another run holds {self.journal.job}, or it has ended")
+        elif decision == "reread":
+            self._barred = Reread()
+        self._check()
+        return decision
+
+    def _check(self) -> None:
+        """A write may have waited for the very look that found this run deposed."""
+        if self._barred is not None:
+            raise self._barred
+
+    async def _look(self) -> None:
+        """Absorb what others wrote: a cancel, a newer lease, an end."""
+        async with self._writing:
+            self._decide(await self._read_on(_now_s() + GIVE_UP_S), "")
+        if self.journal.state.cancel is not None:
+            raise Cancelled
+
+    def _begin_to_watch(self) -> None:
+        self._looking = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await self._guard(self._look)
+            await self._guard(lambda: self._publish(self._durable))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _flush(self) -> None:
+        self._timer = None
+        task = asyncio.create_task(self._guard(self.write))
+        self._flushing.add(task)
+        task.add_done_callback(self._flushing.discard)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _guard(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Begin `step` only here: a task may be cancelled before its first turn."""
+        try:
+            await step()
+        except Exception as failure:
+            if not self._failure.done():
+                self._failure.set_exception(failure)
+
+    async def _publish(self, durable: int | None) -> bool:
+        """Publish what was held back for the first `durable` records, or all of it; whether it went out.
+
+        Output that the store does not take stays and is tried again: it is no reason to end a job.
+        """
+        async with self._printing:
+            due = [chunk for cause, chunk in self._held_back if durable is None or cause <= durable]
+            try:
+                if due:
+                    await self._store.logs.append(self.journal.job, self.spec.queue, due)
+            except StoreUnavailable:
+                return False
+            for _ in due:
+                self._held_back.popleft()
+            return True
+
+
+def _overtaken(record: AnyRecord, answered: set[int]) -> bool:
+    match record:
+        case Done():
+            return True
+        case Intent():
+            return record.index not in answered and record.kind != "sleep"
+        case _:
+            return False
+
+
+def _cancels(batch: Sequence[AnyRecord]) -> bool:
+    return isinstance(batch[-1], Done) and batch[-1].status == "cancelled"
+
+
+def _now_s() -> float:
+    """A clock that also counts the time for which the machine was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

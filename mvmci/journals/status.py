@@ -1,0 +1,52 @@
+"""How a job stands, as far as that can be seen from a store: its summary, and why it does not go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from mvmci.jobs.journal import Journal
+from mvmci.jobs.summary import Summary, payloads, summarise
+from mvmci.store import Member, Store, load_text
+
+
+async def summary_of(store: Store, journal: Journal, *, local: bool = False) -> Summary:
+    """The summary of a job, its payloads read from where they lie, and why it does not go on.
+
+    `local` says that it is a job of `mvmci run`. Raises NotFound for a payload that is gone.
+    """
+    result, response = [await load_text(store.blobs, payload) for payload in payloads(journal)]
+    summary = summarise(journal, result=result, response=response)
+    reason = await _why(store, journal, summary, local) or summary.reason
+    return msgspec.structs.replace(summary, reason=reason)
+
+
+async def _why(store: Store, journal: Journal, summary: Summary, local: bool) -> str:
+    """Why a job that has not ended does not go on, as far as that can be seen from here."""
+    lease = journal.state.lease
+    if summary.status == "running" and lease is not None:
+        if await store.presence.live(journal.job, lease):
+            return ""
+        if local:
+            return f"its process is gone; `mvmci run --id {journal.job} …` goes on"
+        return f"{lease.unit} is gone; another worker takes it"
+    if summary.status == "queued" and not local:
+        return waiting(journal.job, summary.queue or "", await store.presence.members())
+    return ""
+
+
+def waiting(job: str, queue: str, members: Sequence[Member]) -> str:
+    """Why `job`, of `queue`, has not begun or does not go on; empty if a worker has room for it."""
+    for one in members:
+        if job in one.waits:
+            return f"waiting: {one.waits[job]}"
+    workers = [one for one in members if one.about.role == "worker" and queue in one.about.queues]
+    ready = [one for one in workers if one.about.state == "ready"]
+    if not workers:
+        return f"waiting: no worker takes from queue {queue}"
+    if not ready:
+        return "waiting: workers draining"
+    if all(max(len(one.holds), len(one.keeps)) >= one.about.slots for one in ready):
+        return "waiting: workers busy"
+    return ""

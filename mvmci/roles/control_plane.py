@@ -1,0 +1,124 @@
+"""The control plane: makes and keeps what a cluster needs on its broker, enrols, reconciles, forgets.
+
+It keeps nothing of its own: it can be killed at any time, several may run at once, and each is right
+again as soon as it has read the streams.
+
+    maintain      streams, buckets and consumers, also those that a broker has lost
+    enrolment     machines that come with a ticket; credentials that are about to expire
+    reconciler    jobs that nobody is looking at
+    retention     what may be forgotten
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from mvmci.errors import StoreUnavailable
+from mvmci.roles.reconciler import Reconciler
+from mvmci.roles.retention import Retention
+from mvmci.store import Settings
+from mvmci.stores.nats import Cluster, maintain
+from mvmci.stores.nats.layout import STORE_BYTES
+
+LOOK_EVERY_S = 2.0
+SETTINGS_WAIT_S = 0.2
+
+log = logging.getLogger(__name__)
+_settings = msgspec.json.Decoder(Settings)
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+async def read_settings(cluster: Cluster) -> Settings:
+    """What the cluster is and allows; waited for while nobody has said it. Raises TicketRefused."""
+    while True:
+        try:
+            found = await cluster.config.get("settings")
+            if found is not None:
+                return _settings.decode(found.value)
+        except StoreUnavailable as away:
+            log.info("no settings yet: %s", away.message)
+        await asyncio.sleep(SETTINGS_WAIT_S)
+
+
+class ControlPlane:
+    """One control plane of `cluster`."""
+
+    def __init__(self, cluster: Cluster, *, clock_ms: Callable[[], int] = now_ms) -> None:
+        self.cluster = cluster
+        self.settings = Settings()
+        self.reconciler = Reconciler(cluster, now_ms=clock_ms)
+        self.retention = Retention(cluster, lambda: self.settings.jobs_ms, clock_ms)
+        self._maintained: tuple[Settings, list[str]] | None = None
+        self._look = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self.cluster.link.on_reconnect.append(self._look.set)
+        self.settings = await read_settings(self.cluster)
+        await self.maintain()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._maintain_always(), name="maintain")
+            tasks.create_task(self.reconciler.run(), name="reconcile")
+            tasks.create_task(self.retention.run(), name="forget")
+
+    async def _maintain_always(self) -> None:
+        for key in ("settings", "unit.*"):
+            await self.cluster.config.watch(key, lambda _: self._look.set())
+        while True:
+            self._look.clear()
+            try:
+                self.settings = await read_settings(self.cluster)
+                await self.maintain()
+            except StoreUnavailable as away:
+                log.info("not maintaining: %s", away.message)
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+
+    async def maintain(self) -> None:
+        """Make what is missing, and bring up to date what is there. Raises StoreUnavailable, Usage."""
+        cluster, settings = self.cluster, self.settings
+        wanted = (settings, await self._queues())
+        if wanted != self._maintained or await self._missing(wanted[1]):
+            await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, wanted[1])
+            self._maintained = wanted
+
+    async def _queues(self) -> list[str]:
+        """Those of the topology, and those that enrolled units pull from."""
+        units = (await self.cluster.config.all("unit")).values()
+        return sorted(
+            {*self.settings.queues, *(queue for unit in units for queue in _units.decode(unit).queues)}
+        )
+
+    async def _missing(self, queues: list[str]) -> bool:
+        """Whether a stream or a consumer that should be there is not."""
+        link, layout = self.cluster.link, self.cluster.layout
+        streams = await link.api("STREAM.NAMES")
+        if not {stream["name"] for stream in layout.streams(STORE_BYTES)} <= set(streams["streams"] or ()):
+            return True
+        wanted = {(stream, one["name"]) for queue in queues for stream, one in layout.consumers(queue)}
+        for stream in {stream for stream, _ in wanted}:
+            there = await link.api(f"CONSUMER.NAMES.{stream}")
+            if not {name for of, name in wanted if of == stream} <= set(there["consumers"] or ()):
+                return True
+        return False
+
+
+class _Unit(msgspec.Struct):
+    """What is of interest here of a unit that enrolled."""
+
+    queues: tuple[str, ...] = ()
+
+
+_units = msgspec.json.Decoder(_Unit)

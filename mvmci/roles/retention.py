@@ -1,0 +1,118 @@
+"""Retention: what may be forgotten, and when.
+
+    a job that ended `jobs_ms` ago         only its `done` is kept: a tombstone for its id
+    a tombstone as old again               removed
+    a blob that no journal names           removed, once nobody has touched it for `BLOB_AGE_MS`
+    chunks of a blob that was never told   the same
+
+Logs have an age in their stream. Several control planes may do this at once, and any of them may die in
+the middle: every step leaves a store that is right, and is taken again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from mvmci.errors import NotFound, StoreUnavailable
+from mvmci.jobs.journal import Done, Entry, Result, Spec, records_of
+from mvmci.stores.nats import Cluster
+
+PASSES_PER_AGE = 10
+PASS_S_MIN, PASS_S_MAX = 1.0, 3600.0
+SWEEP_EVERY_S = 6 * 3600.0
+BLOB_AGE_MS = 24 * 3600 * 1000
+
+log = logging.getLogger(__name__)
+_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+
+
+@dataclass
+class Retention:
+    """Forgets what one cluster need not keep. Ages are in ms; `now_ms` is since 1970."""
+
+    cluster: Cluster
+    jobs_ms: Callable[[], int]
+    now_ms: Callable[[], int]
+    blob_age_ms: int = BLOB_AGE_MS
+    _forgotten_to: int = 0  # the sequence up to which ended jobs are tombstones already
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_always(self.forget, self._forget_every_s), name="forget jobs")
+            tasks.create_task(_always(self.sweep, lambda: SWEEP_EVERY_S), name="sweep blobs")
+
+    def _forget_every_s(self) -> float:
+        return min(max(self.jobs_ms() / 1000 / PASSES_PER_AGE, PASS_S_MIN), PASS_S_MAX)
+
+    async def forget(self) -> None:
+        """Make tombstones of jobs that ended long ago, and remove those that are as old again."""
+        link, layout = self.cluster.link, self.cluster.layout
+        now, age_ms = self.now_ms(), self.jobs_ms()
+        async for stored in link.read(layout.jobs, layout.ends()):
+            journal = layout.journal(layout.job_of_message(stored.subject))
+            last = next(reversed(records_of(Entry(seq=stored.seq, data=stored.data))), None)
+            if last is None:
+                continue  # nobody can say what it is: a person may want to look
+            ended_at = last.at
+            if ended_at + age_ms > now:
+                return  # they lie in the order of their ends
+            if ended_at + 2 * age_ms <= now:
+                await self._purge(journal)
+            elif stored.seq > self._forgotten_to:
+                await self._purge(journal, keep=1)
+                self._forgotten_to = stored.seq
+
+    async def sweep(self) -> None:
+        """Remove blobs that nothing names and nobody touched for long.
+
+        What was there is looked up first: a blob that comes while journals are read is not on the list.
+        """
+        old = await self.cluster.blobs.older_than(self.blob_age_ms)
+        named = await self._named() if old else set()
+        stale = [blob for blob in old if blob.name not in named]
+        for blob in stale:
+            await self.cluster.blobs.remove(blob)
+        log.info("of %d blobs that are old, %d were named by nothing and are gone", len(old), len(stale))
+
+    async def _named(self) -> set[str]:
+        """Every blob that a journal names, and those that a tree or a list of artifacts names."""
+        named: set[str] = set()
+        lists: set[str] = set()
+        async for _, entry in self.cluster.store.journals.all():
+            # By their look, so that a blob which a newer version's record names is kept as well.
+            named |= _digests(entry.data)
+            for record in records_of(entry):
+                if isinstance(record, Spec | Result) and record.tree is not None:
+                    lists.add(record.tree)
+                elif isinstance(record, Done) and record.artifacts.blob is not None:
+                    lists.add(record.artifacts.blob)
+        for digest in lists:
+            try:
+                named |= _digests(await self.cluster.store.blobs.get(digest))
+            except NotFound:
+                pass  # it was damaged; what it named can no longer be found by anybody
+        return named
+
+    async def _purge(self, journal: str, *, keep: int = 0) -> None:
+        await self.cluster.link.api(f"STREAM.PURGE.{self.cluster.layout.jobs}", filter=journal, keep=keep)
+
+
+def _digests(data: bytes) -> set[str]:
+    return {found.decode() for found in _DIGEST.findall(data)}
+
+
+async def _always(step: Callable[[], Awaitable[None]], every_s: Callable[[], float]) -> None:
+    while True:
+        try:
+            await step()
+        except StoreUnavailable as away:
+            log.info("forgetting nothing: %s", away.message)
+        since = time.monotonic()
+        while time.monotonic() - since < every_s():  # noqa: ASYNC110 (`up` may make it less meanwhile)
+            await asyncio.sleep(PASS_S_MIN)

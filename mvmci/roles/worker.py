@@ -1,0 +1,236 @@
+"""The worker: takes hints, and sees each job to its end through an engine.
+
+A worker has as many loops as it may run jobs at once: a loop is the permit, so no hint is taken that
+nobody has time for. A permit is free again when the guest has ended; the end is written behind its back,
+so that the ends of many jobs become durable together. While jobs are so short that fetching them takes
+longer than running them, more loops fetch ahead; a hint that then waits for its turn after all is handed
+back for others. What a hint comes to is decided by the journal alone (PROTOCOL §3):
+
+    ended, or asleep until later      the hint has done its work: acknowledged
+    held by a live holder             put off, for whoever is free when it comes again
+    let go by this engine, draining   handed back, for another worker
+    fenced                            left alone: another holder is at work
+
+The engine writes the journal; the worker keeps the hint alive meanwhile, and says in its presence that
+it does. It promises nothing by itself: whatever it forgets, the reconciler finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mvmci.engine import Engine
+from mvmci.engines.prefetch import AHEAD_MAX, Turn, Turns
+from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
+from mvmci.store import HINT_LAPSE_S, Delivery, Store
+
+PULL_S = 30.0
+KEEP_EVERY_S = HINT_LAPSE_S / 3
+UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
+HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
+FAILED_PAUSE_S = 5.0
+AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is handed out again
+AWAY_REST_S = 0.5  # for so long it then takes none, or it would be handed that one again
+UNAVAILABLE_PAUSE_S = 0.5
+HAND_BACK_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Sees to the jobs of `queues`, `slots` at a time."""
+
+    def __init__(self, store: Store, engine: Engine, *, queues: Sequence[str], slots: int) -> None:
+        self._store = store
+        self.engine = engine
+        self._queues = queues
+        self._slots = slots
+        self._open = asyncio.Event()
+        self._open.set()
+        self._rested = asyncio.Event()  # whether hints are not left to others just now
+        self._rested.set()
+        self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
+        self._turns = Turns(slots)
+        self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
+        self._at_work: dict[asyncio.Task[None], Delivery] = {}
+
+    async def run(self) -> None:
+        """Take and see to jobs, until cancelled. Raises only what is a bug."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_hints(), name="keep hints")
+                for number in range(self._slots + AHEAD_MAX):
+                    ahead = number >= self._slots
+                    tasks.create_task(self._loop(tasks, ahead), name=f"permit {number}")
+        finally:
+            for hint in self._at_work.values():
+                await _hand_back(hint)
+
+    async def drain(self) -> None:
+        """Take no more hints, let workflows go at their next effect, and wait until nothing is in work."""
+        self._open.clear()
+        self._call_off()
+        self.engine.drain()
+        while self._at_work:
+            await asyncio.wait(self._at_work)
+
+    def resume(self) -> None:
+        """Take hints again."""
+        self.engine.drain(False)
+        self._open.set()
+
+    async def switch(self, engine: Engine, *, within_s: float) -> None:
+        """Go on with another engine once nothing is in work, or at the latest after `within_s`.
+
+        What is still in work then is let go, for whoever takes its hint. The old engine is closed.
+        """
+        was_open = self._open.is_set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self.drain()
+        old, self.engine = self.engine, engine
+        await old.close()
+        left = {task: hint for task, hint in self._at_work.items() if task.done()}
+        for task, hint in left.items():
+            del self._at_work[task]
+            await _hand_back(hint)
+        if was_open:
+            self.resume()
+        else:
+            engine.drain()
+
+    async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
+        while True:
+            await self._rested.wait()
+            await self._open.wait()
+            if ahead:
+                await self._turns.short.wait()
+            await self._unrecorded.acquire()
+            hint = await self._next()
+            if hint is None:
+                self._unrecorded.release()
+                continue
+            freed = asyncio.Event()
+            task = tasks.create_task(self._see_to(hint, freed), name=f"see to {hint.job}")
+            self._at_work[task] = hint
+            task.add_done_callback(self._done)
+            await freed.wait()
+
+    def _call_off(self) -> None:
+        """Let no loop wait for a hint any more."""
+        while self._pulling:
+            self._pulling.pop().cancel()
+
+    def _rest(self) -> None:
+        """Leave hints to other workers for a while."""
+        self._rested.clear()
+        self._call_off()
+        asyncio.get_running_loop().call_later(AWAY_REST_S, self._rested.set)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._unrecorded.release()
+        if not task.cancelled():
+            del self._at_work[task]
+
+    async def _next(self) -> Delivery | None:
+        """A hint of any of the queues; None when none came, or this worker drains."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._pulling.add(task)
+        try:
+            return await self._pull()
+        except asyncio.CancelledError:
+            if task in self._pulling or task.uncancel():
+                raise
+            return None  # the pull was called off, not this loop
+        except StoreUnavailable as away:
+            log.info("no hints: %s", away.message)
+        finally:
+            self._pulling.discard(task)
+        await asyncio.sleep(UNAVAILABLE_PAUSE_S)
+        return None
+
+    async def _pull(self) -> Delivery | None:
+        if len(self._queues) == 1:
+            return await self._store.hints.pull(self._queues[0], wait_s=PULL_S)
+        pulls = [asyncio.create_task(self._store.hints.pull(queue, wait_s=PULL_S)) for queue in self._queues]
+        try:
+            await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pull in pulls:
+                pull.cancel()
+            await asyncio.gather(*pulls, return_exceptions=True)
+        found = [pull.result() for pull in pulls if not pull.cancelled()]
+        hints = [hint for hint in found if hint is not None]
+        for hint in hints[1:]:
+            await hint.later(0)
+        return hints[0] if hints else None
+
+    async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
+        await self._store.presence.keep(hint.job)
+        turn: Turn | None = None
+
+        def end_turn() -> None:
+            freed.set()
+            if turn is not None:
+                turn.end()
+
+        try:
+            turn = await self._turns.take()
+            if turn is not None:
+                await self._run(hint, end_turn)
+            else:
+                await hint.later(0)
+        except StoreUnavailable as away:
+            log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
+        finally:
+            end_turn()
+            await self._store.presence.let_go(hint.job)
+
+    async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
+        first = hint.first
+        try:
+            step = await self.engine.run(hint.job, fresh=first is not None, first=first, freed=freed)
+        except NotFound:
+            await hint.ack()  # it was forgotten
+            return
+        except StoreUnavailable:
+            raise
+        except EngineAway as away:
+            log.warning("%s: %s; left for another worker", hint.job, away.message)
+            await hint.later(AWAY_PAUSE_S)
+            self._rest()
+            return
+        except MvmciError as failure:
+            log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
+            await hint.later(FAILED_PAUSE_S)
+            return
+        if step.kind == "held":
+            await hint.later(HELD_PAUSE_S)
+        elif step.kind == "released" and not step.until:
+            await hint.later(0)
+        elif step.kind != "fenced":
+            await hint.ack()
+
+    async def _keep_hints(self) -> None:
+        """Keep the hints of what is in work from lapsing."""
+        while True:
+            await asyncio.sleep(KEEP_EVERY_S)
+            try:
+                for hint in list(self._at_work.values()):
+                    await hint.keep()
+            except StoreUnavailable:
+                pass  # a hint may come to another, who finds the job held
+
+
+async def _hand_back(hint: Delivery) -> None:
+    """This worker is told to stop at once: another can have the hint without waiting for it to lapse."""
+    try:
+        async with asyncio.timeout(HAND_BACK_S):
+            await hint.later(0)
+    except (TimeoutError, StoreUnavailable):
+        pass

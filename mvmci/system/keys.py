@@ -1,0 +1,177 @@
+"""Keys: the Ed25519 ones of NATS (nkeys), and the private CA with its certificates.
+
+The only module that imports cryptography. An nkey is written as NATS writes it: base32 of a letter's
+prefix, the 32 bytes and a checksum; the seed of a user begins with `SU`, its public key with `U`.
+A certificate is for a name, whatever the address of the broker that shows it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import functools
+import os
+from typing import TYPE_CHECKING, Literal
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+if TYPE_CHECKING:  # certificates are made once in a cluster's life, and their module takes a while to load
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+Kind = Literal["operator", "account", "user"]
+CERTIFICATE_DAYS = 20 * 365  # nobody renews it: who holds the CA's key can make the broker's again
+SKEW_DAYS = 2  # a machine whose clock is behind can use it at once
+_PREFIXES: dict[Kind, int] = {"operator": 14 << 3, "account": 0 << 3, "user": 20 << 3}
+_SEED_PREFIX = 18 << 3
+_KEY_BYTES = 32
+
+
+class BadKey(ValueError):
+    """Text that is no key of the kind that is needed. The text is not part of the message."""
+
+
+def new_seed(kind: Kind) -> str:
+    """A new key: its seed, from which all else follows. Secret."""
+    prefix = _PREFIXES[kind]
+    return _encode(bytes([_SEED_PREFIX | prefix >> 5, (prefix & 31) << 3]) + os.urandom(_KEY_BYTES))
+
+
+def public(seed: str) -> str:
+    """The public key of `seed`. Raises BadKey."""
+    prefix, key = _private(seed)
+    return _encode(bytes([prefix]) + key.public_key().public_bytes_raw())
+
+
+def sign(seed: str, data: bytes) -> bytes:
+    """The 64 bytes that only who holds `seed` can make of `data`. Raises BadKey."""
+    return _private(seed)[1].sign(data)
+
+
+def verify(public_key: str, data: bytes, signature: bytes) -> bool:
+    """Whether the holder of `public_key` signed `data`. A key that is none signed nothing."""
+    try:
+        Ed25519PublicKey.from_public_bytes(_decode(public_key)[1:]).verify(signature, data)
+    except (BadKey, ValueError, InvalidSignature):
+        return False
+    return True
+
+
+def is_public(text: str, kind: Kind) -> bool:
+    """Whether `text` is a public key of `kind`."""
+    try:
+        raw = _decode(text)
+    except BadKey:
+        return False
+    return len(raw) == 1 + _KEY_BYTES and raw[0] == _PREFIXES[kind]
+
+
+@functools.lru_cache(maxsize=64)
+def _private(seed: str) -> tuple[int, Ed25519PrivateKey]:
+    """The prefix of its public key, and the key."""
+    raw = _decode(seed)
+    if len(raw) != 2 + _KEY_BYTES or raw[0] & 0b1111_1000 != _SEED_PREFIX:
+        raise BadKey("this is no seed")
+    prefix = (raw[0] & 7) << 5 | raw[1] >> 3
+    if prefix not in _PREFIXES.values():
+        raise BadKey("this is a seed of a kind that is not used here")
+    return prefix, Ed25519PrivateKey.from_private_bytes(raw[2:])
+
+
+def _encode(raw: bytes) -> str:
+    checksum = binascii.crc_hqx(raw, 0).to_bytes(2, "little")
+    return base64.b32encode(raw + checksum).decode().rstrip("=")
+
+
+def _decode(text: str) -> bytes:
+    """The bytes of a key, without their checksum. Raises BadKey for whatever we would not write so."""
+    try:
+        body = base64.b32decode(text + "=" * (-len(text) % 8))[:-2]
+    except ValueError:
+        raise BadKey("this is no key") from None
+    if _encode(body) != text:
+        raise BadKey("this key is damaged")
+    return body
+
+
+def new_ca(cluster: str, now: float) -> tuple[str, str]:
+    """The key and the certificate of a new CA, in PEM. It signs brokers' certificates and nothing else."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"mvmci {cluster}")])
+    certificate = (
+        _certificate(name, name, key.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return _pem(key, certificate)
+
+
+def new_certificate(ca_key: str, ca: str, host: str, now: float) -> tuple[str, str]:
+    """The key and the certificate of the server `host`, signed by the CA of `ca_key` and `ca`, all in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    signer = serialization.load_pem_private_key(ca_key.encode(), password=None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate(ca.encode()).subject
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    certificate = (
+        _certificate(name, issuer, key.public_key(), now)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return _pem(key, certificate)
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: float
+) -> x509.CertificateBuilder:
+    from cryptography import x509
+
+    at = datetime.datetime.fromtimestamp(now, datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(at - datetime.timedelta(days=SKEW_DAYS))
+        .not_valid_after(at + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(**used: bool) -> x509.KeyUsage:
+    from cryptography import x509
+
+    unused = dict.fromkeys(
+        (
+            "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+            "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only",
+        ),
+        False,
+    )  # fmt: skip
+    return x509.KeyUsage(**(unused | used))
+
+
+def _pem(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> tuple[str, str]:
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private.decode(), certificate.public_bytes(Encoding.PEM).decode()

@@ -1,0 +1,76 @@
+"""Ports and addresses of this machine: which are free, and who can reach them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Collection
+
+from mvmci.errors import Usage
+
+PORTS = range(20_000, 32_000)  # below those that the kernel gives to connections
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach a broker that listens there."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody listens on. Raises Usage."""
+    return _bind(address, 0)
+
+
+def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int] = ()) -> int:
+    """A port that nobody listens on and that is not `taken`, for what `name` says. Raises Usage.
+
+    As long as it is free it is the same again, and no other process is given it by chance.
+    """
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(PORTS)
+    ports: list[int] = [*PORTS[start:], *PORTS[:start]]
+    for port in ports:
+        if port not in taken and _is_free(address, port):
+            return port
+    raise Usage(f"no port of {address} from {PORTS.start} to {PORTS.stop - 1} is free")
+
+
+def _is_free(address: str, port: int) -> bool:
+    try:
+        check_port(address, port)
+    except Usage:
+        return False
+    return True
+
+
+def check_port(address: str, port: int) -> None:
+    """See that a broker could listen there. Raises Usage."""
+    _bind(address, port)
+
+
+def _bind(address: str, port: int) -> int:
+    try:
+        info = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(info[0], info[1], info[2]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(info[4])
+            probe.listen()
+            bound: int = probe.getsockname()[1]
+            return bound
+    except OSError as error:
+        why, hint = _NO_PORT.get(error.errno or 0, (f"cannot be used ({error.strerror})", ""))
+        raise Usage(
+            f"port {port} of {address} {why}",
+            hint=hint or "name another address or port in `broker.listen`",
+        ) from None
+
+
+_NO_PORT = {
+    errno.EADDRINUSE: ("is in use", "stop what listens there, or name another port in `broker.listen`"),
+    errno.EADDRNOTAVAIL: ("cannot be had: this machine does not have that address", ""),
+    errno.EACCES: ("is for root alone", "name one over 1023 in `broker.listen`"),
+}

@@ -1,0 +1,334 @@
+"""How a machine gets its identity, and keeps it.
+
+    joiner ── `<cluster>.enrol.<ticket id>`: its key, a name, the ticket's token ──► control plane
+           ◄── its name, its token, where to dial ─────────────────────────────────  (`admission`)
+    unit   ── `<cluster>.renew.<unit>`: its token ─────────────────────────────────►
+           ◄── a newer one, or the same while that is good ────────────────────────
+
+Promised: a key is made where it is used, and is on disk before anybody hears of it, so that an answer
+that was lost is asked for again and uses nothing up. An identity survives restarts; a ticket is looked
+at only where there is none, or none that is still good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from mvmci import __version__
+from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode
+from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
+from mvmci.jobs.job import check_id
+from mvmci.jobs.summary import rfc3339
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import Link
+from mvmci.system import keys
+from mvmci.system.files import write_private
+from mvmci.trust import tokens
+from mvmci.trust.authority import read_identity, write_identity
+from mvmci.trust.permissions import inbox
+
+PROTOCOL = 2  # of the messages below and of presence; who speaks another one is told so
+ASK_S = 30.0  # how long somebody is waited for who answers
+ASK_PAUSE_S = 0.5
+RENEW_LOOK_S = 60.0  # a unit looks so often whether its token wants renewing: its machine may have slept
+RENEW_PAUSE_S = 5.0
+HOST_CHARS_MAX = 50
+ANOTHER_TICKET = "`mvmci ticket create`, where the cluster was brought up, makes another"
+TICKET_FILE = "MVMCI_TICKET_FILE"
+
+log = logging.getLogger(__name__)
+Because = Literal["", "key", "name"]
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a joiner or a unit sends. `token` is the ticket's, or its own."""
+
+    protocol: int
+    version: str = ""
+    token: str = ""
+    key: str = ""  # public
+    name: str = ""  # empty: one of the host's
+    host: str = ""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the control plane says. `refused` is a sentence, `hint` what to do about it."""
+
+    protocol: int
+    version: str
+    refused: str = ""
+    hint: str = ""
+    because: Because = ""  # of one of these: with another one, the ticket may do
+    unit: str = ""
+    role: UnitRole | None = None
+    queues: tuple[str, ...] = ()
+    jwt: str = ""  # empty where a login is lent
+    urls: tuple[str, ...] = ()  # empty: where it dialled
+
+
+_encode = msgspec.json.Encoder().encode
+_answers = msgspec.json.Decoder(Answer)
+
+
+# Getting one.
+
+
+def read_ticket(text: str | None) -> Ticket:
+    """The ticket that `text` is: itself, `@file`, `-` for standard input, or that of MVMCI_TICKET_FILE.
+
+    Raises TicketRefused, Usage.
+    """
+    if text is None:
+        file = os.environ.get(TICKET_FILE)
+        if not file:
+            raise Usage("there is no ticket", hint=f"name one: TICKET, @FILE, -, or {TICKET_FILE}")
+        text = f"@{file}"
+    if text.startswith("@"):
+        path = Path(text[1:])
+        try:
+            with path.open() as opened:
+                text = opened.read(TICKET_CHARS_MAX + 1)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise Usage(f"the ticket file {path} cannot be read: {why}") from None
+    elif text == "-":
+        text = sys.stdin.read(TICKET_CHARS_MAX + 1)
+    return decode(text)
+
+
+def host_name() -> str:
+    """This machine's name, as far as it can be the name of a unit."""
+    name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
+    return name[:HOST_CHARS_MAX].strip("-") or "host"
+
+
+def identity_path(state: Path, cluster: str, name: str) -> Path:
+    """Where a unit of this machine keeps who it is. `name` is the one that it was started under."""
+    return state / cluster / "units" / name / "identity.json"
+
+
+async def identity_of(
+    state: Path,
+    cluster: str | None,
+    name: str | None,
+    *,
+    role: UnitRole,
+    join: str | None,
+    find: Callable[[Path, str | None], str],
+) -> tuple[Identity, Path]:
+    """Who a unit is that was started with these options, and where that is kept.
+
+    With a ticket it enrols, unless it has done so before. Raises Usage, StoreUnavailable, TicketRefused,
+    VersionsDiffer.
+    """
+    if name is not None:
+        check_id(name, "unit name")
+    if join is not None or (cluster is None and os.environ.get(TICKET_FILE)):
+        ticket = read_ticket(join)
+        if cluster is not None and cluster != ticket.cluster:
+            raise Usage(f"the ticket is for cluster {ticket.cluster}, not for {cluster}")
+        check_role(ticket, role)
+        path = identity_path(state, ticket.cluster, name or host_name())
+        return await enrol(ticket, path, name=name or ""), path
+    path = identity_path(state, find(state, cluster), name or host_name())
+    identity = read_identity(path)
+    if identity is None or identity.role != role:
+        raise StoreUnavailable(
+            f"there is no {role} {name or host_name()} of cluster {path.parts[-4]} on this machine",
+            hint="join with a ticket: --join TICKET; `mvmci ticket create` makes one",
+        )
+    return identity, path
+
+
+def check_role(ticket: Ticket, role: UnitRole) -> None:
+    """Raises TicketRefused when `ticket` is for another role."""
+    if ticket.role != role:
+        verb = "mvmci login" if ticket.role == "client" else f"mvmci {ticket.role} --join"
+        raise TicketRefused(
+            f"this ticket is for {_a(ticket.role)}, not for {_a(role)}",
+            hint=f"use it with `{verb}`, or make one with `mvmci ticket create --role {role}`",
+        )
+
+
+def _a(role: str) -> str:
+    return f"an {role}" if role == "executor" else f"a {role}"
+
+
+async def enrol(ticket: Ticket, path: Path, *, name: str = "") -> Identity:
+    """The identity that `ticket` gives this machine, kept at `path`.
+
+    One that is there is taken as it is, unless the ticket is newer; and also then, if the ticket is
+    refused. Raises TicketRefused, VersionsDiffer, StoreUnavailable when nobody answers, Usage for a name.
+    """
+    there = read_identity(path)
+    good = there is not None and _is_of(there, ticket)
+    if there is not None and good and not _is_newer(ticket, there):
+        return there
+    try:
+        seed = _seed(path, there)
+        answer = await _ask_to_enrol(ticket, seed, name)
+        if answer.because == "key":
+            seed = _new_seed(path)
+            answer = await _ask_to_enrol(ticket, seed, name)
+        identity = _granted(ticket, answer, seed)
+    except (TicketRefused, StoreUnavailable):
+        if there is not None and good:
+            return there
+        raise
+    write_identity(path, identity)
+    _seed_file(path).unlink(missing_ok=True)
+    return identity
+
+
+def _granted(ticket: Ticket, answer: Answer, seed: str) -> Identity:
+    if answer.refused or answer.role is None:
+        kind = Usage if answer.because == "name" else TicketRefused
+        raise kind(answer.refused, hint=answer.hint or None)
+    login = msgspec.structs.replace(ticket.login, urls=answer.urls or ticket.login.urls)
+    if answer.jwt:  # else the ticket's own login is lent to all
+        box = inbox(answer.role, answer.unit)
+        login = msgspec.structs.replace(login, jwt=answer.jwt, seed=seed, inbox=box)
+    return Identity(
+        cluster=ticket.cluster, unit=answer.unit, role=answer.role, queues=answer.queues, login=login
+    )
+
+
+def _is_of(there: Identity, ticket: Ticket) -> bool:
+    """Whether an identity is what `ticket` would give, and has not expired."""
+    if (there.cluster, there.role, there.queues) != (ticket.cluster, ticket.role, ticket.queues):
+        return False
+    own, shown = tokens.peek(there.login.jwt), tokens.peek(ticket.login.jwt)
+    if own is None or shown is None:
+        return there.login == ticket.login  # it is lent, or there is none
+    return own.iss == shown.iss and (not own.exp or own.exp > time.time())
+
+
+def _is_newer(ticket: Ticket, there: Identity) -> bool:
+    """Whether the ticket was made after the last token: then somebody wants this machine to use it."""
+    own, shown = tokens.peek(there.login.jwt), tokens.peek(ticket.login.jwt)
+    return own is not None and shown is not None and shown.iat > own.iat
+
+
+def _seed_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.key")
+
+
+def _seed(path: Path, there: Identity | None) -> str:
+    """The key that this machine asked with last, or that it has; else a new one."""
+    file = _seed_file(path)
+    if file.exists():
+        return file.read_text()
+    claims = tokens.peek(there.login.jwt) if there is not None else None
+    if there is not None and claims is not None and claims.tagged("role"):
+        return there.login.seed
+    return _new_seed(path)
+
+
+def _new_seed(path: Path) -> str:
+    """A new key, on disk before anybody hears of it."""
+    seed = keys.new_seed("user")
+    write_private(_seed_file(path), seed.encode())
+    return seed
+
+
+async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> Answer:
+    key = keys.public(seed)
+    link = Link(ticket.login, f"enrol {ticket.id}")
+    try:
+        await link.open()
+        asked = _said(token=ticket.login.jwt, key=key, name=name, host=host_name())
+        return await _ask(link, Layout(ticket.cluster).enrol(ticket.id), asked)
+    except TicketRefused as refused:  # by the broker, or it is the wrong one
+        if ticket.expires_at and ticket.expires_at <= time.time() * 1000:
+            when = rfc3339(ticket.expires_at)
+            raise TicketRefused(f"the ticket expired at {when}", hint=ANOTHER_TICKET) from refused
+        raise
+    finally:
+        await link.close()
+
+
+def _said(**what: str) -> Ask:
+    return Ask(protocol=PROTOCOL, version=__version__, **what)
+
+
+async def _ask(link: Link, subject: str, ask: Ask) -> Answer:
+    """Ask until somebody answers, for `ASK_S`. Raises VersionsDiffer, StoreUnavailable."""
+    until = time.monotonic() + ASK_S
+    while True:
+        try:
+            answer = _answers.decode(await link.call(subject, _encode(ask)))
+        except StoreUnavailable as nobody:
+            if time.monotonic() > until:
+                raise StoreUnavailable(
+                    f"no control plane answers at {link.url}",
+                    hint="see that one runs: `mvmci ps`, where the cluster was brought up",
+                ) from nobody
+            await asyncio.sleep(ASK_PAUSE_S)
+            continue
+        if answer.protocol != PROTOCOL:
+            raise VersionsDiffer(
+                f"mvmci {__version__} here and {answer.version} in the cluster do not understand each other",
+                hint="use the cluster's version here",
+            )
+        return answer
+
+
+# Keeping it.
+
+
+def is_due(identity: Identity, now: float) -> bool:
+    """Whether its token wants renewing: two thirds of its life are over."""
+    claims = tokens.peek(identity.login.jwt)
+    return claims is not None and claims.exp > 0 and now >= claims.exp - (claims.exp - claims.iat) / 3
+
+
+async def renew(link: Link, identity: Identity, path: Path) -> Identity:
+    """Ask for a newer token, and keep what comes at `path`. It is the same while that is good.
+
+    Raises TicketRefused, VersionsDiffer, StoreUnavailable.
+    """
+    subject = Layout(identity.cluster).renew(identity.unit)
+    answer = await _ask(link, subject, _said(token=identity.login.jwt, host=host_name()))
+    if answer.refused:
+        raise TicketRefused(answer.refused, hint=answer.hint or None)
+    if not answer.jwt or answer.jwt == identity.login.jwt:
+        return identity
+    login = msgspec.structs.replace(identity.login, jwt=answer.jwt, urls=answer.urls or identity.login.urls)
+    renewed = msgspec.structs.replace(identity, login=login)
+    write_identity(path, renewed)
+    return renewed
+
+
+async def renew_always(link: Link, identity: Identity, path: Path) -> None:
+    """Let `link` never be without a good token. The first word also enters a unit of `up` in the registry.
+
+    Ends at once where the login is lent. Raises TicketRefused, VersionsDiffer.
+    """
+    claims = tokens.peek(identity.login.jwt)
+    if claims is None or not claims.tagged("role"):
+        return
+    known = False
+    while True:
+        if not known or is_due(identity, time.time()):
+            try:
+                renewed = await renew(link, identity, path)
+            except StoreUnavailable as away:
+                log.info("the token is not renewed yet: %s", away.message)
+                await asyncio.sleep(RENEW_PAUSE_S)
+                continue
+            known = True
+            if renewed != identity:
+                identity = renewed
+                await link.renew(identity.login)
+        await asyncio.sleep(RENEW_LOOK_S)

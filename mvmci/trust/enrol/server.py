@@ -1,0 +1,262 @@
+"""The control plane's side of enrolment: who comes with a ticket, and whose token is about to expire.
+
+Every decision is a compare-and-set in the registry, so several control planes may decide at once, and
+one that is killed in the middle leaves nothing that asking again would not mend. A ticket is noted as
+used by a key before a unit is entered, so the same key asking again uses nothing up.
+
+A name belongs to one key. One that was asked for is given or refused; one that comes from a host's name
+gets a number when it is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from mvmci import __version__
+from mvmci.cluster.identity import ROLES, Role, UnitRole
+from mvmci.errors import StoreUnavailable
+from mvmci.jobs.job import ID_PATTERN
+from mvmci.jobs.summary import rfc3339
+from mvmci.stores.nats import Cluster
+from mvmci.stores.nats.link import Unsubscribe
+from mvmci.system import keys
+from mvmci.trust import tokens
+from mvmci.trust.authority import Authority, life_s
+from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Answer, Ask, Because
+from mvmci.trust.registry import Record, Unit, change_ticket, change_unit, read_units, uphold
+
+GROUP = "control-plane"
+NAMES_MAX = 1_000  # units of one host's name
+UPHOLD_PAUSE_S = 2.0
+
+log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_asks = msgspec.json.Decoder(Ask)
+
+
+class _Refused(Exception):
+    """What the control plane says no to."""
+
+    def __init__(self, sentence: str, *, hint: str = ANOTHER_TICKET, because: Because = "") -> None:
+        super().__init__(sentence)
+        self.answer = _answer(refused=sentence, hint=hint, because=because)
+
+
+class _Taken(_Refused):
+    """A name that belongs to another machine."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the name {name} is taken", hint="choose another one with --name", because="name")
+
+
+class Enrolment:
+    """Answers machines that come with a ticket, and units that renew.
+
+    `urls` are where joiners are to dial; where they came from, if there are none.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        authority: Authority,
+        *,
+        urls: Sequence[str] = (),
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._cluster = cluster
+        self._config = cluster.config
+        self._authority = authority
+        self._urls = tuple(urls)
+        self._now = now
+        self._unsubscribe: list[Unsubscribe] = []
+        self._upholding: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Answer from now on. Raises StoreUnavailable."""
+        link, layout = self._cluster.link, self._cluster.layout
+        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, GROUP))
+        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, GROUP))
+        if self._authority.lent is None:
+            self._upholding = asyncio.create_task(self._uphold(), name="uphold revocations")
+
+    async def close(self) -> None:
+        """Answer no more."""
+        for unsubscribe in self._unsubscribe:
+            await unsubscribe()
+        if self._upholding is not None:
+            self._upholding.cancel()
+            await asyncio.gather(self._upholding, return_exceptions=True)
+
+    async def _uphold(self) -> None:
+        """A power cut may have taken the broker's last revocations; it has not taken those of CONFIG."""
+        while True:
+            try:
+                await uphold(self._config, self._authority, self._cluster.link.login)
+                return
+            except StoreUnavailable as away:
+                log.info("revocations are not looked at yet: %s", away.message)
+            await asyncio.sleep(UPHOLD_PAUSE_S)
+
+    async def _enrol(self, subject: str, data: bytes) -> bytes:
+        ticket = subject.rpartition(".")[2]
+        return await self._answered(data, lambda ask: self._take_in(ticket, ask))
+
+    async def _renew(self, subject: str, data: bytes) -> bytes:
+        unit = subject.rpartition(".")[2]
+        return await self._answered(data, lambda ask: self._renewed(unit, ask))
+
+    async def _answered(self, data: bytes, decide: Callable[[Ask], Awaitable[Answer]]) -> bytes:
+        try:
+            ask = _asks.decode(data)
+            if ask.protocol != PROTOCOL:  # the answer's own number says so
+                raise _Refused("the versions differ")
+            return _encode(await decide(ask))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _encode(_answer(refused="the request cannot be read"))
+        except _Refused as refused:
+            return _encode(refused.answer)
+
+    # Taking in.
+
+    async def _take_in(self, ticket: str, ask: Ask) -> Answer:
+        if not keys.is_public(ask.key, "user"):
+            raise _Refused("the request has no key")
+        own = await self._check(ask)
+        role, queues = await self._use(ticket, ask)
+        since = int(self._now()) * 1000
+        unit = Unit(key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since)
+        name = await self._register([ask.name] if ask.name else [*own, *_names(ask.host)], unit)
+        jwt = self._authority.mint(ask.key, name, role, queues, life_s(role))
+        log.info("%s has enrolled as %s with ticket %s", name, role, ticket)
+        return _answer(unit=name, role=role, queues=queues, jwt=jwt, urls=self._urls)
+
+    async def _check(self, ask: Ask) -> list[str]:
+        """The names that this key has. Nothing of the ticket is used for what can be refused before."""
+        units = await read_units(self._config)
+        own = [name for name, unit in units.items() if unit.key == ask.key]
+        for name in own:
+            if units[name].revoked:
+                raise _Refused(f"{name} was revoked", because="key")
+        if ask.name:
+            if not re.fullmatch(ID_PATTERN, ask.name):
+                raise _Refused("the name that is wanted is none", hint="choose another one", because="name")
+            wanted = Unit(key=ask.key, role="worker")
+            self._claim(ask.name, wanted, await self._present(), units.get(ask.name))
+        return own
+
+    async def _use(self, ticket: str, ask: Ask) -> tuple[Role, tuple[str, ...]]:
+        """Note that a key uses the ticket, once; what the ticket is for."""
+
+        def use(record: Record | None) -> Record | None:
+            if record is None:
+                raise _Refused("the cluster does not know this ticket")
+            if record.revoked:
+                raise _Refused("the ticket was revoked")
+            if record.expires_at and record.expires_at <= self._now() * 1000:
+                raise _Refused(f"the ticket expired at {rfc3339(record.expires_at)}")
+            if ask.key in record.used_by:
+                return None
+            if record.uses and len(record.used_by) >= record.uses:
+                raise _Refused("the ticket has been used up")
+            return msgspec.structs.replace(record, used_by=(*record.used_by, ask.key))
+
+        meant = self._meant(ticket, ask)
+        record = await change_ticket(self._config, ticket, use)
+        assert record is not None
+        return meant or (record.role, record.queues)
+
+    def _meant(self, ticket: str, ask: Ask) -> tuple[Role, tuple[str, ...]] | None:
+        """The role and queues in the ticket's token, which we signed; None where a login is lent."""
+        if self._authority.lent is not None:
+            return None
+        claims = tokens.read(ask.token, self._authority.issuer)
+        role = claims.tagged("enrol") if claims is not None else ""
+        if claims is None or claims.name != ticket or role not in ROLES:
+            raise _Refused("the request does not show its ticket")
+        return msgspec.convert(role, Role), claims.queues
+
+    async def _register(self, names: Sequence[str], unit: Unit) -> str:
+        """Enter `unit` under the first of `names` that is free."""
+        present = await self._present()
+        for name in names:
+            try:
+                await change_unit(self._config, name, functools.partial(self._claim, name, unit, present))
+            except _Taken:
+                continue
+            return name
+        raise _Taken(names[0])
+
+    def _claim(self, name: str, unit: Unit, present: set[str], there: Unit | None) -> Unit:
+        """`unit`, if it may have the name."""
+        if name in present if there is None else there.key != unit.key and not there.revoked:
+            raise _Taken(name)
+        return unit
+
+    async def _present(self) -> set[str]:
+        """Who is there: a unit of `up` may have yet to say that it has a key."""
+        return {member.unit for member in await self._cluster.store.presence.members()}
+
+    # Renewing.
+
+    async def _renewed(self, name: str, ask: Ask) -> Answer:
+        """A newer token for a unit that shows its own, or that one while it is good."""
+        if self._authority.lent is not None:
+            return _answer(unit=name)
+        claims = tokens.read(ask.token, self._authority.issuer)
+        role = claims.tagged("role") if claims is not None else ""
+        if claims is None or claims.name != name or not role:
+            raise _Refused(f"the request does not show a token of {name}")
+        unit = Unit(
+            key=claims.sub,
+            role=msgspec.convert(role, UnitRole),
+            queues=claims.queues,
+            host=ask.host[:63],
+            since=claims.iat * 1000,
+        )
+        await change_unit(self._config, name, lambda there: _enter(name, there, unit))
+        jwt = ask.token
+        if self._authority.is_due(claims, unit.role, self._now()):
+            jwt = self._authority.mint(unit.key, name, unit.role, unit.queues, life_s(unit.role))
+        return _answer(unit=name, role=unit.role, queues=unit.queues, jwt=jwt, urls=self._urls)
+
+
+def _enter(name: str, there: Unit | None, unit: Unit) -> Unit | None:
+    """What the registry is to say of a unit that shows a token. None: what it says already.
+
+    A token that is newer than the record was made by `up`, which may give a name of its own another key.
+    """
+    if there is None:
+        return unit
+    if there.key == unit.key:
+        if there.revoked:
+            raise _Refused(f"{name} was revoked")
+        if (there.role, there.queues) == (unit.role, unit.queues):
+            return None
+        unit = msgspec.structs.replace(unit, ticket=there.ticket)
+    elif there.ticket and not there.revoked:
+        raise _Refused(
+            f"the name {name} belongs to a machine that came with ticket {there.ticket}",
+            hint=f"`mvmci revoke {name}` frees it",
+        )
+    if unit.since < there.since:
+        raise _Refused(f"{name} has a newer token than this one", hint="`mvmci up` makes another")
+    return unit
+
+
+def _answer(**what: Any) -> Answer:
+    return Answer(protocol=PROTOCOL, version=__version__, **what)
+
+
+def _names(host: str) -> Iterator[str]:
+    """Names for a unit of `host`."""
+    base = host if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,54}", host) else "host"
+    yield base
+    yield from (f"{base}-{number}" for number in range(2, NAMES_MAX))
