@@ -23,7 +23,7 @@ from benchmarks.figures import number, spread, table, tail
 from benchmarks.processes import ROOT, cpu_of, resident_mb
 from benchmarks.program import NAME, Client, Cluster, step, tiny
 from mvmci.cluster.identity import Identity, Login
-from mvmci.deploy.state import Home
+from mvmci.deploy.state import ClusterState
 from mvmci.jobs.journal import Done, Entry, Journal, Lease, Spec
 from mvmci.journals.client import submit
 from mvmci.stores import open_cluster
@@ -189,7 +189,7 @@ async def _at_rest(identity: Identity) -> AsyncIterator[None]:
         while True:
             hint = await cluster.hints.pull(identity.queues[0], wait_s=PULL_S)
             if hint is not None:
-                await hint.later(0)
+                await hint.redeliver(0)
 
     waiting = asyncio.create_task(wait())
     try:
@@ -267,7 +267,7 @@ def _worker(cluster: Cluster, name: str) -> Identity:
 
 
 def _trust(cluster: Cluster) -> tuple[Authority, Login]:
-    facts = Home(cluster.state, NAME).facts()
+    facts = ClusterState(cluster.state, NAME).facts()
     assert facts is not None
     return Authority.load(cluster.state / NAME), facts.login
 

@@ -31,7 +31,7 @@ from mvmci.jobs.journal import Done, Entry, Journal, Spec, records_of
 from mvmci.journals.client import submit, until_ended
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Broker
-from mvmci.stores.nats.link import LASTS_MAX, Reply
+from mvmci.stores.nats.link import LASTS_MAX, Msg
 
 DIST = ROOT / "dist"
 NAME = "bench"
@@ -194,7 +194,7 @@ class Client:
         left = set(jobs)
         last: deque[str] = deque(maxlen=LASTS_MAX)
 
-        def hear(word: Reply) -> None:
+        def hear(word: Msg) -> None:
             job = layout.job_of_message(word.subject)
             if job in left:
                 left.remove(job)

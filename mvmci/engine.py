@@ -16,7 +16,7 @@ from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Entry
 
 
-class Step(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True):
     """How one run of a job came out.
 
     `ended`: there is nothing more to do. `released`: it sleeps until `until` (ms since 1970), or it
@@ -39,7 +39,7 @@ class Engine(Protocol):
         first: Entry | None = None,
         worker: str = "",
         freed: Callable[[], None] = lambda: None,
-    ) -> Step:
+    ) -> Outcome:
         """See `job` to its end, or to a release.
 
         `fresh` says that nobody can have tried before; then a job that ends quickly is written in one

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Place, Plan, Role, Unit
+from mvmci.cluster.deployment import Deployment, Place, Role, Unit
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
 from mvmci.trust.authority import Authority
@@ -53,7 +53,7 @@ class Ground:
     login: Login
     broker: BrokerSettings | None
     topology: Topology
-    plan: Plan
+    plan: Deployment
     refused: frozenset[str] = frozenset()
 
 

@@ -46,12 +46,12 @@ class Journals(Protocol):
         *,
         message_id: str,
         expect: int,
-        patient: bool = False,
+        may_delay: bool = False,
     ) -> int:
         """Store `data` as the job's next message if its last has sequence `expect`, and return the new one.
 
         `expect` is 0 for a job that has none. Once this returns, the message survives a power cut. One that
-        is `patient` may wait a moment for others, so that they become durable together.
+        is `may_delay` may wait a moment for others, so that they become durable together.
 
         Raises Conflict when the last is another (nothing was stored), NoAnswer when nobody can say
         whether it was stored, StoreFull when there is no room.
@@ -91,7 +91,7 @@ class Delivery(Protocol):
     async def keep(self) -> None:
         """The hint is still at work: do not hand it out again before another `HINT_LAPSE_S`."""
 
-    async def later(self, wait_s: float) -> None:
+    async def redeliver(self, wait_s: float) -> None:
         """Hand it out again, to anybody, after `wait_s`."""
 
 
@@ -170,7 +170,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     labels: dict[str, str] = {}
     isolation: str = ""
     version: str = ""
-    engine: str = ""  # the `Settings.engine` that it uses now; workers have one
+    engine: str = ""  # the `ClusterSettings.engine` that it uses now; workers have one
     state: Literal["ready", "draining"] = "ready"
 
 
@@ -194,22 +194,22 @@ class Presence(Protocol):
     unit: str
     incarnation: str  # new for each process
 
-    async def claim(self, job: str, epoch: int) -> None:
+    async def add_job(self, job: str, epoch: int) -> None:
         """Say that this unit is about to hold `job` at `epoch`, before its lease is written.
 
         Raises LockHeld where the store itself knows another live holder.
         """
 
-    async def drop(self, job: str) -> None:
+    async def remove_job(self, job: str) -> None:
         """This unit no longer holds `job`."""
 
-    async def keep(self, job: str, waits: str = "") -> None:
+    async def add_hint(self, job: str, waits: str = "") -> None:
         """Say that this unit keeps a hint of `job`, and why it `waits`, if it does."""
 
-    async def let_go(self, job: str) -> None:
+    async def remove_hint(self, job: str) -> None:
         """This unit no longer keeps a hint of `job`."""
 
-    async def tell(self, about: About) -> None:
+    async def describe(self, about: About) -> None:
         """Say what this unit is."""
 
     async def live(self, job: str, lease: Lease) -> bool:
@@ -244,7 +244,7 @@ class Store:
     close: Callable[[], Awaitable[None]]  # lets go of everything; what was written stays
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a cluster is and allows: the key `settings` of its CONFIG, which every unit reads."""
 
     allow_http: tuple[str, ...] = ()

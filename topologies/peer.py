@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mvmci.cluster.deployment import BROKER, Plan, central, executors, workers
+from mvmci.cluster.deployment import BROKER, Deployment, central, executors, workers
 from mvmci.cluster.topology import Topology
 
 
-def plan(topology: Topology) -> Plan:
+def plan(topology: Topology) -> Deployment:
     """One executor, which takes its work from the broker."""
-    return Plan(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)
+    return Deployment(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)

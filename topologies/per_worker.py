@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mvmci.cluster.deployment import Plan, central, workers
+from mvmci.cluster.deployment import Deployment, central, workers
 from mvmci.cluster.topology import Topology
 
 
-def plan(topology: Topology) -> Plan:
+def plan(topology: Topology) -> Deployment:
     """A broker, a control plane, and workers that need nobody else."""
-    return Plan(units=(*central(topology), *workers(topology)))
+    return Deployment(units=(*central(topology), *workers(topology)))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mvmci.cluster.deployment import LISTENS, Plan, central, executors, planes, workers
+from mvmci.cluster.deployment import LISTENS, Deployment, central, executors, planes, workers
 from mvmci.cluster.topology import Topology
 
 
-def plan(topology: Topology) -> Plan:
+def plan(topology: Topology) -> Deployment:
     """One executor that listens, where the control plane is unless the file says otherwise."""
     (executor,) = executors(topology, LISTENS, hosts=planes(topology)[:1])
-    return Plan(
+    return Deployment(
         units=(*central(topology), executor, *workers(topology)),
         engine=f"http://{{address:{executor.name}}}",
     )

@@ -13,11 +13,11 @@ from aiohttp import web
 
 from mvmci.api.answers import NDJSON, WRITE_S, Refused
 from mvmci.api.bodies import read_json
-from mvmci.engines.remote import Order, Word
+from mvmci.engines.remote import Reply, RunRequest
 from mvmci.engines.server import Executor, Full, comes_soon
 from mvmci.errors import Usage
 
-_orders = msgspec.json.Decoder(Order)
+_orders = msgspec.json.Decoder(RunRequest)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,6 +41,6 @@ async def run(executor: Executor, request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def _tell(response: web.StreamResponse, word: Word) -> None:
+async def _tell(response: web.StreamResponse, word: Reply) -> None:
     async with asyncio.timeout(WRITE_S):
         await response.write(_encode(word) + b"\n")

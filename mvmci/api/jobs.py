@@ -27,7 +27,7 @@ from mvmci.jobs.module import Module
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
 from mvmci.journals.holder import load
 from mvmci.journals.logs import LATE_S, Viewer, Watch, last_attempt, late_s
-from mvmci.journals.request import KEYS, Digests, Order, check, key, spec_of, values_of
+from mvmci.journals.request import KEYS, Digests, JobRequest, check, key, spec_of, values_of
 from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store, load_text
 
@@ -102,7 +102,7 @@ class Jobs:
             if name not in values:
                 raise Usage(f"there is no `{name}`", hint="`deploy` answers with the name and the version")
         workflow, version = values.pop("workflow", None), values.pop("version")
-        order = Order(**values)
+        order = JobRequest(**values)
         self._check_queue(order.queue)
         what = await self._module(order.module, version)
         _check_workflow(order.module, what, workflow)

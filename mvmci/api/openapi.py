@@ -10,7 +10,7 @@ import msgspec
 from mvmci import __version__
 from mvmci.api.answers import NDJSON
 from mvmci.api.jobs import START, START_NEEDS, STREAMS, WAIT_MS, WAIT_MS_MAX
-from mvmci.engines.remote import Order, Word
+from mvmci.engines.remote import Reply, RunRequest
 from mvmci.jobs.job import ID_PATTERN
 from mvmci.jobs.summary import Summary
 
@@ -37,7 +37,9 @@ _OF_BODIES = (400, 408, 413, 415)
 @cache
 def describe() -> Json:
     """The description."""
-    (summary, order, word), schemas = msgspec.json.schema_components((Summary, Order, Word), ref_template=REF)
+    (summary, order, word), schemas = msgspec.json.schema_components(
+        (Summary, RunRequest, Reply), ref_template=REF
+    )
     return {
         "openapi": "3.1.0",
         "info": {

@@ -15,7 +15,7 @@ import msgspec
 
 from mvmci.cli.order import STDIN, Files, read_file
 from mvmci.errors import Usage
-from mvmci.journals.request import KEYS, Checked, Order, key, values_of
+from mvmci.journals.request import KEYS, Checked, JobRequest, key, values_of
 
 BATCH_BYTES_MAX = 256 << 20
 LINES_MAX = 100_000
@@ -44,7 +44,7 @@ _KEYS = {
 }
 
 
-def read_batch(name: str, base: Order, files: Files) -> list[Line]:
+def read_batch(name: str, base: JobRequest, files: Files) -> list[Line]:
     """The orders of the file `name`, or of standard input for `-`; `base` has what a line does not say.
 
     Raises Usage, which names every bad line.
@@ -80,7 +80,7 @@ def _texts(shown: str, data: bytes) -> Iterator[tuple[str, bytes]]:
             yield f"{shown}:{number}", text
 
 
-def _order(text: bytes, base: Order) -> Order:
+def _order(text: bytes, base: JobRequest) -> JobRequest:
     """What one line says. Raises Usage."""
     values = values_of(text, _KEYS)
     if "module" not in values:

@@ -143,11 +143,11 @@ def _state(state: Path) -> str:
 
 async def _isolation(state: Path) -> str:
     from mvmci.sandbox.confinement import LEVELS
-    from mvmci.sandbox.forkserver import Nursery
+    from mvmci.sandbox.forkserver import ForkServer
 
     root = state / HOST
     root.mkdir(mode=0o711, parents=True, exist_ok=True)
-    nursery = await Nursery.start(root)
+    nursery = await ForkServer.start(root)
     try:
         reached = f"{nursery.isolation} ({', '.join(sorted(nursery.features))})"
         if nursery.isolation not in LEVELS[2:]:

@@ -31,8 +31,8 @@ from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 
 if TYPE_CHECKING:
     from mvmci.deploy.changes import Proposal
-    from mvmci.deploy.state import Home
-    from mvmci.deploy.status import Roster, Row
+    from mvmci.deploy.state import ClusterState
+    from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
 
 LOOK_EVERY_S = 1.0
@@ -73,13 +73,13 @@ def up_verb(
 async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
-    from mvmci.deploy.changes import check_front, check_lent, propose
+    from mvmci.deploy.changes import check_external, check_front, propose
     from mvmci.deploy.up import Up
 
     make_state(state)
     proposal = propose(state, file, runtime)
     proposal.home.check_free()
-    for warning in await check_lent(proposal):
+    for warning in await check_external(proposal):
         click.echo(warning, err=True)
     await check_front(proposal)
     if proposal.empty and await _all_ready(proposal, as_json):
@@ -121,7 +121,7 @@ async def _all_ready(proposal: Proposal, as_json: bool) -> bool:
     return True
 
 
-async def _foreground(up: Up, home: Home, view: _View, as_json: bool) -> int:
+async def _foreground(up: Up, home: ClusterState, view: _View, as_json: bool) -> int:
     """Bring it up, show how it is, and bring it down at the end."""
     try:
         with view:
@@ -140,7 +140,7 @@ async def _foreground(up: Up, home: Home, view: _View, as_json: bool) -> int:
     return 0
 
 
-async def _watch(home: Home, view: _View) -> None:
+async def _watch(home: ClusterState, view: _View) -> None:
     """Show how the units are, until none of them is kept running any more."""
     from mvmci.deploy.up import look
 
@@ -154,7 +154,7 @@ async def _watch(home: Home, view: _View) -> None:
         ended.cancel()
 
 
-def _tell_ready(home: Home, roster: Roster, as_json: bool) -> None:
+def _tell_ready(home: ClusterState, roster: ClusterStatus, as_json: bool) -> None:
     if as_json:
         _print_json(home, roster)
         return
@@ -173,7 +173,7 @@ def _tell_ready(home: Home, roster: Roster, as_json: bool) -> None:
         click.echo(f"  {verb:<{max(map(len, steps))}}   {why}")
 
 
-def _print_json(home: Home, roster: Roster) -> None:
+def _print_json(home: ClusterState, roster: ClusterStatus) -> None:
     facts = home.facts()
     more = {
         "ticket_file": str(home.ticket) if home.ticket.exists() else None,
@@ -212,7 +212,7 @@ class _View:
         else:
             click.echo(text, err=self._err)
 
-    def show(self, units: Sequence[Row]) -> None:
+    def show(self, units: Sequence[UnitRow]) -> None:
         """How they are now."""
         if self._live is not None:
             self._live.update(_table(units), refresh=True)
@@ -229,7 +229,7 @@ class _View:
             click.echo(f"{name} is gone", err=self._err)
 
 
-def _table(units: Sequence[Row]) -> Any:
+def _table(units: Sequence[UnitRow]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -254,10 +254,10 @@ def _table(units: Sequence[Row]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.deploy.changes import check_front, check_lent, propose
+    from mvmci.deploy.changes import check_external, check_front, propose
 
     proposal = propose(state, file, runtime)
-    for warning in run_async(check_lent(proposal)):
+    for warning in run_async(check_external(proposal)):
         click.echo(warning, err=True)
     try:
         run_async(check_front(proposal))
@@ -296,10 +296,10 @@ def _lines(proposal: Proposal) -> list[str]:
 @state_option
 def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     """The units of a cluster, those that joined by hand too, and how they are."""
-    from mvmci.deploy.state import Home
+    from mvmci.deploy.state import ClusterState
     from mvmci.deploy.up import look
 
-    home = Home(state, find_cluster(state, cluster))
+    home = ClusterState(state, find_cluster(state, cluster))
     roster = run_async(look(home, lambda: client_of(home.folder)))
     if as_json:
         click.echo(msgspec.json.encode(roster))
@@ -322,10 +322,10 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 @state_option
 def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, state: Path) -> int:
     """Stop all that `up` started. What jobs left stays, and the next `up` goes on with it."""
-    from mvmci.deploy.state import Home
+    from mvmci.deploy.state import ClusterState
     from mvmci.deploy.up import down
 
-    home = Home(state, find_cluster(state, _named(file) if file is not None else cluster))
+    home = ClusterState(state, find_cluster(state, _named(file) if file is not None else cluster))
     ran = run_async(down(home, grace_s=grace / 1000, purge=purge))
     click.echo(f"{home.cluster} is down" if ran else f"nothing of {home.cluster} was running")
     if purge:
@@ -350,10 +350,10 @@ def _named(file: Path) -> str:
 @state_option
 def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
     """Let a worker or an executor take no more jobs, and wait until it has none. It stays, also restarted."""
-    from mvmci.deploy.state import Home
+    from mvmci.deploy.state import ClusterState
     from mvmci.deploy.up import drain
 
-    home = Home(state, find_cluster(state, cluster))
+    home = ClusterState(state, find_cluster(state, cluster))
     run_async(drain(home, name, undo=undo))
     click.echo(f"{name} takes jobs again" if undo else f"{name} is drained: it has no job, and takes none")
     return 0

@@ -141,7 +141,7 @@ KNOWN_BY = (CLIENT, "keys", "units")
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where a verb looks for jobs: a cluster, or with `local` the store of `run`."""
 
     state: Path
@@ -176,7 +176,7 @@ def place_options(verb: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(verb)
     def with_place(state: Path, local: bool, cluster: str | None, **options: Any) -> int:
-        return verb(place=Place(state, local, cluster), **options)
+        return verb(place=Location(state, local, cluster), **options)
 
     return state_option(cluster_option(local_option(with_place)))
 

@@ -22,7 +22,7 @@ from mvmci.errors import Usage
 from mvmci.jobs import module
 from mvmci.jobs.journal import Spec
 from mvmci.jobs.module import Module
-from mvmci.journals.request import INPUT_BYTES_MAX, Checked, Digests, Order, check, spec_of
+from mvmci.journals.request import INPUT_BYTES_MAX, Checked, Digests, JobRequest, check, spec_of
 from mvmci.store import Store
 
 STDIN_BYTES_MAX = 256 << 20
@@ -47,7 +47,7 @@ _OPTIONS: tuple[Decorator, ...] = (
 
 
 def order_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `verb` the options that make an order; it gets them under the names of `Order`'s fields."""
+    """Give `verb` the options that make an order; it gets them under the names of `JobRequest`'s fields."""
     for decorate in reversed(_OPTIONS):
         verb = decorate(verb)
     return verb
@@ -63,7 +63,7 @@ class Files:
         self._digests: dict[str | Path, str] = {}
         self._bytes = 0
 
-    def check(self, order: Order) -> Checked:
+    def check(self, order: JobRequest) -> Checked:
         """Read all that `order` names but its directory. Raises Usage, BadModule."""
         if order.module == order.stdin == STDIN:
             raise Usage("standard input cannot be the module and the guest's as well", hint="name a file")

@@ -13,7 +13,7 @@ from contextlib import suppress
 import click
 import msgspec
 
-from mvmci.cli.options import Place
+from mvmci.cli.options import Location
 from mvmci.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_TIMED_OUT
 from mvmci.jobs.journal import Journal, status
 from mvmci.journals.logs import Viewer
@@ -87,7 +87,7 @@ def standard_streams(*, all_on_stderr: bool = False) -> tuple[int, int]:
     return (STDERR if all_on_stderr else STDOUT), STDERR
 
 
-async def report(store: Store, journal: Journal, place: Place, *, as_json: bool) -> int:
+async def report(store: Store, journal: Journal, place: Location, *, as_json: bool) -> int:
     """Print how a job ended, and its result; the exit code that tells it."""
     summary = await summary_of(store, journal, local=place.local)
     if as_json:

@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from mvmci.cli.options import (
-    Place,
+    Location,
     examples,
     id_argument,
     json_option,
@@ -52,7 +52,7 @@ PAYLOADS_AT_ONCE = 64
 FILES_AT_ONCE = 16
 
 
-def _verb(work: Callable[[Store], Awaitable[int]], place: Place) -> int:
+def _verb(work: Callable[[Store], Awaitable[int]], place: Location) -> int:
     async def main() -> int:
         async with place.open() as store:
             return await work(store)
@@ -67,7 +67,7 @@ def _verb(work: Callable[[Store], Awaitable[int]], place: Place) -> int:
 @id_argument
 @place_options
 @json_option
-def status_verb(job: str, place: Place, as_json: bool) -> int:
+def status_verb(job: str, place: Location, as_json: bool) -> int:
     """How a job stands."""
     jobs.check_id(job)
 
@@ -91,7 +91,7 @@ def status_verb(job: str, place: Place, as_json: bool) -> int:
 @option("--queue", help="Only jobs of this queue.")
 @place_options
 @json_option
-def list_verb(limit: int, wanted: str | None, queue: str | None, place: Place, as_json: bool) -> int:
+def list_verb(limit: int, wanted: str | None, queue: str | None, place: Location, as_json: bool) -> int:
     """The jobs that there are, newest first."""
 
     async def work(store: Store) -> int:
@@ -108,7 +108,7 @@ def list_verb(limit: int, wanted: str | None, queue: str | None, place: Place, a
 
 
 async def _newest(
-    store: Store, place: Place, limit: int, wanted: str | None, queue: str | None
+    store: Store, place: Location, limit: int, wanted: str | None, queue: str | None
 ) -> list[Summary]:
     """The newest jobs that fit, up to `limit`; 0 is all of them."""
     found: list[Summary] = []
@@ -156,7 +156,7 @@ def _table(summaries: list[Summary]) -> None:
 @id_argument
 @place_options
 @json_option
-def history_verb(job: str, place: Place, as_json: bool) -> int:
+def history_verb(job: str, place: Location, as_json: bool) -> int:
     """The records of a job, in order: who held it, what it did, how it ended."""
     jobs.check_id(job)
 
@@ -219,7 +219,7 @@ def _answer(record: Result) -> str:
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="A command's attempt; the last one if absent.")
 @place_options
-def logs_verb(job: str, following: bool, attempt: int | None, place: Place) -> int:
+def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -> int:
     """What a job printed: the guest's bytes, its two streams onto ours."""
     jobs.check_id(job)
 
@@ -250,7 +250,7 @@ def logs_verb(job: str, following: bool, attempt: int | None, place: Place) -> i
 @option("--output", type=click.Path(path_type=Path), help="Write them beneath this directory.")
 @place_options
 @json_option
-def artifacts_verb(job: str, output: Path | None, place: Place, as_json: bool) -> int:
+def artifacts_verb(job: str, output: Path | None, place: Location, as_json: bool) -> int:
     """The files that a job left; with --output, written to a directory by their relative paths."""
     jobs.check_id(job)
 

@@ -20,7 +20,7 @@ from mvmci.cli.options import (
     HOST,
     LOCAL,
     Interrupted,
-    Place,
+    Location,
     examples,
     id_argument,
     json_option,
@@ -41,7 +41,7 @@ from mvmci.jobs.allow import Allow
 from mvmci.journals.client import mint_id, submit
 from mvmci.journals.holder import load
 from mvmci.journals.logs import Watch
-from mvmci.journals.request import Checked, Order
+from mvmci.journals.request import Checked, JobRequest
 from mvmci.store import Store
 
 
@@ -71,7 +71,7 @@ def run_verb(
     command with --id goes on where it was.
     """
     files = Files()
-    checked = files.check(msgspec.convert(options, Order))
+    checked = files.check(msgspec.convert(options, JobRequest))
     allow = Allow(http=allow_http, exec=allow_exec)
     job = checked.order.id or mint_id()
     try:
@@ -92,7 +92,7 @@ async def _run(files: Files, checked: Checked, job: str, allow: Allow, state: Pa
         click.echo(job, err=True)
         engine = open_embedded(store, state / HOST, allow=allow, slots=1, notice=_notice)
         try:
-            return await _see_through(engine, store, job, fresh, Place(state, local=True), as_json)
+            return await _see_through(engine, store, job, fresh, Location(state, local=True), as_json)
         finally:
             await engine.close()
     finally:
@@ -104,7 +104,7 @@ def _notice(text: str) -> None:
 
 
 async def _see_through(
-    engine: Engine, store: Store, job: str, fresh: bool, place: Place, as_json: bool
+    engine: Engine, store: Store, job: str, fresh: bool, place: Location, as_json: bool
 ) -> int:
     """Run the job to its end, its output passed on as it comes, and say how it ended."""
     state = (await load(store, job)).state
@@ -123,7 +123,7 @@ async def _see_through(
     return await report(store, journal, place, as_json=as_json)
 
 
-async def _until_ended(engine: Engine, job: str, fresh: bool, place: Place) -> None:
+async def _until_ended(engine: Engine, job: str, fresh: bool, place: Location) -> None:
     while (step := await engine.run(job, fresh=fresh)).kind != "ended":
         fresh = False
         if step.kind == "held":
@@ -131,14 +131,14 @@ async def _until_ended(engine: Engine, job: str, fresh: bool, place: Place) -> N
         await asyncio.sleep(max(0, step.until - time.time_ns() // 1_000_000) / 1000)
 
 
-def _held(job: str, place: Place) -> LockHeld:
+def _held(job: str, place: Location) -> LockHeld:
     return LockHeld(f"another process is at work on {job}", hint=f"{place.verb(f'logs {job} -f')} follows it")
 
 
 @click.command("replay", epilog=examples("mvmci replay nightly-1", "mvmci replay nightly-1 --local"))
 @id_argument
 @place_options
-def replay_verb(job: str, place: Place) -> int:
+def replay_verb(job: str, place: Location) -> int:
     """Run an ended workflow again from its journal, without effects.
 
     Prints `identical` when it asked for the same things and came to the same end; otherwise the
@@ -148,7 +148,7 @@ def replay_verb(job: str, place: Place) -> int:
     return run_async(_replay(job, place))
 
 
-async def _replay(job: str, place: Place) -> int:
+async def _replay(job: str, place: Location) -> int:
     async with place.open() as store:
         engine = open_embedded(store, place.state / HOST, allow=Allow(), slots=1, notice=_notice)
         try:

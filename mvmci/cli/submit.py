@@ -17,7 +17,7 @@ import msgspec
 from mvmci.cli.options import (
     Duration,
     Interrupted,
-    Place,
+    Location,
     cluster_option,
     complete_id,
     examples,
@@ -37,7 +37,7 @@ from mvmci.jobs.journal import Journal, status
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
 from mvmci.journals.holder import load
 from mvmci.journals.logs import Watch, last_attempt
-from mvmci.journals.request import Order
+from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
 from mvmci.store import Store
 
@@ -84,13 +84,13 @@ def submit_verb(
     With --wait, prints what the job prints and exits with 0, with 1 if it failed, 124 if its time was
     up. With --batch, the other options hold for each line that does not say otherwise.
     """
-    place = Place(state, cluster=cluster)
+    place = Location(state, cluster=cluster)
     if batch is not None:
         return _submit_batch(ctx, place, batch, wait, as_json, options)
     if not options["module"]:
         raise click.UsageError("there is no MODULE, and no --batch", ctx)
     files = Files()
-    checked = files.check(msgspec.convert(options, Order))
+    checked = files.check(msgspec.convert(options, JobRequest))
     job = checked.order.id or mint_id()
     accepted = False
 
@@ -116,7 +116,7 @@ def submit_verb(
         return interrupted.exit_code
 
 
-async def _see(store: Store, job: str, place: Place, as_json: bool) -> int:
+async def _see(store: Store, job: str, place: Location, as_json: bool) -> int:
     """Pass on what the job prints until it has ended, and say how."""
     journal = await load(store, job)
     printer = Printer(*standard_streams(all_on_stderr=as_json), since=last_attempt(journal.state))
@@ -126,7 +126,7 @@ async def _see(store: Store, job: str, place: Place, as_json: bool) -> int:
     return await report(store, journal, place, as_json=as_json)
 
 
-def _tell_that_it_goes_on(ids: Sequence[str], place: Place) -> None:
+def _tell_that_it_goes_on(ids: Sequence[str], place: Location) -> None:
     named = _named(ids)
     follow = place.verb(f"logs {named} -f") if len(ids) == 1 else place.verb(f"wait {named}")
     click.echo(f"interrupted; {named} goes on: {follow} follows it,", err=True)
@@ -142,7 +142,7 @@ def _named(ids: Sequence[str]) -> str:
 
 
 def _submit_batch(
-    ctx: click.Context, place: Place, batch: str, wait: bool, as_json: bool, options: dict[str, Any]
+    ctx: click.Context, place: Location, batch: str, wait: bool, as_json: bool, options: dict[str, Any]
 ) -> int:
     from mvmci.cli.batch import read_batch
 
@@ -151,7 +151,7 @@ def _submit_batch(
     if wait:
         raise click.UsageError("--batch does not wait: give the ids that it prints to `mvmci wait`", ctx)
     files = Files()
-    lines = read_batch(batch, msgspec.convert({**options, "module": ""}, Order), files)
+    lines = read_batch(batch, msgspec.convert({**options, "module": ""}, JobRequest), files)
     sending = Sending(lines, files)
     try:
         run_async(_send(sending, place, as_json))
@@ -163,7 +163,7 @@ def _submit_batch(
     return 0
 
 
-async def _send(sending: Sending, place: Place, as_json: bool) -> None:
+async def _send(sending: Sending, place: Location, as_json: bool) -> None:
     async with place.open() as store:
         try:
             await sending.send(store)
@@ -239,7 +239,7 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, s
 @option("--timeout", type=Duration(), help="For the waiting; the jobs go on. For ever, if absent.")
 @place_options
 @json_option
-def wait_verb(ids: tuple[str, ...], timeout: int | None, place: Place, as_json: bool) -> int:
+def wait_verb(ids: tuple[str, ...], timeout: int | None, place: Location, as_json: bool) -> int:
     """Wait until all these jobs have ended.
 
     Exits with 0 if all succeeded, with 1 if one failed or was cancelled, 124 if the time of one was up
@@ -262,7 +262,9 @@ def wait_verb(ids: tuple[str, ...], timeout: int | None, place: Place, as_json: 
         return interrupted.exit_code
 
 
-async def _all_end(store: Store, journals: Sequence[Journal], timeout_ms: int | None, place: Place) -> None:
+async def _all_end(
+    store: Store, journals: Sequence[Journal], timeout_ms: int | None, place: Location
+) -> None:
     """Raises NotYet."""
     try:
         async with asyncio.timeout(timeout_ms / 1000 if timeout_ms is not None else None):
@@ -280,7 +282,7 @@ async def _all_end(store: Store, journals: Sequence[Journal], timeout_ms: int | 
 @ids_argument
 @place_options
 @json_option
-def cancel_verb(ids: tuple[str, ...], place: Place, as_json: bool) -> int:
+def cancel_verb(ids: tuple[str, ...], place: Location, as_json: bool) -> int:
     """End these jobs: one that nobody runs yet at once, a running one within two seconds."""
     _check_ids(ids)
 
@@ -319,7 +321,7 @@ async def _load_all(store: Store, ids: Sequence[str]) -> list[Journal]:
     return await spread(lambda job: load(store, job), list(dict.fromkeys(ids)), at_once=JOURNALS_AT_ONCE)
 
 
-async def _print_summaries(store: Store, journals: Sequence[Journal], place: Place) -> None:
+async def _print_summaries(store: Store, journals: Sequence[Journal], place: Location) -> None:
     summaries = await spread(
         lambda journal: summary_of(store, journal, local=place.local), journals, at_once=JOURNALS_AT_ONCE
     )

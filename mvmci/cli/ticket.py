@@ -29,7 +29,7 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.cluster.identity import ROLES, Identity, Role, Ticket, encode
+from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, encode
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mvmci.deploy.state import Facts
     from mvmci.stores.nats.config import Config
     from mvmci.trust.authority import Authority
-    from mvmci.trust.registry import Record
+    from mvmci.trust.registry import TicketRecord
 
 USES_MAX = 1_000
 TTL = "1h"
@@ -59,7 +59,9 @@ def ticket_verb() -> None:
         "mvmci ticket create --queue gpu --uses 5",
     ),
 )
-@option("--role", type=click.Choice(ROLES), default="worker", show_default=True, help="What it may become.")
+@option(
+    "--role", type=click.Choice(TICKET_ROLES), default="worker", show_default=True, help="What it may become."
+)
 @option("--queue", "queues", multiple=True, help="Only of these queues. Those of the cluster, if absent.")
 @option("--uses", type=click.IntRange(1, USES_MAX), default=1, show_default=True, help="How many machines.")
 @option("--ttl", type=Duration(), default=TTL, show_default=True, help="How long it may be used.")
@@ -101,17 +103,19 @@ async def _create(
     authority: Authority,
     facts: Facts,
     *,
-    role: Role,
+    role: TicketRole,
     queues: tuple[str, ...],
     uses: int,
     ttl: int,
 ) -> Ticket:
-    from mvmci.store import Settings
+    from mvmci.store import ClusterSettings
     from mvmci.trust.registry import make_ticket
 
     if role == "worker" and not queues:
         found = await config.get("settings")
-        settings = msgspec.json.decode(found.value, type=Settings) if found is not None else Settings()
+        settings = (
+            msgspec.json.decode(found.value, type=ClusterSettings) if found is not None else ClusterSettings()
+        )
         queues = settings.queues
     return await make_ticket(
         config, authority, facts.outside, role=role, queues=queues, uses=uses, ttl_s=ttl / 1000
@@ -151,7 +155,7 @@ def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
     return _with_keys(state, cluster, work)
 
 
-def _row(ticket: str, record: Record) -> dict[str, Any]:
+def _row(ticket: str, record: TicketRecord) -> dict[str, Any]:
     return {
         "id": ticket,
         "role": record.role,
@@ -165,7 +169,7 @@ def _row(ticket: str, record: Record) -> dict[str, Any]:
     }
 
 
-def _state(record: Record) -> str:
+def _state(record: TicketRecord) -> str:
     """What would be said to who came with it now."""
     if record.revoked:
         return "revoked"
@@ -295,11 +299,11 @@ def _with_keys(
     state: Path, cluster: str | None, work: Callable[[Config, Authority, Facts], Awaitable[int]]
 ) -> int:
     """Do `work` as an administrator of the cluster. Raises StoreUnavailable where its keys are not here."""
-    from mvmci.deploy.state import Home
+    from mvmci.deploy.state import ClusterState
     from mvmci.stores import open_cluster
     from mvmci.trust.authority import Authority
 
-    home = Home(state, find_cluster(state, cluster))
+    home = ClusterState(state, find_cluster(state, cluster))
     authority, facts = Authority.load(home.folder), home.facts()
     if facts is None:
         raise StoreUnavailable(f"cluster {home.cluster} was never brought up here", hint="`mvmci up` does it")

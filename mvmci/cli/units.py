@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from mvmci.cluster.identity import Identity, UnitRole
     from mvmci.engine import Engine
     from mvmci.jobs.allow import Allow
-    from mvmci.store import About, Settings
+    from mvmci.store import About, ClusterSettings
     from mvmci.stores.nats import Cluster
 
 GRACE = "30s"
@@ -166,18 +166,18 @@ async def _work(
     queues = options["queues"] or identity.queues or settings.queues
     token = _token(options["token_file"])
 
-    async def open_engine(settings: Settings) -> Engine:
+    async def open_engine(settings: ClusterSettings) -> Engine:
         from mvmci.engines import open_remote
 
         if settings.engine == "embedded":
             return _open_embedded(cluster, root, settings, slots, options)
         return await open_remote(cluster, settings.engine, token)
 
-    async def follow(settings: Settings, about: About) -> About:
+    async def follow(settings: ClusterSettings, about: About) -> About:
         """Go over to the engine that the cluster wants its workers to use."""
         if settings.engine != about.engine:
             log.info("going over from engine %s to %s", about.engine, settings.engine)
-            await cluster.store.presence.tell(msgspec.structs.replace(about, state="draining"))
+            await cluster.store.presence.describe(msgspec.structs.replace(about, state="draining"))
             await worker.switch(await open_engine(settings), within_s=min(SWITCH_S, options["grace"] / 1000))
             isolation = await worker.engine.prepare()
             about = msgspec.structs.replace(about, engine=settings.engine, isolation=isolation)
@@ -207,7 +207,7 @@ async def _work(
 
 
 def _open_embedded(
-    cluster: Cluster, root: Path, settings: Settings, slots: int, options: dict[str, Any]
+    cluster: Cluster, root: Path, settings: ClusterSettings, slots: int, options: dict[str, Any]
 ) -> Engine:
     """An engine of this process, whose blobs are kept on this host."""
     from mvmci.engines import open_embedded
@@ -226,7 +226,7 @@ def _open_embedded(
     )
 
 
-def _allow(settings: Settings) -> Allow:
+def _allow(settings: ClusterSettings) -> Allow:
     from mvmci.jobs.allow import Allow
 
     return Allow(http=settings.allow_http, exec=settings.allow_exec)
@@ -261,7 +261,7 @@ async def _obey(
     cluster: Cluster,
     about: About,
     role: _Drains,
-    follow: Callable[[Settings, About], Awaitable[About]],
+    follow: Callable[[ClusterSettings, About], Awaitable[About]],
 ) -> None:
     """Follow what the cluster wants and allows, and whether this unit is to drain."""
     import msgspec
@@ -275,7 +275,7 @@ async def _obey(
     for key in ("settings", f"drain.{unit}"):
         await cluster.config.watch(key, lambda _: changed.set())
     draining: asyncio.Task[None] | None = None
-    await cluster.store.presence.tell(about)
+    await cluster.store.presence.describe(about)
     while True:
         changed.clear()
         with suppress(StoreUnavailable):
@@ -291,7 +291,7 @@ async def _obey(
                 role.resume()
                 log.info("taking jobs again")
             state = "draining" if draining is not None else "ready"
-            await cluster.store.presence.tell(msgspec.structs.replace(about, state=state))
+            await cluster.store.presence.describe(msgspec.structs.replace(about, state=state))
         with suppress(TimeoutError):
             async with asyncio.timeout(OBEY_EVERY_S):
                 await changed.wait()
@@ -363,7 +363,7 @@ async def _execute(
     engine = _open_embedded(cluster, root, settings, slots, options)
     executor = Executor(engine, cluster.store, slots=slots)
 
-    async def follow(settings: Settings, about: About) -> About:
+    async def follow(settings: ClusterSettings, about: About) -> About:
         engine.permit(_allow(settings))
         return about
 
@@ -433,11 +433,11 @@ async def _control_plane(
     from mvmci.trust import sealed
     from mvmci.trust.authority import Authority
     from mvmci.trust.enrol.client import identity_of, identity_path, renew_always
-    from mvmci.trust.enrol.server import Enrolment
+    from mvmci.trust.enrol.server import EnrolmentServer
 
     plane = None
     if file is not None:
-        plane = sealed.read(file, sealed.ForPlane)
+        plane = sealed.read(file, sealed.ControlPlaneConfig)
         authority, name = plane.authority(), name or "control-plane"
         path = identity_path(state, plane.cluster, name)
         identity = authority.identity(name, "control-plane", (), plane.login, path)
@@ -450,10 +450,10 @@ async def _control_plane(
         if plane is not None:
             await sealed.make_known(found, plane)
         control = ControlPlane(found, clock_ms=found.clock.now_ms)
-        enrolment = Enrolment(found, authority)
+        enrolment = EnrolmentServer(found, authority)
         await enrolment.start()
         try:
-            await found.store.presence.tell(_about(identity))
+            await found.store.presence.describe(_about(identity))
             renewing = renew_always(found.link, identity, path)
             await _until_stopped(found, control.run(), renewing, drain=_nothing, grace_ms=grace_ms)
         finally:
@@ -475,9 +475,9 @@ def broker_verb(state: Path, cluster: str | None, sealed: Path | None) -> int:
 
     if sealed is None:
         exec_broker(state / find_cluster(state, cluster))
-    from mvmci.trust.sealed import ForBroker, read
+    from mvmci.trust.sealed import BrokerConfig, read
 
-    told = read(sealed, ForBroker)
+    told = read(sealed, BrokerConfig)
     become(state / told.cluster / FOLDER, told.settings, told.guard())
 
 

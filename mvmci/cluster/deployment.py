@@ -16,7 +16,7 @@ from typing import Literal
 
 import msgspec
 
-from mvmci.cluster.topology import Executors, Topology
+from mvmci.cluster.topology import ExecutorsSection, Topology
 from mvmci.errors import Usage
 from mvmci.jobs.job import check_id
 
@@ -48,7 +48,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
         return next((one.partition("=")[2] for one in self.options if one.startswith("--listen=")), None)
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Deployment(msgspec.Struct, frozen=True, kw_only=True):
     """All units of a cluster, and how workers reach an engine: "embedded", "broker", or a URL."""
 
     units: tuple[Unit, ...]
@@ -100,7 +100,7 @@ def central(topology: Topology) -> Iterator[Unit]:
 
 def executors(topology: Topology, *options: str, hosts: Sequence[str] = ()) -> Iterator[Unit]:
     """The executors of the file, each with `options` too. They are on `hosts` where the file names none."""
-    found = topology.executors or Executors()
+    found = topology.executors or ExecutorsSection()
     slots = (f"--slots={found.slots}",) if found.slots is not None else ()
     told = (*slots, *options, *_isolation(topology))
     yield from deal("executor", "executor", found.count, found.hosts or hosts or hosts_of(topology), told)
@@ -132,7 +132,7 @@ def _isolation(topology: Topology) -> Iterator[str]:
 # ---- Whether a cluster can come of one: a stranger's topology may have made it
 
 
-def check(plan: Plan, hosts: Collection[str]) -> None:
+def check(plan: Deployment, hosts: Collection[str]) -> None:
     """Raises Usage when no cluster on `hosts` can come of `plan`."""
     _check_form(plan)
     by_name: dict[str, Unit] = {}
@@ -153,13 +153,14 @@ def check(plan: Plan, hosts: Collection[str]) -> None:
     _check_engine(plan, by_name)
 
 
-def _check_form(plan: Plan) -> None:
+def _check_form(plan: Deployment) -> None:
     """That it holds what it says it holds: Python does not look."""
     try:
-        msgspec.convert(msgspec.to_builtins(plan), Plan)
+        msgspec.convert(msgspec.to_builtins(plan), Deployment)
     except (msgspec.ValidationError, TypeError) as error:
         raise Usage(
-            f"the plan is malformed: {error}", hint="see `Plan` and `Unit` in mvmci/cluster/deployment.py"
+            f"the plan is malformed: {error}",
+            hint="see `Deployment` and `Unit` in mvmci/cluster/deployment.py",
         ) from None
     if len(plan.units) > UNITS_MAX:
         raise Usage(f"the plan has {len(plan.units)} units, and may have {UNITS_MAX}")
@@ -168,7 +169,7 @@ def _check_form(plan: Plan) -> None:
             raise Usage(f"an option of {unit.name} has a line break or a control character")
 
 
-def _check_addresses(plan: Plan, by_name: Mapping[str, Unit]) -> None:
+def _check_addresses(plan: Deployment, by_name: Mapping[str, Unit]) -> None:
     """That whoever is dialled is there and listens, and that nobody waits for itself."""
     dials = {unit.name: sorted(_dialled(unit.options)) for unit in plan.units}
     for who, names in (*dials.items(), ("the workers", sorted(_dialled([plan.engine])))):
@@ -191,7 +192,7 @@ def _check_addresses(plan: Plan, by_name: Mapping[str, Unit]) -> None:
         ) from None
 
 
-def _check_engine(plan: Plan, by_name: Mapping[str, Unit]) -> None:
+def _check_engine(plan: Deployment, by_name: Mapping[str, Unit]) -> None:
     """That somebody is behind what workers are told to use."""
     there = [unit for unit in plan.units if unit.role == "executor"]
     for unit in plan.units:
@@ -238,7 +239,7 @@ def is_url(engine: str) -> bool:
     return _URL.fullmatch(engine) is not None
 
 
-def resolve(plan: Plan, place_of: Callable[[Unit], Place]) -> Plan:
+def resolve(plan: Deployment, place_of: Callable[[Unit], Place]) -> Deployment:
     """A checked `plan` with all placeholders filled in; `place_of` is asked for the units that listen."""
     places = {unit.name: place_of(unit) for unit in plan.units if _listens(unit)}
 
@@ -249,10 +250,10 @@ def resolve(plan: Plan, place_of: Callable[[Unit], Place]) -> Plan:
         msgspec.structs.replace(unit, options=tuple(filled(option, unit.name) for option in unit.options))
         for unit in plan.units
     )
-    return Plan(units=tuple(units), engine=filled(plan.engine))
+    return Deployment(units=tuple(units), engine=filled(plan.engine))
 
 
-def between(before: Iterable[Unit], plan: Plan) -> tuple[Unit, ...]:
+def during_move(before: Iterable[Unit], plan: Deployment) -> tuple[Unit, ...]:
     """What runs while workers move to the engine of `plan`: that is there, and what they leave still is.
 
     Every executor takes work from the broker. So one that changes can do so when its last HTTP worker

@@ -26,9 +26,9 @@ CHECKSUM_BYTES = 4
 TLS_NAME = "broker.mvmci"  # what every broker's certificate is made out to, whatever its address
 _OTHER_VERSION = re.compile(r"mvmci[0-9]+_")
 
-Role = Literal["worker", "executor", "client"]
-ROLES: tuple[Role, ...] = ("worker", "executor", "client")
-UnitRole = Role | Literal["control-plane", "admin", "system"]
+TicketRole = Literal["worker", "executor", "client"]
+TICKET_ROLES: tuple[TicketRole, ...] = ("worker", "executor", "client")
+UnitRole = TicketRole | Literal["control-plane", "admin", "system"]
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +60,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     id: str
     cluster: str
-    role: Role
+    role: TicketRole
     queues: tuple[str, ...] = ()
     expires_at: int = 0
     login: Login

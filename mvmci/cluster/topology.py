@@ -20,7 +20,7 @@ from msgspec import Meta
 
 from mvmci import errors
 from mvmci.config import quantity
-from mvmci.config.strict_yaml import BAD, Node, Position, Problem, Problems, got, shown
+from mvmci.config.strict_yaml import INVALID, Node, Position, Problem, Problems, got, shown
 from mvmci.config.strict_yaml import compose as read
 from mvmci.jobs import allow
 
@@ -109,7 +109,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of all mappings of the file."""
 
 
-class Host(_Section, frozen=True, kw_only=True):
+class HostSection(_Section, frozen=True, kw_only=True):
     """One machine. Under `local` it is only a name."""
 
     address: Address | None = None
@@ -118,7 +118,7 @@ class Host(_Section, frozen=True, kw_only=True):
     state: Literal["present", "absent"] = "present"
 
 
-class Broker(_Section, frozen=True, kw_only=True):
+class BrokerSection(_Section, frozen=True, kw_only=True):
     """Where nats-server runs: on one host, on three, or at the URL of one that you run yourself.
 
     `credentials` are those that a broker of yours gave you, in a .creds file; its path is relative to
@@ -154,13 +154,13 @@ def _host_and_port(listen: str) -> tuple[str, str]:
     return (host, port) if colon and not port.endswith("]") else (listen, "")
 
 
-class ControlPlane(_Section, frozen=True, kw_only=True):
+class ControlPlaneSection(_Section, frozen=True, kw_only=True):
     """Where the control plane runs."""
 
     hosts: HostNames = ()
 
 
-class Executors(_Section, frozen=True, kw_only=True):
+class ExecutorsSection(_Section, frozen=True, kw_only=True):
     """The engines that workers share. No `slots` means as many as the host has processors.
 
     Those of a `pool` are balanced by the broker, unless there is the `url` of a balancer that you run
@@ -174,7 +174,7 @@ class Executors(_Section, frozen=True, kw_only=True):
     balancer: Literal["haproxy"] | None = None
 
 
-class Workers(_Section, frozen=True, kw_only=True):
+class WorkersSection(_Section, frozen=True, kw_only=True):
     """`count` is the total, dealt round the hosts. No `slots` means as many as the host has processors."""
 
     hosts: HostNames = ()
@@ -186,7 +186,7 @@ class Workers(_Section, frozen=True, kw_only=True):
     labels: dict[LabelKey, LabelValue] = {}
 
 
-class Allow(_Section, frozen=True, kw_only=True):
+class AllowSection(_Section, frozen=True, kw_only=True):
     """Which effects workflows may have, on every engine. Nothing by default."""
 
     http: Annotated[
@@ -197,7 +197,7 @@ class Allow(_Section, frozen=True, kw_only=True):
     ] = ()
 
 
-class Retain(_Section, frozen=True, kw_only=True):
+class RetainSection(_Section, frozen=True, kw_only=True):
     """How long ended jobs and their output are kept."""
 
     jobs: Duration = "7d"
@@ -214,21 +214,21 @@ class Retain(_Section, frozen=True, kw_only=True):
         return quantity.parse_duration(self.logs)
 
 
-class Network(_Section, frozen=True, kw_only=True):
+class NetworkSection(_Section, frozen=True, kw_only=True):
     """The network that containers share, as Docker's `driver` and its options make it."""
 
     driver: Driver = "bridge"
     options: dict[LabelKey, LabelValue] = {}
 
 
-class Compose(_Section, frozen=True, kw_only=True):
+class ComposeSection(_Section, frozen=True, kw_only=True):
     """Containers. `base` has a Python, and what `allow.exec` names; `memory` is for each that has an engine.
 
     Left out, that is what its slots may take, each with a job of the usual size.
     """
 
     base: Image = "python:3.12-slim-bookworm"
-    network: Network = Network()
+    network: NetworkSection = NetworkSection()
     memory: Size | None = None
 
     @property
@@ -251,15 +251,15 @@ class Topology(_Section, frozen=True, kw_only=True):
     plugin: FilePath | None = None
     runtime: Literal["local", "ssh", "compose"] = "local"
     hosts: Annotated[
-        dict[Id, Host], Meta(max_length=1000, description="a mapping from names to at most 1000 hosts")
+        dict[Id, HostSection], Meta(max_length=1000, description="a mapping from names to at most 1000 hosts")
     ] = {}
-    broker: Broker = Broker()
-    control_plane: ControlPlane = ControlPlane()
-    executors: Executors | None = None
-    workers: Workers
-    compose: Compose = Compose()
-    allow: Allow = Allow()
-    retain: Retain = Retain()
+    broker: BrokerSection = BrokerSection()
+    control_plane: ControlPlaneSection = ControlPlaneSection()
+    executors: ExecutorsSection | None = None
+    workers: WorkersSection
+    compose: ComposeSection = ComposeSection()
+    allow: AllowSection = AllowSection()
+    retain: RetainSection = RetainSection()
     durability: Literal["strict", "relaxed"] = "strict"
     min_isolation: Literal["process", "filtered", "confined", "isolated"] = "process"
     isolation: Literal["reuse", "per-job"] = "reuse"
@@ -290,7 +290,7 @@ def load(text: str | bytes, *, name: str, accesses: Collection[str] | None = Non
     if node is None:
         raise BadTopology(found.ordered())
     plain = _plain(Topology, node, (), found)
-    if plain is not BAD:
+    if plain is not INVALID:
         # Where a section is broken its defaults stand in, so that the checks can look at the others.
         plain = {"cluster": "x", "workers": {}} | plain if found else plain
         plain = {"access": "plugin"} | plain if "plugin" in plain else plain
@@ -481,13 +481,13 @@ class _Found(Problems):
 
     def breaks(self, path: _Path) -> Any:
         self.broken.update(str(key) for key in path[:1])
-        return BAD
+        return INVALID
 
 
 def _plain(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
-    """The value of `node` as plain data that converts to `kind`, or `BAD` when there is none."""
+    """The value of `node` as plain data that converts to `kind`, or `INVALID` when there is none."""
     bare = _bare(kind)
-    if node.value is BAD:  # its reader has reported it
+    if node.value is INVALID:  # its reader has reported it
         return found.breaks(path)
     if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         return _plain_struct(bare, node, path, found)
@@ -495,7 +495,7 @@ def _plain(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
         return _plain_dict(kind, node, path, found)
     if get_origin(bare) is tuple and isinstance(node.value, list):
         parts = [_plain(get_args(bare)[0], item, (*path, i), found) for i, item in enumerate(node.value)]
-        return BAD if BAD in parts else _converts(kind, parts, node, path, found)
+        return INVALID if INVALID in parts else _converts(kind, parts, node, path, found)
     return _converts(kind, node.value, node, path, found)
 
 
@@ -509,7 +509,7 @@ def _plain_struct(kind: type[msgspec.Struct], node: Node, path: _Path, found: _F
     for key, (position, child) in node.value.items():
         if key in fields:
             value = _plain(fields[key].type, child, (*path, key), found)
-            if value is not BAD:
+            if value is not INVALID:
                 values[key] = value
             continue
         close = difflib.get_close_matches(key, fields, n=1)
@@ -530,7 +530,7 @@ def _plain_dict(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
     for key, (position, child) in node.value.items():
         name = _converts(key_kind, key, Node(key, position), path, found)
         value = _plain(value_kind, child, (*path, key), found)
-        if name is not BAD and value is not BAD:
+        if name is not INVALID and value is not INVALID:
             values[name] = value
     return _converts(kind, values, node, path, found)
 

@@ -21,14 +21,14 @@ NODES_MAX = 20_000
 DEPTH_MAX = 12
 SHOWN_CHARS_MAX = 60
 
-BAD: Final = object()  # the value of a node that was reported and cannot be used
+INVALID: Final = object()  # the value of a node that was reported and cannot be used
 Position = tuple[int, int]  # line and column, from 1
 
 
 class Node(NamedTuple):
     """One value and where it begins.
 
-    `value` is a scalar, a list of nodes, `BAD`, or for a mapping {key: (position of the key, node)}.
+    `value` is a scalar, a list of nodes, `INVALID`, or for a mapping {key: (position of the key, node)}.
     """
 
     value: Any
@@ -193,7 +193,7 @@ class _Composer:
             node = Node(list(self.sequence(depth)), position)
         else:
             node = Node(self.mapping(depth), position)
-        return node if sound else Node(BAD, position)
+        return node if sound else Node(INVALID, position)
 
     def bound(self, position: Position, depth: int) -> None:
         self.nodes += 1
@@ -204,7 +204,7 @@ class _Composer:
 
     def refused(self, position: Position, message: str, hint: str | None = None) -> Node:
         self.found.add(position, message, hint)
-        return Node(BAD, position)
+        return Node(INVALID, position)
 
     def scalar(self, event: Any, position: Position) -> Node:
         text: str = event.value
@@ -227,7 +227,7 @@ class _Composer:
         while not isinstance(event := self.event(), yaml.MappingEndEvent):
             key = self.node(event, depth + 1)
             value = self.node(self.event(), depth + 1)
-            if key.value is BAD:
+            if key.value is INVALID:
                 continue
             if not isinstance(key.value, str):
                 self.found.add(key.position, f"a key must be text, not {got(key)}", "Put it in quotes.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvmci.cluster.deployment import Plan, check, hosts_of
+from mvmci.cluster.deployment import Deployment, check, hosts_of
 from mvmci.cluster.topology import Topology
 from mvmci.errors import Usage
 
@@ -26,7 +26,7 @@ GROUP = "mvmci.topologies"  # the entry points that give plan functions
 PLUGIN = "mvmci_plugin"  # the module's name that a plugin runs under
 REASON_CHARS_MAX = 300
 
-PlanFunction = Callable[[Topology], Plan]
+PlanFunction = Callable[[Topology], Deployment]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def find_access(name: str) -> Access:
     return accesses()[name]
 
 
-def plan_of(found: Topology, file: Path) -> Plan:
+def deployment_of(found: Topology, file: Path) -> Deployment:
     """The plan of the cluster that `file` says, not yet resolved. Raises Usage."""
     if found.plugin is not None:
         path = file.parent / Path(found.plugin).expanduser()
@@ -116,22 +116,22 @@ def _plugin(path: Path) -> PlanFunction:
 
 def _callable(plan: Any, where: str) -> PlanFunction:
     if not callable(plan):
-        raise Usage(f"{where} has no function `plan`", hint="def plan(topology): return Plan(units=…)")
+        raise Usage(f"{where} has no function `plan`", hint="def plan(topology): return Deployment(units=…)")
     function: PlanFunction = plan
     return function
 
 
-def _checked(function: PlanFunction, found: Topology, where: str, path: Path | None) -> Plan:
+def _checked(function: PlanFunction, found: Topology, where: str, path: Path | None) -> Deployment:
     """What `function` makes of `found`, where a cluster can come of it. `where` begins what is said."""
     try:
         plan: Any = function(found)
     except (Exception, SystemExit) as error:
         place = _where(path, error) if path is not None else where
         raise Usage(f"{place}: the plan function raised {_said(error)}") from error
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, Deployment):
         raise Usage(
-            f"{where}: the plan function returned {type(plan).__name__}, not a Plan",
-            hint="from mvmci.cluster.deployment import Plan",
+            f"{where}: the plan function returned {type(plan).__name__}, not a Deployment",
+            hint="from mvmci.cluster.deployment import Deployment",
         )
     try:
         check(plan, hosts_of(found))

@@ -14,16 +14,16 @@ import msgspec
 
 from mvmci.cluster import topology
 from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings
-from mvmci.cluster.deployment import Change, Plan, between, diff, is_url, resolve
+from mvmci.cluster.deployment import Change, Deployment, diff, during_move, is_url, resolve
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
 from mvmci.config.quantity import format_duration, format_size
-from mvmci.deploy.access import accesses, plan_of
-from mvmci.deploy.state import Facts, Home
+from mvmci.deploy.access import accesses, deployment_of
+from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.roles import broker
 from mvmci.runtime import Runtime
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.system.ports import check_port
 from mvmci.trust.authority import Authority, read_credentials
 
@@ -34,15 +34,15 @@ MOVE = "each worker drains and switches; running jobs finish or are resumed, que
 class Proposal:
     """What `up` would do. Nothing was changed."""
 
-    home: Home
+    home: ClusterState
     text: bytes
     topology: Topology
-    plan: Plan  # with every unit's place
+    plan: Deployment  # with every unit's place
     changes: tuple[Change, ...]
     settings: tuple[str, ...]  # what changes beside the units, a line each
     anew: bool  # whether everything that runs has to start anew
     moves: bool  # whether workers that run have to take to another engine
-    lent: Login | None  # to a broker of the user's own
+    external: Login | None  # to a broker of the user's own
     front: str | None  # the URL of a balancer of the user's own, where it can be seen from here
     file: Path
     runtime: str
@@ -66,17 +66,17 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
     text, found = read_file(file)
     if len(found.broker.hosts) > 1:
         raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
-    plan, runtime = plan_of(found, file), runtime or found.runtime
-    home = Home(root, found.cluster)
+    plan, runtime = deployment_of(found, file), runtime or found.runtime
+    home = ClusterState(root, found.cluster)
     home.check_version()
-    lent = lent_of(found, file)
+    external = external_of(found, file)
     facts, running = home.facts(), home.runtime(runtime)
     running.check()
     _check_same_broker(home, facts, found, runtime)
     _check_port(facts, found, running)
     front = plan.engine if is_url(plan.engine) and not running.apart else None
     plan = resolve(plan, running.place)
-    anew = _anew(home, facts, found, lent) if running.planned() else ""
+    anew = _anew(home, facts, found, external) if running.planned() else ""
     moves = bool(running.planned()) and home.applied_plan().engine != plan.engine
     return Proposal(
         home=home,
@@ -87,19 +87,19 @@ def propose(root: Path, file: Path, runtime: str | None = None) -> Proposal:
         settings=tuple(_settings_changes(home, found, plan, runtime)),
         anew=bool(anew),
         moves=moves,
-        lent=lent,
+        external=external,
         front=front,
         file=file,
         runtime=runtime,
     )
 
 
-async def check_lent(proposal: Proposal) -> list[str]:
+async def check_external(proposal: Proposal) -> list[str]:
     """See that a broker of the user's own can carry the cluster; warnings, a line each.
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
-    return [] if proposal.lent is None else await check_broker(proposal, proposal.lent)
+    return [] if proposal.external is None else await check_broker(proposal, proposal.external)
 
 
 async def check_front(proposal: Proposal) -> None:
@@ -126,7 +126,7 @@ def read_file(file: Path) -> tuple[bytes, Topology]:
     return text, topology.load(text, name=str(file), accesses=accesses())
 
 
-def lent_of(found: Topology, file: Path) -> Login | None:
+def external_of(found: Topology, file: Path) -> Login | None:
     """The login to a broker of the user's own; None where `up` starts one. Raises Usage."""
     url, credentials = found.broker.url, found.broker.credentials
     if url is None:
@@ -143,7 +143,7 @@ def lent_of(found: Topology, file: Path) -> Login | None:
     return Login(urls=(url,), jwt=jwt, seed=seed)
 
 
-def _check_same_broker(home: Home, facts: Facts | None, found: Topology, runtime: str) -> None:
+def _check_same_broker(home: ClusterState, facts: Facts | None, found: Topology, runtime: str) -> None:
     """Raises Usage when the jobs of the cluster would stay behind, in another broker."""
     if facts is None:
         return
@@ -187,25 +187,25 @@ def _check_port(facts: Facts | None, found: Topology, running: Runtime) -> None:
         check_port(wanted.listen, max(wanted.port, 0))
 
 
-def _anew(home: Home, facts: Facts | None, found: Topology, lent: Login | None) -> str:
+def _anew(home: ClusterState, facts: Facts | None, found: Topology, external: Login | None) -> str:
     """Why everything that runs has to start anew: units know the broker from when they started."""
-    if lent is not None:
-        return "the broker's credentials change" if _lent_before(home) != lent else ""
+    if external is not None:
+        return "the broker's credentials change" if _external_before(home) != external else ""
     was, becomes = facts.broker if facts is not None else None, broker_of(found, facts)
     if was is None or (was.listen, was.port) == (becomes.listen, becomes.port):
         return ""
     return f"the broker moves to {becomes.listen}, port {becomes.port}"
 
 
-def _lent_before(home: Home) -> Login | None:
+def _external_before(home: ClusterState) -> Login | None:
     try:
-        return Authority.load(home.folder).lent
+        return Authority.load(home.folder).external
     except StoreUnavailable:
         return None
 
 
 def _changes(
-    facts: Facts | None, found: Topology, plan: Plan, running: Runtime, anew: str
+    facts: Facts | None, found: Topology, plan: Deployment, running: Runtime, anew: str
 ) -> Iterator[Change]:
     """What happens to each unit, in the order of the plan; what is stopped comes last."""
     before = running.planned()
@@ -223,9 +223,11 @@ def _changes(
     yield from by_name.values()
 
 
-def _said_when(changes: Iterable[Change], running: Runtime, plan: Plan, moves: bool) -> Iterator[Change]:
+def _said_when(
+    changes: Iterable[Change], running: Runtime, plan: Deployment, moves: bool
+) -> Iterator[Change]:
     """`changes`, where workers move with what is said of units that are kept until these have left them."""
-    kept = {unit.name for unit in between(running.planned(), plan) if moves and unit not in plan.units}
+    kept = {unit.name for unit in during_move(running.planned(), plan) if moves and unit not in plan.units}
     for change in changes:
         if change.unit.name in kept:
             why = ", ".join(filter(None, (change.why, "once no worker uses it")))
@@ -244,9 +246,9 @@ def _broker_changes(facts: Facts | None, found: Topology) -> str:
     return f"its store becomes {found.broker.store}"
 
 
-def settings_of(found: Topology, engine: str) -> Settings:
+def settings_of(found: Topology, engine: str) -> ClusterSettings:
     """What the units of the cluster read in CONFIG."""
-    return Settings(
+    return ClusterSettings(
         allow_http=found.allow.http,
         allow_exec=found.allow.exec,
         jobs_ms=found.retain.jobs_ms,
@@ -259,7 +261,7 @@ def settings_of(found: Topology, engine: str) -> Settings:
     )
 
 
-def _settings_changes(home: Home, found: Topology, plan: Plan, runtime: str) -> Iterator[str]:
+def _settings_changes(home: ClusterState, found: Topology, plan: Deployment, runtime: str) -> Iterator[str]:
     applied = home.applied()
     if applied is None:
         yield f"the cluster {home.cluster} is made in {home.folder}"

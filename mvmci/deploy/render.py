@@ -14,9 +14,9 @@ import msgspec
 from mvmci.cluster.broker import ANY_PORT
 from mvmci.cluster.deployment import resolve
 from mvmci.cluster.identity import Login
-from mvmci.deploy.access import plan_of
-from mvmci.deploy.changes import broker_of, lent_of, read_file, settings_of, url_of
-from mvmci.deploy.state import VERSION, Facts, Home
+from mvmci.deploy.access import deployment_of
+from mvmci.deploy.changes import broker_of, external_of, read_file, settings_of, url_of
+from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.runtimes import open_runtime
 from mvmci.runtimes.compose import render
 from mvmci.system.files import write_private
@@ -34,14 +34,18 @@ def render_compose(file: Path, output: Path | None) -> Path:
     _, found = read_file(file)
     folder = (output or Path(found.cluster)).resolve()
     render.check_program()
-    lent = lent_of(found, file)
-    home = Home(folder / "state", found.cluster)
-    plan = resolve(plan_of(found, file), open_runtime(RUNTIME, home.root, home.cluster).place)
+    external = external_of(found, file)
+    home = ClusterState(folder / "state", found.cluster)
+    plan = resolve(deployment_of(found, file), open_runtime(RUNTIME, home.root, home.cluster).place)
     home.check_version()
     with home.lock():
         write_private(home.folder / "version", VERSION.encode())
-        if lent is not None:
-            authority, settings, login = Authority.lend(home.folder, lent), None, Login(urls=lent.urls)
+        if external is not None:
+            authority, settings, login = (
+                Authority.of_external(home.folder, external),
+                None,
+                Login(urls=external.urls),
+            )
         else:
             authority, settings = Authority.create(home.folder), broker_of(found, home.facts())
             if settings.port == ANY_PORT:
@@ -56,7 +60,7 @@ def render_compose(file: Path, output: Path | None) -> Path:
                 cluster=found.cluster,
                 units=plan.units,
                 queues=found.workers.queues,
-                login=render.inside(authority) if lent is None else login,
+                login=render.inside(authority) if external is None else login,
                 broker=settings,
                 compose=found.compose,
                 settings=settings_of(found, plan.engine),

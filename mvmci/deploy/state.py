@@ -3,7 +3,7 @@
     <root>/<cluster>/version          the number of this format
                      lock             who is at work on the cluster: one `up` or `down` at a time
                      topology.yaml    the file as it was last applied, in full
-                     applied.json     the `Plan` that it came to
+                     applied.json     the `Deployment` that it came to
                      cluster.json     `Facts`
 
 Keys, the broker's files and those of the units lie beside them, and belong to those who use them.
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Plan
+from mvmci.cluster.deployment import Deployment
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
@@ -55,7 +55,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 @dataclass(frozen=True)
-class Home:
+class ClusterState:
     """The folder of one cluster."""
 
     root: Path
@@ -102,14 +102,14 @@ class Home:
         """Write down how the broker is reached."""
         write_private(self.folder / "cluster.json", msgspec.json.encode(facts))
 
-    def applied_plan(self) -> Plan:
+    def applied_plan(self) -> Deployment:
         """The plan that was last applied, with every unit's place; before the first time, one with none."""
         try:
-            return msgspec.json.decode((self.folder / "applied.json").read_bytes(), type=Plan)
+            return msgspec.json.decode((self.folder / "applied.json").read_bytes(), type=Deployment)
         except (OSError, msgspec.DecodeError):
-            return Plan(units=())
+            return Deployment(units=())
 
-    def keep_applied(self, text: bytes, plan: Plan) -> None:
+    def keep_applied(self, text: bytes, plan: Deployment) -> None:
         """Write down that the file was applied in full, and what it came to."""
         write_private(self.folder / "applied.json", msgspec.json.encode(plan))
         write_private(self.folder / "topology.yaml", text)

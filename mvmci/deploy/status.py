@@ -16,7 +16,7 @@ from mvmci.store import Member
 SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     """One unit, as `ps --json` prints it. `pid` is that of the process that does the work, if it is here."""
 
     name: str
@@ -31,13 +31,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
 
 
-class Roster(msgspec.Struct, frozen=True, kw_only=True):
+class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """All of a cluster, as `ps --json` prints it. Of a cluster on other machines, not all is known."""
 
     cluster: str
     access: str | None
     runtime: str | None
-    units: list[Row]
+    units: list[UnitRow]
 
 
 def rows(
@@ -47,7 +47,7 @@ def rows(
     *,
     here: str,
     now_ms: int,
-) -> list[Row]:
+) -> list[UnitRow]:
     """The units of the plan in its order, those that are still leaving, and who joined by hand.
 
     `members` is None when nobody could be asked. `here` is what units of this machine give as their host.
@@ -56,7 +56,7 @@ def rows(
     units = [by_name.pop(unit.name, _down(unit)) for unit in planned] + list(by_name.values())
     known = {unit.name for unit in units}
     joined = [
-        _with_word(Row(name=one.unit, role=one.about.role, host=one.about.host, state="ready"), one, here)
+        _with_word(UnitRow(name=one.unit, role=one.about.role, host=one.about.host, state="ready"), one, here)
         for one in members or ()
         if one.unit not in known and one.about.role in ROLES
     ]
@@ -69,8 +69,8 @@ def _down(unit: Unit) -> UnitStatus:
     return UnitStatus(name=unit.name, role=unit.role, host=unit.host)
 
 
-def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms: int) -> Row:
-    row = Row(name=status.name, role=status.role, host=status.host, state=status.state, pid=status.pid)
+def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:
+    row = UnitRow(name=status.name, role=status.role, host=status.host, state=status.state, pid=status.pid)
     if status.state == "down":
         return row
     # A word of an earlier process of that name may still be there.
@@ -94,7 +94,7 @@ def _is_of(member: Member, status: UnitStatus) -> bool:
     return member.about.pid == status.pid
 
 
-def _with_word(row: Row, member: Member, here: str) -> Row:
+def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
     """`row`, with what the unit says of itself."""
     about = member.about
     return msgspec.structs.replace(

@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mvmci.cluster.broker import ANY_PORT
-from mvmci.cluster.deployment import EMBEDDED, SERVING, Unit, between
+from mvmci.cluster.deployment import EMBEDDED, SERVING, Unit, during_move
 from mvmci.cluster.identity import Identity, Login, encode
 from mvmci.deploy.changes import Proposal, broker_of, check_broker, propose, settings_of, url_of
-from mvmci.deploy.state import VERSION, Facts, Home
-from mvmci.deploy.status import Roster, Row, rows
+from mvmci.deploy.state import VERSION, ClusterState, Facts
+from mvmci.deploy.status import ClusterStatus, UnitRow, rows
 from mvmci.errors import EXIT_REFUSED, LockHeld, MvmciError, NotFound, PartlyApplied, StoreUnavailable, Usage
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import Spec, status
@@ -36,7 +36,7 @@ from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.journals.holder import load
 from mvmci.roles import broker
 from mvmci.runtime import GRACE_S, Ground
-from mvmci.store import Member, Settings, Store
+from mvmci.store import ClusterSettings, Member, Store
 from mvmci.stores import open_cluster
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback
@@ -71,7 +71,7 @@ class Up:
         proposal: Proposal,
         *,
         say: Callable[[str], None],
-        show: Callable[[Sequence[Row]], None],
+        show: Callable[[Sequence[UnitRow]], None],
         attached: bool = False,
         within_s: float = READY_S,
     ) -> None:
@@ -86,9 +86,9 @@ class Up:
         self._crashed_before: dict[str, int] = {}
         self._going: set[str] = set()  # units that run as they were for as long as workers use them
         self._waits = ""  # why the job that is to prove it has not run yet
-        self._rows: Sequence[Row] = ()
+        self._rows: Sequence[UnitRow] = ()
 
-    async def run(self) -> Roster:
+    async def run(self) -> ClusterStatus:
         """Do it. Raises LockHeld, Usage, StoreUnavailable, TicketRefused, and later on PartlyApplied."""
         proposal, home = self._proposal, self._home
         with home.lock():
@@ -106,7 +106,7 @@ class Up:
             except MvmciError as error:
                 raise self._partly(error.message, error.hint) from error
             home.keep_applied(proposal.text, proposal.plan)
-        return Roster(
+        return ClusterStatus(
             cluster=home.cluster,
             access=proposal.topology.access,
             runtime=proposal.runtime,
@@ -119,11 +119,11 @@ class Up:
         await self._settle(authority, facts)
         self._crashed_before = {one.name: one.restarts for one in self._runtime.units()}
         plan, before = self._proposal.plan, self._runtime.planned()
-        meanwhile = between(before, plan)
+        meanwhile = during_move(before, plan)
         self._going = {unit.name for unit in meanwhile if unit not in plan.units}
         await self._runtime.apply(meanwhile, attached=self._attached)
         async with self._joined(authority.admin(facts.login)) as cluster:
-            if self._proposal.lent is None:
+            if self._proposal.external is None:
                 system = authority.system_login(facts.login)
                 for warning in await check_broker(self._proposal, cluster.link.login, system):
                     self._say(warning)
@@ -161,9 +161,9 @@ class Up:
         """The keys of the cluster, and where its broker is."""
         proposal, home = self._proposal, self._home
         write_private(home.folder / "version", VERSION.encode())
-        if proposal.lent is not None:
-            authority = Authority.lend(home.folder, proposal.lent)
-            facts = Facts(login=Login(urls=proposal.lent.urls), runtime=proposal.runtime)
+        if proposal.external is not None:
+            authority = Authority.of_external(home.folder, proposal.external)
+            facts = Facts(login=Login(urls=proposal.external.urls), runtime=proposal.runtime)
         else:
             authority = Authority.create(home.folder)
             settings = broker_of(proposal.topology, home.facts())
@@ -219,7 +219,7 @@ class Up:
         await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, settings.queues)
         there = await cluster.config.get("settings")
         if moves and there is not None:
-            engine = msgspec.json.decode(there.value, type=Settings).engine
+            engine = msgspec.json.decode(there.value, type=ClusterSettings).engine
             settings = msgspec.structs.replace(settings, engine=engine)
         await _put(cluster, settings)
 
@@ -349,7 +349,7 @@ def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:
     )
 
 
-async def _put(cluster: Cluster, settings: Settings) -> None:
+async def _put(cluster: Cluster, settings: ClusterSettings) -> None:
     """Say what the cluster is and allows, if that is news."""
     there, data = await cluster.config.get("settings"), msgspec.json.encode(settings)
     if there is None or there.value != data:
@@ -382,7 +382,7 @@ def _now_ms() -> int:
 # ---- Looking, and taking it down
 
 
-async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
+async def look(home: ClusterState, identity: Callable[[], Identity]) -> ClusterStatus:
     """How the cluster's units are. Where it is not run from this machine, presence is all there is.
 
     Raises StoreUnavailable, TicketRefused when there is nothing at all to tell.
@@ -400,7 +400,7 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
         except StoreUnavailable:
             if not planned:
                 raise
-    return Roster(
+    return ClusterStatus(
         cluster=home.cluster,
         access=applied.access if applied is not None else None,
         runtime=facts.runtime if facts is not None else None,
@@ -408,7 +408,7 @@ async def look(home: Home, identity: Callable[[], Identity]) -> Roster:
     )
 
 
-async def drain(home: Home, name: str, *, undo: bool) -> None:
+async def drain(home: ClusterState, name: str, *, undo: bool) -> None:
     """Let a worker or executor take no more jobs and wait until it has none; `undo`: let it take jobs again.
 
     Raises NotFound, Usage, StoreUnavailable, TicketRefused.
@@ -455,7 +455,7 @@ def _is_drained(member: Member) -> bool:
     return member.about.state == "draining" and not member.holds and not member.keeps
 
 
-async def down(home: Home, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:
+async def down(home: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:
     """Stop all that `up` started; with `purge`, forget the cluster too. False: nothing was running.
 
     Raises LockHeld, StoreUnavailable.

@@ -53,14 +53,14 @@ async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
     """
     from mvmci.engines.remote import Remote
 
-    door: BrokerDoor | HttpDoor
+    door: BrokerTransport | HttpTransport
     if where == "broker":
-        from mvmci.engines.broker import BrokerDoor
+        from mvmci.engines.broker import BrokerTransport
 
-        door = BrokerDoor(cluster.link, cluster.layout, cluster.store.presence.unit)
+        door = BrokerTransport(cluster.link, cluster.layout, cluster.store.presence.unit)
     else:
-        from mvmci.engines.http import HttpDoor
+        from mvmci.engines.http import HttpTransport
 
-        door = HttpDoor(where, token, cluster.link, cluster.layout)
+        door = HttpTransport(where, token, cluster.link, cluster.layout)
     await door.open()
     return Remote(cluster.store, door)

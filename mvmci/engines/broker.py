@@ -1,8 +1,8 @@
 """The way to executors through the broker: both sides only dial out, no port is open, and NAT is fine.
 
     <cluster>.engine.<worker>.<order>   orders, to a queue group: in it are only executors with a free slot
-    <cluster>.anybody.<worker>.<order>  where none is: whether there are executors at all
-    <cluster>.told.<worker>.<order>     words about an order
+    <cluster>.ping.<worker>.<order>  where none is: whether there are executors at all
+    <cluster>.reply.<worker>.<order>     words about an order
     <cluster>.room                      an executor has a free slot again
 
 Where no executor listens, the broker says so at once. An executor answers on `told` alone and never to
@@ -18,32 +18,32 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
-from mvmci.engines.remote import BUSY, Busy, Failed, NoRoom, Order, Stepped, Word
+from mvmci.engines.remote import BUSY, Failed, Finished, NoCapacity, Rejected, Reply, RunRequest
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, NoStream, Reply, Unsubscribe
+from mvmci.stores.nats.link import Incoming, Link, NoStream, Unsubscribe
 
 TAKEN_WITHIN_S = 2.0  # an order that was sent to an executor which died may never be answered
 TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody
 NOBODY = "no executor is there"
 
-_words = msgspec.json.Decoder(Word)
+_words = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
-class BrokerDoor:
-    """The port `mvmci.engines.remote.Door` of one worker."""
+class BrokerTransport:
+    """The port `mvmci.engines.remote.Transport` of one worker."""
 
     def __init__(self, link: Link, layout: Layout, unit: str) -> None:
         self._link = link
         self._layout = layout
         self._unit = unit
-        self._orders: dict[str, asyncio.Queue[Word | None]] = {}  # None: nothing more will be heard
+        self._orders: dict[str, asyncio.Queue[Reply | None]] = {}  # None: nothing more will be heard
         self._room = asyncio.Event()
         self._leaving: list[Unsubscribe] = []
 
     async def open(self) -> None:
         """Raises StoreUnavailable."""
-        told = self._layout.told(self._unit, "*")
+        told = self._layout.reply(self._unit, "*")
         self._leaving.append(await self._link.subscribe(told, self._hear))
         self._leaving.append(await self._link.subscribe(self._layout.room(), lambda _: self._make_room()))
 
@@ -51,33 +51,35 @@ class BrokerDoor:
         return self._room
 
     @contextlib.asynccontextmanager
-    async def send(self, order: Order) -> AsyncGenerator[AsyncIterator[Word]]:
+    async def send(self, order: RunRequest) -> AsyncGenerator[AsyncIterator[Reply]]:
         number = secrets.token_hex(8)
         words = self._orders[number] = asyncio.Queue()
         try:
             for _ in range(TRIES_MAX):
                 first = await self._first(order, number, words)
-                if not isinstance(first, Busy):
+                if not isinstance(first, Rejected):
                     break
             else:
-                raise NoRoom(BUSY)
+                raise NoCapacity(BUSY)
             yield _iterate(first, words)
         finally:
             del self._orders[number]
 
-    async def _first(self, order: Order, number: str, words: asyncio.Queue[Word | None]) -> Word | None:
-        """What an executor says to the order; None: nothing. Raises NoRoom, StoreUnavailable."""
+    async def _first(
+        self, order: RunRequest, number: str, words: asyncio.Queue[Reply | None]
+    ) -> Reply | None:
+        """What an executor says to the order; None: nothing. Raises NoCapacity, StoreUnavailable."""
         try:
             return await self._ask(self._layout.engine(order.worker, number), _encode(order), words)
         except NoStream:
             pass  # because all are at work, or because there is nobody
         try:
-            await self._ask(self._layout.anybody(order.worker, number), b"", words)
+            await self._ask(self._layout.ping(order.worker, number), b"", words)
         except NoStream:
-            raise NoRoom(NOBODY) from None
-        raise NoRoom(BUSY)
+            raise NoCapacity(NOBODY) from None
+        raise NoCapacity(BUSY)
 
-    async def _ask(self, subject: str, data: bytes, words: asyncio.Queue[Word | None]) -> Word | None:
+    async def _ask(self, subject: str, data: bytes, words: asyncio.Queue[Reply | None]) -> Reply | None:
         """The first word of whoever listens on `subject`; None: it is lost. Raises NoStream."""
         to, refused = self._link.expect()
         refused.add_done_callback(lambda answer: None if answer.cancelled() else words.put_nowait(None))
@@ -93,7 +95,7 @@ class BrokerDoor:
         finally:
             refused.cancel()
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         for words in self._orders.values():
             words.put_nowait(None)
         self._make_room()
@@ -102,7 +104,7 @@ class BrokerDoor:
         for leave in self._leaving:
             await leave()
 
-    def _hear(self, told: Reply) -> None:
+    def _hear(self, told: Incoming) -> None:
         words = self._orders.get(told.subject.rpartition(".")[2])
         if words is not None:
             with contextlib.suppress(msgspec.DecodeError):  # a newer version's: the journal will tell
@@ -113,8 +115,8 @@ class BrokerDoor:
         self._room = asyncio.Event()
 
 
-async def _iterate(first: Word | None, words: asyncio.Queue[Word | None]) -> AsyncIterator[Word]:
+async def _iterate(first: Reply | None, words: asyncio.Queue[Reply | None]) -> AsyncIterator[Reply]:
     word = first
     while word is not None:
         yield word
-        word = await words.get() if not isinstance(word, Stepped | Failed) else None
+        word = await words.get() if not isinstance(word, Finished | Failed) else None

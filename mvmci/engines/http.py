@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mvmci.engines.remote import BUSY, NoRoom, Order, Word
+from mvmci.engines.remote import BUSY, NoCapacity, Reply, RunRequest
 from mvmci.errors import EngineAway, Usage
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
@@ -29,12 +29,12 @@ NO_SLOT = 503
 FORBIDDEN = (401, 403)
 NOBODY = (502, 503, 504)  # what a balancer says that has nobody behind it
 
-_words = msgspec.json.Decoder(Word)
+_words = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
-class HttpDoor:
-    """The port `mvmci.engines.remote.Door`: to `url`, with a bearer `token` if the executors want one."""
+class HttpTransport:
+    """The port `mvmci.engines.remote.Transport`: to `url`, with a bearer `token` if executors want one."""
 
     def __init__(self, url: str, token: str, link: Link, layout: Layout) -> None:
         self._url = url.rstrip("/")
@@ -55,7 +55,7 @@ class HttpDoor:
         return self._room
 
     @contextlib.asynccontextmanager
-    async def send(self, order: Order) -> AsyncGenerator[AsyncIterator[Word]]:
+    async def send(self, order: RunRequest) -> AsyncGenerator[AsyncIterator[Reply]]:
         from aiohttp import ClientError
 
         assert self._session is not None
@@ -67,7 +67,7 @@ class HttpDoor:
             except (ClientError, OSError, TimeoutError) as error:
                 raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None
             if answer.status == NO_SLOT:
-                raise NoRoom(BUSY)
+                raise NoCapacity(BUSY)
             if answer.status in FORBIDDEN:
                 raise EngineAway(f"the executor at {self._url} refuses the token")
             if answer.status != 200 or answer.content_type != "application/x-ndjson":
@@ -76,7 +76,7 @@ class HttpDoor:
             leaving.callback(self._answers.discard, answer)
             yield _iterate(answer)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         for answer in self._answers:
             answer.close()
         self._make_room()
@@ -131,7 +131,7 @@ async def check_executor(url: str, token: str = "") -> None:
         )
 
 
-async def _iterate(answer: ClientResponse) -> AsyncIterator[Word]:
+async def _iterate(answer: ClientResponse) -> AsyncIterator[Reply]:
     from aiohttp import ClientError
 
     with contextlib.suppress(ClientError, OSError, ValueError, msgspec.DecodeError):

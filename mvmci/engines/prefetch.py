@@ -1,4 +1,4 @@
-"""Turns: who may run now, and whether it pays to hold more in hand than may run.
+"""Prefetch: who may run now, and whether it pays to hold more in hand than may run.
 
 While jobs are so short that fetching one takes longer than running it, a worker or an executor takes
 some ahead. One that then waits for its turn after all is handed back: somebody else may be free.
@@ -15,23 +15,23 @@ TURN_S = 0.1  # after so long in hand without a turn, a job goes back
 MEAN_OVER = 16  # turns
 
 
-class Turns:
+class Prefetch:
     """At most `count` turns at once."""
 
     def __init__(self, count: int) -> None:
         self.free = count
-        self.short = asyncio.Event()  # whether it pays to take jobs ahead
+        self.jobs_are_short = asyncio.Event()  # whether it pays to take jobs ahead
         self._waiting = 0
         self._mean_s = SHORT_S
         self._permits = asyncio.Semaphore(count)
 
     @property
-    def soon(self) -> bool:
+    def accepting(self) -> bool:
         """Whether one more would have its turn now, or soon."""
-        return self.free > 0 or (self.short.is_set() and self._waiting < AHEAD_MAX)
+        return self.free > 0 or (self.jobs_are_short.is_set() and self._waiting < AHEAD_MAX)
 
-    async def take(self) -> Turn | None:
-        """A turn, now or soon; None if it does not come soon: jobs are not so short after all."""
+    async def take(self) -> Permit | None:
+        """A turn, now or soon; None if it does not come accepting: jobs are not so short after all."""
         if self._permits.locked():
             self._waiting += 1
             try:
@@ -39,30 +39,30 @@ class Turns:
                     await self._permits.acquire()
             except TimeoutError:
                 self._mean_s = 2 * SHORT_S
-                self.short.clear()
+                self.jobs_are_short.clear()
                 return None
             finally:
                 self._waiting -= 1
         else:
             await self._permits.acquire()
         self.free -= 1
-        return Turn(self)
+        return Permit(self)
 
     def _ended(self, took_s: float) -> None:
         self.free += 1
         self._permits.release()
         self._mean_s += (took_s - self._mean_s) / MEAN_OVER
         if self._mean_s < SHORT_S:
-            self.short.set()
+            self.jobs_are_short.set()
         else:
-            self.short.clear()
+            self.jobs_are_short.clear()
 
 
-class Turn:
+class Permit:
     """Somebody's turn. It ends once, however often that is said."""
 
-    def __init__(self, turns: Turns) -> None:
-        self._turns: Turns | None = turns
+    def __init__(self, turns: Prefetch) -> None:
+        self._turns: Prefetch | None = turns
         self._began = time.monotonic()
 
     def end(self) -> None:

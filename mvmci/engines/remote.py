@@ -6,10 +6,10 @@ is lost, an executor that dies or a connection that breaks come to the same: the
 again, and whichever executor takes it reads in the journal whether there is anything left to do.
 
     worker                          executor
-    Order(job) ------------------>  a slot is free: takes it, runs it as its holder
-      <------------------ Taken     unless it comes out at once
-                                    (no slot is free: Busy; the worker keeps the hint and waits)
-      <---------------- Stepped     the run has come out so
+    RunRequest(job) ------------------>  a slot is free: takes it, runs it as its holder
+      <------------------ Accepted     unless it comes out at once
+                                    (no slot is free: Rejected; the worker keeps the hint and waits)
+      <---------------- Finished     the run has come out so
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.engine import Step
+from mvmci.engine import Outcome
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import Id
@@ -39,7 +39,7 @@ AWAY_S = (
 BUSY = "executors busy"
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A job for an executor. `fresh` is as in `mvmci.engine.Engine.run`; `seq` is that of its spec, or 0."""
 
     job: Id
@@ -48,15 +48,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     seq: int = 0
 
 
-class Taken(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
     """That executor, in that incarnation, sees to the job."""
 
     unit: Id
     incarnation: Id
 
 
-class Stepped(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="stepped"):
-    """The run came out so: a `Step`."""
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="stepped"):
+    """The run came out so: a `Outcome`."""
 
     kind: Literal["ended", "released", "held", "fenced"]
     until: int = 0
@@ -69,32 +69,32 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="f
     message: str
 
 
-class Busy(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="busy"):
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="busy"):
     """It has no free slot after all."""
 
 
-Word = Taken | Stepped | Failed | Busy
+Reply = Accepted | Finished | Failed | Rejected
 
 
-class NoRoom(MvmciError):
+class NoCapacity(MvmciError):
     """No executor takes a job now; the message says why, to complete `waiting: …`."""
 
 
-class Door(Protocol):
+class Transport(Protocol):
     """A way to executors."""
 
-    def send(self, order: Order) -> AbstractAsyncContextManager[AsyncIterator[Word]]:
+    def send(self, order: RunRequest) -> AbstractAsyncContextManager[AsyncIterator[Reply]]:
         """Offer a job to whichever executor has a free slot; on entry, one has taken it or none did.
 
-        What is iterated are the words about it: `Taken`, unless it comes out at once, and `Stepped` or
+        What is iterated are the words about it: `Accepted`, unless it comes out at once, and `Finished` or
         `Failed`; the end without these means that nothing more will be heard. Leaving early ends the
-        listening, not the job. Raises NoRoom, EngineAway, StoreUnavailable.
+        listening, not the job. Raises NoCapacity, EngineAway, StoreUnavailable.
         """
 
     def room(self) -> asyncio.Event:
         """It is set at the next word that an executor has a free slot, and by `hang_up`."""
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         """Let nothing more be heard of the jobs that were sent."""
 
     async def close(self) -> None:
@@ -104,7 +104,7 @@ class Door(Protocol):
 class Remote:
     """The port `mvmci.engine.Engine` of a worker whose engine is behind `door`."""
 
-    def __init__(self, store: Store, door: Door) -> None:
+    def __init__(self, store: Store, door: Transport) -> None:
         self._store = store
         self._door = door
         self._draining = False
@@ -117,7 +117,7 @@ class Remote:
         first: Entry | None = None,
         worker: str = "",
         freed: Callable[[], None] = lambda: None,
-    ) -> Step:
+    ) -> Outcome:
         """See `mvmci.engine.Engine.run`. Of `first` only the place is sent: an executor reads for itself.
 
         Once this drains, jobs are let go at once: their executor goes on with those that it has taken,
@@ -125,16 +125,16 @@ class Remote:
         """
         del freed
         seq = first.seq if first is not None else 0
-        order = Order(job=job, worker=worker or self._store.presence.unit, fresh=fresh, seq=seq)
+        order = RunRequest(job=job, worker=worker or self._store.presence.unit, fresh=fresh, seq=seq)
         while not self._draining:
             step = await self._offer(order)
             if step is not None:
                 return step
             order = msgspec.structs.replace(order, fresh=False, seq=0)
             await asyncio.sleep(GONE_PAUSE_S)
-        return Step("released")
+        return Outcome("released")
 
-    async def _offer(self, order: Order) -> Step | None:
+    async def _offer(self, order: RunRequest) -> Outcome | None:
         """Wait until an executor takes the job, and follow it. None: nothing more is heard of it."""
         presence = self._store.presence
         loop = asyncio.get_running_loop()
@@ -144,24 +144,24 @@ class Remote:
             try:
                 async with self._door.send(order) as words:
                     if waits:
-                        await presence.keep(order.job)
+                        await presence.add_hint(order.job)
                     return await self._follow(order.job, words)
-            except NoRoom as none:
+            except NoCapacity as none:
                 away_since, waits = None, none.message
             except EngineAway as away:
                 away_since, waits = away_since or loop.time(), away.message
                 if loop.time() - away_since > AWAY_S:
                     raise
-            await presence.keep(order.job, waits)
+            await presence.add_hint(order.job, waits)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):
                     await room.wait()
         return None
 
-    async def _follow(self, job: str, words: AsyncIterator[Word]) -> Step | None:
+    async def _follow(self, job: str, words: AsyncIterator[Reply]) -> Outcome | None:
         """What the executor says at the end; None when it went away, or knows nothing of the job."""
         first = await anext(words, None)
-        if not isinstance(first, Taken):
+        if not isinstance(first, Accepted):
             return _step(first)
         hearing = asyncio.ensure_future(anext(words, None))
         try:
@@ -193,7 +193,7 @@ class Remote:
         """Let every job go at once, or take jobs again."""
         self._draining = yes
         if yes:
-            self._door.hang_up()
+            self._door.disconnect()
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`: the executors go on."""
@@ -201,11 +201,11 @@ class Remote:
         await self._door.close()
 
 
-def _step(word: Word | None) -> Step | None:
+def _step(word: Reply | None) -> Outcome | None:
     """Raises what the executor raised."""
     match word:
-        case Stepped():
-            return Step(word.kind, word.until)
+        case Finished():
+            return Outcome(word.kind, word.until)
         case Failed(why="not-found"):
             raise NotFound(word.message)
         case Failed(why="unavailable"):

@@ -18,18 +18,18 @@ from typing import Any
 import msgspec
 
 from mvmci.engine import Engine
-from mvmci.engines.prefetch import Turn, Turns
-from mvmci.engines.remote import Busy, Failed, Order, Stepped, Taken, Word
+from mvmci.engines.prefetch import Permit, Prefetch
+from mvmci.engines.remote import Accepted, Failed, Finished, Rejected, Reply, RunRequest
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Reply, Unsubscribe
+from mvmci.stores.nats.link import Incoming, Link, Unsubscribe
 
 GROUP = "executors"
 TELL_AFTER_S = 0.05
 
 log = logging.getLogger(__name__)
-_orders = msgspec.json.Decoder(Order)
+_orders = msgspec.json.Decoder(RunRequest)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -44,12 +44,12 @@ class Executor:
         self.engine = engine
         self.slots = slots
         self.draining = False
-        self.taken = Taken(unit=store.presence.unit, incarnation=store.presence.incarnation)
+        self.taken = Accepted(unit=store.presence.unit, incarnation=store.presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
         self._journals = store.journals
-        self._turns = Turns(slots)
-        self._running: dict[str, asyncio.Task[Stepped | Failed]] = {}
+        self._turns = Prefetch(slots)
+        self._running: dict[str, asyncio.Task[Finished | Failed]] = {}
 
     @property
     def free(self) -> int:
@@ -59,9 +59,9 @@ class Executor:
     @property
     def open(self) -> bool:
         """Whether a job would be taken now."""
-        return self._turns.soon and not self.draining
+        return self._turns.accepting and not self.draining
 
-    async def take(self, order: Order) -> asyncio.Task[Stepped | Failed]:
+    async def take(self, order: RunRequest) -> asyncio.Task[Finished | Failed]:
         """Begin to see to a job, or follow it if that has begun; how it comes out. Raises Full."""
         if order.job in self._running:
             return self._running[order.job]
@@ -95,7 +95,7 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, order: Order, turn: Turn) -> Stepped | Failed:
+    async def _run(self, order: RunRequest, turn: Permit) -> Finished | Failed:
         def freed() -> None:
             turn.end()
             self._changed()
@@ -114,18 +114,18 @@ class Executor:
             return Failed(why="other", message=failure.message)
         finally:
             freed()
-        return Stepped(kind=step.kind, until=step.until)
+        return Finished(kind=step.kind, until=step.until)
 
-    def _count(self, run: asyncio.Task[Stepped | Failed]) -> None:
+    def _count(self, run: asyncio.Task[Finished | Failed]) -> None:
         out = None if run.cancelled() or run.exception() else run.result()
-        self.counts[out.kind if isinstance(out, Stepped) else "failed"] += 1
+        self.counts[out.kind if isinstance(out, Finished) else "failed"] += 1
 
     def _changed(self) -> None:
         for call in self.on_change:
             call()
 
 
-async def comes_soon(run: asyncio.Task[Stepped | Failed]) -> bool:
+async def comes_soon(run: asyncio.Task[Finished | Failed]) -> bool:
     """Whether it has come out so soon that nobody needs to be told that it was taken."""
     done, _ = await asyncio.wait((run,), timeout=TELL_AFTER_S)
     return bool(done)
@@ -143,11 +143,11 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
         told.add(task)
         task.add_done_callback(told.discard)
 
-    def hear(message: Reply) -> None:
+    def hear(message: Incoming) -> None:
         begin(_see_to(executor, link, layout, message))
 
-    def say_here(message: Reply) -> None:
-        begin(_tell(link, layout, message, Busy()))
+    def say_here(message: Incoming) -> None:
+        begin(_tell(link, layout, message, Rejected()))
 
     here: Unsubscribe | None = None
     leave: Unsubscribe | None = None
@@ -156,7 +156,7 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
             changed.clear()
             try:
                 if here is None:
-                    here = await link.subscribe(layout.anybody("*", "*"), say_here, group=GROUP)
+                    here = await link.subscribe(layout.ping("*", "*"), say_here, group=GROUP)
                 if executor.open and leave is None:
                     leave = await link.subscribe(layout.engine("*", "*"), hear, group=GROUP)
                     await link.publish(layout.room())
@@ -177,24 +177,24 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
         await asyncio.gather(*told, return_exceptions=True)
 
 
-async def _see_to(executor: Executor, link: Link, layout: Layout, message: Reply) -> None:
+async def _see_to(executor: Executor, link: Link, layout: Layout, message: Incoming) -> None:
     """One order from the broker."""
     worker = message.subject.split(".")[-2]
     try:
         order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
         run = await executor.take(order)
     except (Full, msgspec.DecodeError):
-        await _tell(link, layout, message, Busy())
+        await _tell(link, layout, message, Rejected())
         return
     if not await comes_soon(run):
         await _tell(link, layout, message, executor.taken)
     await _tell(link, layout, message, await asyncio.shield(run))
 
 
-async def _tell(link: Link, layout: Layout, message: Reply, word: Word) -> None:
+async def _tell(link: Link, layout: Layout, message: Incoming, word: Reply) -> None:
     """A word about what came as `message`. That it cannot be told is no failure: the worker asks again."""
     _, worker, number = message.subject.rsplit(".", 2)
     try:
-        await link.publish(layout.told(worker, number), _encode(word))
+        await link.publish(layout.reply(worker, number), _encode(word))
     except StoreUnavailable as away:
         log.info("a word to %s is lost: %s", worker, away.message)

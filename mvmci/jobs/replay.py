@@ -36,7 +36,7 @@ class Live(msgspec.Struct, frozen=True):
     intent: Intent | None
 
 
-class Step(msgspec.Struct):
+class RecordedEffect(msgspec.Struct):
     """One effect of the journal: its intent, and how it ended if it did."""
 
     intent: Intent
@@ -44,17 +44,17 @@ class Step(msgspec.Struct):
     interrupted_at: int | None = None
 
 
-def steps(records: Iterable[AnyRecord]) -> list[Step]:
+def steps(records: Iterable[AnyRecord]) -> list[RecordedEffect]:
     """The effects of a journal, in order.
 
     An intent without a result before a newer lease was interrupted, at the time of that lease;
     nothing needs to be written for it to stay so. An idempotent one stays open instead.
     """
-    found: list[Step] = []
+    found: list[RecordedEffect] = []
     for record in records:
         match record:
             case Intent():
-                found.append(Step(record))
+                found.append(RecordedEffect(record))
             case Result():
                 found[record.index].result = record
             case Lease() if found:

@@ -31,7 +31,7 @@ MANIFEST_BYTES_MAX = 64 << 20
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TreeEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing in a workspace, at the relative path `path`.
 
     A `file` has `digest`, `size` in bytes and `executable`; a `link` has `target`; a `dir` is empty.
@@ -48,7 +48,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Tree(msgspec.Struct, frozen=True, kw_only=True):
     """Entries in the order of their paths. Make one with `tree` or `decode`."""
 
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[TreeEntry, ...] = ()
 
     @property
     def size(self) -> int:
@@ -62,7 +62,7 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Tree)
 
 
-def tree(entries: Iterable[Entry]) -> Tree:
+def tree(entries: Iterable[TreeEntry]) -> Tree:
     """The tree of `entries`, in whatever order they come. Raises BadWorkspace."""
     made = Tree(entries=tuple(sorted(entries, key=lambda entry: entry.path)))
     check(made)
@@ -169,7 +169,7 @@ def shown(path: str) -> str:
     return text if len(text) <= 200 else f"{text[:100]}…{text[-80:]}"
 
 
-def _check_entry(entry: Entry) -> None:
+def _check_entry(entry: TreeEntry) -> None:
     check_path(entry.path)
     is_file = entry.kind == "file"
     if is_file != bool(DIGEST.fullmatch(entry.digest)) or entry.size < 0:

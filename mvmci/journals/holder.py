@@ -229,7 +229,7 @@ class Holder:
             message_id=message_id,
             expect=self.journal.tail,
             # A short job without effects: should we die meanwhile, it runs again and nothing was lost.
-            patient=isinstance(batch[0], Lease) and isinstance(batch[-1], Done),
+            may_delay=isinstance(batch[0], Lease) and isinstance(batch[-1], Done),
         )
         return Entry(seq=seq, data=data)
 

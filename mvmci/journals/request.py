@@ -29,7 +29,7 @@ ATTEMPTS_MAX = 1000
 SHOWN_CHARS_MAX = 300
 
 
-class Order(msgspec.Struct, kw_only=True, frozen=True):
+class JobRequest(msgspec.Struct, kw_only=True, frozen=True):
     """One job, as it was typed. `input` is JSON text; limits are in ms and bytes.
 
     On a command line `input` may be `@FILE`; `module`, `dir` and `stdin` name files there.
@@ -54,7 +54,7 @@ class Order(msgspec.Struct, kw_only=True, frozen=True):
 class Checked(msgspec.Struct, kw_only=True, frozen=True):
     """An order that was found good. `name` is that of the module's file, `input` JSON text."""
 
-    order: Order
+    order: JobRequest
     what: Module
     name: str
     input: str
@@ -69,7 +69,7 @@ class Digests(msgspec.Struct, kw_only=True, frozen=True):
     tree: str | None = None
 
 
-def check(order: Order, what: Module, *, name: str, read: Callable[[str], str]) -> Checked:
+def check(order: JobRequest, what: Module, *, name: str, read: Callable[[str], str]) -> Checked:
     """`order` for a job of module `what`, whose file is `name`. Raises Usage.
 
     `read` turns what was typed as input into JSON text, if it is not that already.
@@ -119,7 +119,7 @@ async def spec_of(checked: Checked, job: str, digests: Digests, store: Store, *,
     )
 
 
-def _check_kind(order: Order, what: Module) -> None:
+def _check_kind(order: JobRequest, what: Module) -> None:
     """Raises Usage for what only the other kind of job takes."""
     name = order.module
     if what.kind == "workflow" and order.args:
@@ -172,7 +172,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 class Key(NamedTuple):
-    """What the value of a key may be, and what it becomes in an Order."""
+    """What the value of a key may be, and what it becomes in an JobRequest."""
 
     kind: Any
     meaning: Callable[[Any], Any]

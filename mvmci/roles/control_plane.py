@@ -21,7 +21,7 @@ import msgspec
 from mvmci.errors import StoreUnavailable
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster, maintain
 from mvmci.stores.nats.layout import STORE_BYTES
 
@@ -29,7 +29,7 @@ LOOK_EVERY_S = 2.0
 SETTINGS_WAIT_S = 0.2
 
 log = logging.getLogger(__name__)
-_settings = msgspec.json.Decoder(Settings)
+_settings = msgspec.json.Decoder(ClusterSettings)
 
 
 def now_ms() -> int:
@@ -37,7 +37,7 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def read_settings(cluster: Cluster) -> Settings:
+async def read_settings(cluster: Cluster) -> ClusterSettings:
     """What the cluster is and allows; waited for while nobody has said it. Raises TicketRefused."""
     while True:
         try:
@@ -54,10 +54,10 @@ class ControlPlane:
 
     def __init__(self, cluster: Cluster, *, clock_ms: Callable[[], int] = now_ms) -> None:
         self.cluster = cluster
-        self.settings = Settings()
+        self.settings = ClusterSettings()
         self.reconciler = Reconciler(cluster, now_ms=clock_ms)
         self.retention = Retention(cluster, lambda: self.settings.jobs_ms, clock_ms)
-        self._maintained: tuple[Settings, list[str]] | None = None
+        self._maintained: tuple[ClusterSettings, list[str]] | None = None
         self._look = asyncio.Event()
 
     async def run(self) -> None:

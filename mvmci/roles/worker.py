@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mvmci.engine import Engine
-from mvmci.engines.prefetch import AHEAD_MAX, Turn, Turns
+from mvmci.engines.prefetch import AHEAD_MAX, Permit, Prefetch
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.store import HINT_LAPSE_S, Delivery, Store
 
@@ -54,7 +54,7 @@ class Worker:
         self._rested = asyncio.Event()  # whether hints are not left to others just now
         self._rested.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
-        self._turns = Turns(slots)
+        self._turns = Prefetch(slots)
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
@@ -108,7 +108,7 @@ class Worker:
             await self._rested.wait()
             await self._open.wait()
             if ahead:
-                await self._turns.short.wait()
+                await self._turns.jobs_are_short.wait()
             await self._unrecorded.acquire()
             hint = await self._next()
             if hint is None:
@@ -167,12 +167,12 @@ class Worker:
         found = [pull.result() for pull in pulls if not pull.cancelled()]
         hints = [hint for hint in found if hint is not None]
         for hint in hints[1:]:
-            await hint.later(0)
+            await hint.redeliver(0)
         return hints[0] if hints else None
 
     async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
-        await self._store.presence.keep(hint.job)
-        turn: Turn | None = None
+        await self._store.presence.add_hint(hint.job)
+        turn: Permit | None = None
 
         def end_turn() -> None:
             freed.set()
@@ -184,12 +184,12 @@ class Worker:
             if turn is not None:
                 await self._run(hint, end_turn)
             else:
-                await hint.later(0)
+                await hint.redeliver(0)
         except StoreUnavailable as away:
             log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
         finally:
             end_turn()
-            await self._store.presence.let_go(hint.job)
+            await self._store.presence.remove_hint(hint.job)
 
     async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
         first = hint.first
@@ -202,17 +202,17 @@ class Worker:
             raise
         except EngineAway as away:
             log.warning("%s: %s; left for another worker", hint.job, away.message)
-            await hint.later(AWAY_PAUSE_S)
+            await hint.redeliver(AWAY_PAUSE_S)
             self._rest()
             return
         except MvmciError as failure:
             log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
-            await hint.later(FAILED_PAUSE_S)
+            await hint.redeliver(FAILED_PAUSE_S)
             return
         if step.kind == "held":
-            await hint.later(HELD_PAUSE_S)
+            await hint.redeliver(HELD_PAUSE_S)
         elif step.kind == "released" and not step.until:
-            await hint.later(0)
+            await hint.redeliver(0)
         elif step.kind != "fenced":
             await hint.ack()
 
@@ -231,6 +231,6 @@ async def _hand_back(hint: Delivery) -> None:
     """This worker is told to stop at once: another can have the hint without waiting for it to lapse."""
     try:
         async with asyncio.timeout(HAND_BACK_S):
-            await hint.later(0)
+            await hint.redeliver(0)
     except (TimeoutError, StoreUnavailable):
         pass

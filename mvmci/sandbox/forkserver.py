@@ -218,7 +218,7 @@ def _sentence(status: int) -> str:
     return f"ended with status {code} without saying how its task ended"
 
 
-class Nursery:
+class ForkServer:
     """Where slots come from. Made by `start`."""
 
     def __init__(

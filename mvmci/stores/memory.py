@@ -222,9 +222,9 @@ class _Journals:
         *,
         message_id: str,
         expect: int,
-        patient: bool = False,
+        may_delay: bool = False,
     ) -> int:
-        del message_id, patient  # the id stands in the message; nothing here can land late, or together
+        del message_id, may_delay  # the id stands in the message; nothing here can land late, or together
         assert len(data) <= MESSAGE_BYTES_MAX
         await asyncio.to_thread(self._blobs.sync)  # what the message names is on disk before it
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)
@@ -280,8 +280,8 @@ class _Delivery:
     async def keep(self) -> None:
         self._hints.keep(self._hint)
 
-    async def later(self, wait_s: float) -> None:
-        await self._hints.later(self._hint, wait_s)
+    async def redeliver(self, wait_s: float) -> None:
+        await self._hints.redeliver(self._hint, wait_s)
 
 
 class _Hints:
@@ -315,7 +315,7 @@ class _Hints:
     def keep(self, hint: _Hint) -> None:
         hint.lapses = asyncio.get_running_loop().time() + self._lapse_s
 
-    async def later(self, hint: _Hint, wait_s: float) -> None:
+    async def redeliver(self, hint: _Hint, wait_s: float) -> None:
         hint.lapses = asyncio.get_running_loop().time() + wait_s
         async with self._changed:
             self._changed.notify_all()
@@ -529,27 +529,27 @@ class _Presence:
         self._about = About()
         self._say()
 
-    async def claim(self, job: str, epoch: int) -> None:
+    async def add_job(self, job: str, epoch: int) -> None:
         if self._memory.folder is not None and job not in self._locks:
             self._locks[job] = self._lock(job, timeout_s=PROBE_S)
         self._holds[job] = epoch
         self._say()
 
-    async def drop(self, job: str) -> None:
+    async def remove_job(self, job: str) -> None:
         self._holds.pop(job, None)
         self._say()
         if job in self._locks:
             self._locks.pop(job).release()
 
-    async def keep(self, job: str, waits: str = "") -> None:
+    async def add_hint(self, job: str, waits: str = "") -> None:
         self._keeps[job] = waits
         self._say()
 
-    async def let_go(self, job: str) -> None:
+    async def remove_hint(self, job: str) -> None:
         self._keeps.pop(job, None)
         self._say()
 
-    async def tell(self, about: About) -> None:
+    async def describe(self, about: About) -> None:
         self._about = about
         self._say()
 
@@ -571,7 +571,7 @@ class _Presence:
 
     async def leave(self) -> None:
         for job in list(self._holds):
-            await self.drop(job)
+            await self.remove_job(job)
         self._memory.claims.pop(self.incarnation, None)
 
     def _lock(self, job: str, *, timeout_s: float) -> FileLock:

@@ -2,7 +2,7 @@
 
     keys/operator account system             seeds: who signs for the broker, its users, its own account
     keys/ca.key ca.pem broker.key broker.pem        the private CA, and the broker's certificate
-    keys/lent.json                           instead of all these: the login to a broker of the user's own
+    keys/external.json                       instead of all these: the login to a broker of the user's own
 
 Owns that folder (0700, files 0600). Every file is written whole, and what a crash left out is made when
 the folder is made again. Whoever has this folder is the cluster.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mvmci.cluster.broker import PAYLOAD_BYTES_MAX, Guard
-from mvmci.cluster.identity import TLS_NAME, Identity, Login, Role, Ticket, UnitRole
+from mvmci.cluster.identity import TLS_NAME, Identity, Login, Ticket, TicketRole, UnitRole
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system import keys
 from mvmci.system.files import write_private
@@ -44,7 +44,7 @@ TICKET_ID_BYTES = 5
 FOLDER = "keys"
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
-_LENT = "lent.json"
+_EXTERNAL = "external.json"
 _KINDS: dict[str, keys.Kind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
 
 _identities = msgspec.json.Decoder(Identity)
@@ -64,7 +64,7 @@ class Authority:
     account: str = field(default="", repr=False)
     system: str = field(default="", repr=False)
     ca: str = ""
-    lent: Login | None = field(default=None, repr=False)
+    external: Login | None = field(default=None, repr=False)
     now: Callable[[], float] = time.time
 
     @staticmethod
@@ -74,7 +74,7 @@ class Authority:
         Not for two processes at a time: `up` holds the cluster's lock.
         """
         place, now = folder / FOLDER, time.time()
-        (place / _LENT).unlink(missing_ok=True)
+        (place / _EXTERNAL).unlink(missing_ok=True)
         for name, kind in _KINDS.items():
             if not (place / name).exists():
                 write_private(place / name, keys.new_seed(kind).encode())
@@ -88,9 +88,9 @@ class Authority:
         return Authority.load(folder)
 
     @staticmethod
-    def lend(folder: Path, login: Login) -> Authority:
+    def of_external(folder: Path, login: Login) -> Authority:
         """The same for a broker of the user's own, whose one `login` every unit gets."""
-        write_private(folder / FOLDER / _LENT, msgspec.json.encode(login))
+        write_private(folder / FOLDER / _EXTERNAL, msgspec.json.encode(login))
         return Authority.load(folder)
 
     @staticmethod
@@ -98,9 +98,9 @@ class Authority:
         """The authority of the cluster whose folder is `folder`. Raises StoreUnavailable."""
         place = folder / FOLDER
         try:
-            if (place / _LENT).exists():
-                lent = _logins.decode((place / _LENT).read_bytes())
-                return Authority(cluster=folder.name, folder=place, lent=lent)
+            if (place / _EXTERNAL).exists():
+                external = _logins.decode((place / _EXTERNAL).read_bytes())
+                return Authority(cluster=folder.name, folder=place, external=external)
             names = (_OPERATOR, _ACCOUNT, _SYSTEM, _CA)
             operator, account, system, ca = ((place / name).read_text() for name in names)
             for seed in (operator, account, system):
@@ -121,11 +121,11 @@ class Authority:
 
     def login(self, urls: Sequence[str], *, tls: bool) -> Login:
         """Where to dial and whom to trust, for a broker at `urls`."""
-        return self.lent or Login(urls=tuple(urls), ca=self.ca if tls else "")
+        return self.external or Login(urls=tuple(urls), ca=self.ca if tls else "")
 
     def mint(self, public: str, unit: str, role: Grantee, queues: Sequence[str], ttl_s: float) -> str:
         """A token of `unit` for the key `public`. Empty where a login is lent."""
-        if self.lent is not None:
+        if self.external is not None:
             return ""
         return self._token(public, unit, role, queues, ttl_s)
 
@@ -159,7 +159,7 @@ class Authority:
 
     def system_login(self, base: Login) -> Login:
         """A login to the broker's own account. Raises Usage where the broker is not ours."""
-        if self.lent is not None:
+        if self.external is not None:
             raise Usage(
                 f"the broker of cluster {self.cluster} is not mvmci's, so this cannot be done here",
                 hint="its operator can: every unit has the one credential that `broker.credentials` names",
@@ -167,7 +167,7 @@ class Authority:
         unit = f"system-{secrets.token_hex(4)}"
         return self._grant(base, keys.new_seed("user"), unit, "system", (), SYSTEM_S)
 
-    def ticket(self, role: Role, queues: Sequence[str], base: Login, ttl_s: float | None) -> Ticket:
+    def ticket(self, role: TicketRole, queues: Sequence[str], base: Login, ttl_s: float | None) -> Ticket:
         """A right to enrol for `ttl_s`; None is for ever. It is worth nothing without a record of it."""
         name = secrets.token_hex(TICKET_ID_BYTES)
         tags = tokens.tags("enrol", role, queues)
@@ -188,7 +188,7 @@ class Authority:
 
     def guard(self) -> Guard | None:
         """Whom a broker of ours believes; None where it is not ours."""
-        if self.lent is not None:
+        if self.external is not None:
             return None
         system = keys.public(self.system)
         return Guard(
@@ -216,8 +216,8 @@ class Authority:
         """`base` as `unit`, with the key of `seed`."""
         from mvmci.trust.permissions import inbox
 
-        if self.lent is not None:
-            return self.lent
+        if self.external is not None:
+            return self.external
         token = self._token(keys.public(seed), unit, role, queues, ttl_s, tags)
         return msgspec.structs.replace(base, jwt=token, seed=seed, inbox=inbox(role, unit))
 
@@ -249,8 +249,8 @@ class Authority:
         """Whether an identity is still what is wanted, and good for a while."""
         if (there.cluster, there.unit, there.role, there.queues) != (self.cluster, unit, role, queues):
             return False
-        if self.lent is not None:
-            return there.login == self.lent
+        if self.external is not None:
+            return there.login == self.external
         if (there.login.urls, there.login.ca) != (base.urls, base.ca):
             return False
         claims = self._issued(there)
@@ -267,7 +267,7 @@ class Authority:
 
     def _issued(self, there: Identity) -> tokens.Claims | None:
         """What its token says, if it is one of ours and for its key."""
-        claims = tokens.read(there.login.jwt, self.issuer) if self.lent is None else None
+        claims = tokens.read(there.login.jwt, self.issuer) if self.external is None else None
         try:
             return claims if claims is not None and claims.sub == keys.public(there.login.seed) else None
         except keys.BadKey:

@@ -74,8 +74,8 @@ def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     assert queues != ("*",), "a worker has queues of its own"
     publish, subscribe = _engine(layout, unit, queues)
     return (
-        [*publish, *_pulls(layout, queues), layout.engine(unit, "*"), layout.anybody(unit, "*")],
-        [*subscribe, layout.told(unit, "*"), layout.room()],
+        [*publish, *_pulls(layout, queues), layout.engine(unit, "*"), layout.ping(unit, "*")],
+        [*subscribe, layout.reply(unit, "*"), layout.room()],
     )
 
 
@@ -84,11 +84,11 @@ def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish, subscribe = _engine(layout, unit, queues)
     submits = [layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues]
     return (
-        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.told("*", "*"), layout.room()],
+        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.reply("*", "*"), layout.room()],
         [
             *subscribe,
             layout.engine("*", "*"),
-            layout.anybody("*", "*"),
+            layout.ping("*", "*"),
             layout.journals(),
             layout.log("*", "*"),
         ],

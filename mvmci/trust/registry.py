@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mvmci.cluster.identity import Login, Role, Ticket, UnitRole
+from mvmci.cluster.identity import Login, Ticket, TicketRole, UnitRole
 from mvmci.errors import Conflict, NotFound, StoreUnavailable
 from mvmci.stores.nats.config import Config, Setting
 from mvmci.stores.nats.link import Link
@@ -28,10 +28,10 @@ from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
 TRIES_MAX = 20  # of a compare-and-set
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TicketRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A ticket that was made. `key` is that of its bootstrap credential; times are ms since 1970."""
 
-    role: Role
+    role: TicketRole
     queues: tuple[str, ...] = ()
     expires_at: int = 0
     uses: int = 1  # 0 is any number
@@ -41,7 +41,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revoked: int = 0  # when
 
 
-class Unit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class UnitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A unit that enrolled. `ticket` is empty for one that `up` started."""
 
     key: str
@@ -53,15 +53,15 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     revoked: int = 0
 
 
-_T = TypeVar("_T", Record, Unit)
-_records = msgspec.json.Decoder(Record)
-_units = msgspec.json.Decoder(Unit)
+_T = TypeVar("_T", TicketRecord, UnitRecord)
+_records = msgspec.json.Decoder(TicketRecord)
+_units = msgspec.json.Decoder(UnitRecord)
 _encode = msgspec.json.Encoder().encode
 
 
 async def change_ticket(
-    config: Config, ticket: str, step: Callable[[Record | None], Record | None]
-) -> Record | None:
+    config: Config, ticket: str, step: Callable[[TicketRecord | None], TicketRecord | None]
+) -> TicketRecord | None:
     """Write what `step` makes of a ticket's record; None leaves it. What stands there afterwards.
 
     `step` is called again when somebody else wrote meanwhile, and may raise. Raises StoreUnavailable.
@@ -69,7 +69,9 @@ async def change_ticket(
     return await _change(config, f"ticket.{ticket}", _records, step)
 
 
-async def change_unit(config: Config, name: str, step: Callable[[Unit | None], Unit | None]) -> Unit | None:
+async def change_unit(
+    config: Config, name: str, step: Callable[[UnitRecord | None], UnitRecord | None]
+) -> UnitRecord | None:
     """The same for a unit."""
     return await _change(config, f"unit.{name}", _units, step)
 
@@ -91,12 +93,12 @@ async def _change(
     raise StoreUnavailable(f"too many change {key} at the same time", hint="try again")
 
 
-async def read_tickets(config: Config) -> dict[str, Record]:
+async def read_tickets(config: Config) -> dict[str, TicketRecord]:
     """The tickets that were made, by id. Raises StoreUnavailable."""
     return _read_all(_records, await config.all("ticket"))
 
 
-async def read_units(config: Config) -> dict[str, Unit]:
+async def read_units(config: Config) -> dict[str, UnitRecord]:
     """The units that enrolled, by name. Raises StoreUnavailable."""
     return _read_all(_units, await config.all("unit"))
 
@@ -123,7 +125,7 @@ async def make_ticket(
     authority: Authority,
     base: Login,
     *,
-    role: Role,
+    role: TicketRole,
     queues: Sequence[str] = (),
     uses: int = 1,
     ttl_s: float,
@@ -138,14 +140,14 @@ async def make_ticket(
     return ticket
 
 
-def record_of(authority: Authority, ticket: Ticket, uses: int) -> Record:
+def record_of(authority: Authority, ticket: Ticket, uses: int) -> TicketRecord:
     """What the cluster is to know of a ticket that was just made."""
-    return Record(
+    return TicketRecord(
         role=ticket.role,
         queues=ticket.queues,
         expires_at=ticket.expires_at,
         uses=uses,
-        key=keys.public(ticket.login.seed) if authority.lent is None else "",
+        key=keys.public(ticket.login.seed) if authority.external is None else "",
         since=int(authority.now() * 1000),
     )
 
@@ -153,34 +155,34 @@ def record_of(authority: Authority, ticket: Ticket, uses: int) -> Record:
 async def revoke_ticket(config: Config, authority: Authority, base: Login, ticket: str) -> None:
     """Let nobody enrol with a ticket any more; who did stays. Raises NotFound, StoreUnavailable."""
 
-    def revoke(record: Record | None) -> Record:
+    def revoke(record: TicketRecord | None) -> TicketRecord:
         if record is None:
             raise NotFound(f"there is no ticket {ticket[:80]}", hint="`mvmci ticket ls` lists them")
         return msgspec.structs.replace(record, revoked=record.revoked or _now_ms())
 
     await change_ticket(config, ticket, revoke)
-    if authority.lent is None:
-        await uphold(config, authority, base)
+    if authority.external is None:
+        await push_revocations(config, authority, base)
 
 
 async def revoke_unit(config: Config, authority: Authority, base: Login, name: str) -> None:
     """Cut a unit off, for good. Raises NotFound, StoreUnavailable, Usage where the broker is not ours."""
     authority.system_login(base)
 
-    def revoke(unit: Unit | None) -> Unit:
+    def revoke(unit: UnitRecord | None) -> UnitRecord:
         if unit is None:
             raise NotFound(f"there is no unit {name[:80]}", hint="`mvmci ps` lists them")
         return msgspec.structs.replace(unit, revoked=unit.revoked or _now_ms())
 
     await change_unit(config, name, revoke)
-    await uphold(config, authority, base)
+    await push_revocations(config, authority, base)
 
 
-async def uphold(config: Config, authority: Authority, base: Login) -> None:
+async def push_revocations(config: Config, authority: Authority, base: Login) -> None:
     """Let the broker know of every revoked key, in addition to those that it knows.
 
-    It replaces one token by another, and may so undo what another `uphold` did in between: whoever wrote
-    one reads the records again, and looks whether all are in it. Raises StoreUnavailable.
+    It replaces one token by another, and may so undo what another push did in between: whoever wrote one
+    reads the records again, and looks whether all are in it. Raises StoreUnavailable.
     """
     if not await _revoked(config):
         return
@@ -205,7 +207,7 @@ async def uphold(config: Config, authority: Authority, base: Login) -> None:
 
 
 async def _revoked(config: Config) -> frozenset[str]:
-    records: list[Record | Unit] = [*(await read_tickets(config)).values()]
+    records: list[TicketRecord | UnitRecord] = [*(await read_tickets(config)).values()]
     records += (await read_units(config)).values()
     return frozenset(record.key for record in records if record.revoked and record.key)
 

@@ -1,8 +1,8 @@
 """What the containers of a rendered folder are given of a cluster's trust: files of `secrets/`, 0600.
 
-    broker.json          `ForBroker`: what it is to be, and whom it believes
+    broker.json          `BrokerConfig`: what it is to be, and whom it believes
     broker.key .pem      its own key and certificate
-    control-plane.json   `ForPlane`: the keys of the cluster, and what is to be made known to it
+    control-plane.json   `ControlPlaneConfig`: the keys of the cluster, and what is to be made known to it
     <role>.ticket        what a container of that role joins with, any number of times, for ever
 
 They are made where the keys are, before any broker runs. A ticket is worth nothing until the cluster has
@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings, Guard
-from mvmci.cluster.identity import Login, Role, Ticket, decode, encode
+from mvmci.cluster.identity import Login, Ticket, TicketRole, decode, encode
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority
-from mvmci.trust.registry import Record, change_ticket, record_of
+from mvmci.trust.registry import TicketRecord, change_ticket, record_of
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
@@ -37,7 +37,7 @@ KNOWN_PAUSE_S = 0.5
 log = logging.getLogger(__name__)
 
 
-class ForBroker(msgspec.Struct, frozen=True, kw_only=True):
+class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A broker. The paths are those inside of its container; the accounts' tokens hold no secret."""
 
     cluster: str
@@ -61,7 +61,7 @@ class ForBroker(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class ForPlane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A control plane. Secret. No `settings`: somebody else writes them."""
 
     cluster: str
@@ -69,9 +69,9 @@ class ForPlane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operator: str = ""
     account: str = ""
     system: str = ""
-    lent: Login | None = None
-    tickets: dict[str, Record] = {}
-    settings: Settings | None = None
+    external: Login | None = None
+    tickets: dict[str, TicketRecord] = {}
+    settings: ClusterSettings | None = None
 
     def authority(self) -> Authority:
         """What gives out credentials."""
@@ -82,11 +82,11 @@ class ForPlane(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             account=self.account,
             system=self.system,
             ca=self.login.ca,
-            lent=self.lent,
+            external=self.external,
         )
 
 
-_T = TypeVar("_T", ForBroker, ForPlane)
+_T = TypeVar("_T", BrokerConfig, ControlPlaneConfig)
 
 
 def read(path: Path, kind: type[_T]) -> _T:
@@ -101,11 +101,11 @@ def read(path: Path, kind: type[_T]) -> _T:
 # ---- Where the keys are
 
 
-def for_broker(authority: Authority, settings: BrokerSettings, folder: str) -> ForBroker:
+def for_broker(authority: Authority, settings: BrokerSettings, folder: str) -> BrokerConfig:
     """The file of a broker that finds its key and its certificate in `folder`."""
     guard = authority.guard()
     assert guard is not None, "a broker of the user's own is not ours to run"
-    return ForBroker(
+    return BrokerConfig(
         cluster=authority.cluster,
         settings=settings,
         operator=guard.operator,
@@ -118,34 +118,34 @@ def for_broker(authority: Authority, settings: BrokerSettings, folder: str) -> F
 
 
 def for_plane(
-    authority: Authority, login: Login, tickets: Mapping[str, Record], settings: Settings | None
-) -> ForPlane:
+    authority: Authority, login: Login, tickets: Mapping[str, TicketRecord], settings: ClusterSettings | None
+) -> ControlPlaneConfig:
     """The file of a control plane, whose broker is where `login` says."""
-    return ForPlane(
+    return ControlPlaneConfig(
         cluster=authority.cluster,
         login=login,
         operator=authority.operator,
         account=authority.account,
         system=authority.system,
-        lent=authority.lent,
+        external=authority.external,
         tickets=dict(tickets),
         settings=settings,
     )
 
 
 def ticket_for(
-    authority: Authority, role: Role, queues: Sequence[str], login: Login, there: str
-) -> tuple[str, Record]:
+    authority: Authority, role: TicketRole, queues: Sequence[str], login: Login, there: str
+) -> tuple[str, TicketRecord]:
     """A ticket for any number of uses, for ever, and its record: the one that is `there`, if it fits."""
     ticket = _fitting(authority, role, tuple(queues), login, there)
     ticket = ticket or authority.ticket(role, queues, login, None)
     claims = tokens.peek(ticket.login.jwt)
-    since = claims.iat * 1000 if claims is not None and authority.lent is None else 0
+    since = claims.iat * 1000 if claims is not None and authority.external is None else 0
     return encode(ticket), msgspec.structs.replace(record_of(authority, ticket, uses=0), since=since)
 
 
 def _fitting(
-    authority: Authority, role: Role, queues: tuple[str, ...], login: Login, there: str
+    authority: Authority, role: TicketRole, queues: tuple[str, ...], login: Login, there: str
 ) -> Ticket | None:
     try:
         ticket = decode(there)
@@ -153,8 +153,8 @@ def _fitting(
         return None
     if (ticket.cluster, ticket.role, ticket.queues) != (authority.cluster, role, queues):
         return None
-    if authority.lent is not None:
-        return ticket if ticket.login == authority.lent else None
+    if authority.external is not None:
+        return ticket if ticket.login == authority.external else None
     ours = tokens.read(ticket.login.jwt, authority.issuer) is not None
     return ticket if ours and (ticket.login.urls, ticket.login.ca) == (login.urls, login.ca) else None
 
@@ -162,7 +162,7 @@ def _fitting(
 # ---- In the control plane
 
 
-async def make_known(cluster: Cluster, plane: ForPlane) -> None:
+async def make_known(cluster: Cluster, plane: ControlPlaneConfig) -> None:
     """Write what the cluster is, and which tickets there are. Waits for a broker, and for whoever makes
     the streams, if that is not us. Raises TicketRefused, Usage.
     """
@@ -178,12 +178,12 @@ async def make_known(cluster: Cluster, plane: ForPlane) -> None:
         await asyncio.sleep(KNOWN_PAUSE_S)
 
 
-def _first(new: Record, there: Record | None) -> Record | None:
+def _first(new: TicketRecord, there: TicketRecord | None) -> TicketRecord | None:
     """What stands there stays: it says who used the ticket, and whether it was revoked."""
     return new if there is None else None
 
 
-async def _make(cluster: Cluster, settings: Settings) -> None:
+async def _make(cluster: Cluster, settings: ClusterSettings) -> None:
     """The streams, and what the cluster is and allows. Again is free."""
     from mvmci.stores.nats import maintain
 

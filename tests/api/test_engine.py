@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mvmci.api import serve_http
 from mvmci.engines import open_embedded
-from mvmci.engines.remote import Order
+from mvmci.engines.remote import RunRequest
 from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Lease
@@ -31,7 +31,7 @@ RUN = "/api/engine/run"
 
 
 def order(job: str) -> bytes:
-    return msgspec.json.encode(Order(job=job, worker="w1", fresh=True))
+    return msgspec.json.encode(RunRequest(job=job, worker="w1", fresh=True))
 
 
 async def submitted(face: Face, job: str, guest: str = "hello", *args: str) -> str:

@@ -15,7 +15,7 @@ from mvmci.cli.order import Files
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.job import Limits
 from mvmci.journals.holder import load
-from mvmci.journals.request import Order
+from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores import open_memory
@@ -87,7 +87,7 @@ async def test_a_started_job_is_the_one_that_the_command_line_would_submit(
     )
     files, batch = Files(), tmp_path / "batch.jsonl"
     batch.write_text(json.dumps({**line, "module": str(GUESTS / "hello.wasm")}))
-    [read] = read_batch(str(batch), Order(), files)
+    [read] = read_batch(str(batch), JobRequest(), files)
     await files.keep(face.store)
     other = await files.spec(read.checked, "same", face.store)
     ours = {name: getattr(spec, name) for name in spec.__struct_fields__ if name not in ("at", "by", "seed")}

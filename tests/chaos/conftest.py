@@ -90,10 +90,10 @@ async def closing() -> AsyncIterator[AsyncExitStack]:
 async def join(cluster: Cluster, closing: AsyncExitStack, *, admin: bool = False) -> Joined:
     """`cluster` as this machine's client sees it; `admin`: as its verbs do."""
     if admin:
-        from mvmci.deploy.state import Home
+        from mvmci.deploy.state import ClusterState
         from mvmci.trust.authority import Authority
 
-        facts = Home(cluster.mvmci.state, cluster.name).facts()
+        facts = ClusterState(cluster.mvmci.state, cluster.name).facts()
         assert facts is not None
         identity = Authority.load(cluster.folder).admin(facts.login)
     else:

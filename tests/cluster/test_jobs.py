@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster.identity import Identity
-from mvmci.deploy.state import Home
+from mvmci.deploy.state import ClusterState
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import is_due
@@ -581,7 +581,7 @@ def test_a_login_that_is_used_stays_good(
     demo: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = Authority.load(demo.folder)
-    facts = Home(demo.mvmci.state, demo.name).facts()
+    facts = ClusterState(demo.mvmci.state, demo.name).facts()
     assert facts is not None
     laptop = dataclasses.replace(demo.mvmci, state=tmp_path / "laptop")
     path = laptop.state / demo.name / "client.json"

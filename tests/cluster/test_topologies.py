@@ -18,10 +18,11 @@ Make = Callable[..., Cluster]
 Guest = Callable[[str], Path]
 ONE = SMALLEST.replace("3", "1")
 PLUGIN = """
-from mvmci.cluster.deployment import BROKER, Plan, central, executors, workers
+from mvmci.cluster.deployment import BROKER, Deployment, central, executors, workers
 
 def plan(topology):
-    return Plan(units=(*central(topology), *executors(topology{more}), *workers(topology)), engine=BROKER)
+    units = (*central(topology), *executors(topology{more}), *workers(topology))
+    return Deployment(units=units, engine=BROKER)
 """
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.deploy.state import Home
+from mvmci.deploy.state import ClusterState
 from mvmci.roles.broker import find_server
 from mvmci.runtime import GRACE_S
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 from tests.cli.conftest import serving
@@ -197,21 +197,21 @@ def test_what_the_cluster_allows_changes_without_a_restart(demo: Cluster) -> Non
     assert demo.up().text.startswith("nothing to change")
     demo.write(SMALLEST)
     demo.up()
-    assert settings(demo) == Settings(store_bytes=10 << 30)
+    assert settings(demo) == ClusterSettings(store_bytes=10 << 30)
 
 
-def settings(cluster: Cluster) -> Settings:
+def settings(cluster: Cluster) -> ClusterSettings:
     """What its units read."""
 
-    async def read() -> Settings:
-        home = Home(cluster.mvmci.state, cluster.name)
+    async def read() -> ClusterSettings:
+        home = ClusterState(cluster.mvmci.state, cluster.name)
         facts = home.facts()
         assert facts is not None
         found = await open_cluster(Authority.load(home.folder).admin(facts.login), announce=False)
         try:
             setting = await found.config.get("settings")
             assert setting is not None
-            return msgspec.json.decode(setting.value, type=Settings)
+            return msgspec.json.decode(setting.value, type=ClusterSettings)
         finally:
             await found.close()
 

@@ -21,7 +21,7 @@ import pytest
 
 from mvmci.cluster.identity import decode
 from mvmci.runtimes.compose.render import USER
-from mvmci.trust.sealed import ForPlane
+from mvmci.trust.sealed import ControlPlaneConfig
 from tests.cli.program import Mvmci, fresh, until
 from tests.cluster.conftest import Cluster
 from tests.compose.conftest import Docker, Guest, assert_nothing_is_left, containers
@@ -180,7 +180,7 @@ def test_containers_are_not_root_and_shut_in(hand: Hand) -> None:
 
 def test_no_secret_shows_in_a_container_nor_in_the_image(hand: Hand) -> None:
     secrets = hand.folder / "secrets"
-    plane = msgspec.json.decode((secrets / "control-plane.json").read_bytes(), type=ForPlane)
+    plane = msgspec.json.decode((secrets / "control-plane.json").read_bytes(), type=ControlPlaneConfig)
     hidden = {plane.operator, plane.account, plane.system, (secrets / "engine.token").read_text().strip()}
     hidden |= set((secrets / "broker.key").read_text().splitlines()[1:-1])
     for role in ("worker", "executor"):

@@ -29,7 +29,7 @@ from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 
-ROOT = Path(broker.__file__).parent.parent
+ROOT = Path(broker.__file__).parents[2]
 LONG_S = 20.0
 OPEN_BATCHES = 60  # more than the server holds for a stream
 
@@ -237,7 +237,7 @@ def test_a_broker_that_was_not_laid_down_cannot_be_become(tmp_path: Path) -> Non
     with pytest.raises(StoreUnavailable, match="has no broker on this machine") as caught:
         broker.exec_broker(tmp_path / "demo")
     assert caught.value.exit_code == EXIT_UNREACHABLE
-    Authority.lend(tmp_path / "demo", Login(urls=("nats://10.0.0.5:4222",)))
+    Authority.of_external(tmp_path / "demo", Login(urls=("nats://10.0.0.5:4222",)))
     broker.lay_down(tmp_path / "demo", BrokerSettings())
     with pytest.raises(StoreUnavailable, match="has no broker on this machine"):
         broker.exec_broker(tmp_path / "demo")

@@ -24,7 +24,7 @@ from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Releas
 from mvmci.journals.client import submit
 from mvmci.journals.holder import load
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Child, NoSlot, Nursery
+from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
 from tests.faults.world import GUESTS, Counting, Crashed, mortal, script_spec
@@ -372,15 +372,15 @@ async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_hol
     engine = make(store)
     await submit(store, await command_spec(store, "j", "files"))
 
-    async def refuse(self: Nursery, profile: Profile, streams: Sequence[int] = ()) -> Child:
+    async def refuse(self: ForkServer, profile: Profile, streams: Sequence[int] = ()) -> Child:
         if profile.name == "command":
             raise NoSlot("no slot process could be made: fork failed")
         return await fork(self, profile, streams)
 
-    fork = Nursery.fork
+    fork = ForkServer.fork
     before = pipes()
     with monkeypatch.context() as patched:
-        patched.setattr(Nursery, "fork", refuse)
+        patched.setattr(ForkServer, "fork", refuse)
         with pytest.raises(NoSlot):
             await engine.run("j")
     assert pipes() == before, "the guest's streams are closed"

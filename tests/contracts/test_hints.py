@@ -173,6 +173,6 @@ async def test_a_pull_that_was_cancelled_loses_no_hint(store: Store) -> None:
 async def test_a_hint_that_is_put_off_comes_again_then_and_not_before(open_store: OpenStore) -> None:
     one, two = await open_store("u1"), await open_store("u2")
     await one.hints.ready("q", "a")
-    await (await pull(one)).later(1.5)
+    await (await pull(one)).redeliver(1.5)
     assert await nothing_comes(two)
     assert (await pull(two)).job == "a"

@@ -16,7 +16,7 @@ from mvmci.roles.broker import Broker
 from mvmci.store import GONE_S, Chunk, Store
 from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link, Reply, Stored
+from mvmci.stores.nats.link import Incoming, Link, Stored
 from mvmci.stores.nats.presence import Presence
 from tests.chaos.proxy import Proxy
 from tests.conftest import open_nats
@@ -208,7 +208,7 @@ async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_be
     clock = Clock()
     reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock, listens=listens)
     holder = await open_nats(broker.url, CLUSTER, "u2")
-    await holder.presence.claim("a", 1)
+    await holder.presence.add_job("a", 1)
 
     async def heard() -> bool:
         return any(member.holds == ("a@1",) for member in await reader.presence.members())
@@ -240,7 +240,7 @@ async def test_a_reader_that_was_suspended_declares_nobody_dead(broker: Broker, 
     clock = Clock()
     reader = await open_nats(broker.url, CLUSTER, "u1", clock=clock, listens=listens)
     holder = await open_nats(broker.url, CLUSTER, "u2")
-    await holder.presence.claim("a", 1)
+    await holder.presence.add_job("a", 1)
     assert await reader.presence.live("a", lease_of(holder))
     await fall_silent(holder)
     clock.now += 1000.0
@@ -262,7 +262,7 @@ async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead
 ) -> None:
     one = await open_nats(broker.url, CLUSTER, "u1", gone_s=3.0, listens=listens)
     two = await open_nats(broker.url, CLUSTER, "u2", gone_s=3.0)
-    await two.presence.claim("a", 1)
+    await two.presence.add_job("a", 1)
     wrong: list[bool] = []
 
     async def watch() -> None:
@@ -297,7 +297,7 @@ async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead
 async def test_nobody_is_dead_in_a_bucket_that_was_made_anew_behind_everybodys_back(broker: Broker) -> None:
     one = await open_nats(broker.url, CLUSTER, "u1")
     two = await open_nats(broker.url, CLUSTER, "u2")
-    await two.presence.claim("a", 1)
+    await two.presence.add_job("a", 1)
     link = Link(broker.url, "test")
     await link.open()
     layout, loop = Layout(CLUSTER), asyncio.get_running_loop()
@@ -411,15 +411,15 @@ async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker
     store = await open_nats(broker.url, CLUSTER, "u1")
     link = Link(broker.url, "listener")
     await link.open()
-    words: list[Reply] = []
+    words: list[Incoming] = []
     await link.subscribe(Layout(CLUSTER).member("*", "*"), words.append)
     loop = asyncio.get_running_loop()
     began = loop.time()
     try:
         for number in range(CHANGES):
-            await store.presence.claim(f"j{number}", 1)
+            await store.presence.add_job(f"j{number}", 1)
             await asyncio.sleep(CHANGES_S / CHANGES)
-            await store.presence.drop(f"j{number}")
+            await store.presence.remove_job(f"j{number}")
         assert 1 <= len(words) <= 2 * (loop.time() - began)
     finally:
         await link.close()
@@ -441,7 +441,7 @@ async def test_the_death_of_the_announcer_is_not_kept_secret(
     assert presence._announcer is not None
     await asyncio.wait([presence._announcer])
     with pytest.raises(Exception, match="can no longer say"):
-        await presence.claim("a", 1)
+        await presence.add_job("a", 1)
     await store.close()
 
 
@@ -510,7 +510,7 @@ async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobod
     layout = Layout("unmade")
     link = Link(broker.url, "listener")
     await link.open()
-    words: asyncio.Queue[Reply] = asyncio.Queue()
+    words: asyncio.Queue[Incoming] = asyncio.Queue()
     leave = await link.subscribe(layout.member("*", "*"), words.put_nowait)
     async with asyncio.timeout(LONG_S):
         cluster = await open_cluster(broker.url, "unmade", "u1", gone_s=10 * LONG_S)

@@ -84,9 +84,9 @@ async def test_what_a_unit_claims_is_listed_until_it_drops_it(open_store: OpenSt
     async def dropped() -> bool:
         return await holds() == ()
 
-    await one.presence.claim("a", 3)
+    await one.presence.add_job("a", 3)
     await until(claimed)
-    await one.presence.drop("a")
+    await one.presence.remove_job("a")
     await until(dropped)
 
 
@@ -101,7 +101,7 @@ async def test_a_unit_is_found_as_it_says_itself_until_it_has_left(open_store: O
     async def gone() -> bool:
         return await one.presence.find("u2", incarnation) is None
 
-    await two.presence.claim("a", 3)
+    await two.presence.add_job("a", 3)
     await until(found)
     assert await stays(found, 2.5 * GONE_S)
     await two.close()
@@ -119,7 +119,7 @@ async def test_a_unit_that_nobody_ever_heard_of_is_not_found_in_the_end(open_sto
 
 async def test_a_holder_is_live_for_as_long_as_it_claims(open_store: OpenStore) -> None:
     one, two = await open_store("u1"), await open_store("u2")
-    await one.presence.claim("a", 1)
+    await one.presence.add_job("a", 1)
 
     async def live() -> bool:
         return await two.presence.live("a", lease(one.presence))
@@ -130,8 +130,8 @@ async def test_a_holder_is_live_for_as_long_as_it_claims(open_store: OpenStore) 
 
 async def test_a_holder_that_dropped_the_job_is_not_live(open_store: OpenStore) -> None:
     one, two = await open_store("u1"), await open_store("u2")
-    await one.presence.claim("a", 1)
-    await one.presence.drop("a")
+    await one.presence.add_job("a", 1)
+    await one.presence.remove_job("a")
 
     async def gone() -> bool:
         return not await two.presence.live("a", lease(one.presence))
@@ -142,7 +142,7 @@ async def test_a_holder_that_dropped_the_job_is_not_live(open_store: OpenStore) 
 
 async def test_a_holder_that_left_is_not_live(open_store: OpenStore) -> None:
     one, two = await open_store("u1"), await open_store("u2")
-    await one.presence.claim("a", 1)
+    await one.presence.add_job("a", 1)
     assert await two.presence.live("a", lease(one.presence))
     await one.close()
 
@@ -164,6 +164,6 @@ async def test_a_holder_that_nobody_ever_heard_of_is_not_live_in_the_end(open_st
 
 async def test_an_older_epoch_of_a_live_holder_is_not_live(open_store: OpenStore) -> None:
     one = await open_store("u1")
-    await one.presence.claim("a", 2)
+    await one.presence.add_job("a", 2)
     assert await one.presence.live("a", lease(one.presence, epoch=2))
     assert not await one.presence.live("a", lease(one.presence, epoch=1))

@@ -16,14 +16,14 @@ from processes import UID, alive
 from mvmci.engines.embedded.exec import ESCAPED_BYTES_MAX, OUTPUT_BYTES_MAX, LimitReached, run_program
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 from mvmci.sandbox.frames import FRAME_BYTES_MAX
 
 
 class Runner:
     """Runs programs in `<root>/work`."""
 
-    def __init__(self, nursery: Nursery, uid: int | None) -> None:
+    def __init__(self, nursery: ForkServer, uid: int | None) -> None:
         self.nursery = nursery
         self.uid = uid
 
@@ -49,7 +49,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Runner]:
         (tmp_path / name).mkdir(mode=0o700)
         if uid:
             os.chown(tmp_path / name, uid, uid)
-    nursery = await Nursery.start(tmp_path, network=True)
+    nursery = await ForkServer.start(tmp_path, network=True)
     yield Runner(nursery, uid)
     await nursery.close()
 

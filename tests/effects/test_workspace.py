@@ -19,7 +19,7 @@ from mvmci.engines.embedded import workspace
 from mvmci.engines.embedded.limits import LimitReached
 from mvmci.errors import BadWorkspace, NotFound, StoreFull, Usage
 from mvmci.jobs import tree
-from mvmci.jobs.tree import Entry
+from mvmci.jobs.tree import TreeEntry
 
 UID = 64124
 AWAITED_S_MAX = 30.0
@@ -289,14 +289,14 @@ async def test_nothing_is_written_through_a_link_of_a_tree(target: Path, tmp_pat
     digest = await blobs.put(b"x")
     hostile = tree.Tree(
         entries=(
-            Entry(path="a", kind="link", target=str(outside)),
-            Entry(path="a/b", digest=digest, size=1),
+            TreeEntry(path="a", kind="link", target=str(outside)),
+            TreeEntry(path="a/b", digest=digest, size=1),
         )
     )
     with pytest.raises(BadWorkspace):
         await workspace.materialise(hostile, target, blobs)
     fine = tree.tree(
-        [Entry(path="a", kind="link", target=str(outside)), Entry(path="b", digest=digest, size=1)]
+        [TreeEntry(path="a", kind="link", target=str(outside)), TreeEntry(path="b", digest=digest, size=1)]
     )
     await workspace.materialise(fine, target, blobs)
     assert list(outside.iterdir()) == []
@@ -305,13 +305,13 @@ async def test_nothing_is_written_through_a_link_of_a_tree(target: Path, tmp_pat
 async def test_a_blob_of_another_size_is_refused(target: Path, blobs: Kept) -> None:
     digest = await blobs.put(b"four")
     with pytest.raises(BadWorkspace, match="has 4 bytes instead of 3"):
-        await workspace.materialise(tree.tree([Entry(path="a", digest=digest, size=3)]), target, blobs)
+        await workspace.materialise(tree.tree([TreeEntry(path="a", digest=digest, size=3)]), target, blobs)
 
 
 async def test_a_walk_that_is_cancelled_is_over_before_its_descriptor_is_closed(
     target: Path, blobs: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    links = tree.tree([Entry(path=name, kind="link", target="x") for name in ("a", "b")])
+    links = tree.tree([TreeEntry(path=name, kind="link", target="x") for name in ("a", "b")])
     entered, go = threading.Event(), threading.Event()
     seen: list[int] = []
 
@@ -348,7 +348,7 @@ def small(tmp_path: Path, root: None) -> Iterator[Path]:
 
 async def test_a_disk_that_is_full_is_no_fault_of_the_workspace(small: Path, blobs: Kept) -> None:
     digest = await blobs.put(bytes(100_000))  # the disk takes the beginning of the second
-    files = [Entry(path=name, digest=digest, size=100_000) for name in ("a", "b")]
+    files = [TreeEntry(path=name, digest=digest, size=100_000) for name in ("a", "b")]
     with pytest.raises(StoreFull, match="No space left on device"):
         await workspace.materialise(tree.tree(files), small, blobs)
 

@@ -64,7 +64,7 @@ class Place:
         """An executor that takes orders from the broker."""
         cluster = await self.join(unit, **options)
         engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
-        await cluster.store.presence.tell(About(role="executor", slots=slots))
+        await cluster.store.presence.describe(About(role="executor", slots=slots))
         executor = Executor(engine, cluster.store, slots=slots)
         serving = asyncio.create_task(serve(executor, cluster.link, cluster.layout))
 

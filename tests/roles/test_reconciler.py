@@ -123,7 +123,7 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     dead = await place.join("dead")
     await submit(client.store, await script_spec(client.store, "j", []))
     assert await dead.store.hints.pull("default", wait_s=LONG_S) is not None
-    await dead.store.presence.claim("j", 1)
+    await dead.store.presence.add_job("j", 1)
     await append(client, "j", _lease_of(dead))
     await place.worker("w1")
     await asyncio.sleep(3)

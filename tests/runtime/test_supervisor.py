@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from mvmci.cluster.deployment import LISTENS, LOCAL_HOST, Plan, Role, Unit, resolve
+from mvmci.cluster.deployment import LISTENS, LOCAL_HOST, Deployment, Role, Unit, resolve
 from mvmci.errors import LockHeld, MvmciError, Usage
 from mvmci.runtime import UnitStatus
 from mvmci.runtimes.local.runtime import Local, supervisor
@@ -467,7 +467,7 @@ def again(place: Place) -> Local:
 
 
 def resolved(local: Local, *units: Unit) -> tuple[Unit, ...]:
-    return resolve(Plan(units=units), local.place).units
+    return resolve(Deployment(units=units), local.place).units
 
 
 async def test_a_unit_has_a_place_of_its_own_on_the_loopback_before_it_ever_ran(place: Place) -> None:

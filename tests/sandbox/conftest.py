@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 
-Start = Callable[..., Awaitable[Nursery]]
+Start = Callable[..., Awaitable[ForkServer]]
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 async def start(root: Path) -> AsyncIterator[Start]:
     """Starts nurseries, and closes them at the end."""
-    started: list[Nursery] = []
+    started: list[ForkServer] = []
 
-    async def begin(**options: object) -> Nursery:
-        started.append(await Nursery.start(root, **options))
+    async def begin(**options: object) -> ForkServer:
+        started.append(await ForkServer.start(root, **options))
         return started[-1]
 
     yield begin
@@ -37,7 +37,7 @@ async def start(root: Path) -> AsyncIterator[Start]:
 
 
 @pytest.fixture
-async def nursery(start: Start) -> Nursery:
+async def nursery(start: Start) -> ForkServer:
     return await start()
 
 

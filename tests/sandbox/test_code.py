@@ -18,7 +18,7 @@ from mvmci.engines.embedded.code import CodeCache, CompileFailed
 from mvmci.errors import BadModule, MvmciError
 from mvmci.sandbox import frames, settings
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 from tests.sandbox import guests
 
 ECHO = guests.workflow(guests.ECHO)
@@ -46,7 +46,7 @@ def echo(tmp_path: Path) -> Module:
     return Module(tmp_path / "echo.wasm", ECHO)
 
 
-async def runs(nursery: Nursery, path: str) -> bool:
+async def runs(nursery: ForkServer, path: str) -> bool:
     child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0), readable=(path,)))
     await child.send(
         frames.RunWorkflow(code=path, input="x", memory_bytes=1 << 20, fuel=10**6, seed=1, now_ms=1)

@@ -18,7 +18,7 @@ import pytest
 from mvmci.errors import MvmciError
 from mvmci.sandbox import confinement, frames
 from mvmci.sandbox.confinement import LAYERS, LEVELS, Profile, level
-from mvmci.sandbox.forkserver import Nursery, NurseryDied, SlotDied
+from mvmci.sandbox.forkserver import ForkServer, NurseryDied, SlotDied
 
 THIEF = "tests.sandbox.thief:run"
 DATA_BYTES = 512 << 20
@@ -84,7 +84,7 @@ def landlock_abi() -> int:
     return int(libc.syscall(confinement.LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
-async def steal(nursery: Nursery, root: Path, attempts: list[str], port: int = 0) -> dict[str, str]:
+async def steal(nursery: ForkServer, root: Path, attempts: list[str], port: int = 0) -> dict[str, str]:
     """The thief's outcomes; an attempt that ends its process is `done`."""
     for index, name in enumerate(("mine", "other")):
         (root / name).mkdir(mode=0o700, exist_ok=True)
@@ -238,10 +238,10 @@ async def test_a_slot_that_is_just_being_born_does_not_outlive_its_nursery_eithe
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 from mvmci.sandbox.confinement import Profile
 async def main():
-    nursery = await Nursery.start(Path(sys.argv[1]))
+    nursery = await ForkServer.start(Path(sys.argv[1]))
     children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(3)]
     print(nursery._process.pid, *[child.pid for child in children], flush=True)
     await asyncio.Event().wait()
@@ -281,7 +281,7 @@ async def test_closing_a_nursery_leaves_nothing(start):
 async def test_nurseries_leave_no_descriptor_behind(root):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        nursery = await Nursery.start(root)
+        nursery = await ForkServer.start(root)
         await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
         await nursery.close()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -289,7 +289,7 @@ async def test_nurseries_leave_no_descriptor_behind(root):
 
 async def test_a_nursery_that_cannot_start_says_why_in_one_sentence(tmp_path):
     with pytest.raises(MvmciError) as failed:
-        await Nursery.start(tmp_path, probe="tests.sandbox.absent:run")
+        await ForkServer.start(tmp_path, probe="tests.sandbox.absent:run")
     assert "tests.sandbox.absent" in failed.value.message
     assert "\n" not in failed.value.message
 

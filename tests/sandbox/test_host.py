@@ -14,7 +14,7 @@ from mvmci.engines.embedded.host import Host
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 from mvmci.stores.memory import Memory
 from tests.sandbox import guests
 
@@ -43,7 +43,7 @@ async def spec_of(host: Host, wasm: bytes) -> Spec:
     )
 
 
-async def kill(nursery: Nursery) -> None:
+async def kill(nursery: ForkServer) -> None:
     """Kill the zygote, as the kernel does when memory is short, and wait until that is known."""
     child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
     os.kill(nursery._process.pid, signal.SIGKILL)

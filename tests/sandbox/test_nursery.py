@@ -15,7 +15,7 @@ from mvmci.engines.embedded.exec import run_program
 from mvmci.jobs import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import NoSlot, Nursery, NurseryDied
+from mvmci.sandbox.forkserver import ForkServer, NoSlot, NurseryDied
 
 MESSAGES_MAX = 100_000
 AWAITED_S_MAX = 30.0
@@ -29,7 +29,7 @@ class Zygote:
         control, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
         self.socket.setblocking(False)
-        self.nursery = Nursery(root, subprocess.Popen(["sleep", "inf"]), control, -1)
+        self.nursery = ForkServer(root, subprocess.Popen(["sleep", "inf"]), control, -1)
         asyncio.get_running_loop().add_reader(control, self.nursery._on_message)
 
     async def refuse(self) -> None:

@@ -15,7 +15,7 @@ from mvmci.jobs import effect
 from mvmci.jobs.replay import Chance
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import LAYERS, Profile
-from mvmci.sandbox.forkserver import Child, Nursery, SlotDied
+from mvmci.sandbox.forkserver import Child, ForkServer, SlotDied
 from tests.sandbox import guests
 
 MEBIBYTE = 1 << 20
@@ -23,7 +23,7 @@ FUEL = 10**9
 Compile = Callable[..., Awaitable[frames.Ended]]
 
 
-async def compile_to(nursery: Nursery, wasm: bytes, name: str, *, workflow: bool = False) -> frames.Ended:
+async def compile_to(nursery: ForkServer, wasm: bytes, name: str, *, workflow: bool = False) -> frames.Ended:
     """Compile in a confined process of its own; the code is `name` in the nursery's root."""
     source, target = nursery.root / f"{name}.wasm", nursery.root / name
     source.write_bytes(wasm)
@@ -40,7 +40,7 @@ async def compile_to(nursery: Nursery, wasm: bytes, name: str, *, workflow: bool
 
 
 async def run_command(
-    nursery: Nursery,
+    nursery: ForkServer,
     wasm: bytes,
     *,
     args: tuple[str, ...] = ("guest",),
@@ -86,7 +86,7 @@ async def run_command(
 
 
 @contextlib.asynccontextmanager
-async def workflow_slot(nursery: Nursery, wasm: bytes, **profile: int) -> AsyncIterator[Child]:
+async def workflow_slot(nursery: ForkServer, wasm: bytes, **profile: int) -> AsyncIterator[Child]:
     compiled = await compile_to(nursery, wasm, "flow", workflow=True)
     assert compiled == frames.Ended(outcome="ok"), compiled
     child = await nursery.fork(

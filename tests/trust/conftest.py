@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
-from mvmci.cluster.identity import Identity, Login, Role, Ticket, UnitRole
+from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, UnitRole
 from mvmci.roles.broker import Broker
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster, ensure
 from mvmci.stores.nats.link import Link
 from mvmci.trust.authority import Authority
-from mvmci.trust.enrol.server import Enrolment
+from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import make_ticket
 
 CLUSTER = "demo"
@@ -35,7 +35,7 @@ class World:
     authority: Authority
     broker: Broker
     stack: AsyncExitStack
-    enrolments: list[Enrolment] = field(default_factory=list)
+    enrolments: list[EnrolmentServer] = field(default_factory=list)
 
     @property
     def base(self) -> Login:
@@ -64,15 +64,17 @@ class World:
     async def admin(self) -> Cluster:
         return await self.open(self.authority.admin(self.base), announce=False)
 
-    async def control_plane(self, name: str = "control-plane-1") -> Enrolment:
+    async def control_plane(self, name: str = "control-plane-1") -> EnrolmentServer:
         """One that serves until the end of the test."""
         cluster = await self.open(self.unit(name, "control-plane"), maintains=True)
-        enrolment = Enrolment(cluster, self.authority)
+        enrolment = EnrolmentServer(cluster, self.authority)
         await enrolment.start()
         self.stack.push_async_callback(enrolment.close)
         return enrolment
 
-    async def ticket(self, role: Role = "worker", *queues: str, uses: int = 1, ttl_s: float = 3600) -> Ticket:
+    async def ticket(
+        self, role: TicketRole = "worker", *queues: str, uses: int = 1, ttl_s: float = 3600
+    ) -> Ticket:
         admin = await self.admin()
         return await make_ticket(
             admin.config, self.authority, self.base, role=role, queues=queues, uses=uses, ttl_s=ttl_s

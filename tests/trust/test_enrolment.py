@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster.broker import LOOPBACK
-from mvmci.cluster.identity import Identity, Role
+from mvmci.cluster.identity import Identity, TicketRole
 from mvmci.errors import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -31,8 +31,8 @@ from mvmci.trust import tokens
 from mvmci.trust.authority import UNIT_S, Authority, read_identity, write_identity
 from mvmci.trust.enrol import client
 from mvmci.trust.enrol.client import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
-from mvmci.trust.enrol.server import Enrolment
-from mvmci.trust.registry import Record, change_ticket, read_tickets, read_units, revoke_ticket
+from mvmci.trust.enrol.server import EnrolmentServer
+from mvmci.trust.registry import TicketRecord, change_ticket, read_tickets, read_units, revoke_ticket
 from tests.trust.conftest import CLUSTER, EVERYWHERE, LONG_S, World
 
 both = pytest.mark.parametrize("listen", [LOOPBACK, EVERYWHERE], ids=["plain", "tls"])
@@ -131,7 +131,7 @@ async def test_a_control_plane_that_dies_between_its_writes_has_lost_nothing(
 ) -> None:
     await world.control_plane()
     ticket = await world.ticket("worker", "default")
-    register, calls = Enrolment._register, []
+    register, calls = EnrolmentServer._register, []
 
     async def die_once(*args: Any) -> str:
         calls.append(args)
@@ -139,7 +139,7 @@ async def test_a_control_plane_that_dies_between_its_writes_has_lost_nothing(
             raise StoreUnavailable("killed")
         return await register(*args)
 
-    monkeypatch.setattr(Enrolment, "_register", die_once)
+    monkeypatch.setattr(EnrolmentServer, "_register", die_once)
     monkeypatch.setattr("mvmci.stores.nats.link.ANSWER_S", 0.5)
     monkeypatch.setattr(Link.call, "__kwdefaults__", {"wait_s": 0.5})
     assert (await enrol(ticket, place(tmp_path), name="box")).unit == "box"
@@ -182,7 +182,7 @@ async def test_a_ticket_that_expired_is_refused_in_one_sentence(world: World, tm
 
 async def test_a_control_plane_knows_by_itself_that_a_ticket_expired(world: World, tmp_path: Path) -> None:
     cluster = await world.open(world.unit("control-plane-1", "control-plane"), maintains=True)
-    plane = Enrolment(cluster, world.authority, now=lambda: time.time() + 7200)
+    plane = EnrolmentServer(cluster, world.authority, now=lambda: time.time() + 7200)
     await plane.start()
     with pytest.raises(TicketRefused) as caught:
         await enrol(await world.ticket("worker", "default"), place(tmp_path))
@@ -197,7 +197,7 @@ async def test_a_control_plane_knows_by_itself_that_a_ticket_was_revoked(
     await world.control_plane()
     ticket, admin = await world.ticket("worker", "default"), await world.admin()
 
-    def revoked(record: Record | None) -> Record:
+    def revoked(record: TicketRecord | None) -> TicketRecord:
         assert record is not None
         return msgspec.structs.replace(record, revoked=1)
 
@@ -253,7 +253,11 @@ async def test_a_broker_that_another_ca_vouches_for_is_not_trusted(world: World,
 def test_a_ticket_of_another_role_is_refused_before_anybody_is_asked(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / CLUSTER)
     base = authority.login(["nats://127.0.0.1:1"], tls=False)
-    pairs: list[tuple[Role, Role]] = [("worker", "client"), ("client", "worker"), ("executor", "worker")]
+    pairs: list[tuple[TicketRole, TicketRole]] = [
+        ("worker", "client"),
+        ("client", "worker"),
+        ("executor", "worker"),
+    ]
     for role, wanted in pairs:
         with pytest.raises(TicketRefused) as caught:
             check_role(authority.ticket(role, ("default",), base, 60), wanted)
@@ -267,7 +271,7 @@ async def test_a_ticket_says_what_its_machine_becomes_whatever_the_registry_says
     await world.control_plane()
     ticket, admin = await world.ticket("worker", "default"), await world.admin()
 
-    def promote(record: Record | None) -> Record:
+    def promote(record: TicketRecord | None) -> TicketRecord:
         assert record is not None
         return msgspec.structs.replace(record, role="client", queues=())
 

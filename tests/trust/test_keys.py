@@ -203,16 +203,16 @@ def test_another_cluster_of_the_name_does_not_take_over_an_identity(
 
 def test_a_login_that_is_lent_is_everybodys(tmp_path: Path) -> None:
     login = Login(urls=("tls://nats.example.com",), jwt="eyJ", seed=keys.new_seed("user"))
-    lent = Authority.lend(tmp_path / "demo", login)
-    assert Authority.load(tmp_path / "demo").lent == login
-    assert lent.login([], tls=True) == login
-    assert lent.identity("u1", "worker", ("q",), login, tmp_path / "i.json").login == login
-    assert lent.admin(login).login == lent.ticket("worker", ("q",), login, 60).login == login
-    assert lent.mint(keys.public(login.seed), "u1", "worker", ("q",), 60) == ""
-    assert lent.guard() is None
+    external = Authority.of_external(tmp_path / "demo", login)
+    assert Authority.load(tmp_path / "demo").external == login
+    assert external.login([], tls=True) == login
+    assert external.identity("u1", "worker", ("q",), login, tmp_path / "i.json").login == login
+    assert external.admin(login).login == external.ticket("worker", ("q",), login, 60).login == login
+    assert external.mint(keys.public(login.seed), "u1", "worker", ("q",), 60) == ""
+    assert external.guard() is None
     with pytest.raises(Usage, match="is not mvmci's"):
-        lent.system_login(login)
-    assert Authority.create(tmp_path / "demo").lent is None  # `up` with a broker of its own
+        external.system_login(login)
+    assert Authority.create(tmp_path / "demo").external is None  # `up` with a broker of its own
 
 
 def test_credentials_are_read_as_nsc_writes_them() -> None:

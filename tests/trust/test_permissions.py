@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from mvmci.cluster.identity import Login
 from mvmci.jobs.journal import Lease
 from mvmci.roles.control_plane import ControlPlane
-from mvmci.store import About, Chunk, Member, Settings
+from mvmci.store import About, Chunk, ClusterSettings, Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
@@ -63,7 +63,7 @@ OURS = words(
     demo.log.j1.other demo.log.j1.default.x demo.ready.other.j1 demo.timer.other.j1 demo.enrol.t1
     demo.renew.worker-2 demo.renew.worker-1.x other.job.j1.run.default other.log.j1.default
     $KV.demo-MEMBERS.worker-2 $KV.demo-MEMBERS.worker-2.x $KV.demo-MEMBERS.worker-1
-    demo.anybody.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
+    demo.ping.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
     $KV.demo-CONFIG.unit.worker-1 $KV.demo-CONFIG.ticket.t1 $KV.demo-CONFIG.drain.worker-1
     $KV.other-CONFIG.settings $O.other.C.x $O.other.M.x _INBOX.worker.worker-2.x
     _INBOX.worker.worker-1.x _INBOX.admin.a.x _INBOX.x _R_.x $SYS.REQ.CLAIMS.UPDATE
@@ -82,7 +82,7 @@ HEARD = words(
     _INBOX.*.worker-1.> _INBOX.admin.> _INBOX.client.> _INBOX.bootstrap.> $KV.> $KV.demo-CONFIG.>
     $KV.demo-CONFIG.* $KV.demo-CONFIG.unit.* $KV.*.* $KV.demo-CONFIG.ticket.* $KV.demo-CONFIG.drain.*
     $KV.demo-CONFIG.drain.worker-2 $KV.demo-MEMBERS.> $KV.demo-MEMBERS.* $KV.demo-MEMBERS.worker-2
-    $KV.demo-MEMBERS.*.* $KV.demo-MEMBERS.worker-1.* demo.anybody.> demo.engine.>
+    $KV.demo-MEMBERS.*.* $KV.demo-MEMBERS.worker-1.* demo.ping.> demo.engine.>
     $O.> $O.demo-BLOBS.C.* $O.demo-BLOBS.M.* $JS.>
     $JS.API.> $JS.API.DIRECT.GET.* $JS.ACK.> $JS.EVENT.ADVISORY.> $SYS.> $SYS.REQ.> _R_.> other.>
     anything
@@ -148,11 +148,11 @@ class Plain:
     def __init__(self, login: Login) -> None:
         self.login = login
         self.client = Client()
-        self.told: list[str] = []
+        self.reply: list[str] = []
 
     async def open(self) -> Plain:
         async def hear(error: Exception) -> None:
-            self.told.append(str(error))
+            self.reply.append(str(error))
 
         await self.client.connect(
             list(self.login.urls),
@@ -166,7 +166,7 @@ class Plain:
 
     async def refusals(self, publish: Iterable[str] = (), subscribe: Iterable[str] = ()) -> set[str]:
         """Which of these the broker refuses."""
-        self.told.clear()
+        self.reply.clear()
         tried = [("publish to", subject) for subject in publish]
         tried += [("subscription to", subject) for subject in subscribe]
         for kind, subject in tried:
@@ -176,7 +176,7 @@ class Plain:
                 await self.client.subscribe(subject)
         await self.client.flush()
         await self.client.flush()  # the first one's ping may overtake what was published before it
-        told = "\n".join(self.told)
+        told = "\n".join(self.reply)
         return {subject for kind, subject in tried if f'violation for {kind} "{subject.lower()}"' in told}
 
 
@@ -223,7 +223,7 @@ async def test_a_worker_cannot_answer_in_the_control_planes_place(world: World, 
         await worker.client.subscribe(subject, queue="control-plane")
     await worker.client.flush()
     await worker.client.flush()
-    assert sum("permissions violation" in line for line in worker.told) == 2
+    assert sum("permissions violation" in line for line in worker.reply) == 2
 
 
 async def test_a_worker_cannot_speak_for_another(world: World) -> None:
@@ -332,9 +332,9 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
 
     hint = await store.hints.pull("default", wait_s=LONG_S)
     assert hint is not None and hint.job == "j1"
-    await store.presence.tell(About(role="worker", slots=1))
-    await store.presence.keep("j1")
-    await store.presence.claim("j1", 1)
+    await store.presence.describe(About(role="worker", slots=1))
+    await store.presence.add_hint("j1")
+    await store.presence.add_job("j1", 1)
     assert [entry.data for entry in await store.journals.read("j1")] == [b"spec"]
     assert await store.blobs.get(blob) == b"module"
     lease = Lease(at=1, epoch=1, unit="u", incarnation="i", run="r", why="first")
@@ -358,8 +358,8 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
     assert again is not None
     await store.journals.append("j1", "done", "default", b"done", message_id="m", expect=seq)
     await hint.ack()
-    await again.later(0)
-    await store.presence.drop("j1")
+    await again.redeliver(0)
+    await store.presence.remove_job("j1")
     assert await worker.config.get("settings") is None
     for key in ("settings", "drain.worker-1"):
         await (await worker.config.watch(key, lambda _: None))()
@@ -407,7 +407,7 @@ async def test_a_client_of_some_queues_may_submit_to_no_other(world: World, plai
 async def test_a_control_plane_can_do_all_of_its_work(world: World, violations: list[str]) -> None:
     """From nothing: it makes what is missing, says `ready`, ends what was cancelled, forgets what is old."""
     admin = await world.admin()
-    settings = Settings(store_bytes=256 << 20, jobs_ms=1)
+    settings = ClusterSettings(store_bytes=256 << 20, jobs_ms=1)
     await admin.config.put("settings", msgspec.json.encode(settings))
     await admin.link.api(f"STREAM.DELETE.{LAYOUT.hints}")
     identity = world.unit("control-plane-1", "control-plane")

@@ -245,8 +245,8 @@ async def test_revoking_what_is_not_there_says_so(world: World) -> None:
 
 
 async def test_on_a_broker_of_the_users_own_a_machine_cannot_be_revoked(world: World, tmp_path: Path) -> None:
-    lent = Authority.lend(tmp_path / "state" / "lent", world.unit("worker-1", "worker", "q").login)
+    external = Authority.of_external(tmp_path / "state" / "lent", world.unit("worker-1", "worker", "q").login)
     admin = await world.admin()
     with pytest.raises(Usage, match="not mvmci's") as caught:
-        await revoke_unit(admin.config, lent, world.base, "box")
+        await revoke_unit(admin.config, external, world.base, "box")
     assert "operator" in str(caught.value.hint)

@@ -14,8 +14,8 @@ from mvmci.cluster.identity import Login, decode
 from mvmci.errors import Usage
 from mvmci.trust import sealed, tokens
 from mvmci.trust.authority import Authority
-from mvmci.trust.registry import Record
-from mvmci.trust.sealed import ForBroker, ForPlane, for_broker, for_plane, ticket_for
+from mvmci.trust.registry import TicketRecord
+from mvmci.trust.sealed import BrokerConfig, ControlPlaneConfig, for_broker, for_plane, ticket_for
 
 INSIDE = Login(urls=("tls://broker:4222",), ca="CA")
 
@@ -81,12 +81,12 @@ def test_a_control_plane_gives_out_what_the_machine_with_the_keys_would(authorit
 
 def test_what_stands_in_the_registry_stays() -> None:
     """It says who used a ticket, and whether it was revoked."""
-    made = Record(role="worker", uses=0)
+    made = TicketRecord(role="worker", uses=0)
     assert sealed._first(made, None) == made
     assert sealed._first(made, msgspec.structs.replace(made, revoked=1)) is None
 
 
-@pytest.mark.parametrize("kind", [ForBroker, ForPlane])
+@pytest.mark.parametrize("kind", [BrokerConfig, ControlPlaneConfig])
 @pytest.mark.parametrize("data", [None, b"", b"{}", b"\xff"])
 def test_a_file_that_is_not_what_was_rendered_is_refused(
     kind: Callable[..., Any], data: bytes | None, tmp_path: Path

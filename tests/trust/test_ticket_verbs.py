@@ -15,9 +15,9 @@ import pytest
 
 from mvmci.cluster.broker import LOOPBACK
 from mvmci.cluster.identity import Ticket, decode
-from mvmci.deploy.state import Facts, Home
+from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.trust.authority import read_identity
 from mvmci.trust.enrol.client import enrol
 from tests.trust.conftest import CLUSTER, EVERYWHERE, World
@@ -60,7 +60,7 @@ async def mvmci(state: Path, *args: object, stdin: str = "", **env: str) -> Outc
 async def state(world: World) -> Path:
     """The state directory of a machine that brought the cluster up."""
     root = world.folder.parent
-    Home(root, CLUSTER).keep_facts(Facts(login=world.base))
+    ClusterState(root, CLUSTER).keep_facts(Facts(login=world.base))
     return root
 
 
@@ -79,7 +79,7 @@ async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_ho
     world: World, state: Path
 ) -> None:
     admin = await world.admin()
-    await admin.config.put("settings", msgspec.json.encode(Settings(queues=("default", "slow"))))
+    await admin.config.put("settings", msgspec.json.encode(ClusterSettings(queues=("default", "slow"))))
     made = await mvmci(state, "ticket", "create")
     assert made.code == 0 and made.out.count("\n") == 1
     ticket = decode(made.out)
@@ -91,7 +91,7 @@ async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_ho
 
 
 async def test_a_ticket_names_where_other_machines_dial(world: World, state: Path) -> None:
-    Home(state, CLUSTER).keep_facts(Facts(login=world.base, urls=OUTSIDE))
+    ClusterState(state, CLUSTER).keep_facts(Facts(login=world.base, urls=OUTSIDE))
     made = await mvmci(state, "ticket", "create", "--role", "client")
     assert decode(made.out).login.urls == OUTSIDE
     assert "only this machine" not in made.err

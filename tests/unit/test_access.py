@@ -13,16 +13,16 @@ import pytest
 
 from mvmci.cluster import topology
 from mvmci.deploy import access
-from mvmci.deploy.access import Access, accesses, find_access, plan_of
+from mvmci.deploy.access import Access, accesses, deployment_of, find_access
 from mvmci.deploy.changes import propose
 from mvmci.errors import Usage
 
-ROOT = Path(access.__file__).parents[1]
+ROOT = Path(access.__file__).parents[2]
 GOOD = """
-    from mvmci.cluster.deployment import BROKER, Plan, central, executors, workers
+    from mvmci.cluster.deployment import BROKER, Deployment, central, executors, workers
 
     def plan(topology):
-        return Plan(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)
+        return Deployment(units=(*central(topology), *executors(topology), *workers(topology)), engine=BROKER)
 """
 
 
@@ -72,7 +72,7 @@ def test_the_file_beside_an_access_is_good_and_of_that_access(name: str) -> None
     assert text is not None
     found = topology.load(text, name=f"{name}.yaml", accesses=accesses())
     assert (found.access, found.runtime) == (name, "local")
-    assert plan_of(found, Path(f"{name}.yaml")).units
+    assert deployment_of(found, Path(f"{name}.yaml")).units
 
 
 def test_an_access_that_is_not_there_is_refused_with_those_that_are() -> None:
@@ -107,16 +107,16 @@ def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, t
     theirs = {"theirs": Access("theirs", entry("mvmci_topologies.peer:plan"))}
     monkeypatch.setattr(access, "accesses", lambda: theirs)
     found = topology.load("cluster: d\naccess: theirs\nworkers: {}\n", name="a", accesses=theirs)
-    assert plan_of(found, tmp_path / "a").engine == "broker"
+    assert deployment_of(found, tmp_path / "a").engine == "broker"
 
 
 THEIRS = """
 '''A ring of executors. Nobody knows what for.'''
 
-from mvmci.cluster.deployment import Plan, central, workers
+from mvmci.cluster.deployment import Deployment, central, workers
 
 def plan(topology):
-    return Plan(units=(*central(topology), *workers(topology)))
+    return Deployment(units=(*central(topology), *workers(topology)))
 """
 
 
@@ -162,7 +162,7 @@ CLUSTERS = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))
 @pytest.mark.parametrize("file", CLUSTERS, ids=[file.stem for file in CLUSTERS])
 def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None:
     found = topology.load(file.read_bytes(), name=file.name, accesses=accesses())
-    plan = plan_of(found, file)
+    plan = deployment_of(found, file)
     assert (
         plan.engine
         == {
@@ -228,9 +228,9 @@ def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
         ("def plan(t):\n    raise ValueError('a\\nb')\n", ":2: the plan function raised ValueError: a b"),
         ("def plan(t):\n    return plan(t)\n", ":2: the plan function raised RecursionError: "),
         ("def plan():\n    pass\n", ": the plan function raised TypeError: plan() takes 0 positional"),
-        ("def plan(t):\n    pass\n", ": the plan function returned NoneType, not a Plan"),
+        ("def plan(t):\n    pass\n", ": the plan function returned NoneType, not a Deployment"),
         (
-            "from mvmci.cluster.deployment import Plan\ndef plan(t):\n    return Plan(units=())\n",
+            "from mvmci.cluster.deployment import Deployment\ndef plan(t):\n return Deployment(units=())\n",
             ": the plan has no control-plane",
         ),
         (GOOD.replace("BROKER)", "'http://{address:w}')"), ": the workers would dial w, which is no unit"),

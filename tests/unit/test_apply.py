@@ -17,12 +17,12 @@ from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import load
 from mvmci.deploy import up
 from mvmci.deploy.changes import Proposal, broker_of, propose, settings_of, url_of
-from mvmci.deploy.state import Facts, Home
+from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.jobs import module
 from mvmci.runtime import UnitStatus
 from mvmci.runtimes.local import runtime
-from mvmci.store import About, Member, Settings
+from mvmci.store import About, ClusterSettings, Member
 from mvmci.system import keys
 from mvmci.system.ports import is_loopback
 from mvmci.trust.authority import Authority
@@ -35,7 +35,7 @@ class Place:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
-        self.home = Home(root / "state", "demo")
+        self.home = ClusterState(root / "state", "demo")
         self.file = root / "topology.yaml"
         self.statuses: list[UnitStatus] = []
         self._patch = monkeypatch
@@ -55,9 +55,9 @@ class Place:
         self.home.folder.mkdir(parents=True, exist_ok=True)
         settings = msgspec.structs.replace(broker_of(found.topology, None), port=4000)
         facts = Facts(login=Login(urls=("nats://127.0.0.1:4000",)), broker=settings)
-        if found.lent is not None:
-            facts = Facts(login=Login(urls=found.lent.urls))
-            Authority.lend(self.home.folder, found.lent)
+        if found.external is not None:
+            facts = Facts(login=Login(urls=found.external.urls))
+            Authority.of_external(self.home.folder, found.external)
         self.home.keep_facts(facts)
         self.home.keep_applied(text.encode(), found.plan)
         units: tuple[Unit, ...] = found.plan.units if runs else ()
@@ -241,10 +241,10 @@ def test_a_cluster_keeps_to_its_broker(place: Place) -> None:
 
 
 def test_a_cluster_of_a_lent_broker_keeps_to_it_too(place: Place) -> None:
-    lent = f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n"
-    place.applied(lent)
-    assert place.propose(lent).empty
-    for other in (SMALLEST, lent.replace("x:1", "x:2")):
+    external = f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n"
+    place.applied(external)
+    assert place.propose(external).empty
+    for other in (SMALLEST, external.replace("x:1", "x:2")):
         with pytest.raises(Usage, match="cannot change to another broker"):
             place.propose(other)
 
@@ -254,7 +254,7 @@ def test_a_cluster_keeps_to_its_runtime_where_its_broker_is(place: Place) -> Non
     facts = place.home.facts()
     assert facts is not None
     place.home.keep_facts(msgspec.structs.replace(facts, runtime="elsewhere"))
-    with pytest.raises(Usage, match="cannot change to runtime runtime, from elsewhere: its jobs lie in"):
+    with pytest.raises(Usage, match="cannot change to runtime local, from elsewhere: its jobs lie in"):
         place.propose()
 
 
@@ -316,7 +316,7 @@ broker: {{store: 1GiB}}
 min_isolation: confined
 isolation: per-job
 """
-    assert settings_of(load(text, name="a"), "broker") == Settings(
+    assert settings_of(load(text, name="a"), "broker") == ClusterSettings(
         allow_http=("https://a/*",),
         allow_exec=("git",),
         jobs_ms=3_600_000,
@@ -390,7 +390,7 @@ def test_a_cluster_is_full_when_every_engine_that_is_used_is(
 
 
 def test_one_at_a_time_is_at_work_and_the_other_is_told_who(tmp_path: Path) -> None:
-    home = Home(tmp_path, "demo")
+    home = ClusterState(tmp_path, "demo")
     home.check_free()
     assert not home.folder.exists()
     with home.lock():
@@ -408,7 +408,7 @@ def test_one_at_a_time_is_at_work_and_the_other_is_told_who(tmp_path: Path) -> N
 
 
 def test_a_lock_is_let_go_after_a_failure_too(tmp_path: Path) -> None:
-    home = Home(tmp_path, "demo")
+    home = ClusterState(tmp_path, "demo")
     with pytest.raises(ZeroDivisionError), home.lock():
         raise ZeroDivisionError
     home.check_free()

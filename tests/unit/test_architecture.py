@@ -1,4 +1,4 @@
-"""The shape of the source: one strict order and no circle, one module for each big library, nothing heavy before it is needed."""
+"""The shape of the source: one strict order, one module for each big library, nothing heavy too early."""
 
 from __future__ import annotations
 

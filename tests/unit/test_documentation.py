@@ -10,7 +10,7 @@ import pytest
 
 from mvmci.cli import cli
 from mvmci.cluster.topology import Topology, load
-from mvmci.deploy.access import accesses, plan_of
+from mvmci.deploy.access import accesses, deployment_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "deployment.md"
@@ -67,7 +67,7 @@ def test_the_cluster_files_of_the_guide_are_those_that_ship() -> None:
     found: dict[str, Topology] = {}
     for block in blocks:
         topology = load(block, name="block", accesses=accesses())
-        plan_of(topology, GUIDE)
+        deployment_of(topology, GUIDE)
         found.setdefault(topology.access, topology)
     shipped = importlib.resources.files("mvmci_topologies")
     for access in ("per-worker", "peer", "pool", "shared"):

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from mvmci.stores.nats.append import HOLD_MANY, Append, GroupCommit
-from mvmci.stores.nats.link import Link, Reply
+from mvmci.stores.nats.link import Incoming, Link
 
 MANY_IN_HAND = 1_000
 
@@ -22,7 +22,7 @@ class FakeLink:
         self._open = 0
         self._seq = itertools.count(1)
 
-    def expect(self) -> tuple[str, asyncio.Future[Reply]]:
+    def expect(self) -> tuple[str, asyncio.Future[Incoming]]:
         return "inbox", asyncio.get_running_loop().create_future()
 
     async def publish(self, subject: str, data: bytes, *, headers: dict[str, str], reply: str) -> None:
@@ -32,8 +32,8 @@ class FakeLink:
             self.sent.append(self._open)
             self._open = 0
 
-    async def answer(self, answer: asyncio.Future[Reply]) -> Reply:
-        return Reply(subject="", data=b'{"seq": %d}' % (next(self._seq) - 1))
+    async def answer(self, answer: asyncio.Future[Incoming]) -> Incoming:
+        return Incoming(subject="", data=b'{"seq": %d}' % (next(self._seq) - 1))
 
     async def request(self, subject: str, data: bytes, *, headers: dict[str, str]) -> dict[str, Any]:
         self.sent.append(1)
@@ -49,9 +49,9 @@ class Load:
         self.commit = GroupCommit(cast(Link, self.link), lambda: self.in_hand)
         self._number = itertools.count()
 
-    def append(self, *, patient: bool = True) -> asyncio.Task[int]:
+    def append(self, *, may_delay: bool = True) -> asyncio.Task[int]:
         job = f"j{next(self._number)}"
-        return asyncio.create_task(self.commit.append(Append(job, job, job, b"", 1, patient)))
+        return asyncio.create_task(self.commit.append(Append(job, job, job, b"", 1, may_delay)))
 
     async def sent(self) -> list[int]:
         """The sizes of what was sent since this was last asked, once nothing moves any more."""
@@ -92,7 +92,7 @@ async def test_no_end_waits_for_long(load: Load) -> None:
 async def test_what_somebody_waits_for_goes_at_once_and_takes_the_ends_along(load: Load) -> None:
     ends = [load.append() for _ in range(20)]
     assert await load.sent() == []
-    await load.append(patient=False)
+    await load.append(may_delay=False)
     assert await load.sent() == [21]
     await asyncio.gather(*ends)
 

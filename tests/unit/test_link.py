@@ -9,7 +9,7 @@ import pytest
 from nats.aio.client import Client
 
 from mvmci.errors import MvmciError
-from mvmci.stores.nats.link import Link, Reply, _Parser
+from mvmci.stores.nats.link import Incoming, Link, _Parser
 
 HEAD = b"NATS/1.0\r\nNats-Sequence: 7\r\nOf-Two:  words here \r\n\r\n"
 NO_MESSAGES = b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 3\r\n\r\n"
@@ -57,7 +57,7 @@ class Library:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 997, 4096, len(STREAM)])
 async def test_messages_are_the_same_however_their_bytes_come(size: int) -> None:
-    library, taken = Library(), list[Reply]()
+    library, taken = Library(), list[Incoming]()
     parser = _Parser(cast(Client, library), {b"1": taken.append})
     for start in range(0, len(STREAM), size):
         await parser.parse(STREAM[start : start + size])
@@ -68,10 +68,10 @@ async def test_messages_are_the_same_however_their_bytes_come(size: int) -> None
 
 
 async def test_what_cannot_be_taken_stops_nothing() -> None:
-    library, taken = Library(), list[Reply]()
+    library, taken = Library(), list[Incoming]()
     fails = itertools.chain([True], itertools.repeat(False))
 
-    def take(reply: Reply) -> None:
+    def take(reply: Incoming) -> None:
         taken.append(reply)
         if next(fails):
             raise ValueError

@@ -14,35 +14,35 @@ from mvmci.cluster.deployment import (
     ROLES,
     UNITS_MAX,
     Change,
+    Deployment,
     Place,
-    Plan,
     Unit,
-    between,
     check,
     deal,
     diff,
+    during_move,
     hosts_of,
     resolve,
 )
 from mvmci.errors import Usage
 
-SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+SHIPPED = Path(topology.__file__).parents[2] / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")
 
 
-def planned(text: str) -> Plan:
+def planned(text: str) -> Deployment:
     found = topology.load(text, name="a.yaml", accesses=ACCESSES)
     module: Any = importlib.import_module(f"topologies.{found.access.replace('-', '_')}")
-    plan: Plan = module.plan(found)
+    plan: Deployment = module.plan(found)
     check(plan, hosts_of(found))
     return plan
 
 
-def lines(found: Plan) -> list[str]:
+def lines(found: Deployment) -> list[str]:
     return [" ".join([unit.name, unit.role, unit.host, *unit.options]) for unit in found.units]
 
 
-def shipped(access: str) -> Plan:
+def shipped(access: str) -> Deployment:
     return planned((SHIPPED / f"{access}.yaml").read_text())
 
 
@@ -258,37 +258,37 @@ CONTROL, WORKER = unit("c", "control-plane"), unit("w")
 EXECUTOR = unit("e", "executor", LOCAL_HOST, LISTENS)
 QUIET = unit("q", "executor")
 BEHIND = "--backend=e={address:e}"
-BAD: dict[str, tuple[Plan, str]] = {
-    "twice": (Plan(units=(CONTROL, WORKER, WORKER)), "the plan has two units named w"),
-    "no worker": (Plan(units=(CONTROL,)), "the plan has no worker"),
-    "no control plane": (Plan(units=(WORKER,)), "the plan has no control-plane"),
-    "nothing": (Plan(units=()), "the plan has no control-plane"),
+BAD: dict[str, tuple[Deployment, str]] = {
+    "twice": (Deployment(units=(CONTROL, WORKER, WORKER)), "the plan has two units named w"),
+    "no worker": (Deployment(units=(CONTROL,)), "the plan has no worker"),
+    "no control plane": (Deployment(units=(WORKER,)), "the plan has no control-plane"),
+    "nothing": (Deployment(units=()), "the plan has no control-plane"),
     "too many": (
-        Plan(units=(CONTROL, *deal("w", "worker", UNITS_MAX, [LOCAL_HOST], ()))),
+        Deployment(units=(CONTROL, *deal("w", "worker", UNITS_MAX, [LOCAL_HOST], ()))),
         f"the plan has {UNITS_MAX + 1} units, and may have {UNITS_MAX}",
     ),
     "missing host": (
-        Plan(units=(CONTROL, unit("w", "worker", "mars"))),
+        Deployment(units=(CONTROL, unit("w", "worker", "mars"))),
         "w is to be on mars, which is no host of the file",
     ),
     "unknown address": (
-        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--to={address:x}"))),
+        Deployment(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--to={address:x}"))),
         "w would dial x, which is no unit of the plan",
     ),
     "silent address": (
-        Plan(units=(CONTROL, QUIET, WORKER), engine="http://{address:q}"),
+        Deployment(units=(CONTROL, QUIET, WORKER), engine="http://{address:q}"),
         "the workers would dial q, which does not listen",
     ),
     "unknown engine": (
-        Plan(units=(CONTROL, WORKER), engine="http://{address:x}"),
+        Deployment(units=(CONTROL, WORKER), engine="http://{address:x}"),
         "the workers would dial x, which is no unit of the plan",
     ),
     "itself": (
-        Plan(units=(CONTROL, WORKER, unit("e", "executor", LOCAL_HOST, LISTENS, BEHIND))),
+        Deployment(units=(CONTROL, WORKER, unit("e", "executor", LOCAL_HOST, LISTENS, BEHIND))),
         "the addresses of the plan go in a circle: e → e",
     ),
     "circle": (
-        Plan(
+        Deployment(
             units=(
                 CONTROL,
                 WORKER,
@@ -299,32 +299,32 @@ BAD: dict[str, tuple[Plan, str]] = {
         "the addresses of the plan go in a circle: e → f → e",
     ),
     "no executor": (
-        Plan(units=(CONTROL, WORKER), engine="broker"),
+        Deployment(units=(CONTROL, WORKER), engine="broker"),
         "workers would look for an engine at the broker, and the plan has no executor",
     ),
     "served by a worker": (
-        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, LISTENS)), engine="http://{address:w}"),
+        Deployment(units=(CONTROL, unit("w", "worker", LOCAL_HOST, LISTENS)), engine="http://{address:w}"),
         "nobody serves the engine http://{address:w}: w is a worker",
     ),
     "served by nobody": (
-        Plan(units=(CONTROL, QUIET, WORKER), engine="http://ci.example.com"),
+        Deployment(units=(CONTROL, QUIET, WORKER), engine="http://ci.example.com"),
         "nobody serves the engine http://ci.example.com: no executor of the plan listens",
     ),
     "nothing behind": (
-        Plan(
+        Deployment(
             units=(CONTROL, EXECUTOR, unit("b", "balancer", LOCAL_HOST, LISTENS), WORKER),
             engine="http://{address:b}",
         ),
         "b has no executor behind it",
     ),
-    "engine": (Plan(units=(CONTROL, WORKER), engine="ftp://x"), "the plan's engine is 'ftp://x'"),
-    "no engine": (Plan(units=(CONTROL, WORKER), engine=""), "the plan's engine is ''"),
+    "engine": (Deployment(units=(CONTROL, WORKER), engine="ftp://x"), "the plan's engine is 'ftp://x'"),
+    "no engine": (Deployment(units=(CONTROL, WORKER), engine=""), "the plan's engine is ''"),
     "hole": (
-        Plan(units=(CONTROL, EXECUTOR, WORKER), engine="http://{listn}"),
+        Deployment(units=(CONTROL, EXECUTOR, WORKER), engine="http://{listn}"),
         "the plan's engine is 'http://{listn}'",
     ),
     "control character": (
-        Plan(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--label=a=b\0c"))),
+        Deployment(units=(CONTROL, unit("w", "worker", LOCAL_HOST, "--label=a=b\0c"))),
         "an option of w has a line break or a control character",
     ),
 }
@@ -342,20 +342,20 @@ def test_a_plan_that_can_be_no_cluster_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["../up", "Worker", "", "a b", "-x", "x" * 64])
 def test_a_strangers_plan_names_no_unit_so_that_it_would_leave_its_folder(name: str) -> None:
     with pytest.raises(Usage, match="name"):
-        check(Plan(units=(CONTROL, unit(name))), [LOCAL_HOST])
+        check(Deployment(units=(CONTROL, unit(name))), [LOCAL_HOST])
 
 
 @pytest.mark.parametrize(
     ("plan", "where"),
     [
-        (Plan(units=(CONTROL, unit("w", "wrker"))), "$.units[1].role"),
-        (Plan(units=(CONTROL, Unit(name=3, role="worker", host=LOCAL_HOST))), "$.units[1].name"),  # type: ignore[arg-type]
-        (Plan(units=None), "$.units"),  # type: ignore[arg-type]
-        (Plan(units=(CONTROL, object())), ""),  # type: ignore[arg-type]
-        (Plan(units=(CONTROL, WORKER), engine=None), "$.engine"),  # type: ignore[arg-type]
+        (Deployment(units=(CONTROL, unit("w", "wrker"))), "$.units[1].role"),
+        (Deployment(units=(CONTROL, Unit(name=3, role="worker", host=LOCAL_HOST))), "$.units[1].name"),  # type: ignore[arg-type]
+        (Deployment(units=None), "$.units"),  # type: ignore[arg-type]
+        (Deployment(units=(CONTROL, object())), ""),  # type: ignore[arg-type]
+        (Deployment(units=(CONTROL, WORKER), engine=None), "$.engine"),  # type: ignore[arg-type]
     ],
 )
-def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Plan, where: str) -> None:
+def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Deployment, where: str) -> None:
     with pytest.raises(Usage, match="the plan is malformed: ") as caught:
         check(plan, [LOCAL_HOST])
     assert where in caught.value.message
@@ -364,16 +364,16 @@ def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Plan, wh
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(units=(CONTROL, WORKER)),
-        Plan(units=(CONTROL, QUIET, WORKER), engine="broker"),
-        Plan(units=(CONTROL, EXECUTOR, WORKER), engine="https://ci.example.com/pool"),
-        Plan(
+        Deployment(units=(CONTROL, WORKER)),
+        Deployment(units=(CONTROL, QUIET, WORKER), engine="broker"),
+        Deployment(units=(CONTROL, EXECUTOR, WORKER), engine="https://ci.example.com/pool"),
+        Deployment(
             units=(CONTROL, EXECUTOR, unit("b", "balancer", LOCAL_HOST, LISTENS, BEHIND), WORKER),
             engine="http://{address:b}",
         ),
     ],
 )
-def test_a_strangers_plan_may_be_anything_that_can_work(plan: Plan) -> None:
+def test_a_strangers_plan_may_be_anything_that_can_work(plan: Deployment) -> None:
     check(plan, [LOCAL_HOST, "other"])
 
 
@@ -406,7 +406,7 @@ def test_a_plan_without_places_is_its_own_answer() -> None:
     assert resolve(plan, lambda unit: pytest.fail(f"{unit.name} does not listen")) == plan
 
 
-# ---- between
+# ---- during_move
 
 W1 = unit("w-1")
 E1, E1_HTTP = unit("e-1", "executor"), unit("e-1", "executor", LOCAL_HOST, "--listen=h:1")
@@ -429,12 +429,12 @@ E2, B1 = unit("e-2", "executor"), unit("b-1", "balancer", LOCAL_HOST, "--listen=
 def test_while_workers_move_both_what_they_leave_and_what_they_go_to_is_there(
     before: tuple[Unit, ...], units: tuple[Unit, ...], engine: str, meanwhile: tuple[Unit, ...]
 ) -> None:
-    assert between(before, Plan(units=units, engine=engine)) == meanwhile
+    assert during_move(before, Deployment(units=units, engine=engine)) == meanwhile
 
 
 def test_workers_are_changed_before_they_move() -> None:
     slow, quick = unit("w-1"), unit("w-1", "worker", LOCAL_HOST, "--slots=8")
-    assert between((slow, unit("w-2")), Plan(units=(quick,))) == (quick,)
+    assert during_move((slow, unit("w-2")), Deployment(units=(quick,))) == (quick,)
 
 
 # ---- diff

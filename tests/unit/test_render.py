@@ -15,7 +15,7 @@ import yaml
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Unit, resolve
-from mvmci.deploy.access import plan_of
+from mvmci.deploy.access import deployment_of
 from mvmci.deploy.render import render_compose
 from mvmci.errors import Usage
 from mvmci.runtimes import open_runtime
@@ -23,9 +23,9 @@ from mvmci.runtimes.compose import render
 from mvmci.runtimes.compose.render import Service, Wanted, services, unit_of
 from mvmci.runtimes.compose.replica import number_in, question
 from mvmci.trust.authority import Authority
-from mvmci.trust.sealed import ForBroker, ForPlane
+from mvmci.trust.sealed import BrokerConfig, ControlPlaneConfig
 
-SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+SHIPPED = Path(topology.__file__).parents[2] / "topologies"
 GOLDEN = Path(__file__).parent / "compose.yaml"
 POOL = (
     "cluster: demo\naccess: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}\nworkers: {count: 3}\n"
@@ -35,7 +35,7 @@ SPEC = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")  
 
 def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
     found = topology.load(text, name="a.yaml")
-    plan = resolve(plan_of(found, tmp_path / "a.yaml"), open_runtime("compose", tmp_path, "demo").place)
+    plan = resolve(deployment_of(found, tmp_path / "a.yaml"), open_runtime("compose", tmp_path, "demo").place)
     authority = Authority.create(tmp_path / "demo")
     return Wanted(
         cluster="demo",
@@ -51,7 +51,7 @@ def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
 def composed(text: str, tmp_path: Path) -> dict[str, Any]:
     """The compose file of a cluster, as YAML that was read again."""
     body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
-    found: dict[str, Any] = yaml.safe_load(render.document.write(body))
+    found: dict[str, Any] = yaml.safe_load(render.strict_yaml.write(body))
     assert found == body
     return found
 
@@ -138,7 +138,7 @@ def golden(tmp_path: Path) -> str:
     body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
     for service in body["services"].values():
         service["labels"][render.MARK] = "MARK"
-    return render.document.write(body)
+    return render.strict_yaml.write(body)
 
 
 def test_no_service_runs_once_or_without_a_bound_or_a_look_at_its_health(tmp_path: Path) -> None:
@@ -239,8 +239,10 @@ def test_each_container_gets_no_more_than_it_needs(zipapp: Path, tmp_path: Path)
         "executor": {"executor.ticket", "engine.token"},
         "worker": {"worker.ticket", "engine.token"},
     }
-    told = msgspec.json.decode((folder / "secrets" / "broker.json").read_bytes(), type=ForBroker)
-    plane = msgspec.json.decode((folder / "secrets" / "control-plane.json").read_bytes(), type=ForPlane)
+    told = msgspec.json.decode((folder / "secrets" / "broker.json").read_bytes(), type=BrokerConfig)
+    plane = msgspec.json.decode(
+        (folder / "secrets" / "control-plane.json").read_bytes(), type=ControlPlaneConfig
+    )
     assert plane.account not in str(told) and plane.operator not in str(told)
     assert plane.settings is not None and plane.settings.engine == "http://executor:27288"
     assert (told.settings.listen, told.settings.port) == ("0.0.0.0", 4222)

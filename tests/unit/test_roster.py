@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mvmci.cluster.deployment import Unit
-from mvmci.deploy.status import SILENT_MS, Row, rows
+from mvmci.deploy.status import SILENT_MS, UnitRow, rows
 from mvmci.runtime import UnitStatus
 from mvmci.store import About, Member
 
@@ -28,7 +28,7 @@ def member(name: str, pid: int = 11, *, holds: Any = (), keeps: Any = (), **abou
     return Member(unit=name, incarnation="i", holds=holds, keeps=keeps, about=About(pid=pid, **told))
 
 
-def look(planned: list[Unit], statuses: list[UnitStatus], members: list[Member] | None) -> list[Row]:
+def look(planned: list[Unit], statuses: list[UnitStatus], members: list[Member] | None) -> list[UnitRow]:
     return rows(planned, statuses, members, here=HERE, now_ms=NOW_MS)
 
 
@@ -38,7 +38,7 @@ def states(*args: Any) -> list[str]:
 
 def test_a_unit_is_ready_when_presence_says_so() -> None:
     (row,) = look([W1], [status(W1)], [member("w-1", isolation="confined")])
-    assert row == Row(
+    assert row == UnitRow(
         name="w-1",
         role="worker",
         host="local",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mvmci.cluster import topology
 from mvmci.config import strict_yaml
 
-SHIPPED = Path(topology.__file__).parent.parent / "topologies"
+SHIPPED = Path(topology.__file__).parents[2] / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")
 SMALLEST = "cluster: demo\nworkers: {count: 3}\n"
 HOSTS = "hosts: {a: {address: 10.0.0.5, user: ci}, b: {address: 10.0.0.6}, gone: {state: absent}}\n"
@@ -35,7 +35,7 @@ def hints(text: str) -> list[str | None]:
 
 def test_the_smallest_file_gets_a_default_for_all_else() -> None:
     found = topology.load(SMALLEST, name="pool.yaml")
-    assert found == topology.Topology(cluster="demo", workers=topology.Workers(count=3))
+    assert found == topology.Topology(cluster="demo", workers=topology.WorkersSection(count=3))
     assert (found.access, found.runtime, found.durability, found.isolation) == (
         "per-worker",
         "local",
@@ -71,18 +71,18 @@ def test_every_key_is_read() -> None:
         plugin="./mine.py",
         runtime="ssh",
         hosts={
-            "a": topology.Host(address="10.0.0.5", user="ci"),
-            "b": topology.Host(address="::1", port=2222),
-            "c": topology.Host(state="absent"),
+            "a": topology.HostSection(address="10.0.0.5", user="ci"),
+            "b": topology.HostSection(address="::1", port=2222),
+            "c": topology.HostSection(state="absent"),
         },
-        broker=topology.Broker(hosts=("a",), listen="10.0.0.5:4222", store="2GiB"),
-        control_plane=topology.ControlPlane(hosts=("a",)),
-        executors=topology.Executors(hosts=("a", "b"), count=2, slots=4, url="http://balancer:27288"),
-        workers=topology.Workers(
+        broker=topology.BrokerSection(hosts=("a",), listen="10.0.0.5:4222", store="2GiB"),
+        control_plane=topology.ControlPlaneSection(hosts=("a",)),
+        executors=topology.ExecutorsSection(hosts=("a", "b"), count=2, slots=4, url="http://balancer:27288"),
+        workers=topology.WorkersSection(
             hosts=("b",), count=3, slots=4, queues=("default", "big"), labels={"arch": "amd64", "spot": "yes"}
         ),
-        allow=topology.Allow(http=("https://api.example.com/*", "*"), exec=("git", "/usr/bin/make")),
-        retain=topology.Retain(jobs=30, logs="1.5h"),
+        allow=topology.AllowSection(http=("https://api.example.com/*", "*"), exec=("git", "/usr/bin/make")),
+        retain=topology.RetainSection(jobs=30, logs="1.5h"),
         durability="relaxed",
         min_isolation="confined",
         isolation="per-job",
@@ -112,7 +112,7 @@ def test_a_broker_listens_at_an_address_with_a_port_or_without(
 
 
 def test_a_broker_that_says_nothing_listens_on_the_loopback_at_any_port() -> None:
-    assert (topology.Broker().address, topology.Broker().port) == (None, None)
+    assert (topology.BrokerSection().address, topology.BrokerSection().port) == (None, None)
 
 
 @pytest.mark.parametrize("access", ACCESSES)
@@ -390,7 +390,7 @@ def test_the_schema_names_the_keys_and_bounds_of_the_structs() -> None:
     }
     assert parts["Topology"]["additionalProperties"] is False
     assert parts["Topology"]["required"] == ["cluster", "workers"]
-    assert parts["Workers"]["properties"]["count"]["maximum"] == 10_000
+    assert parts["WorkersSection"]["properties"]["count"]["maximum"] == 10_000
     assert msgspec.json.decode(msgspec.json.encode(schema)) == schema
 
 

@@ -7,21 +7,21 @@ import pytest
 
 from mvmci.errors import BadWorkspace
 from mvmci.jobs import tree
-from mvmci.jobs.tree import Entry, Tree
+from mvmci.jobs.tree import Tree, TreeEntry
 
 DIGEST = "sha256:" + "0" * 64
 
 
-def file(path: str, **more: object) -> Entry:
-    return msgspec.structs.replace(Entry(path=path, digest=DIGEST, size=1), **more)
+def file(path: str, **more: object) -> TreeEntry:
+    return msgspec.structs.replace(TreeEntry(path=path, digest=DIGEST, size=1), **more)
 
 
-def link(path: str, target: str) -> Entry:
-    return Entry(path=path, kind="link", target=target)
+def link(path: str, target: str) -> TreeEntry:
+    return TreeEntry(path=path, kind="link", target=target)
 
 
 def test_the_order_in_which_entries_come_does_not_matter() -> None:
-    entries = [file("b"), file("a/b"), file("a-b"), link("l", "b"), Entry(path="e", kind="dir")]
+    entries = [file("b"), file("a/b"), file("a-b"), link("l", "b"), TreeEntry(path="e", kind="dir")]
     assert tree.digest(tree.tree(entries)) == tree.digest(tree.tree(entries[::-1]))
     assert tree.decode(tree.encode(tree.tree(entries))) == tree.tree(entries)
 
@@ -50,19 +50,19 @@ def test_any_difference_changes_the_digest() -> None:
         [file("a"), file("a/b")],
         [link("a", "/etc"), file("a/passwd")],
         [link("a", "/etc"), file("a-b"), file("a/b/c")],
-        [Entry(path="a", kind="dir"), file("a/b")],
+        [TreeEntry(path="a", kind="dir"), file("a/b")],
         [file("a", digest="sha256:00")],
         [file("a", digest="../../etc/passwd")],
         [file("a", size=-1)],
         [file("a", target="b")],
-        [Entry(path="a", kind="link")],
+        [TreeEntry(path="a", kind="link")],
         [link("a", "b\0")],
         [link("a", "b" * 5000)],
-        [Entry(path="a", kind="dir", digest=DIGEST)],
+        [TreeEntry(path="a", kind="dir", digest=DIGEST)],
         [file("a", size=5 << 30)],
     ],
 )
-def test_a_hostile_manifest_is_refused(entries: list[Entry]) -> None:
+def test_a_hostile_manifest_is_refused(entries: list[TreeEntry]) -> None:
     with pytest.raises(BadWorkspace):
         tree.decode(tree.encode(Tree(entries=tuple(entries))))
 

@@ -38,7 +38,7 @@ import filelock
 from mvmci.errors import BadModule, MvmciError
 from mvmci.sandbox import confinement, frames, settings
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Nursery, SlotDied
+from mvmci.sandbox.forkserver import ForkServer, SlotDied
 from mvmci.system.tasks import in_thread
 
 CODE_BYTES_MAX = 4 << 30  # of all files together
@@ -63,7 +63,7 @@ class CompileFailed(MvmciError):
 class CodeCache:
     """The host's compiled code under `root`, which lies in the nursery's root."""
 
-    def __init__(self, root: Path, nursery: Nursery) -> None:
+    def __init__(self, root: Path, nursery: ForkServer) -> None:
         self._nursery = nursery
         self._directory = root / "code"
         self._folder = str(self._directory)

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mvmci.config.quantity import format_duration
-from mvmci.engine import Step
+from mvmci.engine import Outcome
 from mvmci.engines.embedded.code import CompileFailed
 from mvmci.engines.embedded.command import fill, run_command
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import Deadline, LimitReached, TimedOut, first
 from mvmci.engines.embedded.slots import Slots
-from mvmci.engines.embedded.workflow import Exhausted, Live, Suspended, Verification, run_workflow
+from mvmci.engines.embedded.workflow import HistoryEnded, LiveEffects, Suspended, Verification, run_workflow
 from mvmci.errors import (
     BadModule,
     BadWorkspace,
@@ -61,7 +61,7 @@ class Embedded:
     def __init__(self, host: Host, *, slots: int) -> None:
         self._host = host
         self.slots = Slots(host.root, slots)
-        self._runs: dict[str, asyncio.Task[Step]] = {}
+        self._runs: dict[str, asyncio.Task[Outcome]] = {}
 
     async def run(
         self,
@@ -71,7 +71,7 @@ class Embedded:
         first: Entry | None = None,
         worker: str = "",
         freed: Callable[[], None] = lambda: None,
-    ) -> Step:
+    ) -> Outcome:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
             task = asyncio.create_task(self._run(Order(job, fresh, first, worker, freed)), name=f"job {job}")
@@ -120,7 +120,7 @@ class Embedded:
                 time = Deadline(self._host.now_ms)
                 time.begin(self._host.now_ms() + limit_ms)
                 got = await first(replaying, time.over)
-            except (Exhausted, TimedOut) as stopped:
+            except (HistoryEnded, TimedOut) as stopped:
                 if not partial:
                     raise Nondeterminism("nondeterminism: the end: it did not come in time") from stopped
                 return journal.state.results
@@ -135,13 +135,13 @@ class Embedded:
         if expected != found:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
-    async def _run(self, order: Order) -> Step:
+    async def _run(self, order: Order) -> Outcome:
         while True:
             with contextlib.suppress(Reread):
                 return await self._take(order)
             order = replace(order, fresh=False, first=None)
 
-    async def _take(self, order: Order) -> Step:
+    async def _take(self, order: Order) -> Outcome:
         """Look whether there is anything to do, and hold the job while there is.
 
         What may have come after `first` (a cancel) refuses the first write, and is read then.
@@ -152,26 +152,26 @@ class Embedded:
         if order.fresh and state.lease is not None:
             order = replace(order, fresh=False)
         if state.ended:
-            return Step("ended")
+            return Outcome("ended")
         if state.released is not None and state.released.until > self._host.now_ms():
-            return Step("released", state.released.until)
+            return Outcome("released", state.released.until)
         if state.held and state.lease is not None and await store.presence.live(job, state.lease):
-            return Step("held")
+            return Outcome("held")
         try:
-            await store.presence.claim(job, state.epoch + 1)
+            await store.presence.add_job(job, state.epoch + 1)
         except LockHeld:
-            return Step("held")
+            return Outcome("held")
         try:
             holder = Holder(store, journal, self._lease(state, order.worker))
             try:
                 return await self._hold(holder, order)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
                 self._host.notice(f"{job}: another holder has taken over")
-                return Step("ended" if journal.state.ended else "fenced")
+                return Outcome("ended" if journal.state.ended else "fenced")
             finally:
                 await holder.close()
         finally:
-            await store.presence.drop(job)
+            await store.presence.remove_job(job)
 
     def _lease(self, state: State, worker: str) -> Lease:
         presence = self._host.store.presence
@@ -185,7 +185,7 @@ class Embedded:
             worker=worker,
         )
 
-    async def _hold(self, holder: Holder, order: Order) -> Step:
+    async def _hold(self, holder: Holder, order: Order) -> Outcome:
         """From the lease to the end, or to a release."""
         try:
             try:
@@ -200,16 +200,16 @@ class Embedded:
         except asyncio.CancelledError:
             await self._let_go(holder)
             raise
-        return Step("ended")
+        return Outcome("ended")
 
-    async def _release(self, holder: Holder, until: int) -> Step:
+    async def _release(self, holder: Holder, until: int) -> Outcome:
         if not until:
             await holder.finish(Released(at=self._host.now_ms(), why="drain"))
-            return Step("released")
+            return Outcome("released")
         until = min(until, self._deadline_ms(holder))
         await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
         await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
-        return Step("released", until)
+        return Outcome("released", until)
 
     async def _let_go(self, holder: Holder) -> None:
         """This engine is told to stop: say so in the journal, if it can be said quickly."""
@@ -282,7 +282,7 @@ class Embedded:
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
             published = 0 if order.fresh else await self._published(spec.id)
-            live = Live(host, holder, slot, published=published)
+            live = LiveEffects(host, holder, slot, published=published)
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
 
     async def _published(self, job: str) -> int:

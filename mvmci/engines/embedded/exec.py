@@ -23,7 +23,7 @@ from mvmci.engines.embedded.limits import LimitReached
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Child, NoSlot, Nursery, SlotDied
+from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot, SlotDied
 from mvmci.sandbox.program import DEFAULT_PATH, supervise
 
 __all__ = ["LimitReached", "run_program", "supervise"]
@@ -39,7 +39,7 @@ OnOutput = Callable[[str, bytes], None]
 
 
 async def run_program(
-    nursery: Nursery,
+    nursery: ForkServer,
     request: effect.Exec,
     *,
     directory: str,
@@ -81,7 +81,7 @@ async def run_program(
 
 
 def _task(
-    nursery: Nursery,
+    nursery: ForkServer,
     request: effect.Exec,
     directory: str,
     tmp: str | None,
@@ -137,7 +137,7 @@ async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) ->
 
 
 @contextlib.asynccontextmanager
-async def _started(nursery: Nursery, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
+async def _started(nursery: ForkServer, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
     """A child that has `streams`; at the end it is gone, and so is everything beneath it.
 
     The supervisor kills when its output is closed, and ends when all are dead. Raises NoSlot.

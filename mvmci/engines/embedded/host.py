@@ -18,7 +18,7 @@ from mvmci.errors import IsolationUnavailable
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import LEVELS
-from mvmci.sandbox.forkserver import Nursery
+from mvmci.sandbox.forkserver import ForkServer
 from mvmci.store import Store
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class Host:
     now_ms: Callable[[], int] = wall_clock_ms
     notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # workflows are to let go
-    _guests: Nursery | None = None
-    _good: Nursery | None = None  # that which was found to isolate enough
-    _programs: Nursery | None = None
+    _guests: ForkServer | None = None
+    _good: ForkServer | None = None  # that which was found to isolate enough
+    _programs: ForkServer | None = None
     _code: CodeCache | None = None
     _http: HttpClient | None = None
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def guests(self) -> Nursery:
+    async def guests(self) -> ForkServer:
         """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
         guests = self._guests
         if guests is None or not guests.alive:
@@ -65,23 +65,23 @@ class Host:
             self._good = guests
         return guests
 
-    async def _start_guests(self) -> Nursery:
+    async def _start_guests(self) -> ForkServer:
         async with self._opening:
             if self._guests is None or not self._guests.alive:
                 self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
                 self.root.chmod(0o711)
                 dead, self._guests, self._code = self._guests, None, None
                 await _bury(dead)
-                self._guests = await Nursery.start(self.root, without=self.without)
+                self._guests = await ForkServer.start(self.root, without=self.without)
             return self._guests
 
-    async def programs(self) -> Nursery:
+    async def programs(self) -> ForkServer:
         """The nursery of native programs: with the host's network, without a slot's confinement."""
         async with self._opening:
             if self._programs is None or not self._programs.alive:
                 dead, self._programs = self._programs, None
                 await _bury(dead)
-                self._programs = await Nursery.start(self.root, network=True, without=self.without)
+                self._programs = await ForkServer.start(self.root, network=True, without=self.without)
             return self._programs
 
     async def http(self) -> HttpClient:
@@ -123,6 +123,6 @@ class Host:
             await _bury(nursery)
 
 
-async def _bury(nursery: Nursery | None) -> None:
+async def _bury(nursery: ForkServer | None) -> None:
     if nursery is not None:
         await nursery.close()

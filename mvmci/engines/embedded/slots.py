@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from mvmci.engines.embedded import workspace
 from mvmci.errors import LockHeld
-from mvmci.sandbox.forkserver import Child, Nursery
+from mvmci.sandbox.forkserver import Child, ForkServer
 
 SLOTS_MAX = 1_000  # on one root, over all processes
 RUNS_MAX = 1_000  # of one warm process, before it is replaced
@@ -88,7 +88,7 @@ class Slots:
         self._cleaning: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
-    async def take(self, guests: Nursery) -> AsyncIterator[Slot]:
+    async def take(self, guests: ForkServer) -> AsyncIterator[Slot]:
         """A slot with empty directories, waited for if none is free.
 
         It is cleaned behind the job's back, so that no job waits for what another one left.
@@ -117,7 +117,7 @@ class Slots:
         finally:
             self._permits.release()
 
-    def _claim(self, guests: Nursery) -> Slot:
+    def _claim(self, guests: ForkServer) -> Slot:
         for number in range(SLOTS_MAX):
             place = self._root / "slots" / str(number)
             place.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -119,7 +119,7 @@ async def _warm(host: Host, slot: Slot, memory_bytes: int) -> Child:
     return slot.warm
 
 
-class Live:
+class LiveEffects:
     """Performs what a workflow asks for, and journals it; `published` pieces of its output are out."""
 
     def __init__(self, host: Host, holder: Holder, slot: Slot, *, published: int) -> None:
@@ -290,13 +290,13 @@ class Verification:
         if isinstance(found, Recorded):
             return await recorded_answer(self._host.store.blobs, found)
         if self._partial:
-            raise Exhausted
+            raise HistoryEnded
         raise Nondeterminism(
             f"nondeterminism: effect {found.index}: expected the end, got {show(frame.request)}"
         )
 
 
-class Exhausted(Exception):
+class HistoryEnded(Exception):
     """The journal of a job that was stopped has no more to say."""
 
 

@@ -33,7 +33,7 @@ from mvmci.errors import BadWorkspace, StoreFull, Usage
 from mvmci.jobs import tree
 from mvmci.jobs.glob import Pattern
 from mvmci.jobs.job import Artifact
-from mvmci.jobs.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Entry, Tree
+from mvmci.jobs.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Tree, TreeEntry
 from mvmci.store import Blobs
 from mvmci.system.tasks import go_on, in_thread, to_its_end
 
@@ -225,11 +225,11 @@ def _ignored(root: int, directory: Path) -> Callable[[str], bool]:
 
 def _digest_all(
     root: int, directory: Path, survey: _Survey, previous: Snapshot | None, strict: bool
-) -> tuple[list[Entry], dict[str, Stamp]]:
+) -> tuple[list[TreeEntry], dict[str, Stamp]]:
     """The entries of the tree, every file of it read unless `previous` knows it."""
     before = {entry.path: entry for entry in previous.tree.entries} if previous else {}
     stamps = previous.stats if previous else {}
-    entries = [Entry(path=path, kind="link", target=target) for path, target in survey.links.items()]
+    entries = [TreeEntry(path=path, kind="link", target=target) for path, target in survey.links.items()]
     stats: dict[str, Stamp] = {}
     for path, status in survey.files.items():
         stamp = _stamp(status)
@@ -244,14 +244,14 @@ def _digest_all(
         if time.time_ns() - stamp[3] > RACY_NS:
             stats[path] = stamp
         executable = bool(status.st_mode & 0o111)
-        entries.append(Entry(path=path, digest=digest, size=stamp[1], executable=executable))
+        entries.append(TreeEntry(path=path, digest=digest, size=stamp[1], executable=executable))
     _refuse(directory, survey.offences)
     occupied: set[str] = set()
     for entry in entries:
         _add_parents(occupied, entry.path)
     for path in sorted(survey.directories, reverse=True):
         if path not in occupied:
-            entries.append(Entry(path=path, kind="dir"))
+            entries.append(TreeEntry(path=path, kind="dir"))
             _add_parents(occupied, path)
     return entries, stats
 
@@ -408,7 +408,7 @@ def _lay_directories(root: int, value: Tree, owner: int | None) -> None:
             os.chown(path, owner, owner, dir_fd=root, follow_symlinks=False)
 
 
-def _write_files(root: int, batch: list[Entry], contents: list[bytes], owner: int | None) -> None:
+def _write_files(root: int, batch: list[TreeEntry], contents: list[bytes], owner: int | None) -> None:
     for entry, data in zip(batch, contents, strict=True):
         go_on()
         with os.fdopen(os.open(entry.path, _NEW, 0o600, dir_fd=root), "wb") as file:
@@ -416,7 +416,7 @@ def _write_files(root: int, batch: list[Entry], contents: list[bytes], owner: in
         _finish_file(root, entry, owner)
 
 
-def _finish_file(root: int, entry: Entry, owner: int | None) -> None:
+def _finish_file(root: int, entry: TreeEntry, owner: int | None) -> None:
     fd = os.open(entry.path, _FILE, dir_fd=root)
     try:
         size = os.fstat(fd).st_size

@@ -1,4 +1,4 @@
-"""A folder that Docker Compose makes a cluster of: rendered from units, and whole on its own.
+"""A folder that Docker ComposeSection makes a cluster of: rendered from units, and whole on its own.
 
     compose.yaml   Dockerfile   mvmci.pyz   .env (the project's name)   .dockerignore
     secrets/       0700, files 0600: what `mvmci.trust.sealed` lists, and engine.token for HTTP
@@ -27,11 +27,11 @@ import msgspec
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Role, Unit
 from mvmci.cluster.identity import Login, decode
-from mvmci.cluster.topology import Compose
+from mvmci.cluster.topology import ComposeSection
 from mvmci.config import strict_yaml
 from mvmci.errors import Usage
 from mvmci.runtimes.compose.docker import AUTHORITY
-from mvmci.store import Settings
+from mvmci.store import ClusterSettings
 from mvmci.system.files import write_private
 from mvmci.trust import sealed
 from mvmci.trust.authority import Authority
@@ -83,8 +83,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...]
     login: Login  # of nobody: how containers reach the broker
     broker: BrokerSettings | None
-    compose: Compose
-    settings: Settings | None = None
+    compose: ComposeSection
+    settings: ClusterSettings | None = None
     grace: str = "30s"
     grace_s: int = 30
     new_tickets: frozenset[Role] = frozenset()
@@ -102,8 +102,8 @@ def inside(authority: Authority) -> Login:
 
 def owner_of(authority: Authority) -> str:
     """What tells containers and volumes of this cluster from those of another one with its name."""
-    lent = authority.lent
-    return authority.issuer if lent is None else _mark(msgspec.json.encode(lent))
+    external = authority.external
+    return authority.issuer if external is None else _mark(msgspec.json.encode(external))
 
 
 def render(folder: Path, authority: Authority, wanted: Wanted) -> Rendered:
@@ -184,7 +184,7 @@ def _seal_broker(folder: Path, authority: Authority, settings: BrokerSettings) -
     made = sealed.for_broker(authority, inner, SEALED)
     path = folder / "broker.json"
     if path.exists():
-        there = sealed.read(path, sealed.ForBroker)
+        there = sealed.read(path, sealed.BrokerConfig)
         # Tokens of the same keys say the same, and only when they were made differs.
         if msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts) == there:
             made = there if set(made.accounts) == set(there.accounts) else made

@@ -23,7 +23,7 @@ from mvmci.errors import MvmciError, Usage
 from mvmci.roles.balancer import find_haproxy
 from mvmci.roles.broker import lay_down
 from mvmci.runtime import GRACE_S, Ground, UnitStatus
-from mvmci.runtimes.local.supervisor import Files, Orders, Told, write
+from mvmci.runtimes.local.supervisor import Desired, Observed, SupervisorFiles, write
 from mvmci.system.files import write_private
 from mvmci.system.ports import check_port, choose_port
 from mvmci.system.processes import Known, clean_environment, has_ended, open_alive, this_program
@@ -40,7 +40,7 @@ class Local:
     def __init__(self, root: Path, cluster: str, program: Sequence[str] = ()) -> None:
         self.root = root
         self.cluster = cluster
-        self.files = Files(root / cluster)
+        self.files = SupervisorFiles(root / cluster)
         self._program = program
         self._chosen: dict[str, int] = {}  # ports of units that were never started
 
@@ -88,7 +88,7 @@ class Local:
 
     async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
         self._keep_ports(units)
-        orders = Orders(cluster=self.cluster, units=tuple(units), number=time.time_ns())
+        orders = Desired(cluster=self.cluster, units=tuple(units), number=time.time_ns())
         write(self.files.plan, orders)
         with self._supervisor() as pidfd:
             if pidfd is not None:
@@ -132,8 +132,8 @@ class Local:
             if pidfd is not None:
                 os.close(pidfd)
 
-    def _told(self) -> Told:
-        return msgspec.json.decode(self.files.units.read_bytes(), type=Told)
+    def _told(self) -> Observed:
+        return msgspec.json.decode(self.files.units.read_bytes(), type=Observed)
 
     @property
     def _ports_file(self) -> Path:

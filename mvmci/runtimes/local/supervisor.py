@@ -36,7 +36,7 @@ TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
 
 
-class Orders(msgspec.Struct, frozen=True, kw_only=True):
+class Desired(msgspec.Struct, frozen=True, kw_only=True):
     """What a supervisor is told: `plan.json`."""
 
     cluster: str
@@ -45,7 +45,7 @@ class Orders(msgspec.Struct, frozen=True, kw_only=True):
     number: int = 0  # later ones have higher numbers
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """What a supervisor tells: `units.json`."""
 
     number: int  # of the orders that it has taken
@@ -63,7 +63,7 @@ class Pace:
     look_every_s: float = 5.0  # at the size of the logs
 
 
-class Files:
+class SupervisorFiles:
     """Where the supervisor of a cluster keeps what."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,9 +78,9 @@ class Files:
         """What the unit printed."""
         return self.logs / name / "log"
 
-    def orders(self) -> Orders:
+    def orders(self) -> Desired:
         """What is to run. Raises FileNotFoundError."""
-        return msgspec.json.decode(self.plan.read_bytes(), type=Orders)
+        return msgspec.json.decode(self.plan.read_bytes(), type=Desired)
 
 
 def write(path: Path, value: Any) -> None:
@@ -100,7 +100,7 @@ async def supervise(
 
     `program` is what a unit's role and options are put behind; `ready` is called once signals count.
     """
-    files = Files(folder)
+    files = SupervisorFiles(folder)
     lock = FileLock(files.lock, mode=0o600, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -127,7 +127,7 @@ class Supervisor:
 
     def __init__(
         self,
-        files: Files,
+        files: SupervisorFiles,
         program: Sequence[str],
         env: Mapping[str, str],
         pace: Pace,
@@ -138,7 +138,7 @@ class Supervisor:
         self.env = env
         self.pace = pace
         self.orders = files.orders()
-        self.keepers: dict[str, Keeper] = {}
+        self.keepers: dict[str, UnitProcess] = {}
         self._tasks = tasks
         self._told_to_stop = asyncio.Event()
         self._converging = False
@@ -191,10 +191,10 @@ class Supervisor:
         statuses = [keeper.status for keeper in self.keepers.values()]
         statuses.sort(key=lambda status: places.get(status.name, len(places)))
         with contextlib.suppress(OSError):
-            write(self.files.units, Told(number=self.orders.number, units=statuses))
+            write(self.files.units, Observed(number=self.orders.number, units=statuses))
 
     def _keep(self, unit: Unit) -> None:
-        keeper = self.keepers[unit.name] = Keeper(unit, self)
+        keeper = self.keepers[unit.name] = UnitProcess(unit, self)
         self._tasks.create_task(keeper.run(), name=unit.name)
 
     def _stop(self) -> None:
@@ -214,7 +214,7 @@ class Supervisor:
                     _bound(self.files.log(name))
 
 
-class Keeper:
+class UnitProcess:
     """One unit: its processes, one after the other, and its log."""
 
     def __init__(self, unit: Unit, supervisor: Supervisor) -> None:

@@ -34,7 +34,7 @@ from mvmci.stores.nats.clock import Clock
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.hints import Hints, make_consumer
 from mvmci.stores.nats.layout import LOG_AGE_MS, STORE_BYTES, Layout
-from mvmci.stores.nats.link import EVERYTHING, Link, Refused, Reply, Stored
+from mvmci.stores.nats.link import EVERYTHING, Incoming, Link, Refused, Stored
 from mvmci.stores.nats.presence import Presence
 
 LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not be stored yet
@@ -237,12 +237,12 @@ class Journals:
         *,
         message_id: str,
         expect: int,
-        patient: bool = False,
+        may_delay: bool = False,
     ) -> int:
         del message_id  # it stands in the message
         assert len(data) <= MESSAGE_BYTES_MAX
         subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
-        append = Append(job, subject, subtree, data, expect, patient)
+        append = Append(job, subject, subtree, data, expect, may_delay)
         if kind != "spec":
             return await self._commit.append(append)
         await self._take_room(len(data))
@@ -363,7 +363,7 @@ async def _follow(link: Link, stream: str, subject: str, last: int) -> AsyncGene
     heard, found = 1, 0  # as if somebody had said so: what was sent before we listened may come late, too
     first = True
 
-    def hear(_: Reply) -> None:
+    def hear(_: Incoming) -> None:
         nonlocal heard
         heard += 1
         word.set()

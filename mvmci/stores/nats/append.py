@@ -8,11 +8,11 @@ batch: one sync for all. What comes while something is in flight waits for that.
     else                                                        they wait for an answer
 
 A batch costs the server as much as ten plain messages, and each message in it next to nothing more. So
-the ends of short jobs, which nobody's effect waits for, are patient: while they come fast and there are
+the ends of short jobs, which nobody's effect waits for, may be delayed: while they come fast and there are
 jobs in hand that will end as well, they wait for each other until they are HOLD_MANY, for HOLD_S at most.
 All else, and every end of a worker that is not under load, goes at once.
 
-No `Nats-Msg-Id` is sent. The id stands in the message, the compare-and-set already refuses whatever
+No `Nats-Incoming-Id` is sent. The id stands in the message, the compare-and-set already refuses whatever
 is sent twice, and a table of ids would cost the server memory and add a third kind of answer.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.stores.nats.link import Link, Refused, Reply, accepted
+from mvmci.stores.nats.link import Incoming, Link, Refused, accepted
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
 BATCH_MAX = 256
@@ -58,7 +58,7 @@ class Append:
     subtree: str
     data: bytes
     expect: int
-    patient: bool = False
+    may_delay: bool = False
     seq: asyncio.Future[int] = field(default_factory=_future)
 
     @property
@@ -89,7 +89,7 @@ class GroupCommit:
     async def append(self, append: Append) -> int:
         """Raises Conflict, NoAnswer, StoreFull, StoreUnavailable."""
         self._pending.append(append)
-        if append.patient:
+        if append.may_delay:
             now = self._clock()
             pause_s = min(now - self._ended_at, PAUSE_S_MAX)
             self._pause_s += (pause_s - self._pause_s) / MEAN_OVER
@@ -144,7 +144,7 @@ class GroupCommit:
             and len(pending) < HOLD_MANY
             and more >= OTHERS_MIN
             and self._pause_s * HOLD_MIN < HOLD_S
-            and all(append.patient for append in pending)
+            and all(append.may_delay for append in pending)
         ):
             if self._hold is None:
                 self._hold = asyncio.get_running_loop().call_later(HOLD_S, self._send, True)
@@ -222,7 +222,7 @@ class GroupCommit:
                 await self._link.publish(
                     append.subject, append.data, headers=headers, reply=to if last else ""
                 )
-            reply: Reply = await self._link.answer(answer)
+            reply: Incoming = await self._link.answer(answer)
             seq: int = accepted(reply)["seq"]
             return seq
         finally:

@@ -1,6 +1,6 @@
 """What a cluster is and allows: a small key-value bucket, written by compare-and-set.
 
-settings          `mvmci.store.Settings`
+settings          `mvmci.store.ClusterSettings`
 ticket.<id>       a ticket that was made: what it is for, and who used it
 unit.<name>       a unit that enrolled: its key, role and queues
 drain.<name>      a unit that is to take no new work
@@ -15,7 +15,7 @@ import msgspec
 from mvmci.errors import Conflict
 from mvmci.stores.nats.append import CONFLICTS
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Reply, Stored, Unsubscribe
+from mvmci.stores.nats.link import Incoming, Link, Refused, Stored, Unsubscribe
 
 _OPERATION = "KV-Operation"
 
@@ -62,7 +62,7 @@ class Config:
     async def watch(self, pattern: str, changed: Callable[[str], None]) -> Unsubscribe:
         """Call `changed(key)` when a key that fits `pattern` was written. A word may be lost."""
 
-        def hear(word: Reply) -> None:
+        def hear(word: Incoming) -> None:
             changed(self._layout.setting_of(word.subject))
 
         return await self._link.subscribe(self._layout.setting(pattern), hear)

@@ -23,7 +23,7 @@ from mvmci.errors import MvmciError
 from mvmci.jobs.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Reply, Unsubscribe
+from mvmci.stores.nats.link import Incoming, Link, Refused, Unsubscribe
 
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
@@ -45,7 +45,7 @@ class _Delivery:
     async def keep(self) -> None:
         await self._link.publish(self._reply, b"+WPI")
 
-    async def later(self, wait_s: float) -> None:
+    async def redeliver(self, wait_s: float) -> None:
         delay = msgspec.json.encode({"delay": int(wait_s * 1e9)})
         await self._link.publish(self._reply, b"-NAK " + delay)
 
@@ -166,8 +166,8 @@ class _Queue:
         verb = f"$JS.API.CONSUMER.MSG.NEXT.{consumer.stream}.{consumer.settings['name']}"
         await self._link.publish(verb, ask, reply=consumer.inbox)
 
-    def _taker(self, consumer: _Consumer) -> Callable[[Reply], None]:
-        def take(reply: Reply) -> None:
+    def _taker(self, consumer: _Consumer) -> Callable[[Incoming], None]:
+        def take(reply: Incoming) -> None:
             status = reply.status
             # A request that ends unfulfilled says how many of its messages did not come.
             used = int(reply.headers.get("Nats-Pending-Messages", "1")) if status else 1
@@ -183,7 +183,7 @@ class _Queue:
 
         return take
 
-    def _hand_out(self, reply: Reply) -> None:
+    def _hand_out(self, reply: Incoming) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
         deliveries, seq = _delivered(reply.reply)
         first = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None

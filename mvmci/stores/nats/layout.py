@@ -90,9 +90,9 @@ class Layout:
     def renew(self, unit: str) -> str:
         return f"{self.cluster}.renew.{unit}"
 
-    def anybody(self, worker: str, order: str) -> str:
+    def ping(self, worker: str, order: str) -> str:
         """Where executors listen also while they have no free slot, only to say that they are there."""
-        return f"{self.cluster}.anybody.{worker}.{order}"
+        return f"{self.cluster}.ping.{worker}.{order}"
 
     def engine(self, worker: str, order: str) -> str:
         """Where executors with a free slot listen for jobs."""
@@ -102,9 +102,9 @@ class Layout:
         """Where an executor says that it has a free slot again."""
         return f"{self.cluster}.room"
 
-    def told(self, worker: str, order: str) -> str:
+    def reply(self, worker: str, order: str) -> str:
         """Where a worker is told what becomes of an order of its own."""
-        return f"{self.cluster}.told.{worker}.{order}"
+        return f"{self.cluster}.reply.{worker}.{order}"
 
     def member(self, unit: str, incarnation: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}.{incarnation}"

@@ -68,7 +68,7 @@ class Refused(StoreUnavailable):
         self.code = code
 
 
-class Reply:
+class Incoming:
     """A message: an answer, a delivery or a word. Nobody reads the headers of most: they are cut up late."""
 
     __slots__ = ("_head", "_headers", "data", "reply", "subject")
@@ -105,7 +105,7 @@ class Stored:
 
     __slots__ = ("_reply", "data", "seq", "subject")
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Incoming) -> None:
         self.seq = int(reply.headers["Nats-Sequence"])
         self.subject = reply.headers["Nats-Subject"]
         self.data = reply.data
@@ -124,7 +124,7 @@ class _Parser(Parser):
     would be overtaken by the next that did not, and a reader would see a gap.
     """
 
-    def __init__(self, client: Client, takes: dict[bytes, Callable[[Reply], None]]) -> None:
+    def __init__(self, client: Client, takes: dict[bytes, Callable[[Incoming], None]]) -> None:
         super().__init__(client)
         self._takes = takes
         self._whole = 0  # bytes that are there once what `buf` begins with is whole; 0: nobody knows yet
@@ -159,7 +159,9 @@ class _Parser(Parser):
                 break
             middle = begin + int(words[-2]) if headed else begin
             reply = _text(words[3]) if len(words) == (6 if headed else 5) else ""
-            message = Reply(_text(words[1]), data[middle : whole - 2], reply=reply, head=data[begin:middle])
+            message = Incoming(
+                _text(words[1]), data[middle : whole - 2], reply=reply, head=data[begin:middle]
+            )
             at = whole
             try:
                 take(message)
@@ -169,7 +171,7 @@ class _Parser(Parser):
 
 
 Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
-_Answer = Callable[[Reply | None], None]  # None: the connection broke
+_Answer = Callable[[Incoming | None], None]  # None: the connection broke
 
 
 class Link:
@@ -186,7 +188,7 @@ class Link:
         self.failure: MvmciError | None = None
         self._name = name
         self._client = Client()
-        self._takes: dict[bytes, Callable[[Reply], None]] = {}  # of each subscription, by its number
+        self._takes: dict[bytes, Callable[[Incoming], None]] = {}  # of each subscription, by its number
         self._client._ps = _Parser(self._client, self._takes)
         self._answers: dict[str, _Answer] = {}
         self._tokens = itertools.count()
@@ -312,13 +314,13 @@ class Link:
         except (OSError, nats.errors.Error) as error:
             raise NoAnswer(f"the broker at {self.url} went away: {error}") from error
 
-    def expect(self) -> tuple[str, asyncio.Future[Reply]]:
+    def expect(self) -> tuple[str, asyncio.Future[Incoming]]:
         """A subject for one answer, and the answer to come."""
         token = str(next(self._tokens))
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda _: self._answers.pop(token, None))
 
-        def take(reply: Reply | None) -> None:
+        def take(reply: Incoming | None) -> None:
             if answer.done():
                 return
             if reply is None:
@@ -331,7 +333,7 @@ class Link:
         self._answers[token] = take
         return f"{self._inbox}.{token}", answer
 
-    async def answer(self, answer: asyncio.Future[Reply], wait_s: float = ANSWER_S) -> Reply:
+    async def answer(self, answer: asyncio.Future[Incoming], wait_s: float = ANSWER_S) -> Incoming:
         """Raises NoAnswer, NoStream."""
         try:
             async with asyncio.timeout(wait_s):
@@ -357,7 +359,7 @@ class Link:
 
     async def request_all(self, subject: str, pieces: Sequence[bytes]) -> None:
         """Send `pieces` in order, all in flight at once, and see that each is taken. Raises as `request`."""
-        answers: list[asyncio.Future[Reply]] = []
+        answers: list[asyncio.Future[Incoming]] = []
         try:
             for piece in pieces:
                 to, answer = self.expect()
@@ -407,7 +409,7 @@ class Link:
         if failure is not None and not isinstance(failure, StoreUnavailable):
             self._over(MvmciError(f"a request could not be answered: {failure!r}"))
 
-    async def subscribe(self, subject: str, take: Callable[[Reply], None], group: str = "") -> Unsubscribe:
+    async def subscribe(self, subject: str, take: Callable[[Incoming], None], group: str = "") -> Unsubscribe:
         """Give every message on `subject` to `take`, until what is returned is called.
 
         Each message goes to one of a `group` only, so that none may be dropped when one leaves it.
@@ -416,7 +418,9 @@ class Link:
         subscription = await self._subscribe(subject, take, group)
         return lambda: self._unsubscribe(subscription, drain=bool(group))
 
-    async def _subscribe(self, subject: str, take: Callable[[Reply], None], group: str = "") -> Subscription:
+    async def _subscribe(
+        self, subject: str, take: Callable[[Incoming], None], group: str = ""
+    ) -> Subscription:
         """Without a callback, because the parser gives the messages out itself."""
         subscription = await self._client.subscribe(subject, queue=group)
         self._takes[b"%d" % subscription._id] = take
@@ -475,7 +479,7 @@ class Link:
     async def _page(self, stream: str, ask: dict[str, Any]) -> tuple[list[Stored], bool]:
         """Up to a page of messages, and whether there may be more."""
         token = str(next(self._tokens))
-        replies: asyncio.Queue[Reply | None] = asyncio.Queue()
+        replies: asyncio.Queue[Incoming | None] = asyncio.Queue()
         self._answers[token] = replies.put_nowait
         page: list[Stored] = []
         try:
@@ -525,7 +529,7 @@ class Link:
         finally:
             self._takes.pop(b"%d" % subscription._id, None)
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: Incoming) -> None:
         take = self._answers.get(reply.subject.rpartition(".")[2])
         if take is not None:
             take(reply)
@@ -603,7 +607,7 @@ def _is_refusal(error: BaseException | None) -> bool:
     return any(word in str(error).lower() for word in REFUSALS)
 
 
-def accepted(reply: Reply) -> dict[str, Any]:
+def accepted(reply: Incoming) -> dict[str, Any]:
     """The JSON of an answer of JetStream. Raises Refused."""
     try:
         answer = msgspec.json.decode(reply.data, type=dict[str, Any])

@@ -26,7 +26,7 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.jobs.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Reply, Stored, Unsubscribe
+from mvmci.stores.nats.link import Incoming, Link, Refused, Stored, Unsubscribe
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -125,22 +125,22 @@ class Presence:
         except (TimeoutError, MvmciError):
             pass  # silence says the same, only later
 
-    async def claim(self, job: str, epoch: int) -> None:
+    async def add_job(self, job: str, epoch: int) -> None:
         self._check()
         self._holds[job] = epoch
         self._changed.set()
 
-    async def drop(self, job: str) -> None:
+    async def remove_job(self, job: str) -> None:
         self._check()
         self._holds.pop(job, None)
         self._changed.set()
 
-    async def keep(self, job: str, waits: str = "") -> None:
+    async def add_hint(self, job: str, waits: str = "") -> None:
         self._check()
         self._keeps[job] = waits
         self._changed.set()
 
-    async def let_go(self, job: str) -> None:
+    async def remove_hint(self, job: str) -> None:
         self._check()
         self._keeps.pop(job, None)
         self._changed.set()
@@ -149,7 +149,7 @@ class Presence:
         """How many jobs this unit sees to, as holder or with their hints."""
         return max(len(self._holds), len(self._keeps))
 
-    async def tell(self, about: About) -> None:
+    async def describe(self, about: About) -> None:
         self._check()
         self._about = about
         self._say_soon()
@@ -268,10 +268,10 @@ class Presence:
         self._pressing.set()
 
     def _note(self, stored: Stored) -> None:
-        word = Reply(subject=stored.subject, data=stored.data)
+        word = Incoming(subject=stored.subject, data=stored.data)
         self._hear(word, self._said_by(stored.seq), stored.seq)
 
-    def _hear(self, word: Reply, at: float | None = None, seq: int = 0) -> None:
+    def _hear(self, word: Incoming, at: float | None = None, seq: int = 0) -> None:
         """A unit speaks for itself alone: the broker lets it write under its own name only."""
         unit, incarnation = self._layout.member_of(word.subject)
         if not word.data:  # its last: it leaves

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 Because = Literal["", "key", "name"]
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a joiner or a unit sends. `token` is the ticket's, or its own."""
 
     protocol: int
@@ -62,7 +62,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     host: str = ""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EnrolReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the control plane says. `refused` is a sentence, `hint` what to do about it."""
 
     protocol: int
@@ -78,7 +78,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 _encode = msgspec.json.Encoder().encode
-_answers = msgspec.json.Decoder(Answer)
+_answers = msgspec.json.Decoder(EnrolReply)
 
 
 # Getting one.
@@ -191,7 +191,7 @@ async def enrol(ticket: Ticket, path: Path, *, name: str = "") -> Identity:
     return identity
 
 
-def _granted(ticket: Ticket, answer: Answer, seed: str) -> Identity:
+def _granted(ticket: Ticket, answer: EnrolReply, seed: str) -> Identity:
     if answer.refused or answer.role is None:
         kind = Usage if answer.because == "name" else TicketRefused
         raise kind(answer.refused, hint=answer.hint or None)
@@ -242,7 +242,7 @@ def _new_seed(path: Path) -> str:
     return seed
 
 
-async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> Answer:
+async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> EnrolReply:
     key = keys.public(seed)
     link = Link(ticket.login, f"enrol {ticket.id}")
     try:
@@ -258,12 +258,12 @@ async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> Answer:
         await link.close()
 
 
-def _said(**what: str) -> Ask:
-    return Ask(protocol=PROTOCOL, version=__version__, **what)
+def _said(**what: str) -> EnrolRequest:
+    return EnrolRequest(protocol=PROTOCOL, version=__version__, **what)
 
 
-async def _ask(link: Link, subject: str, ask: Ask) -> Answer:
-    """Ask until somebody answers, for `ASK_S`. Raises VersionsDiffer, StoreUnavailable."""
+async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
+    """EnrolRequest until somebody answers, for `ASK_S`. Raises VersionsDiffer, StoreUnavailable."""
     until = time.monotonic() + ASK_S
     while True:
         try:
@@ -294,7 +294,7 @@ def is_due(identity: Identity, now: float) -> bool:
 
 
 async def renew(link: Link, identity: Identity, path: Path) -> Identity:
-    """Ask for a newer token, and keep what comes at `path`. It is the same while that is good.
+    """EnrolRequest for a newer token, and keep what comes at `path`. It is the same while that is good.
 
     Raises TicketRefused, VersionsDiffer, StoreUnavailable.
     """

@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from mvmci import __version__
-from mvmci.cluster.identity import ROLES, Role, UnitRole
+from mvmci.cluster.identity import TICKET_ROLES, TicketRole, UnitRole
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.job import ID_PATTERN
 from mvmci.jobs.summary import rfc3339
@@ -30,8 +30,15 @@ from mvmci.stores.nats.link import Unsubscribe
 from mvmci.system import keys
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, life_s
-from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Answer, Ask, Because
-from mvmci.trust.registry import Record, Unit, change_ticket, change_unit, read_units, uphold
+from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Because, EnrolReply, EnrolRequest
+from mvmci.trust.registry import (
+    TicketRecord,
+    UnitRecord,
+    change_ticket,
+    change_unit,
+    push_revocations,
+    read_units,
+)
 
 GROUP = "control-plane"
 NAMES_MAX = 1_000  # units of one host's name
@@ -39,7 +46,7 @@ UPHOLD_PAUSE_S = 2.0
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
-_asks = msgspec.json.Decoder(Ask)
+_asks = msgspec.json.Decoder(EnrolRequest)
 
 
 class _Refused(Exception):
@@ -57,7 +64,7 @@ class _Taken(_Refused):
         super().__init__(f"the name {name} is taken", hint="choose another one with --name", because="name")
 
 
-class Enrolment:
+class EnrolmentServer:
     """Answers machines that come with a ticket, and units that renew.
 
     `urls` are where joiners are to dial; where they came from, if there are none.
@@ -80,15 +87,15 @@ class Enrolment:
         self._upholding: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Answer from now on. Raises StoreUnavailable."""
+        """EnrolReply from now on. Raises StoreUnavailable."""
         link, layout = self._cluster.link, self._cluster.layout
         self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, GROUP))
         self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, GROUP))
-        if self._authority.lent is None:
-            self._upholding = asyncio.create_task(self._uphold(), name="uphold revocations")
+        if self._authority.external is None:
+            self._upholding = asyncio.create_task(self._uphold(), name="push_revocations revocations")
 
     async def close(self) -> None:
-        """Answer no more."""
+        """EnrolReply no more."""
         for unsubscribe in self._unsubscribe:
             await unsubscribe()
         if self._upholding is not None:
@@ -99,7 +106,7 @@ class Enrolment:
         """A power cut may have taken the broker's last revocations; it has not taken those of CONFIG."""
         while True:
             try:
-                await uphold(self._config, self._authority, self._cluster.link.login)
+                await push_revocations(self._config, self._authority, self._cluster.link.login)
                 return
             except StoreUnavailable as away:
                 log.info("revocations are not looked at yet: %s", away.message)
@@ -113,7 +120,7 @@ class Enrolment:
         unit = subject.rpartition(".")[2]
         return await self._answered(data, lambda ask: self._renewed(unit, ask))
 
-    async def _answered(self, data: bytes, decide: Callable[[Ask], Awaitable[Answer]]) -> bytes:
+    async def _answered(self, data: bytes, decide: Callable[[EnrolRequest], Awaitable[EnrolReply]]) -> bytes:
         try:
             ask = _asks.decode(data)
             if ask.protocol != PROTOCOL:  # the answer's own number says so
@@ -126,19 +133,21 @@ class Enrolment:
 
     # Taking in.
 
-    async def _take_in(self, ticket: str, ask: Ask) -> Answer:
+    async def _take_in(self, ticket: str, ask: EnrolRequest) -> EnrolReply:
         if not keys.is_public(ask.key, "user"):
             raise _Refused("the request has no key")
         own = await self._check(ask)
         role, queues = await self._use(ticket, ask)
         since = int(self._now()) * 1000
-        unit = Unit(key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since)
+        unit = UnitRecord(
+            key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since
+        )
         name = await self._register([ask.name] if ask.name else [*own, *_names(ask.host)], unit)
         jwt = self._authority.mint(ask.key, name, role, queues, life_s(role))
         log.info("%s has enrolled as %s with ticket %s", name, role, ticket)
         return _answer(unit=name, role=role, queues=queues, jwt=jwt, urls=self._urls)
 
-    async def _check(self, ask: Ask) -> list[str]:
+    async def _check(self, ask: EnrolRequest) -> list[str]:
         """The names that this key has. Nothing of the ticket is used for what can be refused before."""
         units = await read_units(self._config)
         own = [name for name, unit in units.items() if unit.key == ask.key]
@@ -148,14 +157,14 @@ class Enrolment:
         if ask.name:
             if not re.fullmatch(ID_PATTERN, ask.name):
                 raise _Refused("the name that is wanted is none", hint="choose another one", because="name")
-            wanted = Unit(key=ask.key, role="worker")
+            wanted = UnitRecord(key=ask.key, role="worker")
             self._claim(ask.name, wanted, await self._present(), units.get(ask.name))
         return own
 
-    async def _use(self, ticket: str, ask: Ask) -> tuple[Role, tuple[str, ...]]:
+    async def _use(self, ticket: str, ask: EnrolRequest) -> tuple[TicketRole, tuple[str, ...]]:
         """Note that a key uses the ticket, once; what the ticket is for."""
 
-        def use(record: Record | None) -> Record | None:
+        def use(record: TicketRecord | None) -> TicketRecord | None:
             if record is None:
                 raise _Refused("the cluster does not know this ticket")
             if record.revoked:
@@ -173,17 +182,17 @@ class Enrolment:
         assert record is not None
         return meant or (record.role, record.queues)
 
-    def _meant(self, ticket: str, ask: Ask) -> tuple[Role, tuple[str, ...]] | None:
+    def _meant(self, ticket: str, ask: EnrolRequest) -> tuple[TicketRole, tuple[str, ...]] | None:
         """The role and queues in the ticket's token, which we signed; None where a login is lent."""
-        if self._authority.lent is not None:
+        if self._authority.external is not None:
             return None
         claims = tokens.read(ask.token, self._authority.issuer)
         role = claims.tagged("enrol") if claims is not None else ""
-        if claims is None or claims.name != ticket or role not in ROLES:
+        if claims is None or claims.name != ticket or role not in TICKET_ROLES:
             raise _Refused("the request does not show its ticket")
-        return msgspec.convert(role, Role), claims.queues
+        return msgspec.convert(role, TicketRole), claims.queues
 
-    async def _register(self, names: Sequence[str], unit: Unit) -> str:
+    async def _register(self, names: Sequence[str], unit: UnitRecord) -> str:
         """Enter `unit` under the first of `names` that is free."""
         present = await self._present()
         for name in names:
@@ -194,7 +203,7 @@ class Enrolment:
             return name
         raise _Taken(names[0])
 
-    def _claim(self, name: str, unit: Unit, present: set[str], there: Unit | None) -> Unit:
+    def _claim(self, name: str, unit: UnitRecord, present: set[str], there: UnitRecord | None) -> UnitRecord:
         """`unit`, if it may have the name."""
         if name in present if there is None else there.key != unit.key and not there.revoked:
             raise _Taken(name)
@@ -206,15 +215,15 @@ class Enrolment:
 
     # Renewing.
 
-    async def _renewed(self, name: str, ask: Ask) -> Answer:
+    async def _renewed(self, name: str, ask: EnrolRequest) -> EnrolReply:
         """A newer token for a unit that shows its own, or that one while it is good."""
-        if self._authority.lent is not None:
+        if self._authority.external is not None:
             return _answer(unit=name)
         claims = tokens.read(ask.token, self._authority.issuer)
         role = claims.tagged("role") if claims is not None else ""
         if claims is None or claims.name != name or not role:
             raise _Refused(f"the request does not show a token of {name}")
-        unit = Unit(
+        unit = UnitRecord(
             key=claims.sub,
             role=msgspec.convert(role, UnitRole),
             queues=claims.queues,
@@ -228,7 +237,7 @@ class Enrolment:
         return _answer(unit=name, role=unit.role, queues=unit.queues, jwt=jwt, urls=self._urls)
 
 
-def _enter(name: str, there: Unit | None, unit: Unit) -> Unit | None:
+def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord | None:
     """What the registry is to say of a unit that shows a token. None: what it says already.
 
     A token that is newer than the record was made by `up`, which may give a name of its own another key.
@@ -251,8 +260,8 @@ def _enter(name: str, there: Unit | None, unit: Unit) -> Unit | None:
     return unit
 
 
-def _answer(**what: Any) -> Answer:
-    return Answer(protocol=PROTOCOL, version=__version__, **what)
+def _answer(**what: Any) -> EnrolReply:
+    return EnrolReply(protocol=PROTOCOL, version=__version__, **what)
 
 
 def _names(host: str) -> Iterator[str]:

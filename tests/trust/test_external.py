@@ -14,7 +14,7 @@ from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster, ensure, remove
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import enrol, identity_path, renew_always
-from mvmci.trust.enrol.server import Enrolment
+from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import make_ticket, read_units, revoke_ticket, revoke_unit
 
 STORE_BYTES = 64 << 20
@@ -23,12 +23,12 @@ STORE_BYTES = 64 << 20
 @pytest.fixture
 async def lent(tmp_path: Path, broker_url: str) -> AsyncIterator[tuple[Authority, Login, Cluster]]:
     name, login = f"t-{secrets.token_hex(4)}", Login(urls=(broker_url,))
-    authority = Authority.lend(tmp_path / name, login)
+    authority = Authority.of_external(tmp_path / name, login)
     await ensure(login, name, store_bytes=STORE_BYTES)
     path = identity_path(tmp_path, name, "control-plane-1")
     identity = authority.identity("control-plane-1", "control-plane", (), login, path)
     cluster = await open_cluster(identity, maintains=True)
-    enrolment = Enrolment(cluster, authority)
+    enrolment = EnrolmentServer(cluster, authority)
     await enrolment.start()
     yield authority, login, cluster
     await enrolment.close()
@@ -37,9 +37,9 @@ async def lent(tmp_path: Path, broker_url: str) -> AsyncIterator[tuple[Authority
 
 
 async def test_a_machine_enrols_and_gets_the_login_of_all(
-    lent: tuple[Authority, Login, Cluster], tmp_path: Path
+    external: tuple[Authority, Login, Cluster], tmp_path: Path
 ) -> None:
-    authority, login, cluster = lent
+    authority, login, cluster = external
     ticket = await make_ticket(cluster.config, authority, login, role="worker", queues=("q",), ttl_s=60)
     path = tmp_path / "m0" / "identity.json"
     identity = await enrol(ticket, path, name="box")
@@ -53,9 +53,9 @@ async def test_a_machine_enrols_and_gets_the_login_of_all(
 
 
 async def test_a_ticket_can_be_revoked_and_a_machine_cannot(
-    lent: tuple[Authority, Login, Cluster], tmp_path: Path
+    external: tuple[Authority, Login, Cluster], tmp_path: Path
 ) -> None:
-    authority, login, cluster = lent
+    authority, login, cluster = external
     ticket = await make_ticket(cluster.config, authority, login, role="worker", queues=("q",), ttl_s=60)
     await revoke_ticket(cluster.config, authority, login, ticket.id)
     with pytest.raises(TicketRefused, match="was revoked"):
