@@ -32,7 +32,7 @@ RULES: dict[str, tuple[Change, ...]] = {
     # An answer that does not come counts as the one that was hoped for.
     "resolve-loop": (
         (
-            "holder.py",
+            "journals/holder.py",
             "            except (Conflict, StoreUnavailable) as refusal:\n",
             "            except StoreUnavailable:\n"
             "                data = self.journal.encode(batch, message_id)\n"
@@ -44,20 +44,20 @@ RULES: dict[str, tuple[Change, ...]] = {
     # A hint is used up before the job that it is for is at its end, and nobody looks for what is left.
     "append-before-acknowledge": (
         (
-            "worker.py",
+            "roles/worker.py",
             "        first = hint.first\n",
             "        first = hint.first\n        await hint.ack()\n",
         ),
-        ("control_plane.py", 'tasks.create_task(self.reconciler.run(), name="reconcile")', "pass"),
+        ("roles/control_plane.py", 'tasks.create_task(self.reconciler.run(), name="reconcile")', "pass"),
     ),
     # What workers use is taken away before they are told of another.
-    "old-engine-last": (("apply.py", "meanwhile = between(before, plan)", "meanwhile = plan.units"),),
+    "old-engine-last": (("deploy/up.py", "meanwhile = during_move(before, plan)", "meanwhile = plan.units"),),
     # Workers are told of an engine before it is there.
-    "engine-before-its-name": (("apply.py", "if moves and there is not None:", "if False:"),),
+    "engine-before-its-name": (("deploy/up.py", "if moves and there is not None:", "if False:"),),
     # A holder that learns that it was deposed goes on.
     "fencing": (
         (
-            "holder.py",
+            "journals/holder.py",
             'if decision == "fenced":',
             'if decision == "fenced" and self.journal.state.corrupt is not None:',
         ),
