@@ -26,10 +26,9 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from mvmci.system import keys
 from mvmci.trust.enrol.client import renew
-from mvmci.trust.permissions import Grantee, describe, inbox, permissions
+from mvmci.trust.permissions import Grantee, inbox, permissions
 from tests.trust.conftest import CLUSTER, LONG_S, World
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
 LAYOUT = Layout(CLUSTER)
 ROLES: tuple[Grantee, ...] = (*(role for kind in get_args(Grantee) for role in get_args(kind)),)
 WORKER = permissions(LAYOUT, "worker", "worker-1", ["default"])
@@ -295,11 +294,6 @@ def test_a_list_is_never_empty_for_then_everything_would_be_allowed(role: Grante
     granted = permissions(LAYOUT, role, "u1", ["default"])
     assert granted.publish and granted.subscribe
     assert not {">", "*", "$JS.API.>", f"{CLUSTER}.>"} & {*granted.publish, *granted.subscribe}
-
-
-def test_the_list_in_the_readme_is_the_one_in_the_code() -> None:
-    text = README.read_text()
-    assert text.partition("<!-- permissions -->\n")[2].partition("\n<!-- /permissions -->")[0] == describe()
 
 
 # What each of them needs.

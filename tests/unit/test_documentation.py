@@ -1,8 +1,9 @@
-"""What README.md and docs/ name is there: tests, pictures, verbs, and cluster files that load."""
+"""What README.md and docs/ name is there: tests, paths, subjects, verbs, and cluster files that load."""
 
 from __future__ import annotations
 
 import importlib.resources
+import inspect
 import re
 from pathlib import Path
 
@@ -11,12 +12,16 @@ import pytest
 from mvmci.cli import cli
 from mvmci.cluster.topology import Topology, load
 from mvmci.deploy.access import accesses, deployment_of
+from mvmci.stores.nats.layout import Layout
+from mvmci.trust.permissions import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "deployment.md"
 EXAMPLE = re.compile(r"^    (?:\$ )?(?:.* && )?mvmci (.+?)(?: #.*| -- .*)?$", re.MULTILINE)
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RICH = PAGES[0], GUIDE  # in tests' names and in examples
+PATH = re.compile(r"`((?:mvmci|tests|docs|benchmarks|examples|topologies|packaging|requirements)/[^`\s]*)`")
+SUBJECT = re.compile(r"`(<cluster>\.[^`]+|\$KV\.[^`]+)`")
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+RICH = ROOT / "README.md", GUIDE  # in tests' names and in examples
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,40 @@ def test_each_file_and_each_heading_that_a_page_points_at_exists(page: Path) -> 
         there = page.parent / path if path else page
         assert "://" in target or there.exists(), target
         assert not heading or heading in _anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_path_that_a_page_names_exists(page: Path) -> None:
+    """`<name>` in a path stands for any one."""
+    for path in PATH.findall(page.read_text()):
+        assert list(ROOT.glob(re.sub(r"<[^>]*>", "*", path))), path
+
+
+def test_the_subjects_of_the_protocol_are_those_of_the_layout() -> None:
+    layout = Layout("cluster")
+    parts = {"job": "<id>", "queue": "<queue>", "kind": "<kind>", "unit": "<unit>", "worker": "<worker>"}
+    parts |= {"order": "<order>", "ticket": "<ticket>", "incarnation": "<incarnation>"}
+    named = set(SUBJECT.findall((ROOT / "docs" / "protocol.md").read_text())) - {"<cluster>.job.<id>.>"}
+    of_streams = ("message", "ready", "timer", "log", "member")
+    others = ("engine", "ping", "reply", "room", "enrol", "renew")
+    subjects = {layout.setting(">")}
+    for name in of_streams + others:
+        subject = getattr(layout, name)
+        wanted = list(inspect.signature(subject).parameters)
+        subjects.add(subject(*(parts[one] for one in wanted)))
+    assert named == {re.sub(r"\bcluster\b", "<cluster>", subject) for subject in subjects}
+
+
+def test_the_permissions_of_the_security_page_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "security.md").read_text()
+    assert text.partition("<!-- permissions -->\n")[2].partition("\n<!-- /permissions -->")[0] == describe()
+
+
+def test_each_section_that_the_code_refers_to_exists() -> None:
+    headings = re.findall(r"^## (\d+)\.", (ROOT / "docs" / "protocol.md").read_text(), re.MULTILINE)
+    for file in [*(ROOT / "mvmci").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for section in re.findall(r"docs/protocol\.md §(\d+)", file.read_text()):
+            assert section in headings, file
 
 
 def _anchors(page: Path) -> set[str]:
