@@ -20,6 +20,7 @@ from mvmci.errors import BadModule, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs import module
 from mvmci.jobs.module import Module
+from mvmci.system.files import private_opener
 
 JSON_BYTES_MAX = 16 << 20
 JSON_S = 60.0
@@ -111,7 +112,7 @@ async def _receive(request: web.Request, path: Path) -> str:
     if packed - PLAIN:
         raise Refused(415, "the module is encoded", hint="send its bytes as they are")
     name = module_name(part.filename or "")
-    with await asyncio.to_thread(open, path, "xb", opener=_private) as file:
+    with await asyncio.to_thread(open, path, "xb", opener=private_opener) as file:
         await _copy(part, file, name)
     async with asyncio.timeout(IDLE_S):
         if await form.next() is not None:
@@ -167,10 +168,6 @@ def draft(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _short(problem: BaseException) -> str:

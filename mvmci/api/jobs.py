@@ -21,7 +21,7 @@ from mvmci.api import answers, bodies
 from mvmci.api.answers import Refused
 from mvmci.config.quantity import format_duration, parse_duration
 from mvmci.errors import NotFound, NotYet, StoreFull, Usage
-from mvmci.jobs.job import check_id
+from mvmci.jobs.job import check_id, is_digest
 from mvmci.jobs.journal import Journal
 from mvmci.jobs.module import Module
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
@@ -38,11 +38,9 @@ WAIT_MS_MAX = 3_600_000
 WORKFLOW = "run"  # the one that a module has
 STREAMS = ("stdout", "stderr")
 
-_VERSION = re.compile(r"[0-9a-f]{64}")
-
 
 def _version(text: str) -> str:
-    if not _VERSION.fullmatch(text):
+    if not is_digest(f"sha256:{text}"):
         raise Usage(
             f"{ascii(text)[:80]} is no version", hint="it is the 64 digits that `deploy` answered with"
         )

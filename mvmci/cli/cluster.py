@@ -384,7 +384,8 @@ def topologies_verb(as_json: bool) -> int:
 def supervise_verb(cluster: str, attached: int | None, state: Path) -> int:
     """Keep the units of a cluster running: what `up` starts, and leaves behind."""
     from mvmci.runtimes.local.supervisor import supervise
-    from mvmci.system.processes import clean_environment, die_with, this_program
+    from mvmci.system.linux import die_with
+    from mvmci.system.processes import clean_environment, this_program
 
     if attached is not None:
         die_with(attached, signal.SIGTERM)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from pathlib import Path
 
 import click
@@ -89,12 +88,13 @@ def init_verb(directory: Path, access: str) -> int:
 def _topology(directory: Path, name: str) -> str:
     """The file that lies beside the access, for a cluster of the directory's name where that can be one."""
     from mvmci.deploy.access import find_access
+    from mvmci.jobs.job import is_id
 
     access = find_access(name)
     text = access.example
     if text is None:
         raise Usage(f"access {name} ({access.entry.value}) comes with no example of a cluster file")
     cluster = directory.resolve().name
-    if re.fullmatch("[a-z0-9][a-z0-9-]{0,62}", cluster):
+    if is_id(cluster):
         text = text.replace("cluster: demo\n", f"cluster: {cluster}\n")
     return text

@@ -23,6 +23,7 @@ from mvmci.config import quantity
 from mvmci.config.strict_yaml import INVALID, Node, Position, Problem, Problems, got, shown
 from mvmci.config.strict_yaml import compose as read
 from mvmci.jobs import allow
+from mvmci.jobs.job import ID_PATTERN
 
 PROBLEMS_MAX = 50
 STORE_BYTES_MIN = 64 << 20
@@ -33,14 +34,14 @@ MEMORY_BYTES_MIN = 128 << 20
 Id = Annotated[
     str,
     Meta(
-        pattern="^[a-z0-9][a-z0-9-]{0,62}$",
+        pattern=f"^{ID_PATTERN}$",
         description="a name of at most 63 small letters, digits and dashes",
     ),
 ]
 Access = Annotated[
     str,
     Meta(
-        pattern="^[a-z0-9][a-z0-9-]{0,62}$",
+        pattern=f"^{ID_PATTERN}$",
         description="the name of an access, for example pool",
         examples=["per-worker", "peer", "pool", "shared"],
     ),

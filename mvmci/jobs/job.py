@@ -15,6 +15,8 @@ from mvmci.errors import Usage
 
 ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
 _ID = re.compile(ID_PATTERN)
+DIGEST_PATTERN = r"sha256:[0-9a-f]{64}"  # of a blob
+_DIGEST = re.compile(DIGEST_PATTERN)
 Id = Annotated[str, msgspec.Meta(pattern=rf"\A{ID_PATTERN}\Z")]
 
 Kind = Literal["command", "workflow"]
@@ -60,9 +62,19 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     size: int
 
 
+def is_id(text: str) -> bool:
+    """Whether `text` may be the name of a job, a queue, a unit or a cluster."""
+    return _ID.fullmatch(text) is not None
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` may be the digest of a blob."""
+    return _DIGEST.fullmatch(text) is not None
+
+
 def check_id(text: str, what: str = "job id") -> str:
     """`text`, if it may be an id. Raises Usage."""
-    if not _ID.fullmatch(text):
+    if not is_id(text):
         raise Usage(
             f"{text[:80]!r} cannot be a {what}",
             hint="use 1 to 63 of a-z, 0-9 and -, beginning with a letter or a digit",

@@ -12,13 +12,13 @@ inside (`leaves` tells): whoever walks a directory does not follow links.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
 from mvmci.errors import BadWorkspace
+from mvmci.jobs.job import is_digest
 
 FILES_MAX = 50_000
 WORKSPACE_BYTES_MAX = 4 << 30
@@ -27,8 +27,6 @@ PATH_BYTES_MAX = 4000
 NAME_BYTES_MAX = 255
 LINK_HOPS_MAX = 40
 MANIFEST_BYTES_MAX = 64 << 20
-
-DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class TreeEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -172,7 +170,7 @@ def shown(path: str) -> str:
 def _check_entry(entry: TreeEntry) -> None:
     check_path(entry.path)
     is_file = entry.kind == "file"
-    if is_file != bool(DIGEST.fullmatch(entry.digest)) or entry.size < 0:
+    if is_file != is_digest(entry.digest) or entry.size < 0:
         raise _bad(entry.path, "has no valid digest or size")
     if not is_file and (entry.digest or entry.size or entry.executable):
         raise _bad(entry.path, "is not a file but has the properties of one")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mvmci.errors import Usage
+from mvmci.jobs.job import ID_PATTERN
 from mvmci.system.files import write_private
 
 PLACES = (os.defpath, "/usr/local/sbin", "/usr/sbin")  # where it may be beside PATH
@@ -31,8 +32,9 @@ resolvers system
     parse-resolv-conf
     hold valid 1s
 """
-_BACKEND = re.compile(r"([a-z0-9][a-z0-9-]{0,62})=([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
-_LISTEN = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})")
+_ADDRESS = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):([0-9]{1,5})"
+_BACKEND = re.compile(rf"({ID_PATTERN})=(?:{_ADDRESS})")
+_LISTEN = re.compile(_ADDRESS)
 
 
 def find_haproxy() -> str:

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +30,7 @@ from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Gu
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system.files import write_private
+from mvmci.system.linux import dying_with_us
 from mvmci.system.ports import check_port, is_loopback
 
 START_S = 10.0
@@ -42,8 +41,6 @@ MEMORY_BYTES = 256 << 20
 LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches and schedules
 FOLDER = "broker"
-PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 _settings = msgspec.json.Decoder(BrokerSettings)
@@ -216,7 +213,7 @@ class Broker:
         config = prepare(self.folder, self.settings, self.guard)
         with open(self.folder / "nats.log", "ab") as log:  # noqa: ASYNC230 (a local file)
             self.process = await asyncio.create_subprocess_exec(
-                find_server(), "-c", config, stdout=log, stderr=log, preexec_fn=_die_with(os.getpid())
+                find_server(), "-c", config, stdout=log, stderr=log, preexec_fn=dying_with_us()
             )
         try:
             ports = await self._ports(self.process)
@@ -344,15 +341,6 @@ def _check_sync(told: dict[str, Any]) -> None:
         raise StoreUnavailable(
             "nats-server does not sync every write", hint="it needs `sync_interval: always`"
         )
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    def before_exec() -> None:
-        _libc.prctl(PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was too late to be told
-            os._exit(1)
-
-    return before_exec
 
 
 def _quoted(value: object) -> str:

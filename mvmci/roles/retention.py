@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mvmci.errors import NotFound, StoreUnavailable
+from mvmci.jobs.job import DIGEST_PATTERN
 from mvmci.jobs.journal import Done, Entry, Result, Spec, records_of
 from mvmci.stores.nats import Cluster
 
@@ -28,7 +29,7 @@ SWEEP_EVERY_S = 6 * 3600.0
 BLOB_AGE_MS = 24 * 3600 * 1000
 
 log = logging.getLogger(__name__)
-_DIGEST = re.compile(rb"sha256:[0-9a-f]{64}")
+_DIGEST = re.compile(DIGEST_PATTERN.encode())
 
 
 @dataclass

@@ -35,13 +35,13 @@ import errno
 import os
 import platform
 import resource
-import signal
 import struct
 from typing import Literal
 
 import msgspec
 
-from mvmci.sandbox import wire
+from mvmci.system import linux
+from mvmci.system.linux import checked, libc
 
 LEVELS = ("process", "filtered", "confined", "isolated")
 LAYERS = frozenset({"uid", "landlock", "seccomp", "namespace"})  # those that tests may leave out
@@ -82,7 +82,8 @@ def confine(profile: Profile, *, parent: int, without: frozenset[str] = frozense
         os.setsid()
     if profile.uid is not None and "uid" not in without and _change_user(profile.uid):
         features.add("uid")
-    die_with(parent)
+    linux.die_with(parent)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)  # traced and inspected by nobody
     _forgo_privileges()
     if "landlock" not in without and _landlock(profile.readable, profile.writable):
         features.add("landlock")
@@ -94,38 +95,8 @@ def confine(profile: Profile, *, parent: int, without: frozenset[str] = frozense
 
 # ---- processes and rights
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
-PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
-CLONE_NEWNET, CLONE_NEWUSER = 0x40000000, 0x10000000
 CAPABILITY_VERSION = 0x20080522
-
-
-def _check(result: int, what: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-    return result
-
-
-def die_with(parent: int, *, dumpable: bool = False) -> None:
-    """Be killed when `parent` ends, at once if it has; be traced and inspected by nobody.
-
-    A process that has yet to enter a user namespace must stay `dumpable` to write its own maps.
-    """
-    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "PR_SET_PDEATHSIG")
-    _check(_libc.prctl(PR_SET_DUMPABLE, int(dumpable), 0, 0, 0), "PR_SET_DUMPABLE")
-    if os.getppid() != parent:
-        os._exit(wire.EXIT_ORPHANED)
-
-
-def no_new_privs() -> None:
-    """Gain no rights through any executable from here on."""
-    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
 
 
 def _change_user(uid: int) -> bool:
@@ -141,12 +112,12 @@ def _change_user(uid: int) -> bool:
 
 
 def _forgo_privileges() -> None:
-    no_new_privs()
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     capability = 0
-    while _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+    while libc.prctl(linux.PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
     header = struct.pack("Ii", CAPABILITY_VERSION, 0)
-    _check(_libc.syscall(_number("capset"), header, bytes(24)), "capset")
+    checked(libc.syscall(_number("capset"), header, bytes(24)), "capset")
 
 
 def _limit(profile: Profile, *, own_user: bool) -> None:
@@ -162,36 +133,13 @@ def _limit(profile: Profile, *, own_user: bool) -> None:
         limits[resource.RLIMIT_NPROC] = 0
     elif own_user:
         limits[resource.RLIMIT_NPROC] = THREADS_MAX
-    for name, value in limits.items():
-        hard = resource.getrlimit(name)[1]
-        most = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(name, (most, most))
+    linux.lower_limits(limits)
 
 
 def leave_network() -> bool:
-    """Move this process into an empty network namespace; False where the host does not allow it.
-
-    Without root it takes a user namespace, in which only the own uid and gid exist. It is tried in a
-    child first: a host may grant the namespaces and then refuse the mapping, and there is no way back.
-    """
-    trial = os.fork()
-    if trial == 0:
-        with contextlib.suppress(OSError):
-            os._exit(0 if _unshare_network() else 1)
-        os._exit(1)
-    return os.waitpid(trial, 0)[1] == 0 and _unshare_network()
-
-
-def _unshare_network() -> bool:
-    if os.geteuid() == 0 and _libc.unshare(CLONE_NEWNET) == 0:
-        return True
-    uid, gid = os.geteuid(), os.getegid()
-    if _libc.unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
-        return False
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
-    return True
+    """Move this process into an empty network namespace; False where the host does not allow it."""
+    as_root = os.geteuid() == 0 and linux.unshare(linux.CLONE_NEWNET)
+    return as_root or linux.unshare_as_user(linux.CLONE_NEWNET)
 
 
 # ---- Landlock
@@ -204,7 +152,7 @@ _OF_FILES = 0xC006  # the rights that a rule for a single file may hold
 
 
 def _landlock(readable: tuple[str, ...], writable: tuple[str, ...]) -> bool:
-    abi = int(_libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
+    abi = int(libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
     if abi < 1:
         return False
     handled = 0x1FFF | (0x2000 if abi >= 2 else 0) | (0x4000 if abi >= 3 else 0) | (0x8000 if abi >= 5 else 0)
@@ -212,11 +160,11 @@ def _landlock(readable: tuple[str, ...], writable: tuple[str, ...]) -> bool:
     scoped = 3 if abi >= 6 else 0  # abstract sockets and signals: none to outside
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     attributes = struct.pack("QQQ", handled, network, scoped)[:size]
-    rules = _check(_libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock")
+    rules = checked(libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0), "landlock")
     for paths, access in ((readable, _READ), (writable, handled & ~_NEVER)):
         for path in paths:
             _allow_beneath(rules, path, access)
-    _check(_libc.syscall(LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
+    checked(libc.syscall(LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
     os.close(rules)
     return True
 
@@ -225,7 +173,7 @@ def _allow_beneath(rules: int, path: str, access: int) -> None:
     directory = os.path.isdir(path)
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     rule = struct.pack("=Qi", access if directory else access & _OF_FILES, beneath)
-    _check(_libc.syscall(LANDLOCK_ADD, rules, 1, rule, 0), f"landlock rule for {path}")
+    checked(libc.syscall(LANDLOCK_ADD, rules, 1, rule, 0), f"landlock rule for {path}")
     os.close(beneath)
 
 
@@ -400,7 +348,7 @@ def _seccomp(threads: bool) -> bool:
     filter_ = ctypes.create_string_buffer(
         struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     )
-    result = _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0)
+    result = libc.prctl(linux.PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_), 0, 0)
     if result < 0 and ctypes.get_errno() == errno.EINVAL:  # a kernel built without filters
         return False
-    return _check(result, "seccomp") == 0
+    return checked(result, "seccomp") == 0

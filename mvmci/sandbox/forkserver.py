@@ -44,7 +44,6 @@ from mvmci.sandbox.zygote import main
 main(sys.argv[1])
 """
 _STATUS_SENTENCES = {
-    wire.EXIT_ORPHANED: "it had lost its parent",
     wire.EXIT_UNCONFINED: "it could not be confined",
     wire.EXIT_FAILED: "it failed",
     wire.EXIT_NO_CODE: "the compiled code was missing or was refused",

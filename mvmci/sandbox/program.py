@@ -19,7 +19,6 @@ behind. Nothing here hides the host's files from the program; that is what its u
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import resource
@@ -33,6 +32,8 @@ from typing import NoReturn
 import msgspec
 
 from mvmci.sandbox import frames
+from mvmci.system import linux
+from mvmci.system.linux import checked, libc
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 COUNT_INTERVAL_S = 0.05
@@ -44,12 +45,8 @@ REASON_BYTES_MAX = 4000
 HANDOVER_FD = 64  # streams wait at or above this one while they change places
 EXIT_FAILED = 72
 
-_CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x00020000, 0x10000000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 4, 36, 38
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Tree(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,31 +111,16 @@ def _follow(init: int, report: int, hold: int, stdout: int, tree: _Tree) -> fram
 
 def _isolate(uid: int | None, namespaces: bool) -> _Tree:
     """Put the children to come into a PID and a mount namespace of their own, if the host allows it."""
-    me, group = os.geteuid(), os.getegid()
+    me, flags = os.geteuid(), linux.CLONE_NEWPID | linux.CLONE_NEWNS
     if me == 0:
-        return _Tree(namespace=namespaces and _libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS) == 0)
+        return _Tree(namespace=namespaces and linux.unshare(flags))
     others = _threads_of(me)
     if not namespaces:
         return _Tree(namespace=False, others=others)
-    # In a child first: a host may grant the namespaces and then refuse the maps, and nothing leads back.
-    trial = os.fork()
-    if trial == 0:
-        with contextlib.suppress(OSError):
-            _enter_user_namespace(me, group)
-            os._exit(0)
-        os._exit(1)
-    entered = os.waitpid(trial, 0)[1] == 0
+    entered = linux.unshare_as_user(flags)
     if entered:
-        _enter_user_namespace(me, group)
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
     return _Tree(namespace=entered, others=others)
-
-
-def _enter_user_namespace(uid: int, gid: int) -> None:
-    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the maps below belong to root
-    _checked(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWPID | _CLONE_NEWNS), "unshare")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        Path(f"/proc/self/{name}").write_text(text)
-    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class _Init:
@@ -169,9 +151,9 @@ class _Init:
     def run(self) -> frames.Ended:
         """Until the program has ended, was stopped, or nobody wants it any more."""
         if self._tree.namespace:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         else:
-            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+            linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         number = os.read(self._lifeline, 16)
         if not number:
             os._exit(EXIT_FAILED)  # the supervisor is dead already
@@ -266,10 +248,8 @@ class _Init:
             os.setresgid(self._uid, self._uid, self._uid)
             os.setresuid(self._uid, self._uid, self._uid)
         os.umask(0o022)
-        _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of uid had reset it
-        if os.getppid() != parent:
-            os._exit(EXIT_FAILED)
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        linux.die_with(parent)  # a change of uid had reset it
         os.execvpe(self._task.argv[0], list(self._task.argv), self._env)  # noqa: S606 -- never through a shell
 
     def _limit(self) -> None:
@@ -278,17 +258,14 @@ class _Init:
         # user, and root has none.
         ours = self._task.processes_max * THREADS_PER_PROCESS + THREADS_BEYOND
         limits[resource.RLIMIT_NPROC] = self._tree.others + ours
-        for name, value in limits.items():
-            hard = resource.getrlimit(name)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(name, (value, value))
+        linux.lower_limits(limits)
 
     def _mount(self) -> bool:
         """A /proc of our own, and a way to the workspace; whether there is such a /proc."""
-        if _libc.mount(None, b"/", None, _MS_REC_PRIVATE, None) != 0:
+        if libc.mount(None, b"/", None, _MS_REC_PRIVATE, None) != 0:
             return False
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
-        private: bool = _libc.mount(b"proc", b"/proc", b"proc", flags, None) == 0
+        private: bool = libc.mount(b"proc", b"/proc", b"proc", flags, None) == 0
         if private and self._uid is not None and os.geteuid() == 0:
             self._open_the_way(self._uid)
         return private
@@ -309,10 +286,10 @@ class _Init:
             keep.append(temporary)
         fds = [os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) for path in keep]
         flags = _MS_NOSUID | _MS_NODEV
-        _checked(_libc.mount(b"tmpfs", os.fsencode(closed), b"tmpfs", flags, b"mode=755,size=1m"), closed)
+        checked(libc.mount(b"tmpfs", os.fsencode(closed), b"tmpfs", flags, b"mode=755,size=1m"), closed)
         for path, fd in zip(keep, fds, strict=True):
             os.makedirs(path, mode=0o755, exist_ok=True)
-            _checked(_libc.mount(b"/proc/self/fd/%d" % fd, os.fsencode(path), None, _MS_BIND, None), path)
+            checked(libc.mount(b"/proc/self/fd/%d" % fd, os.fsencode(path), None, _MS_BIND, None), path)
             os.close(fd)
 
     def _kill_descendants(self) -> None:
@@ -407,9 +384,3 @@ def _kill_all_of(uid: int) -> None:
         finally:
             os._exit(0)
     os.waitpid(killer, 0)
-
-
-def _checked(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), what)

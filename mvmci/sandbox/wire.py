@@ -10,7 +10,6 @@ import os
 from mvmci.sandbox import frames
 
 # How a child that could not say so in a frame tells its parent what went wrong.
-EXIT_ORPHANED = 70
 EXIT_UNCONFINED = 71
 EXIT_FAILED = 72
 EXIT_NO_CODE = 73

@@ -29,6 +29,7 @@ import msgspec
 
 from mvmci.sandbox import confinement, frames, settings, wire
 from mvmci.sandbox.confinement import Profile
+from mvmci.system import linux
 
 MESSAGE_BYTES_MAX = 64 << 10
 FDS_MAX = 8
@@ -91,8 +92,9 @@ def main(argument: str) -> NoReturn:
     probe = None if start.probe is None else _named(start.probe)
     slot.prepare()
     unshared = not start.network and "namespace" not in start.without and confinement.leave_network()
-    confinement.no_new_privs()
-    confinement.die_with(start.parent)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+    linux.die_with(start.parent)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
     gc.collect()
     gc.freeze()
     control.send(msgspec.json.encode(Ready(network=unshared)))
@@ -199,7 +201,8 @@ class _Nest:
             parent = self._pid
             _arrange(fds, inherit=profile.name == "command")
             if profile.name == "program":
-                confinement.die_with(parent, dumpable=True)
+                linux.die_with(parent)
+                linux.prctl(linux.PR_SET_DUMPABLE, 1)  # it has yet to write the maps of its namespace
                 self._run_program(profile)
             else:
                 status = wire.EXIT_UNCONFINED

@@ -27,8 +27,9 @@ from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from mvmci.jobs.tree import DIGEST
+from mvmci.jobs.job import is_digest
 from mvmci.store import Blobs, digest_of
+from mvmci.system.files import private_opener
 
 LOOK_SHARE = 16
 KEEP_PERCENT = 90  # of `bytes_max`, after a look that found too much
@@ -91,7 +92,7 @@ class CachedBlobs:
                 return False
             hashed = hashlib.sha256()
             try:
-                with open(to, "xb", opener=_private) as file:
+                with open(to, "xb", opener=private_opener) as file:
                     while piece := kept.read(COPY_BYTES):
                         hashed.update(piece)
                         file.write(piece)
@@ -134,7 +135,7 @@ class CachedBlobs:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.parent.mkdir(mode=0o700, exist_ok=True)
-            with open(draft, "xb", opener=_private) as file:
+            with open(draft, "xb", opener=private_opener) as file:
                 file.writelines(pieces)
             draft.rename(path)
         except OSError:
@@ -179,9 +180,5 @@ class CachedBlobs:
 
     def _path(self, digest: str) -> Path:
         """Where a blob lies; somewhere where nothing is for what cannot be a digest."""
-        name = digest.removeprefix("sha256:") if DIGEST.fullmatch(digest) else "none"
+        name = digest.removeprefix("sha256:") if is_digest(digest) else "none"
         return self._folder / name[:2] / name
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

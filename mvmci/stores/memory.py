@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import itertools
 import os
-import re
 import secrets
 import threading
 import time
@@ -42,15 +40,16 @@ import msgspec
 from filelock import FileLock, Timeout
 
 from mvmci.errors import Conflict, LockHeld, NotFound, StoreFull, StoreUnavailable, Usage
+from mvmci.jobs.job import is_digest
 from mvmci.jobs.journal import Entry, Lease, MessageKind
 from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
+from mvmci.system import linux
+from mvmci.system.files import private_opener
 
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a file that another process may be writing
 COPY_BYTES = 1 << 20
 PROBE_S = 0.3  # somebody who only asks whether a job is held has its lock for a moment
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
@@ -423,7 +422,7 @@ class _Blobs:
             self._unsynced = False
             fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                if _libc.syncfs(fd) != 0:
+                if linux.libc.syncfs(fd) != 0:
                     self._unsynced = True
                     raise StoreUnavailable(f"{self._folder} cannot be synced")
             finally:
@@ -438,7 +437,7 @@ class _Blobs:
 
     def _path(self, digest: str) -> Path:
         assert self._folder is not None
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise _no_blob(digest)
         return self._folder / digest[7:9] / digest[7:]
 
@@ -499,7 +498,7 @@ def _hashing(hashed: hashlib._Hash, pieces: Iterable[bytes]) -> Iterator[bytes]:
 def _write_all(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file, whole or not at all."""
     try:
-        with open(path, "xb", opener=_private) as file:
+        with open(path, "xb", opener=private_opener) as file:
             for piece in pieces:
                 file.write(piece)
     except FileExistsError:
@@ -510,10 +509,6 @@ def _write_all(path: Path, pieces: Iterable[bytes]) -> None:
     except NotFound:
         path.unlink(missing_ok=True)
         raise
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 class _Presence:

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def private_opener(path: str, flags: int) -> int:
+    """An `opener` for `open`: a file that it makes can be read by us alone."""
+    return os.open(path, flags, 0o600)
+
+
 def write_private(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Put `data` at `path`, 0600: readers see all of it, or what was there before.
 
@@ -15,7 +20,7 @@ def write_private(path: Path, data: bytes, *, synced: bool = True) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(part, "wb", opener=private_opener) as file:
             file.write(data)
             file.flush()
             if synced:

@@ -1,4 +1,4 @@
-"""Processes that other processes know by a file: who a number meant, and who dies with whom.
+"""Processes that other processes know by a file: whom a number means, and how we are started again.
 
 A process id is used again. With its start time beside it, it means one process for ever; a signal goes
 through a pidfd, which was compared with that time after it was opened.
@@ -6,21 +6,18 @@ through a pidfd, which was compared with that time after it was opened.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 import mvmci
 
-PR_SET_PDEATHSIG = 1
 KEPT = ("MVMCI_LOG",)  # how much units say
-_libc = ctypes.CDLL(None, use_errno=True)
 _START_TIME = 19  # of the fields of /proc/<pid>/stat behind the command's name
 
 
@@ -63,19 +60,6 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     return int(stat.rpartition(")")[2].split()[_START_TIME])
-
-
-def die_with(parent: int, signum: int) -> None:
-    """Have the kernel send us `signum` when our parent dies; at once if it already has."""
-    _libc.prctl(PR_SET_PDEATHSIG, signum, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signum)
-
-
-def dying_with_us(signum: int) -> Callable[[], None]:
-    """What a child does between fork and exec, so that it does not outlive us."""
-    parent = os.getpid()
-    return lambda: die_with(parent, signum)
 
 
 def this_program() -> list[str]:

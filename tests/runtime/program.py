@@ -46,7 +46,8 @@ def supervisor(root: Path, args: argparse.Namespace) -> None:
     import asyncio  # a unit starts sooner without
 
     from mvmci.runtimes.local.supervisor import Pace, supervise
-    from mvmci.system.processes import clean_environment, die_with
+    from mvmci.system.linux import die_with
+    from mvmci.system.processes import clean_environment
 
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)

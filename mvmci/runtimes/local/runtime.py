@@ -24,7 +24,7 @@ from mvmci.roles.balancer import find_haproxy
 from mvmci.roles.broker import lay_down
 from mvmci.runtime import GRACE_S, Ground, UnitStatus
 from mvmci.runtimes.local.supervisor import Desired, Observed, SupervisorFiles, write
-from mvmci.system.files import write_private
+from mvmci.system.files import private_opener, write_private
 from mvmci.system.ports import check_port, choose_port
 from mvmci.system.processes import Known, clean_environment, has_ended, open_alive, this_program
 
@@ -165,7 +165,7 @@ class Local:
         command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
         command += ["--attached", str(os.getpid())] if attached else []
         log = self.files.folder / "supervisor.log"
-        with open(log, "wb", opener=_private) as stderr:  # noqa: ASYNC230 (a local file)
+        with open(log, "wb", opener=private_opener) as stderr:  # noqa: ASYNC230 (a local file)
             # By this very thread: with `--attached`, the supervisor ends when the thread that made it does.
             process = subprocess.Popen(  # noqa: ASYNC220 (it stays)
                 command,
@@ -213,7 +213,3 @@ async def _wait(pidfd: int) -> None:
         await ended.wait()
     finally:
         loop.remove_reader(pidfd)
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)

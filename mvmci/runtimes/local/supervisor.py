@@ -28,8 +28,9 @@ from filelock import FileLock, Timeout
 from mvmci.cluster.deployment import ROLES, Unit, diff
 from mvmci.errors import EXIT_REFUSED, LockHeld
 from mvmci.runtime import GRACE_S, UnitStatus
-from mvmci.system.files import sweep, write_private
-from mvmci.system.processes import dying_with_us, this_process
+from mvmci.system.files import private_opener, sweep, write_private
+from mvmci.system.linux import dying_with_us
+from mvmci.system.processes import this_process
 
 LOG_BYTES_MAX = 16 << 20
 TAIL_BYTES = 4096
@@ -288,7 +289,7 @@ class UnitProcess:
         name = [] if unit.role == "broker" else ["--name", unit.name]
         command = [*supervisor.program, unit.role, "--cluster", supervisor.orders.cluster, *name]
         self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(self._log, "ab", opener=_private) as log:
+        with open(self._log, "ab", opener=private_opener) as log:
             self._printed_before = log.tell()
             return subprocess.Popen(
                 [*command, *unit.options],
@@ -297,7 +298,7 @@ class UnitProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=dying_with_us(signal.SIGKILL),
+                preexec_fn=dying_with_us(),
             )
 
     async def _end(self, process: subprocess.Popen[bytes]) -> None:
@@ -344,7 +345,7 @@ class UnitProcess:
 
     def _note(self, text: str) -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with contextlib.suppress(OSError), open(self._log, "ab", opener=_private) as log:
+        with contextlib.suppress(OSError), open(self._log, "ab", opener=private_opener) as log:
             log.write(f"{now} {text}\n".encode())
 
     def _last_words(self) -> str:
@@ -378,7 +379,3 @@ def _bound(log: Path) -> None:
         shutil.copy2(log, log.with_name("log.1"))
     finally:
         os.truncate(log, 0)
-
-
-def _private(name: str, flags: int) -> int:
-    return os.open(name, flags, 0o600)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import os
 import secrets
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from mvmci.errors import NotFound, StoreFull
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import LASTS_MAX, Link, Refused, Stored
+from mvmci.system.files import private_opener
 
 CHUNK_BYTES = 128 << 10
 CHUNKS_IN_FLIGHT = 16
@@ -100,7 +100,7 @@ class Blobs:
         return b"".join([piece async for piece in self._pieces(digest)])
 
     async def fetch(self, digest: str, to: Path) -> None:
-        file = await asyncio.to_thread(open, to, "xb", opener=_private)
+        file = await asyncio.to_thread(open, to, "xb", opener=private_opener)
         try:
             with file:
                 async for piece in self._pieces(digest):
@@ -258,7 +258,3 @@ def _groups(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
 def _hash_file(path: Path) -> str:
     with open(path, "rb") as file:
         return _name(hashlib.file_digest(file, "sha256"))
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

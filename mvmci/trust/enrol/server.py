@@ -23,7 +23,7 @@ import msgspec
 from mvmci import __version__
 from mvmci.cluster.identity import TICKET_ROLES, TicketRole, UnitRole
 from mvmci.errors import StoreUnavailable
-from mvmci.jobs.job import ID_PATTERN
+from mvmci.jobs.job import is_id
 from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.link import Unsubscribe
@@ -155,7 +155,7 @@ class EnrolmentServer:
             if units[name].revoked:
                 raise _Refused(f"{name} was revoked", because="key")
         if ask.name:
-            if not re.fullmatch(ID_PATTERN, ask.name):
+            if not is_id(ask.name):
                 raise _Refused("the name that is wanted is none", hint="choose another one", because="name")
             wanted = UnitRecord(key=ask.key, role="worker")
             self._claim(ask.name, wanted, await self._present(), units.get(ask.name))
