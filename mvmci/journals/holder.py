@@ -12,6 +12,7 @@ and what follows a record leaves it only after that record is on disk:
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections import deque
@@ -45,6 +46,8 @@ WAITING_MAX = 64  # records
 GIVE_UP_S = 60.0
 LOOK_EVERY_S = 1.0
 STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
+
+log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
@@ -242,10 +245,22 @@ class Holder:
         return news
 
     def _landed(self, records: Iterable[AnyRecord]) -> None:
-        for record in records:
-            if record in self._unwritten:
-                self._unwritten.remove(record)
-                self._durable += 1
+        written = [record for record in records if record in self._unwritten]
+        for record in written:
+            self._unwritten.remove(record)
+        self._durable += len(written)
+        if written:
+            self._log(written)
+
+    def _log(self, written: Sequence[AnyRecord]) -> None:
+        """A line when a job begins, and one when it ends; only the second where both are one message."""
+        job, last, attempt = self.journal.job, written[-1], self.journal.state.attempts
+        if isinstance(last, Done | Released):
+            how = last.status if isinstance(last, Done) else f"released ({last.why})"
+            log.info("job %s %s in %.2f s (attempt %d)", job, how, (last.at - self.lease.at) / 1000, attempt)
+        elif written[0] == self.lease:
+            how = "resumed" if self.lease.why == "resumed" else "began"
+            log.info("job %s %s (attempt %d)", job, how, attempt)
 
     async def _read_on(self, give_up: float) -> list[Message]:
         """Absorb everything after the tail, and return it."""
