@@ -2,7 +2,8 @@
 
     ./just bench                  everything, about ten minutes
     ./just bench --quick          the same in under three minutes, for a look
-    ./just bench --write          and put the tables and the picture into the README
+    ./just bench --write          and put tables and picture into docs/figures.md, what has a target
+                                  into the README
     ./just bench accesses         the four ways to an engine; with --write, into docs/deployment.md
     ./just bench growth [--long]  what becomes slower when there is more of something; with --write,
                                   into docs/growth.md
@@ -32,6 +33,7 @@ from benchmarks.program import Cluster
 
 Result = tuple[str, dict[str, Any]]  # as Markdown, and the raw figures
 PICTURE = Path("benchmarks") / "bench.svg"
+FIGURES = Path("docs") / "figures.md"
 GUIDE = Path("docs") / "deployment.md"
 GROWTH = Path("docs") / "growth.md"
 
@@ -98,10 +100,11 @@ def everything(folder: Path, scale: Scale, facts: dict[str, Any], command: str, 
     outcomes = compare.compare(folder, list(PEERS), scale.compare)
     if outcomes["mvmci"].missing:
         raise RuntimeError(outcomes["mvmci"].missing)
-    text = report.markdown(lines, outcomes, facts, command, str(PICTURE))
+    text = report.markdown(lines, outcomes, facts, command, str(".." / PICTURE))
     if write:
         (ROOT / PICTURE).write_text(picture.draw(outcomes))
-        report.put_into(ROOT / "README.md", text)
+        report.put_into(ROOT / FIGURES, text)
+        report.put_into(ROOT / "README.md", report.promises(lines, outcomes, facts, command))
     return text, {"lines": lines, "peers": outcomes}
 
 

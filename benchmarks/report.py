@@ -1,4 +1,4 @@
-"""What was measured, as Markdown for the README; on what, and how."""
+"""What was measured, as Markdown for docs/figures.md and in short for the README; on what, and how."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ production. Of raw JetStream a run is one message of 300 bytes; a light job of m
 def markdown(
     lines: Sequence[Line], outcomes: Mapping[str, Outcome], facts: Mapping[str, Any], command: str, image: str
 ) -> str:
-    """The README's part."""
+    """The part of docs/figures.md: everything."""
     pins = [pin.replace("==", " ") for peer in PEERS.values() for pin in peer.pip[:2]]
     pins += [" ".join(pin.rsplit("@", 1)) for peer in PEERS.values() for pin in peer.npm]
     parts = [
@@ -121,6 +121,14 @@ def markdown(
         f"{origin(outcomes, facts, command)}, {', '.join(pins)}.",
     ]
     return "\n\n".join(parts)
+
+
+def promises(
+    lines: Sequence[Line], outcomes: Mapping[str, Outcome], facts: Mapping[str, Any], command: str
+) -> str:
+    """The README's part: what has a target."""
+    rows = [line.cells()[:4] for line in [*beside_peers(outcomes), *lines] if line.limit is not None]
+    return f"{table(('what', 'measured', 'target', ''), rows)}\n\n{origin(outcomes, facts, command)}."
 
 
 def put_into(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:

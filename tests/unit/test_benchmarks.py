@@ -80,6 +80,21 @@ def test_the_best_durable_peer_is_what_the_ratio_is_taken_of() -> None:
     assert share.values == pytest.approx([50, 55, 45])  # a light job is two messages
 
 
+def test_the_readme_shows_what_has_a_target_and_the_page_everything() -> None:
+    lines = [Line(what="a", values=[1], unit="ms", limit=3), Line(what="b", values=[1], unit="ms")]
+    facts = dict.fromkeys(("cores", "processor", "memory", "filesystem", "kernel"), "x")
+    facts |= dict.fromkeys(("python", "wasmtime", "nats-server"), "1")
+    short = report.promises(lines, OUTCOMES, facts, "./just bench")
+    whole = report.markdown(lines, OUTCOMES, facts, "./just bench", "bench.svg")
+    assert [row.split(" | ")[0] for row in short.splitlines() if "| met" in row or "missed" in row] == [
+        "| light jobs, many at once through one client",
+        "| the same, over the best durable peer (Restate)",
+        "| a",
+    ]
+    assert "| b |" in whole and "| b |" not in short
+    assert "`./just bench` on x cores" in short and "`./just bench` on x cores" in whole
+
+
 def test_a_peer_that_is_missing_says_why() -> None:
     rows = {line.split(" | ")[0]: line for line in report.peers_table(OUTCOMES).splitlines()}
     assert rows["| Temporal, dev server on SQLite"].endswith("no <index> \\| answers |")
