@@ -15,12 +15,12 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Everything: lint, unit, contracts, faults, cli, clusters, containers, end to end
+# Everything: lint, and all tests (unit, contracts, parts, faults, program, foreign)
 test: lint zipapp examples
     # Folders are dealt out whole, in their order: the longest come early. Most tests wait more than they compute.
     # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.
-    {{ python }} -m pytest tests/effects
-    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder --ignore=tests/effects
+    {{ python }} -m pytest tests/parts/effects
+    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder --ignore=tests/parts/effects
 
 # Lint and unit tests (under a minute)
 check: lint

@@ -23,20 +23,22 @@ from mvmci.stores.nats import ensure, open_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
+from tests.harness.places import ZIPAPP, guest_path, need
+from tests.harness.program import Mvmci
 
 # Folders whose tests share compiled guests or users, and so stay on one worker where several run.
 SHARES = {
-    "cli": "cli",
-    "cluster": "cluster",
-    "compose": "compose",
-    "chaos": "chaos",
-    "foreign": "foreign",
-    "roles": "host",
-    "faults": "host",
-    "api": "host",
-    "contracts": "host",
-    "effects": "users",
-    "sandbox": "users",
+    "tests/program/cli": "cli",
+    "tests/program/cluster": "cluster",
+    "tests/program/compose": "compose",
+    "tests/faults/chaos": "chaos",
+    "tests/foreign": "foreign",
+    "tests/faults": "host",
+    "tests/parts/roles": "host",
+    "tests/parts/api": "host",
+    "tests/contracts": "host",
+    "tests/parts/effects": "users",
+    "tests/parts/sandbox": "users",
 }
 
 PLACES = ("memory", "folder", "jetstream")
@@ -58,9 +60,35 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Folders(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return SHARES.get(nodeid.split("/")[1], nodeid)
+            return next((name for folder, name in SHARES.items() if nodeid.startswith(folder + "/")), nodeid)
 
     return Folders(config, log)
+
+
+@pytest.fixture(scope="session")
+def zipapp() -> Path:
+    need(ZIPAPP.exists(), "no zipapp: build it with ./just zipapp")
+    return ZIPAPP
+
+
+@pytest.fixture(scope="session")
+def program(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Mvmci:
+    """The program, with a home for the whole run, so that it unpacks itself once."""
+    home = tmp_path_factory.mktemp("home")
+    (home / ".cache").mkdir()
+    return Mvmci(zipapp, home / "state", home)
+
+
+@pytest.fixture(scope="session")
+def guest() -> Callable[[str], Path]:
+    """The path of a guest by its name."""
+    return guest_path
+
+
+@pytest.fixture(scope="session")
+def script() -> Path:
+    """The workflow that does what its input says."""
+    return guest_path("script")
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,8 @@ from mvmci.stores.nats.link import Link
 from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
+from tests.harness.places import ROOT
 
-ROOT = Path(broker.__file__).parents[2]
 LONG_S = 20.0
 OPEN_BATCHES = 60  # more than the server holds for a stream
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from mvmci.engines.embedded import command
 from mvmci.engines.embedded.code import _stat
-from mvmci.engines.embedded.engine import Embedded, command
+from mvmci.engines.embedded.engine import Embedded
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import LimitReached, first
 from mvmci.errors import Nondeterminism, NotFound, Usage
@@ -27,7 +28,8 @@ from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
-from tests.faults.world import GUESTS, Counting, Crashed, mortal, script_spec
+from tests.harness.places import GUESTS
+from tests.harness.world import Counting, Crashed, mortal, script_spec
 
 HOUR_MS = 3_600_000
 AWAITED_S_MAX = 30.0

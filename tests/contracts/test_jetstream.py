@@ -18,8 +18,8 @@ from mvmci.stores.nats import ensure, open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Incoming, Link, Stored
 from mvmci.stores.nats.presence import Presence
-from tests.chaos.proxy import Proxy
 from tests.conftest import open_nats
+from tests.harness.proxy import Proxy
 
 LONG_S = 30.0
 CLUSTER = "demo"

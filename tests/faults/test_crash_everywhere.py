@@ -23,7 +23,7 @@ from mvmci.journals.client import submit
 from mvmci.journals.holder import load
 from mvmci.store import Store, load_text
 from mvmci.stores.memory import Memory
-from tests.faults.world import Counting, Crashed, Mortal, Suspicious, Where, mortal, script_spec
+from tests.harness.world import Counting, Crashed, Mortal, Suspicious, Where, mortal, script_spec
 
 APPENDS_MAX = 40
 EFFECTS = 8

@@ -82,7 +82,7 @@ class FaultyJournals:
         *,
         message_id: str,
         expect: int,
-        patient: bool = False,
+        may_delay: bool = False,
     ) -> int:
         self.attempts += 1
         fault = self.plan.get(self.attempts)

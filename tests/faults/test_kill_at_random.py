@@ -16,7 +16,7 @@ from mvmci.journals.holder import load
 from mvmci.stores.nats import ensure, remove
 from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome
-from tests.faults.world import Counting, script_spec
+from tests.harness.world import Counting, script_spec
 
 JOBS = 4
 KILLS = 8

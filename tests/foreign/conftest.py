@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,18 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.foreign.sides import ROOT, Sides
+from tests.foreign.sides import Sides
+from tests.harness.places import ROOT, need
 
 FETCH_S_MAX = 600
 
 Fetched = Callable[[str], Path]
-
-
-def missing(message: str) -> None:
-    """What cannot be had may be left out at home, and nowhere else."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
 
 
 @functools.cache
@@ -43,15 +36,12 @@ def fetched() -> Fetched:
     def folder(name: str) -> Path:
         done = fetch(name)
         if done.returncode:
-            missing(done.stderr.strip())
+            need(False, done.stderr.strip())
         return ROOT / done.stdout.strip()
 
     return folder
 
 
 @pytest.fixture(scope="session")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> Sides:
-    zipapp = Path(os.environ.get("MVMCI_ZIPAPP", ROOT / "dist" / "mvmci.pyz"))
-    if not zipapp.exists():
-        missing("no zipapp: build it with ./just zipapp")
-    return Sides(tmp_path_factory.mktemp("sides"), (sys.executable, str(zipapp.resolve())))
+def sides(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Sides:
+    return Sides(tmp_path_factory.mktemp("sides"), (sys.executable, str(zipapp)))

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ALONE = Path(__file__).with_name("alone.py")
-ROOT = Path(__file__).resolve().parents[2]
 RUN_S_MAX = 600
 
 Text = Callable[[bytes], bytes]

@@ -16,8 +16,8 @@ from mvmci.deploy import access
 from mvmci.deploy.access import Access, accesses, deployment_of, find_access
 from mvmci.deploy.changes import propose
 from mvmci.errors import Usage
+from tests.harness.places import ROOT
 
-ROOT = Path(access.__file__).parents[2]
 GOOD = """
     from mvmci.cluster.deployment import BROKER, Deployment, central, executors, workers
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.harness.places import ROOT
+
 PACKAGE = ROOT / "mvmci"
 
 # From low to high: whatever stands in a line imports only what stands in lines before it, and itself. A name

@@ -14,8 +14,8 @@ from mvmci.cluster.topology import Topology, load
 from mvmci.deploy.access import accesses, deployment_of
 from mvmci.stores.nats.layout import Layout
 from mvmci.trust.permissions import describe
+from tests.harness.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GUIDE = ROOT / "docs" / "deployment.md"
 EXAMPLE = re.compile(r"^    (?:\$ )?(?:.* && )?mvmci (.+?)(?: #.*| -- .*)?$", re.MULTILINE)
 PATH = re.compile(r"`((?:mvmci|tests|docs|benchmarks|examples|topologies|packaging|requirements)/[^`\s]*)`")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +24,9 @@ from mvmci.cluster.deployment import (
     resolve,
 )
 from mvmci.errors import Usage
+from tests.harness.places import ROOT
 
-SHIPPED = Path(topology.__file__).parents[2] / "topologies"
+SHIPPED = ROOT / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")
 
 

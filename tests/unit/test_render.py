@@ -24,8 +24,9 @@ from mvmci.runtimes.compose.render import Service, Wanted, services, unit_of
 from mvmci.runtimes.compose.replica import number_in, question
 from mvmci.trust.authority import Authority
 from mvmci.trust.sealed import BrokerConfig, ControlPlaneConfig
+from tests.harness.places import ROOT
 
-SHIPPED = Path(topology.__file__).parents[2] / "topologies"
+SHIPPED = ROOT / "topologies"
 GOLDEN = Path(__file__).parent / "compose.yaml"
 POOL = (
     "cluster: demo\naccess: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}\nworkers: {count: 3}\n"

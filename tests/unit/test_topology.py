@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 from hypothesis import given
@@ -11,8 +9,9 @@ from hypothesis import strategies as st
 
 from mvmci.cluster import topology
 from mvmci.config import strict_yaml
+from tests.harness.places import ROOT
 
-SHIPPED = Path(topology.__file__).parents[2] / "topologies"
+SHIPPED = ROOT / "topologies"
 ACCESSES = ("per-worker", "peer", "pool", "shared")
 SMALLEST = "cluster: demo\nworkers: {count: 3}\n"
 HOSTS = "hosts: {a: {address: 10.0.0.5, user: ci}, b: {address: 10.0.0.6}, gone: {state: absent}}\n"

@@ -1,0 +1,94 @@
+"""Clusters to be harmed: the zipapp as a program, a home for the whole run, code that is compiled once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from mvmci.cluster.identity import Identity
+from mvmci.stores import open_cluster
+from mvmci.stores.nats import Cluster as Joined
+from tests.faults.chaos import hosts, without
+from tests.faults.chaos.hosts import Network, network
+from tests.harness.cluster import Cluster
+from tests.harness.places import GUESTS, need
+from tests.harness.program import Mvmci, copy_code, steps
+
+COMMANDS = ("hello", "sleeper", "burn")
+
+Make = Callable[[str], Cluster]
+
+
+@pytest.fixture(scope="session")
+def program(program: Mvmci) -> Mvmci:
+    """The program with a state directory that has the guests compiled."""
+    need((GUESTS / "script.wasm").exists(), "no guests: build them with ./just examples")
+    home = program.home
+    found = dataclasses.replace(program, state=home / "chaos")
+    rule = os.environ.get("MVMCI_CHAOS_WITHOUT")
+    if rule:
+        package = without.write(rule, home / "source")
+        found = dataclasses.replace(found, zipapp=package, env={"PYTHONPATH": str(package.parent)})
+    assert found("run", GUESTS / "script.wasm", "--input", steps()).code == 0
+    assert found("run", GUESTS / "hello.wasm").code == 0
+    assert found("run", GUESTS / "sleeper.wasm", "--", "1", "1").code == 0
+    assert found("run", GUESTS / "burn.wasm", "--", "1").code == 0
+    return found
+
+
+@pytest.fixture
+def make(program: Mvmci, tmp_path: Path) -> Iterator[Make]:
+    """A cluster of the test's own, by the text of its file; not yet started."""
+    made: list[Cluster] = []
+
+    def begin(text: str) -> Cluster:
+        state = tmp_path / f"state-{len(made)}"
+        copy_code(program.state, state)
+        found = Cluster(dataclasses.replace(program, state=state), tmp_path / f"cluster-{len(made)}.yaml")
+        found.write(text)
+        made.append(found)
+        return found
+
+    yield begin
+    for one in made:
+        if one.folder.exists():
+            one.mvmci("down", "--cluster", one.name, "--grace", "1s")
+        one.mvmci.assert_nothing_runs()
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[Network]:
+    """A network of this machine, for hosts with addresses of their own."""
+    need(not hosts.missing(), hosts.missing())
+    with network(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+async def closing() -> AsyncIterator[AsyncExitStack]:
+    """What is entered here is left at the end of the test, before its cluster goes down."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def join(cluster: Cluster, closing: AsyncExitStack, *, admin: bool = False) -> Joined:
+    """`cluster` as this machine's client sees it; `admin`: as its verbs do."""
+    if admin:
+        from mvmci.deploy.state import ClusterState
+        from mvmci.trust.authority import Authority
+
+        facts = ClusterState(cluster.mvmci.state, cluster.name).facts()
+        assert facts is not None
+        identity = Authority.load(cluster.folder).admin(facts.login)
+    else:
+        cluster.jobs()  # makes it a client
+        identity = msgspec.json.decode((cluster.folder / "client.json").read_bytes(), type=Identity)
+    joined = await open_cluster(identity, announce=False)
+    closing.push_async_callback(joined.close)
+    return joined

@@ -1,0 +1,237 @@
+"""The zipapp as a program: started, listened to, killed, and what it leaves looked at from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ANSWER_S_MAX = 120  # for anything that happens at all; no test depends on how fast it is
+POLL_S = 0.02
+
+_numbers = itertools.count()
+
+
+def fresh(name: str) -> str:
+    """An id that no other test has."""
+    return f"{name}-{next(_numbers)}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the program ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def text(self) -> str:
+        return self.out.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+class Running:
+    """A program at work, both streams read as they come."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], **more: Any) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, **more)
+        self._said = {"out": bytearray(), "err": bytearray()}
+        self._news = threading.Condition()
+        streams = {"out": self.process.stdout, "err": self.process.stderr}
+        self._readers = [
+            threading.Thread(target=self._read, args=(name, stream), daemon=True)
+            for name, stream in streams.items()
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, name: str, stream: Any) -> None:
+        with stream:
+            while data := os.read(stream.fileno(), 1 << 16):
+                with self._news:
+                    self._said[name] += data
+                    self._news.notify_all()
+        with self._news:
+            self._news.notify_all()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def said(self, stream: str = "out") -> bytes:
+        """What came through `stream` so far."""
+        with self._news:
+            return bytes(self._said[stream])
+
+    def hears(self, text: str, stream: str = "out", *, after: int = 0) -> None:
+        """Wait until `text` came through `stream`, behind its first `after` bytes."""
+        wanted = text.encode()
+
+        def done() -> bool:
+            over = not any(reader.is_alive() for reader in self._readers)
+            return over or wanted in self._said[stream][after:]
+
+        with self._news:
+            self._news.wait_for(done, ANSWER_S_MAX)
+            said = bytes(self._said[stream])
+        assert wanted in said[after:], f"{text!r} never came: {self._said}"
+
+    def signal(self, signum: int) -> None:
+        self.process.send_signal(signum)
+
+    def kill(self) -> None:
+        """`kill -9`, as a power cut would."""
+        self.process.send_signal(signal.SIGKILL)
+        self.end()
+
+    def end(self) -> Outcome:
+        """Wait for the end."""
+        code = self.process.wait(ANSWER_S_MAX)
+        for reader in self._readers:
+            reader.join(ANSWER_S_MAX)
+        return Outcome(code, self.said("out"), self.said("err").decode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class Mvmci:
+    """The program with a home, a state directory and nothing else of our environment."""
+
+    zipapp: Path
+    state: Path
+    home: Path
+    prefix: tuple[str, ...] = ()  # a program that starts it, as another user for example
+    python: str = sys.executable
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        stdin: Any = subprocess.DEVNULL,
+        new_session: bool = False,
+        **env: str,
+    ) -> Running:
+        """Start a verb. `stdin` is a descriptor; nothing is there if absent."""
+        command = [*self.prefix, self.python, str(self.zipapp), *map(str, args)]
+        return Running(command, self.environment(**env), cwd=cwd, stdin=stdin, start_new_session=new_session)
+
+    def __call__(
+        self, *args: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str
+    ) -> Outcome:
+        """Run a verb to its end."""
+        if stdin is None:
+            return self.start(*args, cwd=cwd, **env).end()
+        running = self.start(*args, cwd=cwd, stdin=subprocess.PIPE, **env)
+        assert running.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), running.process.stdin as pipe:
+            pipe.write(stdin)
+        return running.end()
+
+    def environment(self, **more: str) -> dict[str, str]:
+        ours = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MVMCI_STATE": str(self.state)}
+        return {**ours, "LC_ALL": "C.UTF-8", **self.env, **more}
+
+    def status(self, job: str) -> Any:
+        """What `status --json` says."""
+        done = self("status", job, "--local", "--json")
+        assert done.code == 0, done
+        return done.json
+
+    def jobs(self) -> list[str]:
+        """The ids that `list` shows."""
+        done = self("list", "--local", "--json", "--limit", "0")
+        assert done.code == 0, done
+        return [one["id"] for one in done.json]
+
+    def journal(self, job: str) -> Path:
+        return self.state / "_local" / "jobs" / job / "journal"
+
+    def blob(self, digest: str) -> Path:
+        return self.state / "_local" / "blobs" / digest[7:9] / digest[7:]
+
+    def processes(self) -> list[str]:
+        """Everything on this machine that belongs to this state directory, as `pid command`."""
+        return list(_processes(str(self.state).encode()))
+
+    def assert_nothing_runs(self) -> None:
+        """Whatever ran here is gone, or will be in a moment."""
+        until(lambda: not self.processes(), lambda: self.processes())
+
+    def assert_slots_are_clean(self) -> None:
+        """No job left anything where guests run, nor a temporary file beside it."""
+        host = self.state / "_host"
+        for place in (host / "slots").iterdir():
+            assert {path.name for path in place.iterdir()} <= {"lock", "tmp", "work"}
+            assert [*(place / "tmp").iterdir(), *(place / "work").iterdir()] == []
+        assert {path.name for path in host.iterdir()} <= {"code", "code.key", "slots"}
+        assert not list((host / "code").glob("new-*"))
+        assert not list((self.state / "_local" / "blobs").glob(".*"))
+
+
+def copy_code(there: Path, here: Path) -> None:
+    """Take the compiled code along to another state directory; the key that vouches for it too."""
+    (here / "_host").mkdir(parents=True, mode=0o711)
+    shutil.copytree(there / "_host" / "code", here / "_host" / "code")
+    shutil.copy2(there / "_host" / "code.key", here / "_host" / "code.key")
+
+
+def _processes(mark: bytes) -> Iterator[str]:
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit() or int(path.name) == os.getpid():
+            continue
+        try:
+            command = (path / "cmdline").read_bytes()
+            belongs = mark in command or mark in (path / "environ").read_bytes()
+            belongs = belongs or mark in os.fsencode(os.readlink(path / "cwd"))
+        except OSError:
+            continue  # gone, or a zombie, which runs no more
+        if belongs:
+            yield f"{path.name} {command!r}"
+
+
+def until(there: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
+    """Wait until `there()` is true."""
+    end = time.monotonic() + ANSWER_S_MAX
+    while not there():
+        assert time.monotonic() < end, f"it never came to that: {told()}"
+        time.sleep(POLL_S)
+
+
+def assert_sentence(done: Outcome, code: int, *words: str) -> None:
+    """It ended with `code`, and said why in one sentence, with a hint at most: no traceback, no output."""
+    assert done.code == code, done
+    assert done.out == b""
+    lines = [line for line in done.err.splitlines() if line]
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert len(errors) == 1, done.err
+    for line in lines:
+        assert line.startswith(("Error: ", "hint: ")), done.err
+    assert "a bug in mvmci" not in done.err
+    for word in words:
+        assert word in done.err, done.err
+
+
+def steps(*several: dict[str, Any]) -> str:
+    """The input of the guest `script`."""
+    return json.dumps({"steps": several})

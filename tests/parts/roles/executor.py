@@ -1,0 +1,28 @@
+"""An executor in a process of its own, to be killed at any instant.
+
+python -m tests.parts.roles.executor URL CLUSTER UNIT ROOT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from mvmci.engines import open_embedded
+from mvmci.engines.server import Executor, serve
+from mvmci.store import About
+from mvmci.stores.nats import open_cluster
+from tests.parts.roles.conftest import ALLOW
+
+
+async def main(url: str, name: str, unit: str, root: str) -> None:
+    cluster = await open_cluster(url, name, unit)
+    engine = open_embedded(cluster.store, Path(root), allow=ALLOW, slots=4)
+    await cluster.store.presence.describe(About(role="executor", slots=4))
+    executor = Executor(engine, cluster.store, slots=4)
+    print("ready", flush=True)
+    await serve(executor, cluster.link, cluster.layout)
+
+
+asyncio.run(main(*sys.argv[1:]))

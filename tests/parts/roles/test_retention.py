@@ -1,0 +1,161 @@
+"""What retention promises: what is old goes, its id stays taken for as long again, what is named stays."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from mvmci.errors import IdTaken, NotFound
+from mvmci.jobs import tree
+from mvmci.jobs.journal import Done, Lease, Spec
+from mvmci.journals.client import submit
+from mvmci.journals.holder import load
+from mvmci.roles.retention import Retention
+from mvmci.store import Store
+from mvmci.stores.nats import Cluster
+from tests.parts.roles.conftest import Place
+from tests.parts.roles.test_reconciler import append
+
+AGE_MS = 3_600_000
+NOW_MS = time.time_ns() // 1_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def __call__(self) -> int:
+        return NOW_MS + self.ahead_ms
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def retention(place: Place, clock: Clock) -> Retention:
+    cluster = await place.join("control-plane", maintains=True, listens=True)
+    return Retention(cluster, lambda: AGE_MS, clock, blob_age_ms=-1)  # no blob is too young
+
+
+async def spec(store: Store, job: str, **more: str | None) -> Spec:
+    module = await store.blobs.put(b"module of " + job.encode())
+    what = {"id": job, "queue": "default", "name": "m", "module": module, "by": "me", **more}
+    return Spec(at=NOW_MS, kind="command", component=False, seed=1, **what)  # type: ignore[arg-type]
+
+
+async def end(client: Cluster, job: str, **more: str | None) -> Spec:
+    """A job that was submitted and ended at `NOW_MS`."""
+    submitted = await spec(client.store, job, **more)
+    await submit(client.store, submitted)
+    lease = Lease(at=NOW_MS, epoch=1, unit="u", incarnation="i", run="r", why="first")
+    journal = await load(client.store, job)
+    data = journal.encode([lease, Done(at=NOW_MS, status="succeeded")], "m")
+    await client.store.journals.append(job, "done", "default", data, message_id="m", expect=journal.tail)
+    return submitted
+
+
+async def test_of_a_job_that_ended_long_ago_only_its_end_is_kept(
+    client: Cluster, retention: Retention, clock: Clock
+) -> None:
+    await end(client, "old")
+    clock.ahead_ms = AGE_MS - 1
+    await retention.forget()
+    assert (await load(client.store, "old")).state.spec is not None
+    clock.ahead_ms = AGE_MS
+    await retention.forget()
+    journal = await load(client.store, "old")
+    assert journal.state.spec is None
+    assert journal.state.done is not None
+    assert journal.state.corrupt is None
+
+
+async def test_the_id_of_a_forgotten_job_stays_taken_for_as_long_again(
+    client: Cluster, retention: Retention, clock: Clock
+) -> None:
+    submitted = await end(client, "old")
+    clock.ahead_ms = 2 * AGE_MS - 1
+    await retention.forget()
+    with pytest.raises(IdTaken, match="already ended"):
+        await submit(client.store, submitted)
+    clock.ahead_ms = 2 * AGE_MS
+    await retention.forget()
+    with pytest.raises(NotFound):
+        await load(client.store, "old")
+    assert await submit(client.store, submitted)
+
+
+async def test_a_job_that_has_not_ended_is_never_forgotten(
+    client: Cluster, retention: Retention, clock: Clock
+) -> None:
+    await submit(client.store, await spec(client.store, "open"))
+    await append(client, "open", Lease(at=1, epoch=1, unit="u", incarnation="i", run="r", why="first"))
+    clock.ahead_ms = 100 * AGE_MS
+    await retention.forget()
+    assert (await load(client.store, "open")).state.spec is not None
+
+
+async def test_a_restarted_control_plane_forgets_no_less(
+    client: Cluster, retention: Retention, clock: Clock
+) -> None:
+    for job in ("a", "b"):
+        await end(client, job)
+    clock.ahead_ms = AGE_MS
+    await retention.forget()
+    again = Retention(retention.cluster, lambda: AGE_MS, clock)
+    await again.forget()
+    assert (await load(client.store, "a")).state.done is not None
+    clock.ahead_ms = 2 * AGE_MS
+    await again.forget()
+    for job in ("a", "b"):
+        with pytest.raises(NotFound):
+            await load(client.store, job)
+
+
+async def test_blobs_that_nothing_names_are_swept_and_what_a_tree_names_stays(
+    client: Cluster, retention: Retention, clock: Clock
+) -> None:
+    blobs = client.store.blobs
+    file = await blobs.put(b"a file")
+    entry = tree.TreeEntry(path="a", digest=file, size=6)
+    manifest = await blobs.put(tree.encode(tree.tree([entry])))
+    stray, empty = await blobs.put(b"of nobody"), await blobs.put(b"")
+    kept = await end(client, "kept", tree=manifest)
+    await retention.sweep()
+    assert await blobs.missing([file, manifest, kept.module, stray, empty]) == {stray, empty}
+    assert await blobs.get(file) == b"a file"
+    clock.ahead_ms = 2 * AGE_MS
+    await retention.forget()
+    await retention.sweep()
+    assert await blobs.missing([file, manifest, kept.module]) == {file, manifest, kept.module}
+
+
+async def test_a_blob_that_somebody_touched_lately_is_not_swept(
+    client: Cluster, retention: Retention
+) -> None:
+    stray = await client.store.blobs.put(b"of a submit that is on its way")
+    retention.blob_age_ms = AGE_MS
+    await retention.sweep()
+    assert await client.store.blobs.has(stray)
+
+
+async def test_a_submit_touches_the_blobs_that_it_counts_on(
+    client: Cluster, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even after a sweep has found them old."""
+    old = await client.store.blobs.put(b"old")
+    (found,) = await retention.cluster.blobs.older_than(-1)
+    monkeypatch.setattr("mvmci.stores.nats.blobs.TOUCH_AGE_MS", -1)
+    assert await client.store.blobs.missing([old]) == set()
+    await retention.cluster.blobs.remove(found)
+    assert await client.store.blobs.get(old) == b"old"
+
+
+async def test_chunks_of_which_nothing_was_told_are_swept(client: Cluster, retention: Retention) -> None:
+    link, layout = client.link, client.layout
+    await link.request(layout.blob_chunks("orphan"), b"half of a blob")
+    await retention.sweep()
+    answer = await link.api(f"STREAM.INFO.{layout.blobs}")
+    assert answer["state"]["messages"] == 0

@@ -1,0 +1,547 @@
+"""The local runtime: units that crash come back, a plan touches what it changes, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+
+from mvmci.cluster.deployment import LISTENS, LOCAL_HOST, Deployment, Role, Unit, resolve
+from mvmci.errors import LockHeld, MvmciError, Usage
+from mvmci.runtime import UnitStatus
+from mvmci.runtimes.local import supervisor
+from mvmci.runtimes.local.runtime import Local
+from mvmci.system import ports
+from mvmci.system.processes import Known, open_alive, this_process
+
+PROGRAM = Path(__file__).parent / "program.py"
+PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
+ANSWER_S_MAX = 60
+POLL_S = 0.01
+
+
+def unit(name: str, *options: str, role: Role = "worker") -> Unit:
+    return Unit(name=name, role=role, host=LOCAL_HOST, options=options)
+
+
+BROKER, PLANE = unit("broker-1", role="broker"), unit("plane-1", role="control-plane")
+W1, W2, W3 = unit("w-1"), unit("w-2"), unit("w-3")
+CLUSTER = (BROKER, PLANE, W1, W2)
+
+
+class Said(NamedTuple):
+    name: str
+    what: str
+    pid: int
+    at: float
+
+
+@dataclass
+class Place:
+    """One cluster and its runtime."""
+
+    root: Path
+    local: Local
+    folder: Path
+
+    def said(self) -> list[Said]:
+        """What the units said, in its order."""
+        file = self.folder / "said"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [Said(name, what, int(pid), float(at)) for name, what, pid, at in map(str.split, lines)]
+
+    def began(self, name: str) -> list[Said]:
+        return [one for one in self.said() if (one.name, one.what) == (name, "began")]
+
+    def order(self) -> list[str]:
+        return [f"{one.name} {one.what}" for one in self.said()]
+
+    def status(self, name: str) -> UnitStatus:
+        (found,) = [status for status in self.local.units() if status.name == name]
+        return found
+
+    def pids(self) -> dict[str, int | None]:
+        return {status.name: status.pid for status in self.local.units()}
+
+    def supervisor(self) -> int:
+        return msgspec.json.decode((self.folder / "supervisor.json").read_bytes(), type=Known).pid
+
+    async def runs(self, *units: Unit, attached: bool = False) -> None:
+        """Apply, and wait until each has begun."""
+        await self.local.apply(units, attached=attached)
+        await until(lambda: {one.name for one in units} <= set(self.alive()))
+
+    def alive(self) -> dict[str, int]:
+        """The units whose process runs and has begun, as they say themselves."""
+        pids = {status.pid for status in self.local.units()}
+        return {one.name: one.pid for one in self.said() if one.pid in pids and one.what == "began"}
+
+
+async def until(there: Callable[[], object]) -> None:
+    async with asyncio.timeout(ANSWER_S_MAX):
+        while not there():  # noqa: ASYNC110 (it is told by files)
+            await asyncio.sleep(POLL_S)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def pace() -> dict[str, Any]:
+    return dict(PACE)
+
+
+@pytest.fixture
+async def place(tmp_path: Path, pace: dict[str, Any]) -> AsyncIterator[Place]:
+    (tmp_path / "c").mkdir(mode=0o700)
+    local = Local(tmp_path, "c", [sys.executable, str(PROGRAM), json.dumps(pace)])
+    place = Place(tmp_path, local, tmp_path / "c")
+    yield place
+    if (place.folder / "supervisor.json").exists():
+        (known,) = [msgspec.json.decode((place.folder / "supervisor.json").read_bytes(), type=Known)]
+        if (pidfd := open_alive(known)) is not None:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+    await until(lambda: all(gone(one.pid) for one in place.said()))
+
+
+# ---- Starting
+
+
+async def test_units_start_in_the_order_of_the_plan(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    assert [status.name for status in place.local.units()] == [one.name for one in CLUSTER]
+    starts = [_start_time(pid) for pid in place.pids().values()]
+    assert starts == sorted(starts)
+    assert place.local.planned() == CLUSTER
+    assert {status.state for status in place.local.units()} == {"starting"}
+
+
+def _start_time(pid: int | None) -> tuple[int, int]:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), pid or 0
+
+
+async def test_nothing_runs_before_it_was_told(place: Place) -> None:
+    assert (place.local.planned(), place.local.units()) == ((), [])
+    assert await place.local.stop() is False
+    await place.local.ended()
+
+
+async def test_the_same_plan_again_touches_nothing(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    before = place.local.units()
+    await place.local.apply(CLUSTER)
+    assert place.local.units() == before
+    await place.runs(*CLUSTER, W3)
+    assert place.local.units()[:-1] == before
+
+
+async def test_another_plan_touches_only_what_it_changes(place: Place) -> None:
+    await place.runs(*CLUSTER, W3)
+    before = place.pids()
+    changed = unit("w-2", "--leave", "0.2")
+    assert {status.state for status in place.local.units()} == {"starting"}
+    added = unit("w-4")
+    await place.local.apply((BROKER, PLANE, W1, changed, added))
+    states = {status.name: status.state for status in place.local.units()}
+    assert states["w-1"] == "starting"
+    assert states.get("w-3") in ("draining", "down", None)
+    await until(lambda: len(place.began("w-2")) == 2 and place.began("w-4") and "w-3" not in place.pids())
+    after = place.pids()
+    assert list(after) == ["broker-1", "plane-1", "w-1", "w-2", "w-4"]
+    assert {name for name in after if after[name] == before.get(name)} == {"broker-1", "plane-1", "w-1"}
+    assert {status.restarts for status in place.local.units()} == {0}
+    # The same again, whose way out takes time: never two processes of one name.
+    await place.local.apply((BROKER, PLANE, W1, W2, added))
+    await until(lambda: len(place.began("w-2")) == 3)
+    told = [one.what for one in place.said() if one.name == "w-2"]
+    assert told == ["began", "asked", "ended"] * 2 + ["began"]
+
+
+async def test_a_unit_that_is_wanted_again_while_it_leaves_comes_back(place: Place) -> None:
+    slow = unit("w-1", "--leave", "0.5")
+    await place.runs(*CLUSTER[:2], slow)
+    await place.local.apply(CLUSTER[:2])
+    await until(lambda: "w-1 asked" in place.order())
+    assert place.status("w-1").state == "draining"
+    await place.local.apply((*CLUSTER[:2], slow))
+    await until(lambda: len(place.began("w-1")) == 2)
+    assert [one.what for one in place.said() if one.name == "w-1"] == ["began", "asked", "ended", "began"]
+
+
+async def test_what_was_set_for_this_call_alone_does_not_reach_the_units(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MVMCI_TICKET_FILE", "secret")
+    monkeypatch.setenv("MVMCI_LOG", "DEBUG")
+    await place.runs(BROKER)
+    pid = place.status("broker-1").pid
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    ours = {entry for entry in environment if entry.startswith(b"MVMCI_")}
+    assert ours == {f"MVMCI_STATE={place.root}".encode(), b"MVMCI_LOG=DEBUG"}
+
+
+# ---- Crashes
+
+
+async def test_a_killed_unit_comes_back_under_its_name_and_no_other_is_touched(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    before = place.pids()
+    os.kill(before["w-1"] or 0, signal.SIGKILL)
+    await until(lambda: len(place.began("w-1")) == 2)
+    after = place.pids()
+    assert after.pop("w-1") != before.pop("w-1")
+    assert after == before
+    status = place.status("w-1")
+    assert (status.restarts, status.last_exit, status.state) == (1, -signal.SIGKILL, "starting")
+    log = (place.folder / "units" / "w-1" / "log").read_text()
+    assert "w-1 was killed by SIGKILL; it is started again in 0.05 s" in log
+
+
+async def test_the_pauses_between_crashes_double_up_to_the_longest(place: Place) -> None:
+    await place.local.apply([unit("w-1", "--exit", "3")])
+    await until(lambda: len(place.began("w-1")) == 7)
+    times = [one.at for one in place.began("w-1")]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times[:7])]
+    for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.4, 0.4, 0.4], strict=True):
+        assert least <= pause
+    assert pauses[5] < 0.8  # it would be 1.6 by now
+    assert place.status("w-1").last_exit == 3
+
+
+@pytest.mark.parametrize("pace", [PACE | {"first_pause_s": 0.01, "healthy_s": 0.3}], ids=[""])
+async def test_a_unit_that_lived_well_is_started_again_at_once(place: Place) -> None:
+    await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.4")])
+    await until(lambda: len(place.began("w-1")) == 8)
+    log = (place.folder / "units" / "w-1" / "log").read_text()
+    assert log.count("it is started again in 0.01 s") >= 7
+
+
+async def test_a_unit_whose_credential_is_refused_stays_down_and_says_why(place: Place) -> None:
+    refused = unit("w-1", "--exit", "7", "--print", "Error: the credential of w-1 was revoked")
+    await place.local.apply([BROKER, refused])
+    await until(lambda: place.local.units() and place.status("w-1").reason)
+    status = place.status("w-1")
+    assert (status.state, status.pid, status.last_exit) == ("down", None, 7)
+    assert status.reason == "the credential of w-1 was revoked"
+    await asyncio.sleep(3 * PACE["longest_pause_s"])
+    assert len(place.began("w-1")) == 1
+    # Whoever applies the plan again has seen to it.
+    await place.local.apply([BROKER, refused])
+    await until(lambda: len(place.began("w-1")) == 2)
+
+
+async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Place) -> None:
+    await place.local.apply([unit("w-1", "--print", "Error: of the first")])
+    await until(lambda: place.began("w-1"))
+    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await until(lambda: place.status("w-1").reason)
+    assert place.status("w-1").reason == "of the first"
+    await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.3")])
+    await until(lambda: place.status("w-1").last_exit == 3)
+    assert place.status("w-1").reason == "ended with exit code 3"
+
+
+async def test_a_program_that_cannot_be_started_is_tried_again_too(tmp_path: Path) -> None:
+    files = supervisor.SupervisorFiles(tmp_path)
+    supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(W1,)))
+    pace = supervisor.Pace(**PACE)
+    here = asyncio.create_task(
+        supervisor.supervise(tmp_path, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace)
+    )
+
+    def statuses() -> list[UnitStatus]:
+        return msgspec.json.decode(files.units.read_bytes(), type=supervisor.Observed).units
+
+    await until(lambda: files.units.exists() and statuses()[0].restarts == 2)
+    assert statuses()[0].reason == "it cannot be started: No such file or directory"
+    os.kill(os.getpid(), signal.SIGTERM)
+    await here
+
+
+async def test_a_unit_that_is_stopped_by_a_signal_is_left_alone_and_can_leave(place: Place) -> None:
+    await place.runs(W1)
+    pid = place.status("w-1").pid or 0
+    os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(3 * PACE["longest_pause_s"])
+    assert (place.status("w-1").pid, place.status("w-1").restarts) == (pid, 0)
+    assert await place.local.stop(grace_s=ANSWER_S_MAX)
+    assert place.order() == ["w-1 began", "w-1 asked", "w-1 ended"]
+
+
+# ---- Stopping
+
+
+async def test_a_stop_goes_the_other_way_round_and_leaves_nothing(place: Place) -> None:
+    slow = [unit(name, "--leave", "0.2") for name in ("w-1", "w-2")]
+    await place.runs(BROKER, PLANE, *slow)
+    pid = place.supervisor()
+    assert await place.local.stop()
+    order = place.order()[4:]
+    assert set(order[:2]) == {"w-1 asked", "w-2 asked"}  # both at once
+    assert set(order[2:4]) == {"w-1 ended", "w-2 ended"}
+    assert order[4:] == ["plane-1 asked", "plane-1 ended", "broker-1 asked", "broker-1 ended"]
+    assert gone(pid)
+    left = {str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file()}
+    assert left == {
+        "said",
+        "supervisor.lock",
+        "supervisor.log",
+        *(f"units/{one.name}/log" for one in CLUSTER),
+    }
+    assert await place.local.stop() is False
+
+
+async def test_who_does_not_listen_is_asked_again_and_then_killed(place: Place) -> None:
+    await place.runs(BROKER, unit("w-1", "--stubborn", "1"), unit("w-2", "--stubborn", "9"))
+    start = time.monotonic()
+    await place.local.stop(grace_s=0.4)
+    took = time.monotonic() - start
+    told = place.order()[3:]
+    assert [one for one in told if "w-1" in one] == ["w-1 asked", "w-1 asked", "w-1 ended"]
+    assert [one for one in told if "w-2" in one] == ["w-2 asked", "w-2 asked"]
+    assert 0.4 + PACE["hurry_s"] <= took
+    assert told[-1] == "broker-1 ended"
+
+
+async def test_a_second_stop_hurries_the_first(place: Place) -> None:
+    await place.runs(BROKER, unit("w-1", "--stubborn", "1"))
+    first = asyncio.create_task(place.local.stop(grace_s=ANSWER_S_MAX))
+    await until(lambda: "w-1 asked" in place.order())
+    start = time.monotonic()
+    await asyncio.gather(first, place.local.stop(grace_s=ANSWER_S_MAX))
+    assert time.monotonic() - start < ANSWER_S_MAX / 2
+    assert place.order()[-1] == "broker-1 ended"
+
+
+async def test_a_unit_in_its_pause_is_stopped_at_once(place: Place) -> None:
+    await place.local.apply([unit("w-1", "--exit", "3")])
+    await until(lambda: place.local.units() and place.status("w-1").restarts >= 3)
+    assert await place.local.stop()
+
+
+# ---- The supervisor itself
+
+
+async def test_no_unit_outlives_a_killed_supervisor(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    pids = [pid for pid in place.pids().values() if pid]
+    os.kill(place.supervisor(), signal.SIGKILL)
+    await until(lambda: all(gone(pid) for pid in pids))
+    assert len(pids) == 4
+    # Its files are still there, and believed by nobody.
+    assert (place.local.planned(), place.local.units()) == ((), [])
+    assert await place.local.stop() is False
+    await place.runs(*CLUSTER)
+    assert len(place.began("w-1")) == 2
+
+
+async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    before = place.local.units()
+    here = (place.folder / "supervisor.json").read_bytes()
+    with pytest.raises(LockHeld):
+        async with asyncio.timeout(ANSWER_S_MAX):
+            await supervisor.supervise(place.folder, ["/bin/true"], {}, ready=lambda: None)
+    (place.folder / "supervisor.json").unlink()  # and not because a file says so
+    with pytest.raises(MvmciError, match="supervisor ended with exit code"):
+        await place.local.apply(CLUSTER)
+    (place.folder / "supervisor.json").write_bytes(here)
+    assert place.local.units() == before
+
+
+async def test_a_number_that_was_used_again_is_never_signalled(place: Place) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:  # noqa: ASYNC220
+        stale = Known(pid=other.pid, started=1)
+        supervisor.write(place.folder / "supervisor.json", stale)
+        assert await place.local.stop() is False
+        await place.runs(W1)
+        assert place.supervisor() != other.pid
+        assert other.poll() is None
+        other.kill()
+
+
+def test_a_process_is_known_until_it_has_ended() -> None:
+    pidfd = open_alive(this_process())
+    assert pidfd is not None
+    os.close(pidfd)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        started = int(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        known = Known(pid=other.pid, started=started)
+        pidfd = open_alive(known)
+        assert pidfd is not None
+        os.close(pidfd)
+        other.kill()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # ended, and reaped by nobody
+        assert open_alive(known) is None
+    assert open_alive(known) is None
+
+
+ATTACHED = """
+import asyncio, sys
+from pathlib import Path
+from mvmci.cluster.deployment import Unit
+from mvmci.runtimes.local.runtime import Local
+async def main():
+    unit = Unit(name="w-1", role="worker", host="local")
+    attached = sys.stdin.readline() == "attached\\n"
+    await Local(Path(sys.argv[1]), "c", sys.argv[2:]).apply([unit], attached=attached)
+    print("applied", flush=True)
+    sys.stdin.readline()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("how", ["attached", "detached"])
+async def test_what_is_attached_is_stopped_when_the_process_that_started_it_dies(
+    place: Place, how: str
+) -> None:
+    program = [sys.executable, str(PROGRAM), json.dumps(PACE)]
+    command = [sys.executable, "-c", ATTACHED, str(place.root), *program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as up:  # noqa: ASYNC220
+        assert up.stdin is not None
+        assert up.stdout is not None
+        up.stdin.write(f"{how}\n")
+        assert up.stdout.readline() == "applied\n"
+        await until(lambda: place.began("w-1"))
+        up.kill()
+    if how == "attached":
+        await until(lambda: "w-1 ended" in place.order())
+        await place.local.ended()
+    else:
+        await asyncio.sleep(0.3)
+        assert place.order() == ["w-1 began"]
+        assert place.status("w-1").pid is not None
+
+
+# ---- Logs
+
+
+async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.runs(unit("w-1", "--print", "hello"))
+    log = place.folder / "units" / "w-1" / "log"
+    await until(lambda: log.read_text() == "hello\n")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await until(lambda: log.read_text().count("hello\n") == 2)
+    with log.open("ab") as file:
+        file.truncate(supervisor.LOG_BYTES_MAX + 1)
+    await until(lambda: log.stat().st_size == 0)
+    kept = log.with_name("log.1")
+    assert kept.stat().st_size == supervisor.LOG_BYTES_MAX + 1
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await until(lambda: log.read_text().endswith("hello\n"))
+    assert log.stat().st_size < 200  # what is open goes on at the new end
+
+
+# ---- Places
+
+E1, E2 = unit("e-1", LISTENS, role="executor"), unit("e-2", LISTENS, role="executor")
+
+
+def again(place: Place) -> Local:
+    """The same runtime, as the next call of the program sees it."""
+    return Local(place.root, "c", place.local._program)
+
+
+def resolved(local: Local, *units: Unit) -> tuple[Unit, ...]:
+    return resolve(Deployment(units=units), local.place).units
+
+
+async def test_a_unit_has_a_place_of_its_own_on_the_loopback_before_it_ever_ran(place: Place) -> None:
+    places = [place.local.place(E1), place.local.place(E2)]
+    assert {one.listen == one.address for one in places} == {True}
+    hosts, ports = zip(*(one.listen.split(":") for one in places), strict=True)
+    assert (set(hosts), len(set(ports))) == ({"127.0.0.1"}, 2)
+    assert [again(place).place(E1), again(place).place(E2)] == places  # `plan` says what `up` does
+    assert list(place.folder.iterdir()) == []
+
+
+async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
+    first = place.local.place(E1)
+    host, _, port = first.listen.partition(":")
+    with socket.create_server((host, int(port))):
+        assert again(place).place(E1) != first
+
+
+async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "PORTS", range(23_000, 23_020))
+    chosen = [place.local.place(unit(f"e-{number}", LISTENS)).listen for number in range(10)]
+    assert len(set(chosen)) == 10
+
+
+async def test_a_unit_keeps_its_place_once_it_was_started_there(place: Place) -> None:
+    found = place.local.place(E1)
+    units = resolved(place.local, E1, W1)
+    await place.runs(*units)
+    assert resolved(again(place), E1, W1) == units  # it is this unit that listens there
+    await place.local.stop()
+    assert again(place).place(E1) == found
+    await place.runs(W1)
+    assert again(place).place(E1) == found
+
+
+async def test_a_place_that_somebody_else_took_is_refused_in_a_sentence(place: Place) -> None:
+    await place.runs(*resolved(place.local, E1))
+    found = place.local.place(E1)
+    await place.local.stop()
+    host, _, port = found.listen.partition(":")
+    with socket.create_server((host, int(port))):
+        with pytest.raises(Usage) as caught:
+            again(place).place(E1)
+        assert caught.value.message == f"e-1 cannot listen where it did: port {port} of {host} is in use"
+        assert str(caught.value.hint).startswith(f"stop what listens there, or remove {place.folder}/ports")
+        (place.folder / "ports.json").unlink()
+        assert again(place).place(E1) != found
+
+
+async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
+    listens = resolved(place.local, unit("b-1", LISTENS, role="executor"))[0].options
+    balancer = unit("b-1", *listens, role="balancer")
+    await place.runs(balancer, W1)
+    assert [one.state for one in place.local.units()] == ["ready", "starting"]
+    await place.local.apply((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
+    await until(lambda: "b-2 began" in place.order())
+    assert [one.name for one in place.local.units()] == ["b-2"]
+    assert place.local.units()[0].state == "starting"
+
+
+async def test_a_plan_is_told_of_when_all_of_it_was_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads the number of a new plan finds nothing at work that the plan stops."""
+    files = supervisor.SupervisorFiles(tmp_path)
+    supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(W1, W3), number=1))
+    async with asyncio.TaskGroup() as tasks:
+        one = supervisor.Supervisor(files, ["none"], {}, supervisor.Pace(), tasks)
+        one.converge()
+        for keeper in one.keepers.values():  # as if both had been started
+            keeper.status = msgspec.structs.replace(keeper.status, state="starting", pid=1)
+        supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(), number=2))
+        told: list[supervisor.Observed] = []
+        monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
+        one.converge()
+    assert next({unit.state for unit in tale.units} for tale in told if tale.number == 2) == {"draining"}

@@ -1,0 +1,55 @@
+"""One home and one state directory for the whole run, so that each guest is compiled once.
+
+Tests take ids of their own. A test that looks at what a state directory holds takes `alone`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.harness.program import Mvmci, copy_code
+from tests.harness.server import Server, serving
+
+
+@pytest.fixture(scope="session")
+def mvmci(program: Mvmci) -> Iterator[Mvmci]:
+    """The program with the state directory that tests share."""
+    mvmci = replace(program, state=program.home / "local")
+    yield mvmci
+    mvmci.assert_nothing_runs()
+
+
+@pytest.fixture
+def alone(mvmci: Mvmci, tmp_path: Path) -> Mvmci:
+    """The program with an empty state directory."""
+    return replace(mvmci, state=tmp_path / "state")
+
+
+@pytest.fixture
+def with_code(alone: Mvmci, mvmci: Mvmci, script: Path) -> Mvmci:
+    """The program with a state directory of its own that has `script` compiled, as a copy."""
+    if not (mvmci.state / "_host" / "code").is_dir():
+        assert mvmci("run", script, "--input", '{"steps": []}').code == 0
+    copy_code(mvmci.state, alone.state)
+    return alone
+
+
+@pytest.fixture
+def outside() -> Iterator[Path]:
+    """A directory where every user may write: what programs do there can be counted."""
+    directory = Path(tempfile.mkdtemp(prefix="mvmci-test-"))
+    directory.chmod(0o777)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as found:
+        yield found

@@ -1,0 +1,227 @@
+"""One black-box suite over every way to an engine: what a user sees is the same in all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness.cluster import Cluster
+from tests.harness.places import need
+from tests.harness.program import ANSWER_S_MAX, Mvmci, copy_code, fresh, steps, until
+from tests.harness.server import Server, serving
+
+Guest = Callable[[str], Path]
+ELSEWHERE_S = 25.0  # five times what is promised
+CANCEL_S = 10.0
+ACCESSES = {
+    "per-worker": "access: per-worker",
+    "peer": "access: peer\nexecutors: {slots: 4}",
+    "pool": "access: pool\nexecutors: {count: 2, slots: 2}",
+    "pool behind HAProxy": "access: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}",
+    "shared": "access: shared\nexecutors: {slots: 4}",
+}
+TOPOLOGY = "cluster: demo\n{access}\nworkers: {{count: 2, slots: 4}}\nallow: {{http: ['{url}/*']}}\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A cluster of one access, and the server that its workflows may call."""
+
+    cluster: Cluster
+    access: str
+    server: Server
+
+    @property
+    def mvmci(self) -> Mvmci:
+        return self.cluster.mvmci
+
+    def status(self, job: str) -> dict[str, Any]:
+        done = self.mvmci("status", job, "--json")
+        assert done.code == 0, done
+        found: dict[str, Any] = done.json
+        return found
+
+    def pid(self, unit: str) -> int:
+        pid = self.cluster.pids()[unit]
+        assert pid is not None
+        return pid
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[Path]:
+    """The state directories so far: guests are compiled in the first, and copied to the others."""
+    return []
+
+
+@pytest.fixture(scope="module", params=ACCESSES)
+def way(
+    request: pytest.FixtureRequest,
+    program: Mvmci,
+    tmp_path_factory: pytest.TempPathFactory,
+    compiled: list[Path],
+) -> Iterator[Way]:
+    folder = tmp_path_factory.mktemp("way")
+    cluster = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
+    if "HAProxy" in request.param:
+        need(Path("/usr/sbin/haproxy").exists(), "no haproxy: apt-get install haproxy")
+    if compiled:
+        copy_code(compiled[0], cluster.mvmci.state)
+    with serving() as server:
+        cluster.write(TOPOLOGY.format(access=ACCESSES[request.param], url=server.url))
+        cluster.up()
+        yield Way(cluster, request.param, server)
+        cluster.down()
+    cluster.assert_nothing_is_left()
+    compiled.append(cluster.mvmci.state)
+
+
+def test_its_units_are_seen_and_up_again_changes_nothing(way: Way) -> None:
+    roles = [unit["role"] for unit in way.cluster.ps()["units"]]
+    executors = {"per-worker": 0, "pool": 2, "pool behind HAProxy": 2}.get(way.access, 1)
+    assert roles.count("executor") == executors
+    assert roles.count("balancer") == (way.access == "pool behind HAProxy")
+    assert set(way.cluster.states().values()) == {"ready"}
+    before = way.cluster.pids()
+    assert "nothing to change" in way.cluster.up().text
+    assert way.cluster.pids() == before
+
+
+def test_a_command_runs_and_its_streams_and_its_end_come_back(way: Way, guest: Guest) -> None:
+    job = fresh("hello")
+    done = way.mvmci("submit", guest("hello"), "--id", job, "--wait")
+    assert done.code == 0, done
+    assert done.out
+    logs = way.mvmci("logs", job)
+    assert (logs.code, logs.out) == (0, done.out)
+    assert way.mvmci("submit", guest("exit"), "--wait", "--", "7").code == 1
+    found = way.status(job)
+    assert found["worker"].startswith("worker-")
+    role = "worker" if way.access == "per-worker" else "executor"
+    assert found["executor"].startswith(f"{role}-")
+
+
+def test_a_workflow_has_its_effects_once_and_its_result_comes_back(way: Way, guest: Guest) -> None:
+    job = fresh("effects")
+    asked = [{"http": {"method": "POST", "url": f"{way.server.url}/{job}/{number}"}} for number in range(3)]
+    done = way.mvmci("submit", guest("script"), "--id", job, "--wait", "--input", steps(*asked))
+    assert done.code == 0, done
+    assert [way.server.count(f"/{job}/{number}") for number in range(3)] == [1, 1, 1]
+    assert way.mvmci("replay", job).text.strip() == "identical"
+
+
+def test_a_cancel_ends_a_running_job(way: Way, guest: Guest) -> None:
+    job = fresh("loop")
+    assert way.mvmci("submit", guest("loop"), "--id", job).code == 0
+    until(lambda: way.status(job)["status"] == "running", lambda: way.status(job))
+    began = time.monotonic()
+    assert way.mvmci("cancel", job).code == 0
+    until(lambda: way.status(job)["status"] == "cancelled", lambda: way.status(job))
+    assert time.monotonic() - began < CANCEL_S
+
+
+@contextmanager
+def in_an_effect(way: Way, guest: Guest, job: str) -> Iterator[None]:
+    """`job` asks for `a`, `held` and `b`; meanwhile it is in the second, which may be repeated."""
+    may_go = threading.Event()
+
+    def hold(path: str) -> None:
+        if path == f"/{job}/held":
+            may_go.wait(ANSWER_S_MAX)
+
+    asked = [{"method": "POST", "url": f"{way.server.url}/{job}/{name}"} for name in ("a", "held", "b")]
+    body = steps(*({"http": one | {"idempotent": "held" in one["url"]}} for one in asked))
+    way.server.on_request = hold
+    try:
+        assert way.mvmci("submit", guest("script"), "--id", job, "--input", body).code == 0
+        until(lambda: way.server.count(f"/{job}/held") == 1, lambda: way.status(job))
+        yield
+    finally:
+        may_go.set()
+
+
+def assert_each_effect_once(way: Way, job: str) -> None:
+    """It ends, and what it asked for in `in_an_effect` was seen once, or under one key."""
+    done = way.mvmci("wait", job)
+    assert done.code == 0, done
+    assert [way.server.count(f"/{job}/{name}") for name in "ab"] == [1, 1]
+    assert len({key for path, key in way.server.requests if path == f"/{job}/held"}) == 1
+
+
+@pytest.mark.parametrize("victim", ["worker", "executor"])
+def test_whoever_is_killed_a_workflow_goes_on_and_repeats_no_effect(
+    way: Way, guest: Guest, victim: str
+) -> None:
+    job = fresh(f"kill-{victim}")
+    with in_an_effect(way, guest, job):
+        killed = way.status(job)[victim]
+        os.kill(way.pid(killed), signal.SIGKILL)
+        began = time.monotonic()
+        holder_died = victim == "executor" or way.access == "per-worker"
+        if holder_died:
+            until(lambda: way.status(job)["epoch"] == 2, lambda: way.status(job))
+            assert time.monotonic() - began < ELSEWHERE_S
+    assert_each_effect_once(way, job)
+    assert way.status(job)["epoch"] == (2 if holder_died else 1), "a running job is not started again"
+    way.cluster.all_ready()
+
+
+@pytest.mark.parametrize("victim", ["control-plane", "broker", "balancer"])
+def test_whatever_else_is_killed_what_runs_goes_on_and_new_jobs_begin(
+    way: Way, guest: Guest, victim: str
+) -> None:
+    if victim == "balancer" and "HAProxy" not in way.access:
+        pytest.skip("this access has no balancer")
+    job = fresh(f"kill-{victim}")
+    with in_an_effect(way, guest, job):
+        killed = way.pid(f"{victim}-1")
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: way.cluster.pids()[f"{victim}-1"] not in (killed, None), way.cluster.ps)
+        assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    assert_each_effect_once(way, job)
+    assert way.status(job)["epoch"] == 1, "its holder lived all the time"
+    way.cluster.all_ready()
+
+
+def test_while_the_control_plane_is_silent_jobs_are_taken_and_end(way: Way, guest: Guest) -> None:
+    silent = way.pid("control-plane-1")
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    way.cluster.all_ready()
+
+
+def test_a_drained_executor_is_passed_over(way: Way, guest: Guest) -> None:
+    if way.access != "pool":
+        pytest.skip("it takes two executors")
+    assert way.mvmci("drain", "executor-1").code == 0
+    for _ in range(3):
+        job = fresh("drained")
+        assert way.mvmci("submit", guest("exit"), "--id", job, "--wait").code == 0
+        assert way.status(job)["executor"] == "executor-2"
+    assert way.mvmci("drain", "executor-1", "--undo").code == 0
+
+
+def test_with_no_executor_jobs_wait_and_say_why_and_none_fails(way: Way, guest: Guest) -> None:
+    if way.access != "shared":
+        pytest.skip("one access is enough: it has the only executor that workers reach over HTTP")
+    supervisor_keeps_it_away = way.pid("executor-1")
+    os.kill(supervisor_keeps_it_away, signal.SIGSTOP)
+    job = fresh("waits")
+    try:
+        assert way.mvmci("submit", guest("exit"), "--id", job).code == 0
+        until(lambda: way.status(job)["reason"].startswith("waiting: the executor at http://"))
+        assert way.status(job)["status"] == "queued"
+    finally:
+        os.kill(supervisor_keeps_it_away, signal.SIGCONT)
+    assert way.mvmci("wait", job).code == 0
