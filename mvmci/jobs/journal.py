@@ -352,7 +352,8 @@ def verdict(journal: Journal, news: Sequence[Message], *, run: str, epoch: int, 
 
     `journal` has absorbed `news`, everything after the sequence that the write expected. The order of
     the questions carries the promise (PROTOCOL §2): fencing and a foreign end come before "is my
-    message there", or a deposed holder would go on.
+    message there", or a deposed holder would go on; and that message is no end of mine unless the end
+    stands in it.
     """
     state = journal.state
     mine = message_id in journal.ids
@@ -361,7 +362,8 @@ def verdict(journal: Journal, news: Sequence[Message], *, run: str, epoch: int, 
         return "fenced"
     if state.lease is not None and not leased and state.lease.epoch >= epoch:
         return "fenced"
-    if state.ended and not mine:
+    my_end = any(message.id == message_id and state.done in message.records for message in news)
+    if state.ended and not (mine if state.done is None else my_end):
         return "fenced"
     if mine:
         return "written"

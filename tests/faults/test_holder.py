@@ -338,6 +338,27 @@ async def test_a_holder_whose_own_write_landed_before_it_was_fenced_is_still_fen
     await run.close()
 
 
+async def test_a_holder_whose_own_write_landed_before_another_ended_the_job_writes_nothing_more(
+    store: Store,
+) -> None:
+    """It was taken for dead, and so a control plane wrote the end that a cancel asked for."""
+    await write_as_other(store, spec())
+    journals = FaultyJournals(store, {1: "lost"})
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    read = journals.read
+
+    async def read_late(job: str, after: int = 0) -> list[Entry]:
+        await write_as_other(store, Cancel(at=5, by="user"))
+        await write_as_other(store, Done(at=6, status="cancelled"))
+        return await read(job, after)
+
+    journals.read = read_late  # type: ignore[method-assign]
+    with pytest.raises(Fenced):
+        await run.write(intent(0))
+    await run.close()
+    assert (await load(store, JOB)).state.corrupt is None
+
+
 async def test_after_a_cancel_the_only_end_is_cancelled(store: Store) -> None:
     ran = await run_with(store, {WRITES: "cancel"})
     assert ran.outcome == "cancelled"

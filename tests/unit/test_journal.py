@@ -232,7 +232,9 @@ OLD = lease(1, run="old")
         ([[SPEC], [ME]], [("x", [LATER])], "fenced"),
         # Fencing comes before "my message is there": a deposed holder does not go on.
         ([[SPEC], [ME]], [("mine", [intent(0)]), ("x", [LATER])], "fenced"),
+        ([[SPEC], [ME]], [("mine", [intent(0)]), ("x", [CANCEL]), ("y", [DONE])], "fenced"),
         ([[SPEC], [ME]], [("mine", [DONE])], "written"),
+        ([[SPEC], [ME]], [("mine", [SLEEP]), ("x", [CANCEL])], "written"),
         ([[SPEC], [ME]], [("x", [DONE])], "fenced"),
     ],
 )
