@@ -21,7 +21,7 @@ STORE_BYTES = 64 << 20
 
 
 @pytest.fixture
-async def lent(tmp_path: Path, broker_url: str) -> AsyncIterator[tuple[Authority, Login, Cluster]]:
+async def external(tmp_path: Path, broker_url: str) -> AsyncIterator[tuple[Authority, Login, Cluster]]:
     name, login = f"t-{secrets.token_hex(4)}", Login(urls=(broker_url,))
     authority = Authority.of_external(tmp_path / name, login)
     await ensure(login, name, store_bytes=STORE_BYTES)
