@@ -25,7 +25,7 @@ from mvmci.engines.embedded.host import Host
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Spec, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store, keep_text
 from mvmci.stores.memory import Memory
 

@@ -25,8 +25,8 @@ from mvmci.jobs.job import check_id, is_digest
 from mvmci.jobs.journal import Journal
 from mvmci.jobs.module import Module
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
-from mvmci.journals.holder import load
 from mvmci.journals.logs import LATE_S, Viewer, Watch, last_attempt, late_s
+from mvmci.journals.reader import load
 from mvmci.journals.request import KEYS, Digests, JobRequest, check, key, spec_of, values_of
 from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store, load_text

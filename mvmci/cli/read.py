@@ -42,8 +42,8 @@ from mvmci.jobs.journal import (
 from mvmci.jobs.replay import show
 from mvmci.jobs.summary import Summary, rfc3339, summarise
 from mvmci.journals.client import until_ended
-from mvmci.journals.holder import load
 from mvmci.journals.logs import LATE_S, Watch, last_attempt, late_s
+from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
 

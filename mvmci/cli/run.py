@@ -39,8 +39,8 @@ from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
 from mvmci.jobs import job as jobs
 from mvmci.jobs.allow import Allow
 from mvmci.journals.client import mint_id, submit
-from mvmci.journals.holder import load
 from mvmci.journals.logs import Watch
+from mvmci.journals.reader import load
 from mvmci.journals.request import Checked, JobRequest
 from mvmci.store import Store
 

@@ -35,8 +35,8 @@ from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailabl
 from mvmci.jobs.job import check_id
 from mvmci.jobs.journal import Journal, status
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
-from mvmci.journals.holder import load
 from mvmci.journals.logs import Watch, last_attempt
+from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
 from mvmci.store import Store

@@ -33,7 +33,7 @@ from mvmci.errors import EXIT_REFUSED, LockHeld, MvmciError, NotFound, PartlyApp
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import Spec, status
 from mvmci.journals.client import mint_id, submit, until_ended
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles import broker
 from mvmci.runtime import GRACE_S, Ground
 from mvmci.store import ClusterSettings, Member, Store

@@ -1,8 +1,8 @@
 """One run of one job: its lease, its view of the journal, and every write that it makes.
 
-A holder writes by compare-and-set on what it has read. When a write is refused or its answer does not
-come, it reads on and lets `journal.verdict` decide (PROTOCOL §2). It never writes after it was fenced,
-and what follows a record leaves it only after that record is on disk:
+A holder writes through `writer.Writer`; whatever that reads, `journal.verdict` says whether this run may
+go on (PROTOCOL §2). It never writes after it was fenced, and what follows a record leaves it only after
+that record is on disk:
 
     intent   is on disk before its effect begins
     result   rides with the next intent or the end, or is written after `RESULT_WAIT_S`
@@ -13,19 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from itertools import chain, repeat
 
 import msgspec
 
-from mvmci.errors import Conflict, Fenced, NotFound, StoreUnavailable
+from mvmci.errors import Fenced, StoreUnavailable
 from mvmci.jobs.journal import (
     AnyRecord,
     Done,
-    Entry,
     Intent,
     Journal,
     Lease,
@@ -33,14 +29,13 @@ from mvmci.jobs.journal import (
     Progress,
     Released,
     Result,
-    Verdict,
-    kind_of,
     verdict,
 )
+from mvmci.journals.writer import Writer
 from mvmci.store import Chunk, Store
+from mvmci.system.clock import boottime_s
 
 RESULT_WAIT_S = 0.005
-RETRY_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # the last is repeated
 PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
 WAITING_MAX = 64  # records
 GIVE_UP_S = 60.0
@@ -58,22 +53,6 @@ class Reread(Exception):
     """The lease was refused because something was recorded: forget the replay, read the job afresh."""
 
 
-async def load(store: Store, job: str) -> Journal:
-    """The journal of `job`. Raises NotFound."""
-    journal = Journal(job)
-    journal.absorb(await store.journals.read(job))
-    if not journal.tail and journal.state.corrupt is None:
-        raise NotFound(f"there is no job {job}", hint="`list` shows those that there are")
-    return journal
-
-
-def known(job: str, first: Entry) -> Journal:
-    """The journal of `job` as far as its first message tells."""
-    journal = Journal(job)
-    journal.absorb([first])
-    return journal
-
-
 class Holder:
     """Writes the journal of one job for one run, and gives its output to the logs.
 
@@ -87,7 +66,8 @@ class Holder:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.spec = journal.state.spec
         self._store = store
-        self._barred: Fenced | Reread | None = None  # why this run may write nothing more
+        self._writer = Writer(store, journal, self.spec.queue, self._absorbed)
+        self._fenced: Fenced | Reread | None = None  # why this run may write nothing more
         self._unwritten: list[AnyRecord] = [lease]
         self._durable = 0  # records of this run that are on disk
         self._writing = asyncio.Lock()
@@ -99,14 +79,14 @@ class Holder:
         self._looking: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._look_timer = loop.call_later(LOOK_EVERY_S, self._begin_to_watch)  # most jobs end before
-        self._answered_at = _now_s()
+        self._answered_at = boottime_s()
 
     @property
     def leased(self) -> bool:
         """Whether the lease is on disk."""
         return self._durable > 0
 
-    def stamp(self, at: int) -> None:
+    def set_start(self, at: int) -> None:
         """The guest is about to run: that, and not when its code began to be fetched, is the lease's time."""
         assert not self.leased
         self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
@@ -150,7 +130,7 @@ class Holder:
         """
         async with self._writing:
             answered = {record.index for record in self._unwritten if isinstance(record, Result)}
-            self._unwritten = [one for one in self._unwritten if not _overtaken(one, answered)]
+            self._unwritten = [one for one in self._unwritten if not _superseded(one, answered)]
             if isinstance(last, Done):
                 last = msgspec.structs.replace(last, chunks=self._chunks)
             self._unwritten.append(last)
@@ -167,9 +147,9 @@ class Holder:
         """
         return self._failure
 
-    async def confirm(self) -> None:
+    async def check_still_holder(self) -> None:
         """Look at the journal if this process may have been suspended since it last heard of it."""
-        if _now_s() - self._answered_at > STALE_S:
+        if boottime_s() - self._answered_at > STALE_S:
             await self._look()
 
     async def print(self, chunk: Chunk) -> None:
@@ -190,7 +170,7 @@ class Holder:
             self._failure.exception()  # nobody is left who would await it
 
     async def _commit(self) -> None:
-        """Write what waits as one message, or learn that it was written, or raise: the resolve loop.
+        """Write what waits as one message, or learn that it was written, or raise.
 
         A record stops waiting when it is seen in the journal, by whichever of our messages it got
         there: one that went unanswered, or whose writer was cancelled, may land at any time.
@@ -198,53 +178,32 @@ class Holder:
         self._stop_timer()
         self._check()
         waiting = tuple(self._unwritten)
-        message_id = secrets.token_hex(8)
-        give_up = _now_s() + GIVE_UP_S
-        for pause_s in chain(RETRY_PAUSES_S, repeat(RETRY_PAUSES_S[-1])):
+
+        def wanted() -> tuple[AnyRecord, ...]:
             batch = tuple(record for record in waiting if record in self._unwritten)
-            if not batch:
-                break
-            if self.journal.state.cancel is not None and not _cancels(batch):
+            if batch and self.journal.state.cancel is not None and not _cancels(batch):
                 raise Cancelled
-            try:
-                entry = await self._append(batch, message_id)
-                self._answered_at = _now_s()
-                self.journal.extend(entry, message_id, batch)
-                self._landed(batch)
-                break
-            except (Conflict, StoreUnavailable) as refusal:
-                if _now_s() > give_up:
-                    raise StoreUnavailable(
-                        f"the store took no record of {self.journal.job} for {GIVE_UP_S:.0f} s: {refusal}"
-                    ) from refusal
-            await asyncio.sleep(pause_s)
-            self._decide(await self._read_on(give_up), message_id)
+            return batch
+
+        await self._writer.write(wanted, give_up_s=GIVE_UP_S, waits_for_room=True)
         if self.journal.state.cancel is not None and self.journal.state.done is None:
             raise Cancelled
 
-    async def _append(self, batch: tuple[AnyRecord, ...], message_id: str) -> Entry:
-        data = self.journal.encode(batch, message_id)
-        seq = await self._store.journals.append(
-            self.journal.job,
-            kind_of(batch),
-            self.spec.queue,
-            data,
-            message_id=message_id,
-            expect=self.journal.tail,
-            # A short job without effects: should we die meanwhile, it runs again and nothing was lost.
-            may_delay=isinstance(batch[0], Lease) and isinstance(batch[-1], Done),
-        )
-        return Entry(seq=seq, data=data)
-
-    def _absorb(self, entries: list[Entry]) -> list[Message]:
-        """Take in what the journal has, and stop waiting for those of our records that stand there."""
-        self._answered_at = _now_s()
-        news = self.journal.absorb(entries)
+    def _absorbed(self, news: Sequence[Message], message_id: str) -> None:
+        """Stop waiting for those of our records that stand in the journal, and see whether we may go on."""
+        self._answered_at = boottime_s()
         for message in news:
-            self._landed(message.records)
-        return news
+            self._mark_written(message.records)
+        decision = verdict(
+            self.journal, news, run=self.lease.run, epoch=self.lease.epoch, message_id=message_id
+        )
+        if decision == "fenced":
+            self._fenced = Fenced(f"another run holds {self.journal.job}, or it has ended")
+        elif decision == "reread":
+            self._fenced = Reread()
+        self._check()
 
-    def _landed(self, records: Iterable[AnyRecord]) -> None:
+    def _mark_written(self, records: Iterable[AnyRecord]) -> None:
         written = [record for record in records if record in self._unwritten]
         for record in written:
             self._unwritten.remove(record)
@@ -262,37 +221,15 @@ class Holder:
             how = "resumed" if self.lease.why == "resumed" else "began"
             log.info("job %s %s (attempt %d)", job, how, attempt)
 
-    async def _read_on(self, give_up: float) -> list[Message]:
-        """Absorb everything after the tail, and return it."""
-        while True:
-            try:
-                entries = await self._store.journals.read(self.journal.job, after=self.journal.tail)
-                return self._absorb(entries)
-            except StoreUnavailable:
-                if _now_s() > give_up:
-                    raise
-            await asyncio.sleep(RETRY_PAUSES_S[-1])
-
-    def _decide(self, news: list[Message], message_id: str) -> Verdict:
-        decision = verdict(
-            self.journal, news, run=self.lease.run, epoch=self.lease.epoch, message_id=message_id
-        )
-        if decision == "fenced":
-            self._barred = Fenced(f"another run holds {self.journal.job}, or it has ended")
-        elif decision == "reread":
-            self._barred = Reread()
-        self._check()
-        return decision
-
     def _check(self) -> None:
         """A write may have waited for the very look that found this run deposed."""
-        if self._barred is not None:
-            raise self._barred
+        if self._fenced is not None:
+            raise self._fenced
 
     async def _look(self) -> None:
         """Absorb what others wrote: a cancel, a newer lease, an end."""
         async with self._writing:
-            self._decide(await self._read_on(_now_s() + GIVE_UP_S), "")
+            await self._writer.look(give_up_s=GIVE_UP_S)
         if self.journal.state.cancel is not None:
             raise Cancelled
 
@@ -341,7 +278,7 @@ class Holder:
             return True
 
 
-def _overtaken(record: AnyRecord, answered: set[int]) -> bool:
+def _superseded(record: AnyRecord, answered: set[int]) -> bool:
     match record:
         case Done():
             return True
@@ -353,8 +290,3 @@ def _overtaken(record: AnyRecord, answered: set[int]) -> bool:
 
 def _cancels(batch: Sequence[AnyRecord]) -> bool:
     return isinstance(batch[-1], Done) and batch[-1].status == "cancelled"
-
-
-def _now_s() -> float:
-    """A clock that also counts the time for which the machine was suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

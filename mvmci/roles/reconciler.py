@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,9 +25,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mvmci.config.quantity import format_duration
-from mvmci.errors import Conflict, StoreUnavailable
+from mvmci.errors import StoreUnavailable
 from mvmci.jobs.job import End
 from mvmci.jobs.journal import Done, Entry, Journal, State
+from mvmci.journals.writer import Writer
 from mvmci.store import Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.hints import Delivered
@@ -154,7 +154,7 @@ class Reconciler:
     async def _see_to(
         self, job: str, one: _Open, delivered: dict[str, Delivered], looked_at: set[str]
     ) -> None:
-        one.journal.absorb(one.news)
+        one.journal.absorb(entry for entry in one.news if entry.seq > one.journal.tail)
         one.news.clear()
         state = one.journal.state
         if state.spec is None or state.corrupt is not None:
@@ -196,16 +196,11 @@ class Reconciler:
             reason = f"cancelled by {state.cancel.by}"
         else:
             reason = f"timeout: more than {format_duration(state.spec.limits.timeout_ms)}"
-        message_id = secrets.token_hex(8)
         done = Done(at=self.now_ms(), status=end, reason=reason)
-        data = journal.encode([done], message_id)
-        try:
-            await self.cluster.store.journals.append(
-                job, "done", one.queue, data, message_id=message_id, expect=journal.tail
-            )
+        tail = journal.tail
+        writer = Writer(self.cluster.store, journal, one.queue)
+        if await writer.write(lambda: (done,) if journal.tail == tail else (), give_up_s=0.0):
             self.counts.ended += 1
-        except Conflict:
-            pass  # the next look reads what it was
 
 
 def _looked_at(members: list[Member]) -> set[str]:

@@ -23,7 +23,7 @@ from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
 from mvmci.store import Store

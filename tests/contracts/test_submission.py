@@ -15,7 +15,7 @@ import pytest
 from mvmci.errors import Conflict, IdTaken, NoAnswer, StoreUnavailable
 from mvmci.jobs.journal import AnyRecord, Cancel, Done, Entry, Journal, Lease, Progress, Spec, kind_of, status
 from mvmci.journals.client import cancel, submit, until_ended
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.conftest import OpenStore, Place
 

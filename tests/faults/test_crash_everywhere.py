@@ -20,7 +20,7 @@ from mvmci.engines.embedded.host import Host
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import AnyRecord, Journal, Result, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store, load_text
 from mvmci.stores.memory import Memory
 from tests.harness.world import Counting, Crashed, Mortal, Suspicious, Where, mortal, script_spec

@@ -33,8 +33,9 @@ from mvmci.jobs.journal import (
     Spec,
     kind_of,
 )
-from mvmci.journals import holder
-from mvmci.journals.holder import Cancelled, Holder, Reread, load
+from mvmci.journals import writer
+from mvmci.journals.holder import Cancelled, Holder, Reread
+from mvmci.journals.reader import load
 from mvmci.roles.broker import Broker
 from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
@@ -268,7 +269,7 @@ def _check_outcome(ran: Ran, names: list[str]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holder, "RETRY_PAUSES_S", (0.0,))
+    monkeypatch.setattr(writer, "RETRY_PAUSES_S", (0.0,))
 
 
 def plans(faults_max: int) -> Iterable[Plan]:

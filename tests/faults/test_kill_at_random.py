@@ -12,7 +12,7 @@ import pytest
 
 from mvmci.jobs.job import Limits
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.stores.nats import ensure, remove
 from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import AnyRecord, Entry, MessageKind, Result, Spec
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Chunk, Journals, Store, keep_text
 from tests.harness.places import GUESTS
 

@@ -35,7 +35,8 @@ from mvmci.errors import (
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
-from mvmci.journals.holder import Cancelled, Holder, Reread, known, load
+from mvmci.journals.holder import Cancelled, Holder, Reread
+from mvmci.journals.reader import known, load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied
 from mvmci.store import load_text
 
@@ -272,7 +273,7 @@ class Embedded:
             if spec.kind == "command":
                 await fill(host, slot, spec.tree)
             if not again:
-                holder.stamp(host.now_ms())
+                holder.set_start(host.now_ms())
                 time.begin(self._deadline_ms(holder))
             if order.fresh and not again:
                 holder.write_within(LEASE_WAIT_S)

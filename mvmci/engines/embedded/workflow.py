@@ -179,7 +179,7 @@ class LiveEffects:
             value: effect.Answer = await self._sleep(intent.at + request.ms)
         else:
             await self._holder.write(*([intent] if found.intent is None else []))
-            await self._holder.confirm()
+            await self._holder.check_still_holder()
             value = await self._perform(request, intent)
         return await self._record(found.index, request, value)
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from mvmci.errors import MvmciError
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
+from mvmci.system.clock import boottime_ns
 
 ASK_EVERY_S = 60.0
 ASK_AGAIN_S = 0.5  # while nothing is known
@@ -27,7 +28,7 @@ class Clock:
     def __init__(self, link: Link, layout: Layout) -> None:
         self._link = link
         self._layout = layout
-        self._ahead_ns = time.time_ns() - _counted_ns()
+        self._ahead_ns = time.time_ns() - boottime_ns()
         self._known = False
         self._asking: asyncio.Task[None] | None = None
 
@@ -43,7 +44,7 @@ class Clock:
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""
-        return (self._ahead_ns + _counted_ns()) // 1_000_000
+        return (self._ahead_ns + boottime_ns()) // 1_000_000
 
     async def _ask_always(self) -> None:
         while True:
@@ -57,15 +58,10 @@ class Clock:
             pass  # what is known still holds
 
     async def _ask(self) -> None:
-        before = _counted_ns()
+        before = boottime_ns()
         answer = await self._link.api(f"STREAM.INFO.{self._layout.blobs}")
-        after = _counted_ns()
+        after = boottime_ns()
         if after - before < ROUND_NS_MAX:
             since = datetime.fromisoformat(answer["ts"]) - _EPOCH
             self._ahead_ns = since // timedelta(microseconds=1) * 1000 - (before + after) // 2
             self._known = True
-
-
-def _counted_ns() -> int:
-    """A clock that nobody sets, and that also counts the time for which the machine was suspended."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

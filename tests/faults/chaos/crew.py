@@ -18,7 +18,7 @@ from mvmci.errors import NotFound
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Journal
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.worker import Worker
 from mvmci.stores.nats import Cluster, ensure, make_consumers, open_cluster, remove

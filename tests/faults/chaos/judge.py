@@ -18,7 +18,7 @@ from typing import Any
 
 from mvmci.errors import NotFound
 from mvmci.jobs.journal import AnyRecord, Done, Intent, Journal, Lease, Released, Result, Spec, status
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store, load_text
 from tests.faults.chaos.outside import Outside, Steps, path_of
 

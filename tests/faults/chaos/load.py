@@ -21,7 +21,7 @@ from mvmci.errors import NotFound, StoreUnavailable
 from mvmci.jobs.job import Limits, Payload
 from mvmci.jobs.journal import Journal, Lease, Spec, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.faults.chaos.judge import Job
 from tests.faults.chaos.outside import Outside, Steps, again, once

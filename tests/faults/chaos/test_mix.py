@@ -8,7 +8,7 @@ import statistics
 from contextlib import AsyncExitStack
 
 from mvmci.jobs.journal import Journal
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client

@@ -16,7 +16,7 @@ import pytest
 
 from mvmci.cluster.deployment import EMBEDDED
 from mvmci.jobs.journal import Journal
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.runtime import GRACE_S
 from mvmci.store import Store
 from tests.faults.chaos.conftest import Make, join

@@ -20,8 +20,9 @@ import pytest
 
 from mvmci.cli.options import HOST
 from mvmci.errors import NoAnswer
-from mvmci.jobs.journal import Entry, Intent, Journal, Result, Verdict, verdict
-from mvmci.journals import holder
+from mvmci.jobs.journal import Entry, Intent, Journal, Message, Result, Verdict, verdict
+from mvmci.journals import holder, writer
+from mvmci.journals.reader import read_on
 from mvmci.roles import worker
 from mvmci.stores.nats.append import Append
 from tests.faults.chaos import without
@@ -133,28 +134,25 @@ def without_fencing(patch: Patch) -> None:
 def sending_again_without_looking(patch: Patch) -> None:
     """Where the tail is, it still asks; whether it has its own message there, it does not."""
 
-    def blind(self: holder.Holder, entries: list[Entry]) -> Any:
-        return self.journal.absorb(entries)
+    async def blind(*args: Any) -> list[Message]:
+        await read_on(*args)
+        return []
 
-    def ignorant(journal: Journal, news: Any, **ours: Any) -> Verdict:
-        found = verdict(journal, news, **ours)
-        return "retry" if found == "written" else found
-
-    patch.setattr(holder.Holder, "_absorb", blind)
-    patch.setattr(holder, "verdict", ignorant)
+    patch.setattr(writer, "read_on", blind)
 
 
 def counting_silence_as_success(patch: Patch) -> None:
-    append = holder.Holder._append
+    append = writer.Writer._append
 
-    async def hopeful(self: holder.Holder, batch: Any, message_id: str) -> Entry:
-        data = self.journal.encode(batch, message_id)
+    async def hopeful(self: writer.Writer, records: Any, message_id: str) -> Message:
+        data = self.journal.encode(records, message_id)
         try:
-            return await append(self, batch, message_id)
+            return await append(self, records, message_id)
         except NoAnswer:
-            return Entry(seq=self.journal.tail + 1, data=data)
+            (message,) = self.journal.absorb([Entry(seq=self.journal.tail + 1, data=data)])
+            return message
 
-    patch.setattr(holder.Holder, "_append", hopeful)
+    patch.setattr(writer.Writer, "_append", hopeful)
 
 
 def beginning_before_the_intent_is_on_disk(patch: Patch) -> None:

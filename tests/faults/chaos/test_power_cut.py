@@ -18,7 +18,7 @@ from mvmci.cluster.broker import BrokerSettings
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Spec
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles import broker
 from mvmci.roles.broker import Broker
 from mvmci.store import Store

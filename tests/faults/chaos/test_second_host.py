@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from mvmci.cluster.identity import decode
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.hosts import Network

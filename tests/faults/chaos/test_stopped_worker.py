@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from mvmci.jobs.journal import Journal, Lease, status
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.store import GONE_S, Store
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge

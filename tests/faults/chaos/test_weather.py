@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mvmci.jobs.journal import Released
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.load import Client, Report

@@ -34,13 +34,12 @@ RULES: dict[str, tuple[Change, ...]] = {
     # An answer that does not come counts as the one that was hoped for.
     "resolve-loop": (
         (
-            "journals/holder.py",
-            "            except (Conflict, StoreUnavailable) as refusal:\n",
+            "journals/writer.py",
+            "            except (Conflict, StoreUnavailable) as refused:\n",
             "            except StoreUnavailable:\n"
-            "                data = self.journal.encode(batch, message_id)\n"
-            "                self._absorb([Entry(seq=self.journal.tail + 1, data=data)])\n"
-            "                break\n"
-            "            except Conflict as refusal:\n",
+            "                data = self.journal.encode(records, message_id)\n"
+            "                news = self.journal.absorb([Entry(seq=self.journal.tail + 1, data=data)])\n"
+            "            except Conflict as refused:\n",
         ),
     ),
     # A hint is used up before the job that it is for is at its end, and nobody looks for what is left.

@@ -20,7 +20,7 @@ from mvmci.engines.remote import RunRequest
 from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Lease
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.broker import serve as serve_broker
 from mvmci.stores import open_memory
 from mvmci.stores.nats import ensure, open_cluster

@@ -14,7 +14,7 @@ from mvmci.cli.batch import read_batch
 from mvmci.cli.order import Files
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.job import Limits
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
 from mvmci.store import Store

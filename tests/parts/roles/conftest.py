@@ -16,7 +16,7 @@ from mvmci.engines import open_embedded, open_remote
 from mvmci.engines.server import Executor, serve
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Journal
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.worker import Worker
 from mvmci.store import About
 from mvmci.stores.nats import Cluster, ensure, open_cluster, remove

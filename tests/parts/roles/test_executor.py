@@ -12,7 +12,7 @@ from mvmci.engines.remote import RunRequest
 from mvmci.engines.server import Full
 from mvmci.jobs.journal import Journal, Lease, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores.nats import Cluster

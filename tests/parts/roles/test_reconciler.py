@@ -24,7 +24,7 @@ from mvmci.jobs.journal import (
     status,
 )
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler, needs
 from mvmci.stores.nats import Cluster, maintain
 from tests.conftest import CLUSTER_BYTES

@@ -10,7 +10,7 @@ from mvmci.errors import IdTaken, NotFound
 from mvmci.jobs import tree
 from mvmci.jobs.journal import Done, Lease, Spec
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.retention import Retention
 from mvmci.store import Store
 from mvmci.stores.nats import Cluster

@@ -14,7 +14,7 @@ from asyncio.subprocess import PIPE, Process
 
 from mvmci.jobs.journal import Done, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler
 from mvmci.stores.nats import Cluster
 from tests.harness.places import ROOT

@@ -11,7 +11,7 @@ from mvmci.errors import MvmciError
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import Cancel, Intent, Lease, Released, Result, status
 from mvmci.journals.client import submit
-from mvmci.journals.holder import load
+from mvmci.journals.reader import load
 from mvmci.stores.nats import Cluster
 from tests.harness.world import Counting, script_spec
 from tests.parts.roles.conftest import LONG_S, Place, ended, until
