@@ -47,7 +47,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.store: Store = Memory(folder / "store").store("bench")
-        self.host = Host(store=self.store, root=folder / "host", allow=Allow())
+        self.host = Host(store=self.store, root=folder / "host", allow=Allow)
         self.engine = Embedded(self.host, slots=1)
         self._number = 0
 
@@ -72,8 +72,9 @@ class Bench:
     async def run(self, path: Path, *, workflow: bool, input_: Any = None) -> float:
         """Milliseconds from the taking of a job to its recorded end."""
         job = await self.submit(path, workflow=workflow, input_=input_)
+        spec_entry = (await self.store.journals.read(job))[0]
         began = time.perf_counter()
-        await self.engine.run(job, fresh=True)
+        await self.engine.run(job, spec_entry=spec_entry)
         took_ms = (time.perf_counter() - began) * 1000
         state = (await load(self.store, job)).state
         assert status(state)[0] == "succeeded", status(state)
@@ -133,7 +134,7 @@ async def effects(bench: Bench, folder: Path, scale: Scale) -> Line:
 async def replay(bench: Bench, folder: Path, scale: Scale) -> Line:
     """A finished workflow run again from its journal."""
     job = await bench.submit(step(folder), workflow=True, input_=scale.replayed)
-    await bench.engine.run(job, fresh=True)
+    await bench.engine.run(job)
     records = len((await load(bench.store, job)).records)
     times = []
     for _ in range(scale.rounds):

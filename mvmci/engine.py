@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Entry
 
 
@@ -35,31 +34,18 @@ class Engine(Protocol):
         self,
         job: str,
         *,
-        fresh: bool = False,
-        first: Entry | None = None,
+        spec_entry: Entry | None = None,
         worker: str = "",
-        freed: Callable[[], None] = lambda: None,
+        on_slot_free: Callable[[], None] = lambda: None,
     ) -> Outcome:
-        """See `job` to its end, or to a release.
+        """Run `job` to its end, or to a release.
 
-        `fresh` says that nobody can have tried before; then a job that ends quickly is written in one
-        message. `first` is its first message, if the caller has it at hand: then it is not read.
-        `worker` is who sent it, where that is not the engine's own unit. `freed` is called when the guest
-        has ended and another can begin, while the end is still being written.
+        `spec_entry` is its first message, where that came with the job's first delivery and nobody can have
+        tried before: it is not read again, and a job that ends quickly is written in one message more.
+        `worker` is who sent it, where that is not the engine's own unit. `on_slot_free` may be called when
+        the guest has ended and another can begin, while the end is still being written.
         Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway.
         """
-
-    async def verify(self, job: str) -> int:
-        """Run an ended workflow again from its journal, without effects, and return how many it had.
-
-        Raises Nondeterminism where it differs, Usage for a job that cannot be replayed.
-        """
-
-    async def prepare(self) -> str:
-        """Get ready to run guests, and return the isolation that they get. Raises IsolationUnavailable."""
-
-    def permit(self, allow: Allow) -> None:
-        """What workflows may do from now on."""
 
     def drain(self, yes: bool = True) -> None:
         """Let workflows go at their next effect, for another holder; commands run on. `False` ends that."""

@@ -83,7 +83,7 @@ class Delivery(Protocol):
     """One hint, handed to one puller."""
 
     job: str
-    first: Entry | None  # the job's own spec, where the hint is that, delivered for the first time
+    spec_entry: Entry | None  # the job's own spec, where the hint is that, delivered for the first time
 
     async def ack(self) -> None:
         """The hint has done its work. An acknowledgement proves nothing: a lapsed one is accepted too."""

@@ -38,6 +38,7 @@ from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
 from mvmci.jobs import job as jobs
 from mvmci.jobs.allow import Allow
+from mvmci.jobs.journal import Entry
 from mvmci.journals.client import mint_id, submit
 from mvmci.journals.logs import Watch
 from mvmci.journals.reader import load
@@ -88,11 +89,12 @@ async def _run(files: Files, checked: Checked, job: str, allow: Allow, state: Pa
     store = open_local(state / LOCAL)
     try:
         await files.keep(store)
-        fresh = await submit(store, await files.spec(checked, job, store))
+        new = await submit(store, await files.spec(checked, job, store))
+        spec_entry = (await store.journals.read(job))[0] if new else None
         click.echo(job, err=True)
-        engine = open_embedded(store, state / HOST, allow=allow, slots=1, notice=_notice)
+        engine = open_embedded(store, state / HOST, allow=lambda: allow, slots=1, notice=_notice)
         try:
-            return await _see_through(engine, store, job, fresh, Location(state, local=True), as_json)
+            return await _see_through(engine, store, job, spec_entry, Location(state, local=True), as_json)
         finally:
             await engine.close()
     finally:
@@ -104,7 +106,7 @@ def _notice(text: str) -> None:
 
 
 async def _see_through(
-    engine: Engine, store: Store, job: str, fresh: bool, place: Location, as_json: bool
+    engine: Engine, store: Store, job: str, spec_entry: Entry | None, place: Location, as_json: bool
 ) -> int:
     """Run the job to its end, its output passed on as it comes, and say how it ended."""
     state = (await load(store, job)).state
@@ -117,15 +119,15 @@ async def _see_through(
     elif state.lease is not None:
         click.echo(f"goes on after {state.results} recorded effects", err=True)
     async with Watch(store, job, Printer(*standard_streams(all_on_stderr=as_json), since=since)) as watch:
-        await _until_ended(engine, job, fresh, place)
+        await _until_ended(engine, job, spec_entry, place)
         journal = await load(store, job)
         await watch.rest(journal.state, wait_s=0)
     return await report(store, journal, place, as_json=as_json)
 
 
-async def _until_ended(engine: Engine, job: str, fresh: bool, place: Location) -> None:
-    while (step := await engine.run(job, fresh=fresh)).kind != "ended":
-        fresh = False
+async def _until_ended(engine: Engine, job: str, spec_entry: Entry | None, place: Location) -> None:
+    while (step := await engine.run(job, spec_entry=spec_entry)).kind != "ended":
+        spec_entry = None
         if step.kind == "held":
             raise _held(job, place)
         await asyncio.sleep(max(0, step.until - time.time_ns() // 1_000_000) / 1000)
@@ -150,7 +152,7 @@ def replay_verb(job: str, place: Location) -> int:
 
 async def _replay(job: str, place: Location) -> int:
     async with place.open() as store:
-        engine = open_embedded(store, place.state / HOST, allow=Allow(), slots=1, notice=_notice)
+        engine = open_embedded(store, place.state / HOST, allow=Allow, slots=1, notice=_notice)
         try:
             effects = await engine.verify(job)
         except Nondeterminism as found:

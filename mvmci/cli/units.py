@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from mvmci.cluster.identity import Identity, UnitRole
     from mvmci.engine import Engine
+    from mvmci.engines.embedded.engine import Embedded
     from mvmci.jobs.allow import Allow
     from mvmci.store import About, ClusterSettings
     from mvmci.stores.nats import Cluster
@@ -162,29 +163,33 @@ async def _work(
     from mvmci.trust.enrol.client import renew_always
 
     settings = await read_settings(cluster)
+    allow = _allow(settings)
     slots = options["slots"] or os.cpu_count() or 1
     queues = options["queues"] or identity.queues or settings.queues
     token = _token(options["token_file"])
 
-    async def open_engine(settings: ClusterSettings) -> Engine:
+    async def open_engine(settings: ClusterSettings) -> tuple[Engine, str]:
+        """The engine that the cluster wants its workers to use, and the isolation if it is this worker's."""
         from mvmci.engines import open_remote
 
         if settings.engine == "embedded":
-            return _open_embedded(cluster, root, settings, slots, options)
-        return await open_remote(cluster, settings.engine, token)
+            return await _open_embedded(cluster, root, lambda: allow, slots, options)
+        return await open_remote(cluster, settings.engine, token), ""
 
     async def follow(settings: ClusterSettings, about: About) -> About:
         """Go over to the engine that the cluster wants its workers to use."""
+        nonlocal allow
+        allow = _allow(settings)
         if settings.engine != about.engine:
             log.info("going over from engine %s to %s", about.engine, settings.engine)
             await cluster.store.presence.describe(msgspec.structs.replace(about, state="draining"))
-            await worker.switch(await open_engine(settings), within_s=min(SWITCH_S, options["grace"] / 1000))
-            isolation = await worker.engine.prepare()
+            engine, isolation = await open_engine(settings)
+            await worker.switch(engine, within_s=min(SWITCH_S, options["grace"] / 1000))
             about = msgspec.structs.replace(about, engine=settings.engine, isolation=isolation)
-        worker.engine.permit(_allow(settings))
         return about
 
-    worker = Worker(cluster.store, await open_engine(settings), queues=queues, slots=slots)
+    engine, isolation = await open_engine(settings)
+    worker = Worker(cluster.store, engine, queues=queues, slots=slots)
     try:
         about = _about(
             identity,
@@ -192,7 +197,7 @@ async def _work(
             queues=tuple(queues),
             labels=dict(_label(text) for text in options["labels"]),
             engine=settings.engine,
-            isolation=await worker.engine.prepare(),
+            isolation=isolation,
         )
         await _until_stopped(
             cluster,
@@ -206,24 +211,29 @@ async def _work(
         await worker.engine.close()
 
 
-def _open_embedded(
-    cluster: Cluster, root: Path, settings: ClusterSettings, slots: int, options: dict[str, Any]
-) -> Engine:
-    """An engine of this process, whose blobs are kept on this host."""
+async def _open_embedded(
+    cluster: Cluster, root: Path, allow: Callable[[], Allow], slots: int, options: dict[str, Any]
+) -> tuple[Embedded, str]:
+    """An engine of this process, whose blobs are kept on this host, and its isolation."""
     from mvmci.engines import open_embedded
     from mvmci.stores.cached import CachedBlobs
 
     blobs = CachedBlobs(cluster.store.blobs, root / "blobs", bytes_max=CACHE_BYTES)
-    return open_embedded(
+    engine = open_embedded(
         replace(cluster.store, blobs=blobs),
         root,
-        allow=_allow(settings),
+        allow=allow,
         slots=slots,
         min_isolation=options["min_isolation"],
         reuse=options["isolation"] == "reuse",
         notice=log.info,
         now_ms=cluster.clock.now_ms,
     )
+    try:
+        return engine, await engine.prepare()
+    except BaseException:
+        await engine.close()
+        raise
 
 
 def _allow(settings: ClusterSettings) -> Allow:
@@ -359,16 +369,18 @@ async def _execute(
     from mvmci.trust.enrol.client import renew_always
 
     settings = await read_settings(cluster)
+    allow = _allow(settings)
     slots = options["slots"] or os.cpu_count() or 1
-    engine = _open_embedded(cluster, root, settings, slots, options)
+    engine, isolation = await _open_embedded(cluster, root, lambda: allow, slots, options)
     executor = Executor(engine, cluster.store, slots=slots)
 
     async def follow(settings: ClusterSettings, about: About) -> About:
-        engine.permit(_allow(settings))
+        nonlocal allow
+        allow = _allow(settings)
         return about
 
     try:
-        about = _about(identity, slots=slots, isolation=await engine.prepare())
+        about = _about(identity, slots=slots, isolation=isolation)
         doors = [serve(executor, cluster.link, cluster.layout)]
         if listen is not None:
             from mvmci.api import serve_http

@@ -13,6 +13,7 @@ from mvmci.jobs.allow import Allow
 from mvmci.store import Store
 
 if TYPE_CHECKING:
+    from mvmci.engines.embedded.engine import Embedded
     from mvmci.stores.nats import Cluster
 
 
@@ -20,16 +21,17 @@ def open_embedded(
     store: Store,
     root: Path,
     *,
-    allow: Allow,
+    allow: Callable[[], Allow],
     slots: int,
     min_isolation: str = "process",
     reuse: bool = True,
     notice: Callable[[str], None] = lambda _: None,
     now_ms: Callable[[], int] | None = None,
-) -> Engine:
+) -> Embedded:
     """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work.
 
-    `now_ms` is since 1970; by this machine's clock, if absent.
+    `allow` is asked at every effect what workflows may do. `now_ms` is since 1970; by this machine's clock,
+    if absent.
     """
     from mvmci.engines.embedded.engine import Embedded
     from mvmci.engines.embedded.host import Host, wall_clock_ms

@@ -1,7 +1,7 @@
 """Prefetch: who may run now, and whether it pays to hold more in hand than may run.
 
 While jobs are so short that fetching one takes longer than running it, a worker or an executor takes
-some ahead. One that then waits for its turn after all is handed back: somebody else may be free.
+some ahead. One that then waits for its permit after all is handed back: somebody else may be free.
 """
 
 from __future__ import annotations
@@ -10,47 +10,50 @@ import asyncio
 import time
 
 AHEAD_MAX = 32  # in hand beyond what may run at once, while jobs are short
-SHORT_S = 0.01  # the mean length of a turn below which they are
-TURN_S = 0.1  # after so long in hand without a turn, a job goes back
-MEAN_OVER = 16  # turns
+SHORT_S = 0.01  # the mean time with a permit below which they are
+TURN_S = 0.1  # after so long in hand without a permit, a job goes back
+MEAN_OVER = 16  # jobs
 
 
 class Prefetch:
-    """At most `count` turns at once."""
+    """Lets at most `count` jobs run at once."""
 
     def __init__(self, count: int) -> None:
         self.free = count
         self.jobs_are_short = asyncio.Event()  # whether it pays to take jobs ahead
         self._waiting = 0
         self._mean_s = SHORT_S
-        self._permits = asyncio.Semaphore(count)
+        self._slots = asyncio.Semaphore(count)
 
     @property
     def accepting(self) -> bool:
-        """Whether one more would have its turn now, or soon."""
+        """Whether one more job could run now, or soon."""
         return self.free > 0 or (self.jobs_are_short.is_set() and self._waiting < AHEAD_MAX)
 
-    async def take(self) -> Permit | None:
-        """A turn, now or soon; None if it does not come accepting: jobs are not so short after all."""
-        if self._permits.locked():
+    def permit(self) -> Permit:
+        """For one job that came in."""
+        return Permit(self)
+
+    async def _acquire(self) -> bool:
+        if self._slots.locked():
             self._waiting += 1
             try:
                 async with asyncio.timeout(TURN_S):
-                    await self._permits.acquire()
+                    await self._slots.acquire()
             except TimeoutError:
                 self._mean_s = 2 * SHORT_S
                 self.jobs_are_short.clear()
-                return None
+                return False
             finally:
                 self._waiting -= 1
         else:
-            await self._permits.acquire()
+            await self._slots.acquire()
         self.free -= 1
-        return Permit(self)
+        return True
 
-    def _ended(self, took_s: float) -> None:
+    def _release(self, took_s: float) -> None:
         self.free += 1
-        self._permits.release()
+        self._slots.release()
         self._mean_s += (took_s - self._mean_s) / MEAN_OVER
         if self._mean_s < SHORT_S:
             self.jobs_are_short.set()
@@ -59,13 +62,22 @@ class Prefetch:
 
 
 class Permit:
-    """Somebody's turn. It ends once, however often that is said."""
+    """One job's leave to run: asked for once, given back once, however often that is said."""
 
-    def __init__(self, turns: Prefetch) -> None:
-        self._turns: Prefetch | None = turns
-        self._began = time.monotonic()
+    def __init__(self, prefetch: Prefetch) -> None:
+        self.ended = asyncio.Event()  # this job stands in nobody's way any more
+        self._prefetch = prefetch
+        self._began: float | None = None
+
+    async def take(self) -> bool:
+        """Whether the job may run, now or soon; if not, jobs are not so short after all."""
+        if await self._prefetch._acquire():
+            self._began = time.monotonic()
+        return self._began is not None
 
     def end(self) -> None:
-        if self._turns is not None:
-            turns, self._turns = self._turns, None
-            turns._ended(time.monotonic() - self._began)
+        """The job needs it no more."""
+        if not self.ended.is_set():
+            self.ended.set()
+            if self._began is not None:
+                self._prefetch._release(time.monotonic() - self._began)

@@ -23,8 +23,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from mvmci.engine import Outcome
-from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, Usage
-from mvmci.jobs.allow import Allow
+from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Store
@@ -40,12 +39,11 @@ BUSY = "executors busy"
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A job for an executor. `fresh` is as in `mvmci.engine.Engine.run`; `seq` is that of its spec, or 0."""
+    """A job for an executor. `spec_seq` is the sequence of its spec if this is its first delivery."""
 
     job: Id
     worker: Id
-    fresh: bool = False
-    seq: int = 0
+    spec_seq: int = 0
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
@@ -113,24 +111,23 @@ class Remote:
         self,
         job: str,
         *,
-        fresh: bool = False,
-        first: Entry | None = None,
+        spec_entry: Entry | None = None,
         worker: str = "",
-        freed: Callable[[], None] = lambda: None,
+        on_slot_free: Callable[[], None] = lambda: None,
     ) -> Outcome:
-        """See `mvmci.engine.Engine.run`. Of `first` only the place is sent: an executor reads for itself.
+        """See `mvmci.engine.Engine.run`. Only the place of `spec_entry` is sent: an executor reads it.
 
         Once this drains, jobs are let go at once: their executor goes on with those that it has taken,
         and whoever gets their hints follows it.
         """
-        del freed
-        seq = first.seq if first is not None else 0
-        order = RunRequest(job=job, worker=worker or self._store.presence.unit, fresh=fresh, seq=seq)
+        del on_slot_free  # the slot is the executor's
+        seq = spec_entry.seq if spec_entry is not None else 0
+        order = RunRequest(job=job, worker=worker or self._store.presence.unit, spec_seq=seq)
         while not self._draining:
             step = await self._offer(order)
             if step is not None:
                 return step
-            order = msgspec.structs.replace(order, fresh=False, seq=0)
+            order = msgspec.structs.replace(order, spec_seq=0)
             await asyncio.sleep(GONE_PAUSE_S)
         return Outcome("released")
 
@@ -177,17 +174,6 @@ class Remote:
         finally:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
-
-    async def verify(self, job: str) -> int:
-        """Replays are made where they are asked for."""
-        raise Usage(f"{job} cannot be replayed by an executor", hint="`mvmci replay` replays here")
-
-    async def prepare(self) -> str:
-        """The executors have an isolation; a worker has none."""
-        return ""
-
-    def permit(self, allow: Allow) -> None:
-        """The executors read that for themselves."""
 
     def drain(self, yes: bool = True) -> None:
         """Let every job go at once, or take jobs again."""

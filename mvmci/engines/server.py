@@ -48,34 +48,34 @@ class Executor:
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
         self._journals = store.journals
-        self._turns = Prefetch(slots)
+        self._prefetch = Prefetch(slots)
         self._running: dict[str, asyncio.Task[Finished | Failed]] = {}
 
     @property
     def free(self) -> int:
         """Slots in which nothing runs."""
-        return self._turns.free
+        return self._prefetch.free
 
     @property
     def open(self) -> bool:
         """Whether a job would be taken now."""
-        return self._turns.accepting and not self.draining
+        return self._prefetch.accepting and not self.draining
 
     async def take(self, order: RunRequest) -> asyncio.Task[Finished | Failed]:
         """Begin to see to a job, or follow it if that has begun; how it comes out. Raises Full."""
         if order.job in self._running:
             return self._running[order.job]
-        turn = await self._turns.take() if self.open else None
-        if order.job in self._running or turn is None or self.draining:
-            if turn is not None:
-                turn.end()
+        permit = self._prefetch.permit()
+        may_run = self.open and await permit.take()
+        if order.job in self._running or not may_run or self.draining:
+            permit.end()
             if order.job in self._running:
                 return self._running[order.job]
             self.counts["refused"] += 1
             raise Full("this executor drains" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
-        running = asyncio.create_task(self._run(order, turn), name=f"order {order.job}")
+        running = asyncio.create_task(self._run(order, permit), name=f"order {order.job}")
         self._running[order.job] = running
         running.add_done_callback(lambda _: self._running.pop(order.job))
         running.add_done_callback(self._count)
@@ -95,15 +95,15 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, order: RunRequest, turn: Permit) -> Finished | Failed:
-        def freed() -> None:
-            turn.end()
+    async def _run(self, order: RunRequest, permit: Permit) -> Finished | Failed:
+        def on_slot_free() -> None:
+            permit.end()
             self._changed()
 
         try:
-            first = await self._journals.first(order.job, order.seq) if order.fresh and order.seq else None
+            spec_entry = await self._journals.first(order.job, order.spec_seq) if order.spec_seq else None
             step = await self.engine.run(
-                order.job, fresh=order.fresh, first=first, worker=order.worker, freed=freed
+                order.job, spec_entry=spec_entry, worker=order.worker, on_slot_free=on_slot_free
             )
         except NotFound as gone:
             return Failed(why="not-found", message=gone.message)
@@ -113,7 +113,7 @@ class Executor:
             log.warning("%s: %s", order.job, failure.message)
             return Failed(why="other", message=failure.message)
         finally:
-            freed()
+            on_slot_free()
         return Finished(kind=step.kind, until=step.until)
 
     def _count(self, run: asyncio.Task[Finished | Failed]) -> None:

@@ -1,9 +1,9 @@
 """The worker: takes hints, and sees each job to its end through an engine.
 
-A worker has as many loops as it may run jobs at once: a loop is the permit, so no hint is taken that
-nobody has time for. A permit is free again when the guest has ended; the end is written behind its back,
+A worker has as many loops as it may run jobs at once, each with one job in hand, so no hint is taken that
+nobody has time for. A job gives its permit back when the guest has ended; the end is written behind its back,
 so that the ends of many jobs become durable together. While jobs are so short that fetching them takes
-longer than running them, more loops fetch ahead; a hint that then waits for its turn after all is handed
+longer than running them, more loops fetch ahead; a hint that then waits for its permit after all is handed
 back for others. What a hint comes to is decided by the journal alone (PROTOCOL §3):
 
     ended, or asleep until later      the hint has done its work: acknowledged
@@ -54,7 +54,7 @@ class Worker:
         self._rested = asyncio.Event()  # whether hints are not left to others just now
         self._rested.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
-        self._turns = Prefetch(slots)
+        self._prefetch = Prefetch(slots)
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
@@ -65,7 +65,7 @@ class Worker:
                 tasks.create_task(self._keep_hints(), name="keep hints")
                 for number in range(self._slots + AHEAD_MAX):
                     ahead = number >= self._slots
-                    tasks.create_task(self._loop(tasks, ahead), name=f"permit {number}")
+                    tasks.create_task(self._loop(tasks, ahead), name=f"loop {number}")
         finally:
             for hint in self._at_work.values():
                 await _hand_back(hint)
@@ -108,17 +108,17 @@ class Worker:
             await self._rested.wait()
             await self._open.wait()
             if ahead:
-                await self._turns.jobs_are_short.wait()
+                await self._prefetch.jobs_are_short.wait()
             await self._unrecorded.acquire()
             hint = await self._next()
             if hint is None:
                 self._unrecorded.release()
                 continue
-            freed = asyncio.Event()
-            task = tasks.create_task(self._see_to(hint, freed), name=f"see to {hint.job}")
+            permit = self._prefetch.permit()
+            task = tasks.create_task(self._process(hint, permit), name=f"process {hint.job}")
             self._at_work[task] = hint
             task.add_done_callback(self._done)
-            await freed.wait()
+            await permit.ended.wait()
 
     def _call_off(self) -> None:
         """Let no loop wait for a hint any more."""
@@ -170,31 +170,22 @@ class Worker:
             await hint.redeliver(0)
         return hints[0] if hints else None
 
-    async def _see_to(self, hint: Delivery, freed: asyncio.Event) -> None:
+    async def _process(self, hint: Delivery, permit: Permit) -> None:
         await self._store.presence.add_hint(hint.job)
-        turn: Permit | None = None
-
-        def end_turn() -> None:
-            freed.set()
-            if turn is not None:
-                turn.end()
-
         try:
-            turn = await self._turns.take()
-            if turn is not None:
-                await self._run(hint, end_turn)
+            if await permit.take():
+                await self._run(hint, permit.end)
             else:
                 await hint.redeliver(0)
         except StoreUnavailable as away:
             log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
         finally:
-            end_turn()
+            permit.end()
             await self._store.presence.remove_hint(hint.job)
 
-    async def _run(self, hint: Delivery, freed: Callable[[], None]) -> None:
-        first = hint.first
+    async def _run(self, hint: Delivery, on_slot_free: Callable[[], None]) -> None:
         try:
-            step = await self.engine.run(hint.job, fresh=first is not None, first=first, freed=freed)
+            outcome = await self.engine.run(hint.job, spec_entry=hint.spec_entry, on_slot_free=on_slot_free)
         except NotFound:
             await hint.ack()  # it was forgotten
             return
@@ -209,11 +200,11 @@ class Worker:
             log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
             await hint.redeliver(FAILED_PAUSE_S)
             return
-        if step.kind == "held":
+        if outcome.kind == "held":
             await hint.redeliver(HELD_PAUSE_S)
-        elif step.kind == "released" and not step.until:
+        elif outcome.kind == "released" and not outcome.until:
             await hint.redeliver(0)
-        elif step.kind != "fenced":
+        elif outcome.kind != "fenced":
             await hint.ack()
 
     async def _keep_hints(self) -> None:

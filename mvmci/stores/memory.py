@@ -268,7 +268,7 @@ class _Hint:
 class _Delivery:
     def __init__(self, hints: _Hints, queue: str, hint: _Hint) -> None:
         self.job = hint.job
-        self.first = hint.first if hint.deliveries == 1 else None
+        self.spec_entry = hint.first if hint.deliveries == 1 else None
         self._hints = hints
         self._queue = queue
         self._hint = hint

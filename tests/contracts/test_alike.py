@@ -91,9 +91,9 @@ class Player:
         found = []
         while (hint := await self.store.hints.pull(queue, wait_s=EMPTY_S)) is not None:
             found.append(hint)
-        found.sort(key=lambda hint: (hint.job, hint.first is not None))
+        found.sort(key=lambda hint: (hint.job, hint.spec_entry is not None))
         self.hints += found
-        return [(hint.job, hint.first is not None) for hint in found]
+        return [(hint.job, hint.spec_entry is not None) for hint in found]
 
     async def ack(self, number: int) -> None:
         if number < len(self.hints):

@@ -65,7 +65,7 @@ async def make(host_root: Path, clock: Clock) -> AsyncIterator[Make]:
 
     def make(store: Store) -> Embedded:
         allow = Allow(http=("http://127.0.0.1:*/*",))
-        made.append(Embedded(Host(store=store, root=host_root, allow=allow, now_ms=clock), slots=2))
+        made.append(Embedded(Host(store=store, root=host_root, allow=lambda: allow, now_ms=clock), slots=2))
         return made[-1]
 
     yield make
@@ -117,7 +117,7 @@ async def test_a_fresh_job_that_ends_quickly_is_written_in_one_message(memory: M
     engine = make(store)
     for job in ("compiles", "j"):
         await submit(store, await script_spec(store, job, []))
-        await engine.run(job, fresh=True)
+        await engine.run(job, spec_entry=(await store.journals.read(job))[0])
     journal = await load(store, "j")
     assert status(journal.state)[0] == "succeeded"
     assert journal.tail == 2
@@ -190,14 +190,17 @@ async def test_a_first_delivery_that_comes_late_does_nothing_again(memory: Memor
         with contextlib.suppress(Crashed):
             await make(dying).run("j")
         await crashing.close()
-        await make(store).run("j", fresh=True)
+        engine = make(store)
+        late = await engine.run("j", spec_entry=(await store.journals.read("j"))[0])
+        assert late.kind == "fenced", "by the holder that it knew nothing of"
+        await engine.run("j")
         assert status((await load(store, "j")).state)[0] == "succeeded"
         assert server.counts == {"POST /a": 1}
 
 
 async def test_waiting_for_a_slot_is_not_counted_as_time(memory: Memory, host_root: Path) -> None:
     store = memory.store("w")
-    engine = Embedded(Host(store=store, root=host_root, allow=Allow()), slots=1)
+    engine = Embedded(Host(store=store, root=host_root, allow=Allow), slots=1)
     await submit(store, await script_spec(store, "long", [{"sleep": 1_500}]))
     await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=1_000)))
     await asyncio.gather(engine.run("long"), engine.run("j"))

@@ -46,7 +46,7 @@ async def test_a_new_spec_is_a_fresh_hint(store: Store) -> None:
     await submit(store, "a")
     hint = await pull(store)
     assert hint.job == "a"
-    assert [hint.first] == await store.journals.read("a")
+    assert [hint.spec_entry] == await store.journals.read("a")
     await hint.ack()
     assert await nothing_comes(store)
 
@@ -60,7 +60,7 @@ async def test_only_a_spec_is_a_hint(store: Store) -> None:
 async def test_a_ready_is_a_hint_that_is_not_fresh(store: Store) -> None:
     await store.hints.ready("q", "a")
     hint = await pull(store)
-    assert (hint.job, hint.first is not None) == ("a", False)
+    assert (hint.job, hint.spec_entry is not None) == ("a", False)
 
 
 async def test_a_pull_that_waits_gets_what_comes(open_store: OpenStore) -> None:
@@ -77,7 +77,7 @@ async def test_a_hint_goes_to_one_puller(open_store: OpenStore) -> None:
         await submit(stores[0], f"j{i}")
     hints = await asyncio.gather(*(pull(stores[i % 3]) for i in range(30)))
     assert sorted(hint.job for hint in hints) == sorted(f"j{i}" for i in range(30))
-    assert all(hint.first is not None for hint in hints)
+    assert all(hint.spec_entry is not None for hint in hints)
 
 
 async def test_queues_are_apart(store: Store) -> None:
@@ -90,9 +90,9 @@ async def test_queues_are_apart(store: Store) -> None:
 async def test_a_hint_that_is_not_acknowledged_comes_again_and_is_not_fresh(open_store: OpenStore) -> None:
     one, two = await open_store("u1"), await open_store("u2")
     await submit(one, "a")
-    assert (await pull(one)).first is not None
+    assert (await pull(one)).spec_entry is not None
     again = await pull(two)
-    assert (again.job, again.first is not None) == ("a", False)
+    assert (again.job, again.spec_entry is not None) == ("a", False)
 
 
 async def test_a_hint_that_is_kept_does_not_come_again(store: Store) -> None:
@@ -138,7 +138,7 @@ async def test_a_timer_says_ready_at_its_time_and_not_before(store: Store) -> No
     await store.hints.timer("q", "a", at)
     hint = await pull(store)
     assert now_ms() >= at
-    assert (hint.job, hint.first is not None) == ("a", False)
+    assert (hint.job, hint.spec_entry is not None) == ("a", False)
     await hint.ack()
     assert await nothing_comes(store)
 

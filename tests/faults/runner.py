@@ -21,7 +21,7 @@ LOOK_AGAIN_S = 0.1
 async def main(url: str, cluster: str, unit: str, root: str, allowed: str, *jobs: str) -> None:
     store = await open_nats(url, cluster, unit, gone_s=GONE_S)
     allow = Allow(http=(f"{allowed}/*",), exec=("tee", "cat"))
-    engine = Embedded(Host(store=store, root=Path(root), allow=allow), slots=len(jobs))
+    engine = Embedded(Host(store=store, root=Path(root), allow=lambda: allow), slots=len(jobs))
 
     async def see_through(job: str) -> None:
         while True:

@@ -58,7 +58,7 @@ async def server() -> AsyncIterator[Counting]:
 
 def engine(store: Store, host_root: Path, server: Counting) -> Embedded:
     allow = Allow(http=(f"{server.url}/*",), exec=("tee", "cat"))
-    return Embedded(Host(store=store, root=host_root, allow=allow), slots=1)
+    return Embedded(Host(store=store, root=host_root, allow=lambda: allow), slots=1)
 
 
 async def run_to_the_end(store: Store, host_root: Path, server: Counting) -> None:
@@ -82,7 +82,7 @@ async def crash_once(
     await submit(second, await script_spec(second, "j", steps(server.url)))
     it = engine(first, host_root, server)
     with contextlib.suppress(Crashed):
-        await it.run("j", fresh=True)
+        await it.run("j", spec_entry=(await second.journals.read("j"))[0])
     await it.close()
     await first.close()
     assert not logs.too_early, "output came before its cause was on disk"

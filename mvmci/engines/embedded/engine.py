@@ -32,7 +32,6 @@ from mvmci.errors import (
     NotFound,
     Usage,
 )
-from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
 from mvmci.journals.holder import Cancelled, Holder, Reread
@@ -40,20 +39,19 @@ from mvmci.journals.reader import known, load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied
 from mvmci.store import load_text
 
-LEASE_WAIT_S = 0.25  # a fresh job that ends sooner is written in one message
+LEASE_WAIT_S = 0.25  # a first delivery that ends sooner is written in one message
 LET_GO_S = 2.0
 OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that no replay repeats
 
 
 @dataclass(frozen=True)
-class Order:
-    """What `run` was called with."""
+class Run:
+    """What `Embedded.run` was called with."""
 
     job: str
-    fresh: bool
-    first: Entry | None
+    spec_entry: Entry | None
     worker: str
-    freed: Callable[[], None]
+    on_slot_free: Callable[[], None]
 
 
 class Embedded:
@@ -68,14 +66,14 @@ class Embedded:
         self,
         job: str,
         *,
-        fresh: bool = False,
-        first: Entry | None = None,
+        spec_entry: Entry | None = None,
         worker: str = "",
-        freed: Callable[[], None] = lambda: None,
+        on_slot_free: Callable[[], None] = lambda: None,
     ) -> Outcome:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            task = asyncio.create_task(self._run(Order(job, fresh, first, worker, freed)), name=f"job {job}")
+            run = Run(job, spec_entry, worker, on_slot_free)
+            task = asyncio.create_task(self._run(run), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
         return await asyncio.shield(self._runs[job])
@@ -88,12 +86,8 @@ class Embedded:
             self._host.draining.clear()
 
     async def prepare(self) -> str:
-        """See `mvmci.engine.Engine.prepare`."""
+        """Get ready to run guests, and return the isolation that they get. Raises IsolationUnavailable."""
         return (await self._host.guests()).isolation
-
-    def permit(self, allow: Allow) -> None:
-        """See `mvmci.engine.Engine.permit`."""
-        self._host.permit(allow)
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`."""
@@ -105,7 +99,10 @@ class Embedded:
         await self._host.close()
 
     async def verify(self, job: str) -> int:
-        """See `mvmci.engine.Engine.verify`."""
+        """Run an ended workflow again from its journal, without effects, and return how many it had.
+
+        Raises Nondeterminism where it differs, Usage for a job that cannot be replayed.
+        """
         journal = await load(self._host.store, job)
         spec, done = journal.state.spec, journal.state.done
         if spec is None or done is None or spec.kind != "workflow":
@@ -136,22 +133,20 @@ class Embedded:
         if expected != found:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
-    async def _run(self, order: Order) -> Outcome:
+    async def _run(self, run: Run) -> Outcome:
         while True:
             with contextlib.suppress(Reread):
-                return await self._take(order)
-            order = replace(order, fresh=False, first=None)
+                return await self._take(run)
+            run = replace(run, spec_entry=None)
 
-    async def _take(self, order: Order) -> Outcome:
+    async def _take(self, run: Run) -> Outcome:
         """Look whether there is anything to do, and hold the job while there is.
 
-        What may have come after `first` (a cancel) refuses the first write, and is read then.
+        What may have come after the spec (a cancel) refuses the first write, and is read then.
         """
-        store, job = self._host.store, order.job
-        journal = await load(store, job) if order.first is None else known(job, order.first)
+        store, job = self._host.store, run.job
+        journal = await load(store, job) if run.spec_entry is None else known(job, run.spec_entry)
         state = journal.state
-        if order.fresh and state.lease is not None:
-            order = replace(order, fresh=False)
         if state.ended:
             return Outcome("ended")
         if state.released is not None and state.released.until > self._host.now_ms():
@@ -163,9 +158,9 @@ class Embedded:
         except LockHeld:
             return Outcome("held")
         try:
-            holder = Holder(store, journal, self._lease(state, order.worker))
+            holder = Holder(store, journal, self._lease(state, run.worker))
             try:
-                return await self._hold(holder, order)
+                return await self._hold(holder, run)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
                 self._host.notice(f"{job}: another holder has taken over")
                 return Outcome("ended" if journal.state.ended else "fenced")
@@ -186,11 +181,11 @@ class Embedded:
             worker=worker,
         )
 
-    async def _hold(self, holder: Holder, order: Order) -> Outcome:
+    async def _hold(self, holder: Holder, run: Run) -> Outcome:
         """From the lease to the end, or to a release."""
         try:
             try:
-                done = await self._attempt(holder, order)
+                done = await self._attempt(holder, run)
             except Suspended as asleep:
                 return await self._release(holder, asleep.until)
             await holder.finish(done)
@@ -219,7 +214,7 @@ class Embedded:
             with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
                 await asyncio.wait_for(released, LET_GO_S)
 
-    async def _attempt(self, holder: Holder, order: Order) -> Done:
+    async def _attempt(self, holder: Holder, run: Run) -> Done:
         """One try at the job. What ends the job becomes its `done`; what does not is raised."""
         state, limits = holder.journal.state, holder.spec.limits
         if state.cancel is not None:
@@ -232,7 +227,7 @@ class Embedded:
                 time.begin(state.deadline_ms)
                 if time.over.done():
                     time.over.result()
-            return await first(self._guest(holder, order, time), holder.failed(), time.over)
+            return await first(self._guest(holder, run, time), holder.failed(), time.over)
         except TimedOut:
             return self._done("timed_out", f"timeout: more than {format_duration(limits.timeout_ms)}")
         except LimitReached as reached:
@@ -252,21 +247,21 @@ class Embedded:
         """Counted from the first lease, which may be this one."""
         return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
 
-    async def _guest(self, holder: Holder, order: Order, time: Deadline) -> Done:
+    async def _guest(self, holder: Holder, run: Run, time: Deadline) -> Done:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         code = await self._host.compiled(holder.spec)
         try:
             try:
-                return await self._in_slot(holder, code, order, time)
+                return await self._in_slot(holder, code, run, time)
             except CodeGone:
                 # Another process has removed it since, to make room, or the disk has damaged it.
                 code = await self._host.compiled(holder.spec, refused=True)
-                return await self._in_slot(holder, code, order, time, again=True)
+                return await self._in_slot(holder, code, run, time, again=True)
         finally:
-            order.freed()
+            run.on_slot_free()
 
     async def _in_slot(
-        self, holder: Holder, code: str, order: Order, time: Deadline, *, again: bool = False
+        self, holder: Holder, code: str, run: Run, time: Deadline, *, again: bool = False
     ) -> Done:
         host, spec = self._host, holder.spec
         async with self.slots.take(await host.guests()) as slot:
@@ -275,14 +270,14 @@ class Embedded:
             if not again:
                 holder.set_start(host.now_ms())
                 time.begin(self._deadline_ms(holder))
-            if order.fresh and not again:
+            if run.spec_entry is not None and not again:
                 holder.write_within(LEASE_WAIT_S)
             else:
                 await holder.write()
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
-            published = 0 if order.fresh else await self._published(spec.id)
+            published = 0 if run.spec_entry is not None else await self._published(spec.id)
             live = LiveEffects(host, holder, slot, published=published)
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
 

@@ -36,7 +36,7 @@ class Host:
 
     store: Store
     root: Path
-    allow: Allow
+    allow: Callable[[], Allow]  # what effects may do now; one that is under way is not called back
     min_isolation: str = "process"
     reuse: bool = True  # a process that ran a workflow may run another
     without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
@@ -91,12 +91,6 @@ class Host:
 
             self._http = HttpClient(self.allow)
         return self._http
-
-    def permit(self, allow: Allow) -> None:
-        """What effects may do from now on; one that is under way is not called back."""
-        self.allow = allow
-        if self._http is not None:
-            self._http.allow = allow
 
     async def compiled(self, spec: Spec, *, refused: bool = False) -> str:
         """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound.

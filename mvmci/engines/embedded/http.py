@@ -87,8 +87,8 @@ async def resolve(host: str, port: int) -> list[str]:
 class HttpClient:
     """Performs requests, as far as `allow` allows them. `resolve` is for tests."""
 
-    def __init__(self, allow: Allow, *, resolve: Resolve = resolve) -> None:
-        self.allow = allow
+    def __init__(self, allow: Callable[[], Allow], *, resolve: Resolve = resolve) -> None:
+        self._allow = allow
         self._resolve = resolve
         self._permits = asyncio.Semaphore(CONNECTIONS_MAX)
 
@@ -128,7 +128,7 @@ class HttpClient:
 
     async def _look_up(self, url: Url, hop: _Hop) -> list[str]:
         """The addresses that may be connected to for `url`."""
-        decision = self.allow.decide_parsed(url)
+        decision = self._allow().decide_parsed(url)
         if not decision.allowed:
             raise Ends("denied", decision.hint)
         try:

@@ -224,7 +224,7 @@ class LiveEffects:
         key = effect.idempotency_key(self._spec.id, intent.index) if intent.idempotent else None
         if isinstance(request, effect.Http):
             return await (await self._host.http()).perform(request, key)
-        decision = self._host.allow.decide_program(request.argv[0] if request.argv else "")
+        decision = self._host.allow().decide_program(request.argv[0] if request.argv else "")
         if not decision.allowed:
             return effect.Error(why="denied", text=decision.hint)
         return await self._run_program(request, key)

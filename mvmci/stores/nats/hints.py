@@ -33,9 +33,9 @@ NO_CONSUMER_PAUSE_S = 0.5
 
 
 class _Delivery:
-    def __init__(self, link: Link, job: str, *, first: Entry | None, reply: str) -> None:
+    def __init__(self, link: Link, job: str, *, spec_entry: Entry | None, reply: str) -> None:
         self.job = job
-        self.first = first
+        self.spec_entry = spec_entry
         self._link = link
         self._reply = reply
 
@@ -186,8 +186,8 @@ class _Queue:
     def _hand_out(self, reply: Incoming) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
         deliveries, seq = _delivered(reply.reply)
-        first = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None
-        delivery = _Delivery(self._link, job, first=first, reply=reply.reply)
+        spec_entry = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None
+        delivery = _Delivery(self._link, job, spec_entry=spec_entry, reply=reply.reply)
         while self._waiting:
             waiting, _ = self._waiting.popitem(last=False)
             if not waiting.done():

@@ -60,7 +60,7 @@ class Crew:
         proxy = await self.stack.enter_async_context(Proxy(self.url).serve())
         cluster = await self._join(unit, proxy.url)
         allow = Allow(http=(self.outside.allow,))
-        engine = open_embedded(cluster.store, self.root, allow=allow, slots=1)
+        engine = open_embedded(cluster.store, self.root, allow=lambda: allow, slots=1)
         self.stack.push_async_callback(engine.close)
         worker = Worker(cluster.store, engine, queues=(QUEUE,), slots=1)
         await self._at_work(worker.run(), unit)

@@ -46,8 +46,8 @@ RULES: dict[str, tuple[Change, ...]] = {
     "append-before-acknowledge": (
         (
             "roles/worker.py",
-            "        first = hint.first\n",
-            "        first = hint.first\n        await hint.ack()\n",
+            "        try:\n            outcome = await self.engine.run(",
+            "        await hint.ack()\n        try:\n            outcome = await self.engine.run(",
         ),
         ("roles/control_plane.py", 'tasks.create_task(self.reconciler.run(), name="reconcile")', "pass"),
     ),

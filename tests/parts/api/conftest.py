@@ -120,7 +120,7 @@ async def open_face(host_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     async with contextlib.AsyncExitStack() as leaving:
 
         async def open_face(store: Store, *, slots: int = 2, **options: Any) -> Face:
-            engine = open_embedded(store, host_root, allow=Allow(), slots=slots)
+            engine = open_embedded(store, host_root, allow=Allow, slots=slots)
             leaving.push_async_callback(engine.close)
             executor = Executor(engine, store, slots=slots)
             api = Api(store=store, executor=executor, folder=tmp_path / "in", now_ms=now_ms, **options)

@@ -31,7 +31,7 @@ RUN = "/api/engine/run"
 
 
 def order(job: str) -> bytes:
-    return msgspec.json.encode(RunRequest(job=job, worker="w1", fresh=True))
+    return msgspec.json.encode(RunRequest(job=job, worker="w1"))
 
 
 async def submitted(face: Face, job: str, guest: str = "hello", *args: str) -> str:
@@ -126,7 +126,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
         url = await broker.enter_async_context(serve_broker(tmp_path / "broker"))
         await ensure(url, "demo", store_bytes=CLUSTER_BYTES)
         cluster = await open_cluster(url, "demo", "x1", maintains=True)
-        engine = open_embedded(cluster.store, host_root, allow=Allow(), slots=1)
+        engine = open_embedded(cluster.store, host_root, allow=Allow, slots=1)
         executor = Executor(engine, cluster.store, slots=1)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

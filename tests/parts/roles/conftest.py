@@ -45,7 +45,7 @@ class Place:
         """A worker at work."""
         cluster = await self.join(unit, **options)
         return self._at_work(
-            cluster, open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots), slots
+            cluster, open_embedded(cluster.store, self.root, allow=lambda: ALLOW, slots=slots), slots
         )
 
     def _at_work(self, cluster: Cluster, engine: Engine, slots: int) -> Worker:
@@ -63,7 +63,7 @@ class Place:
     async def executor(self, unit: str, *, slots: int = 2, **options: Any) -> Executor:
         """An executor that takes orders from the broker."""
         cluster = await self.join(unit, **options)
-        engine = open_embedded(cluster.store, self.root, allow=ALLOW, slots=slots)
+        engine = open_embedded(cluster.store, self.root, allow=lambda: ALLOW, slots=slots)
         await cluster.store.presence.describe(About(role="executor", slots=slots))
         executor = Executor(engine, cluster.store, slots=slots)
         serving = asyncio.create_task(serve(executor, cluster.link, cluster.layout))

@@ -18,7 +18,7 @@ from tests.parts.roles.conftest import ALLOW
 
 async def main(url: str, name: str, unit: str, root: str) -> None:
     cluster = await open_cluster(url, name, unit)
-    engine = open_embedded(cluster.store, Path(root), allow=ALLOW, slots=4)
+    engine = open_embedded(cluster.store, Path(root), allow=lambda: ALLOW, slots=4)
     await cluster.store.presence.describe(About(role="executor", slots=4))
     executor = Executor(engine, cluster.store, slots=4)
     print("ready", flush=True)

@@ -40,7 +40,7 @@ async def main(url: str, name: str, unit: str, root: str, held: str = "0") -> No
     Holding.many = int(held)
     stores.GroupCommit = Holding  # type: ignore[misc]
     cluster = await open_cluster(url, name, unit)
-    engine = open_embedded(cluster.store, Path(root), allow=ALLOW, slots=4)
+    engine = open_embedded(cluster.store, Path(root), allow=lambda: ALLOW, slots=4)
     print("ready", flush=True)
     await Worker(cluster.store, engine, queues=("default",), slots=4).run()
 

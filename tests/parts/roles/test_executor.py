@@ -191,7 +191,9 @@ async def test_a_worker_that_reaches_no_executor_leaves_its_jobs_to_one_that_doe
 
 async def test_a_worker_switches_to_another_engine_and_loses_nothing(place: Place, client: Cluster) -> None:
     cluster = await place.join("w1")
-    worker = place._at_work(cluster, open_embedded(cluster.store, place.root, allow=ALLOW, slots=2), 2)
+    worker = place._at_work(
+        cluster, open_embedded(cluster.store, place.root, allow=lambda: ALLOW, slots=2), 2
+    )
     await place.executor("x1")
     async with Counting().serve() as server:
         post = {"http": {"url": f"{server.url}/x", "method": "POST"}}
@@ -205,7 +207,9 @@ async def test_a_worker_switches_to_another_engine_and_loses_nothing(place: Plac
         assert {status(journal.state)[0] for journal in journals} == {"succeeded"}
         units = [lease.unit for journal in journals for lease in leases(journal)]
         assert set(units) == {"w1", "x1"}
-        await worker.switch(open_embedded(cluster.store, place.root, allow=ALLOW, slots=2), within_s=LONG_S)
+        await worker.switch(
+            open_embedded(cluster.store, place.root, allow=lambda: ALLOW, slots=2), within_s=LONG_S
+        )
         await submit(client.store, await script_spec(client.store, "back", []))
         journal = await ended(client, "back")
         assert [lease.unit for lease in leases(journal)] == ["w1"]
@@ -216,7 +220,9 @@ async def test_what_does_not_end_in_time_is_let_go_at_a_switch_and_goes_on(
     place: Place, client: Cluster
 ) -> None:
     cluster = await place.join("w1")
-    worker = place._at_work(cluster, open_embedded(cluster.store, place.root, allow=ALLOW, slots=2), 2)
+    worker = place._at_work(
+        cluster, open_embedded(cluster.store, place.root, allow=lambda: ALLOW, slots=2), 2
+    )
     await place.executor("x1")
     spec = await script_spec(client.store, "j", [{"sleep": 5_000}])
     await submit(client.store, spec)

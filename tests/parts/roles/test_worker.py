@@ -87,7 +87,7 @@ async def test_a_hint_that_was_fetched_ahead_is_not_kept_behind_a_long_job(
     for number in range(3):
         await submit(client.store, await script_spec(client.store, f"short-{number}", []))
         await ended(client, f"short-{number}")
-    first._turns.jobs_are_short.set()  # as after many jobs that were shorter still
+    first._prefetch.jobs_are_short.set()  # as after many jobs that were shorter still
     await submit(client.store, await script_spec(client.store, "long", [{"sleep": 8000}]))
     await until(client, "long", lambda journal: journal.state.lease is not None)
     await submit(client.store, await script_spec(client.store, "j", []))

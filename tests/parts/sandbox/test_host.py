@@ -23,7 +23,7 @@ AWAITED_S_MAX = 30.0
 
 @pytest.fixture
 async def host(root: Path) -> AsyncIterator[Host]:
-    made = Host(store=Memory().store("w"), root=root, allow=Allow())
+    made = Host(store=Memory().store("w"), root=root, allow=Allow)
     yield made
     await made.close()
 
