@@ -15,6 +15,7 @@ from mvmci.deploy.access import accesses, deployment_of
 from mvmci.stores.nats.layout import Layout
 from mvmci.trust.permissions import describe
 from tests.harness.places import ROOT
+from tests.unit.test_architecture import ORDER
 
 GUIDE = ROOT / "docs" / "deployment.md"
 EXAMPLE = re.compile(r"^    (?:\$ )?(?:.* && )?mvmci (.+?)(?: #.*| -- .*)?$", re.MULTILINE)
@@ -73,6 +74,24 @@ def test_the_subjects_of_the_protocol_are_those_of_the_layout() -> None:
 def test_the_permissions_of_the_security_page_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "security.md").read_text()
     assert text.partition("<!-- permissions -->\n")[2].partition("\n<!-- /permissions -->")[0] == describe()
+
+
+def test_the_order_of_the_architecture_page_is_the_one_that_is_tested() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("## Folders, in their order")[2].partition("Beside the package")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    assert [tuple(re.findall(r"`(\w+)`", row)) for row in rows] == list(ORDER)
+
+
+def test_each_module_in_the_drawings_of_the_architecture_page_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    drawings = "\n".join(re.findall(r"^    .*$", text, re.MULTILINE))
+    names = re.findall(
+        rf"(?<![\w/])((?:{'|'.join(name for line in ORDER for name in line)})/[\w/]+)", drawings
+    )
+    assert len(names) > 5
+    for name in names:
+        assert list((ROOT / "mvmci").glob(f"{name}*")), name
 
 
 def test_each_section_that_the_code_refers_to_exists() -> None:
