@@ -8,10 +8,11 @@ here=$(mktemp -d)
 export MVMCI_STATE="$here/state"
 server=
 follower=
+drainer=
 
 finish() {
     code=$?
-    for pid in $server $follower; do kill "$pid" 2>/dev/null || true; done
+    for pid in $server $follower $drainer; do kill "$pid" 2>/dev/null || true; done
     "$mvmci" down --grace 1s >/dev/null 2>&1 || true
     rm -rf "$here"
     exit "$code"
@@ -31,10 +32,11 @@ told, key, *unit = json.load(sys.stdin), *sys.argv[1:]
 print(next(one for one in told["units"] if one["name"] == unit[0])[key] if unit else told[key])' "$@"
 }
 
-mkfifo "$here/port" "$here/said"
-.venv/bin/python examples/demo_server.py >"$here/port" &
+mkfifo "$here/said"
+.venv/bin/python examples/demo_server.py --hold /builds/42 >"$here/said" &
 server=$!
-read -r port <"$here/port"
+exec 3<"$here/said"
+read -r port <&3
 url="http://127.0.0.1:$port"
 
 step "1. A cluster of three workers, from one file"
@@ -53,21 +55,22 @@ show artifacts count --output "$here/out"
 head -c 200 "$here/out/report/summary.json"
 echo
 
-step "3. A workflow with HTTP calls, a native program and sleeps; its worker is killed with -9 in the middle"
+step "3. A workflow with HTTP calls, a native program and sleeps; its worker is killed with -9 in its last request"
 show submit dist/examples/python-workflow.wasm --id release --dir examples/c-command \
-    --input "{\"url\": \"$url\", \"files\": [\"count.c\", \"README.md\"], \"pause_ms\": 1500}"
-"$mvmci" logs release -f 2>"$here/said" &
+    --input "{\"url\": \"$url\", \"files\": [\"count.c\", \"README.md\"], \"pause_ms\": 300}"
+"$mvmci" logs release -f &
 follower=$!
-while read -r line; do
-    echo "$line"
-    case $line in *'checked count.c'*)
-        worker=$("$mvmci" status release --json | field worker)
-        kill -9 "$("$mvmci" ps --json | field pid "$worker")"
-        echo "-- kill -9 of $worker --"
-        show drain "$worker" # it is started again at once, and could go on with it as well as any other
-        ;;
-    esac
-done <"$here/said"
+read -r asked <&3 # the server answers this request when it is told that the worker is dead
+echo "-- the server was asked for $asked, and does not answer --"
+worker=$("$mvmci" status release --json | field worker)
+show drain "$worker" & # it is started again at once, and could go on with its job as well as any other
+drainer=$!
+until [ "$("$mvmci" ps --json | field state "$worker")" = draining ]; do sleep 0.1; done
+kill -9 "$("$mvmci" ps --json | field pid "$worker")"
+echo "-- kill -9 of $worker --"
+wait "$drainer"
+drainer=
+.venv/bin/python examples/demo_server.py --release "$url"
 wait "$follower"
 follower=
 show wait release

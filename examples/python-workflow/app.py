@@ -19,7 +19,7 @@ from wit_world.imports import host
 # A traceback must not look for source files: there is no file system at run time.
 linecache.updatecache = lambda filename, module_globals=None: []
 
-TIMEOUT_MS = 10_000
+TIMEOUT_MS = 120_000
 ATTEMPTS_MAX = 3
 
 
