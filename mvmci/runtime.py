@@ -1,60 +1,35 @@
-"""What starts the units of a plan and watches them: the port of `runtimes/`.
+"""What starts the units of a cluster and watches them: the port of `runtimes/`.
 
-A runtime knows processes and hosts, not jobs: that a unit is *ready* is for presence to say. Units that
-crash are started again, with growing pauses and under their names, for as long as the runtime runs.
+A runtime knows processes and hosts, not jobs: that a unit is *ready* is for presence to say. It does what
+it is told to the units that are named, and compares nothing: what differs, `cluster.changes` says. Units
+that crash are started again, with growing pauses and under their names, for as long as the runtime runs.
+
+Everything that can take a network's time is asynchronous. One suite in `tests/contracts` runs over all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-import msgspec
+from typing import Protocol
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Deployment, Place, Role, Unit
-from mvmci.cluster.identity import Login
+from mvmci.cluster.changes import Observed
+from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
 
-State = Literal["starting", "ready", "draining", "down"]
-
-
-class UnitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A unit as its runtime sees it. A process that runs is `starting`, until presence knows better.
-
-    A balancer has no presence: it is `ready` when its runtime sees that its port answers.
-    """
-
-    name: str
-    role: Role
-    host: str
-    state: State = "down"
-    pid: int | None = None
-    restarts: int = 0  # after a crash, since the runtime was started
-    last_exit: int | None = None  # the code of its last process, negative for a signal
-    reason: str = ""  # why it is down, as far as it said
-    since: int = 0  # when it came into this state, ms since 1970
-    hostname: str = ""  # what it tells others as its host, where it has one of its own: `pid` is then ours
-
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """What the units of a cluster stand on.
-
-    `login` is that of nobody, and says where this machine reaches the broker; `broker` is None for one of
-    the user's own. Units in `refused` come back under new keys.
-    """
+class Provisioning:
+    """What is put where units find it when they start: for `starting`, among all that are `wanted`."""
 
     authority: Authority
-    login: Login
-    broker: BrokerSettings | None
     topology: Topology
-    plan: Deployment
-    refused: frozenset[str] = frozenset()
+    wanted: Sequence[UnitConfig]
+    starting: Sequence[UnitConfig]
 
 
 class Runtime(Protocol):
@@ -62,37 +37,46 @@ class Runtime(Protocol):
 
     apart: bool
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Raises Usage when units cannot run here, as far as that can be seen before a change."""
 
-    def place(self, unit: Unit) -> Place:
+    async def place(self, unit: Unit) -> Place:
         """Where `unit`, which listens, is or will be. The same again, once it was started there.
 
         Raises Usage when it could not be started there: somebody else listens, or its program is missing.
         """
 
-    def planned(self) -> tuple[Unit, ...]:
-        """The units that are kept running now; none when nothing is."""
+    def dial(self, broker: BrokerSettings) -> str:
+        """The URL at which units reach a broker of ours."""
 
-    def units(self) -> list[UnitStatus]:
-        """What became of them, in the order of the plan."""
+    def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
+        """What this runtime adds to what a unit is started with: keys of the file and their values."""
 
-    async def lay_down(self, ground: Ground) -> None:
-        """Put down what units find when they start. Takes as long as what it builds. Raises MvmciError."""
+    async def observe(self) -> list[Observed]:
+        """The units that are kept running, and those that are still leaving. Raises MvmciError."""
 
-    async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
-        """Keep exactly `units` running from now on: only what differs is touched.
+    def watch(self) -> AsyncGenerator[list[Observed], None]:
+        """What `observe` says, now and whenever it is something else. Never ends by itself.
 
-        Returns when this is under way, not when they are ready: from then on, `units` says of none that
-        is to be stopped or started anew that it runs on. What is started while `attached` is stopped when
-        this process dies. Raises MvmciError.
+        Raises MvmciError.
         """
 
-    async def ended(self) -> None:
-        """Wait until nothing is kept running any more."""
+    async def provision(self, provisioning: Provisioning) -> None:
+        """Put down what units find when they start. Takes as long as what it builds. Raises MvmciError."""
 
-    async def stop(self, grace_s: float = GRACE_S) -> bool:
-        """Stop all units in the reverse order of their start, and wait. False: nothing was running."""
+    async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
+        """Keep `units` running from now on. One that runs, and was started with the same, is left alone.
+
+        Returns when this is under way, not when they are ready. When nothing ran before, and `attached`,
+        they are stopped when this process dies. Raises MvmciError.
+        """
+
+    async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
+        """Stop the units of these names, or all, in the reverse order of their start, and wait.
+
+        Asked twice at once, they get no more grace. False: nothing of that was kept running.
+        Raises MvmciError.
+        """
 
     async def forget(self) -> None:
         """Remove what stopped units left outside of the cluster's folder. Raises MvmciError."""

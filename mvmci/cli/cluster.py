@@ -30,7 +30,8 @@ from mvmci.cli.options import (
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 
 if TYPE_CHECKING:
-    from mvmci.deploy.changes import Proposal
+    from mvmci.cluster.changes import Action
+    from mvmci.deploy.plan import Plan
     from mvmci.deploy.state import ClusterState
     from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
@@ -73,25 +74,25 @@ def up_verb(
 async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
-    from mvmci.deploy.changes import check_external, check_front, propose
+    from mvmci.deploy.plan import check_external, check_front, make_plan
     from mvmci.deploy.up import Up
 
     make_state(state)
-    proposal = propose(state, file, runtime)
-    proposal.home.check_free()
-    for warning in await check_external(proposal):
+    plan = await make_plan(state, file, runtime)
+    plan.state.check_free()
+    for warning in await check_external(plan):
         click.echo(warning, err=True)
-    await check_front(proposal)
-    if proposal.empty and await _all_ready(proposal, as_json):
+    await check_front(plan)
+    if not plan.changes and await _all_ready(plan, as_json):
         return 0
-    for line in _lines(proposal):
+    for line in _lines(plan):
         click.echo(line, err=as_json)
-    if proposal.disturbs and not yes and not detach and sys.stdin.isatty():
+    if plan.disturbs and not yes and not detach and sys.stdin.isatty():
         click.confirm("go on?", default=True, abort=True, err=True)
     view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
-    up = Up(proposal, say=view.say, show=view.show, attached=not detach, within_s=within_s)
+    up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
     if not detach:
-        return await _foreground(up, proposal.home, view, as_json)
+        return await _foreground(up, plan.state, view, as_json)
     try:
         with view:
             roster = await up.run()
@@ -99,73 +100,83 @@ async def _up(
         if up.begun:
             click.echo("interrupted: the same command goes on, `mvmci down` stops what runs", err=True)
         raise
-    _tell_ready(proposal.home, roster, as_json)
+    _tell_ready(plan.state, roster, as_json)
     return 0
 
 
-async def _all_ready(proposal: Proposal, as_json: bool) -> bool:
+async def _all_ready(plan: Plan, as_json: bool) -> bool:
     """Say that there is nothing to do, where that is so."""
-    from mvmci.deploy.up import look
+    from mvmci.deploy.operate import look
 
-    home = proposal.home
+    state = plan.state
     try:
-        roster = await look(home, lambda: client_of(home.folder))
+        roster = await look(state, lambda: client_of(state.folder))
     except (StoreUnavailable, TicketRefused):
         return False
-    planned = {unit.name for unit in proposal.plan.units}
+    planned = {unit.name for unit in plan.deployment.units}
     if any(row.state != "ready" for row in roster.units if row.name in planned):
         return False
-    click.echo(f"nothing to change: {len(planned)} units of {home.cluster} are ready", err=as_json)
+    click.echo(f"nothing to change: {len(planned)} units of {state.cluster} are ready", err=as_json)
     if as_json:
-        _print_json(home, roster)
+        _print_json(state, roster)
     return True
 
 
-async def _foreground(up: Up, home: ClusterState, view: _View, as_json: bool) -> int:
+async def _foreground(up: Up, state: ClusterState, view: _View, as_json: bool) -> int:
     """Bring it up, show how it is, and bring it down at the end."""
     try:
         with view:
             roster = await up.run()
             if as_json:
-                _print_json(home, roster)
+                _print_json(state, roster)
             else:
-                view.say(f"{home.cluster} is ready; Ctrl-C brings it down")
-            await _watch(home, view)
+                view.say(f"{state.cluster} is ready; Ctrl-C brings it down")
+            await _watch(state, view)
     except BaseException:
         if up.begun:
-            click.echo(f"bringing {home.cluster} down; again to hurry", err=True)
-            await home.runtime().stop()
+            click.echo(f"bringing {state.cluster} down; again to hurry", err=True)
+            await state.runtime().stop()
         raise
-    click.echo(f"{home.cluster} was brought down", err=True)
+    click.echo(f"{state.cluster} was brought down", err=True)
     return 0
 
 
-async def _watch(home: ClusterState, view: _View) -> None:
+async def _watch(state: ClusterState, view: _View) -> None:
     """Show how the units are, until none of them is kept running any more."""
-    from mvmci.deploy.up import look
+    from mvmci.deploy.operate import look
 
-    ended = asyncio.create_task(home.runtime().ended())
+    ended = asyncio.create_task(_until_none(state))
     try:
         while not ended.done():
             with suppress(StoreUnavailable, TicketRefused):
-                view.show((await look(home, lambda: client_of(home.folder))).units)
+                view.show((await look(state, lambda: client_of(state.folder))).units)
             await asyncio.wait([ended], timeout=LOOK_EVERY_S)
     finally:
         ended.cancel()
 
 
-def _tell_ready(home: ClusterState, roster: ClusterStatus, as_json: bool) -> None:
+async def _until_none(state: ClusterState) -> None:
+    async for seen in state.runtime().watch():
+        if not seen:
+            return
+
+
+def _tell_ready(state: ClusterState, roster: ClusterStatus, as_json: bool) -> None:
     if as_json:
-        _print_json(home, roster)
+        _print_json(state, roster)
         return
-    click.echo(f"{home.cluster} is ready: a job has run")
+    click.echo(f"{state.cluster} is ready: a job has run")
     steps = {
         "mvmci submit MODULE --wait": "run something on it",
         "mvmci ps": "see how it is",
         "mvmci down": "stop it; its data stays",
-        f"mvmci worker --join @{home.ticket}": "add a worker, once, within the hour",
+        f"mvmci worker --join @{state.ticket}": "add a worker, once, within the hour",
     }
-    doors = [unit for unit in home.applied_plan().units if unit.listen] if roster.runtime == "local" else []
+    doors = (
+        [unit for unit in state.applied_deployment().units if unit.listen]
+        if roster.runtime == "local"
+        else []
+    )
     if doors:
         steps[f"curl http://{doors[-1].listen}/openapi.json"] = "what HTTP there can do"
     click.echo("\nnext:")
@@ -173,10 +184,10 @@ def _tell_ready(home: ClusterState, roster: ClusterStatus, as_json: bool) -> Non
         click.echo(f"  {verb:<{max(map(len, steps))}}   {why}")
 
 
-def _print_json(home: ClusterState, roster: ClusterStatus) -> None:
-    facts = home.facts()
+def _print_json(state: ClusterState, roster: ClusterStatus) -> None:
+    facts = state.facts()
     more = {
-        "ticket_file": str(home.ticket) if home.ticket.exists() else None,
+        "ticket_file": str(state.ticket) if state.ticket.exists() else None,
         "url": facts.outside.urls[0] if facts is not None else None,
     }
     click.echo(json.dumps(msgspec.to_builtins(roster) | more))
@@ -254,37 +265,44 @@ def _table(units: Sequence[UnitRow]) -> Any:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.deploy.changes import check_external, check_front, propose
+    from mvmci.deploy.plan import check_external, check_front, make_plan
 
-    proposal = propose(state, file, runtime)
-    for warning in run_async(check_external(proposal)):
+    plan = run_async(make_plan(state, file, runtime))
+    for warning in run_async(check_external(plan)):
         click.echo(warning, err=True)
     try:
-        run_async(check_front(proposal))
+        run_async(check_front(plan))
     except Usage as away:  # the plan says what to put behind it
         click.echo(f"warning: {away.message}", err=True)
     if as_json:
         changes = [
-            {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit) for one in proposal.changes
+            {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit)
+            for one in plan.changes
+            if one.unit is not None
         ]
-        told = {"cluster": proposal.home.cluster, "engine": proposal.plan.engine, "changes": changes}
-        click.echo(json.dumps(told | {"settings": proposal.settings}))
-    elif proposal.empty:
+        settings = [one.why for one in plan.changes if one.unit is None]
+        told = {"cluster": plan.state.cluster, "engine": plan.deployment.engine, "changes": changes}
+        click.echo(json.dumps(told | {"settings": settings}))
+    elif not plan.changes:
         click.echo("nothing to change")
     else:
-        for line in _lines(proposal):
+        for line in _lines(plan):
             click.echo(line)
-    return EXIT_CHANGES if exit_code and not proposal.empty else 0
+    return EXIT_CHANGES if exit_code and plan.changes else 0
 
 
-def _lines(proposal: Proposal) -> list[str]:
+def _lines(plan: Plan) -> list[str]:
     """What will be done, as people read it."""
-    lines = [f"* {line}" for line in proposal.settings]
-    for change in proposal.changes:
-        at = f", at {change.unit.listen}" if change.unit.listen and change.kind != "stop" else ""
-        what = f"{MARKS[change.kind]} {change.kind} {change.unit.name} on {change.unit.host}{at}"
-        lines.append(f"{what}: {change.why}" if change.why else what)
-    return lines
+    return [_line(action) for action in plan.changes]
+
+
+def _line(action: Action) -> str:
+    unit = action.unit
+    if unit is None:
+        return f"* {action.why}"
+    at = f", at {unit.listen}" if unit.listen and action.kind != "stop" else ""
+    what = f"{MARKS[action.kind]} {action.kind} {unit.name} on {unit.host}{at}"
+    return f"{what}: {action.why}" if action.why else what
 
 
 # ---- ps
@@ -296,11 +314,11 @@ def _lines(proposal: Proposal) -> list[str]:
 @state_option
 def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     """The units of a cluster, those that joined by hand too, and how they are."""
+    from mvmci.deploy.operate import look
     from mvmci.deploy.state import ClusterState
-    from mvmci.deploy.up import look
 
-    home = ClusterState(state, find_cluster(state, cluster))
-    roster = run_async(look(home, lambda: client_of(home.folder)))
+    found = ClusterState(state, find_cluster(state, cluster))
+    roster = run_async(look(found, lambda: client_of(found.folder)))
     if as_json:
         click.echo(msgspec.json.encode(roster))
         return 0
@@ -322,20 +340,20 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 @state_option
 def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, state: Path) -> int:
     """Stop all that `up` started. What jobs left stays, and the next `up` goes on with it."""
+    from mvmci.deploy.operate import down
     from mvmci.deploy.state import ClusterState
-    from mvmci.deploy.up import down
 
-    home = ClusterState(state, find_cluster(state, _named(file) if file is not None else cluster))
-    ran = run_async(down(home, grace_s=grace / 1000, purge=purge))
-    click.echo(f"{home.cluster} is down" if ran else f"nothing of {home.cluster} was running")
+    found = ClusterState(state, find_cluster(state, _named(file) if file is not None else cluster))
+    ran = run_async(down(found, grace_s=grace / 1000, purge=purge))
+    click.echo(f"{found.cluster} is down" if ran else f"nothing of {found.cluster} was running")
     if purge:
-        click.echo(f"{home.folder} was removed")
+        click.echo(f"{found.folder} was removed")
     return 0
 
 
 def _named(file: Path) -> str:
     """The cluster of a file. Raises Usage."""
-    from mvmci.deploy.changes import read_file
+    from mvmci.deploy.plan import read_file
 
     return read_file(file)[1].cluster
 
@@ -350,11 +368,11 @@ def _named(file: Path) -> str:
 @state_option
 def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
     """Let a worker or an executor take no more jobs, and wait until it has none. It stays, also restarted."""
+    from mvmci.deploy.operate import drain
     from mvmci.deploy.state import ClusterState
-    from mvmci.deploy.up import drain
 
-    home = ClusterState(state, find_cluster(state, cluster))
-    run_async(drain(home, name, undo=undo))
+    found = ClusterState(state, find_cluster(state, cluster))
+    run_async(drain(found, name, undo=undo))
     click.echo(f"{name} takes jobs again" if undo else f"{name} is drained: it has no job, and takes none")
     return 0
 
@@ -378,20 +396,43 @@ def topologies_verb(as_json: bool) -> int:
 
 
 @click.command("supervise", hidden=True)
+@click.argument("verb", type=click.Choice(["run", "observe", "start", "stop"]), default="run")
 @click.option("--cluster", required=True)
 @click.option("--attached", type=int, help="End when the process of this number does.")
 @state_option
-def supervise_verb(cluster: str, attached: int | None, state: Path) -> int:
-    """Keep the units of a cluster running: what `up` starts, and leaves behind."""
-    from mvmci.runtimes.local.supervisor import supervise
+def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -> int:
+    """Keep the units of a cluster running: what `up` starts here, and leaves behind.
+
+    JSON in, JSON out: what somebody can ask for who is on another machine. `run` reads what it begins with,
+    `start` and `stop` what is to be done, and `observe` and these two print how the units are then.
+    """
+    from mvmci.runtimes.local.supervisor import Desired, supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment, this_program
 
     if attached is not None:
         die_with(attached, signal.SIGTERM)
+    told = b"" if verb == "observe" else sys.stdin.buffer.read()
+    if verb != "run":
+        click.echo(run_async(_ask(verb, cluster, told, state)))
+        return 0
+    desired = msgspec.json.decode(told, type=Desired)
     env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
-    asyncio.run(supervise(state / cluster, this_program(), env, ready=_say_ready))
+    asyncio.run(supervise(state / cluster, desired, this_program(), env, ready=_say_ready))
     return 0
+
+
+async def _ask(verb: str, cluster: str, told: bytes, state: Path) -> bytes:
+    from mvmci.runtimes.local.runtime import Local
+    from mvmci.runtimes.local.supervisor import Report, Start, Stop
+
+    here = Local(state, cluster)
+    if verb == "start":
+        await here.start(msgspec.json.decode(told, type=Start).units)
+    elif verb == "stop":
+        stop = msgspec.json.decode(told, type=Stop)
+        await here.stop(stop.names, stop.grace_s)
+    return msgspec.json.encode(Report(units=await here.observe()))
 
 
 def _say_ready() -> None:

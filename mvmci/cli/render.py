@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mvmci.cli.options import examples, option
+from mvmci.cli.options import examples, option, run_async
 
 
 @click.command(
@@ -33,6 +33,6 @@ def render_verb(file: Path, format: str, output: Path | None) -> int:
     del format  # there is one
     from mvmci.deploy.render import render_compose
 
-    folder = render_compose(file, output)
+    folder = run_async(render_compose(file, output))
     click.echo(f"{folder} is ready: `docker compose up -d`, or `docker-compose up -d`, starts it there")
     return 0

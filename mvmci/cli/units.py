@@ -86,8 +86,11 @@ replica_option = option(
     help="This is one of several containers of that compose service, and named by its number.",
 )
 patient_option = option("--patient", is_flag=True, help="Wait for a cluster that is not there yet.")
-sealed_option = option(
-    "--sealed", type=click.Path(dir_okay=False, path_type=Path), help="The file that `mvmci render` made."
+config_option = option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="What `mvmci up` or `render` gave this unit.",
+    hidden=True,
 )
 
 
@@ -103,6 +106,7 @@ sealed_option = option(
 @name_option
 @replica_option
 @patient_option
+@config_option
 @slots_option
 @option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
@@ -137,8 +141,13 @@ async def _identity(
     role: UnitRole,
 ) -> tuple[Identity, Path]:
     """Who this unit is, and where that is kept. Raises as `identity_of`."""
-    from mvmci.trust.enrol.client import host_name, identity_of
+    from mvmci.trust.enrol.client import host_name, identity_of, identity_path
+    from mvmci.trust.provision import MemberConfig, read
 
+    if options["config"] is not None:
+        given = read(options["config"], MemberConfig)
+        path = identity_path(state, given.identity.cluster, given.identity.unit)
+        return given.settled(path), path
     if name is None and options["replica_of"] is not None:
         from mvmci.runtimes.compose.replica import replica_name
 
@@ -326,6 +335,7 @@ def _label(text: str) -> tuple[str, str]:
 @name_option
 @replica_option
 @patient_option
+@config_option
 @slots_option
 @option(
     "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {API_PORT}, if absent."
@@ -426,41 +436,31 @@ def _listen(text: str, token: str) -> tuple[str, int]:
     epilog=examples("mvmci control-plane --cluster demo      `mvmci up` starts it; several may run"),
 )
 @name_option
-@sealed_option
+@config_option
 @grace_option
 @cluster_option
 @state_option
 def control_plane_verb(
-    state: Path, cluster: str | None, name: str | None, sealed: Path | None, grace: int
+    state: Path, cluster: str | None, name: str | None, config: Path | None, grace: int
 ) -> int:
     """Keep a cluster's streams, enrol machines, find jobs that were left behind, forget old ones."""
     _log_to_stderr()
-    return _run(_control_plane(state, cluster, name, sealed, grace))
+    return _run(_control_plane(state, cluster, name, config, grace))
 
 
 async def _control_plane(
-    state: Path, cluster: str | None, name: str | None, file: Path | None, grace_ms: int
+    state: Path, cluster: str | None, name: str | None, config: Path | None, grace_ms: int
 ) -> int:
     from mvmci.roles.control_plane import ControlPlane
-    from mvmci.trust import sealed
-    from mvmci.trust.authority import Authority
-    from mvmci.trust.enrol.client import identity_of, identity_path, renew_always
+    from mvmci.trust.enrol.client import identity_path, renew_always
     from mvmci.trust.enrol.server import EnrolmentServer
+    from mvmci.trust.provision import ControlPlaneConfig, make_known, read
 
-    plane = None
-    if file is not None:
-        plane = sealed.read(file, sealed.ControlPlaneConfig)
-        authority, name = plane.authority(), name or "control-plane"
-        path = identity_path(state, plane.cluster, name)
-        identity = authority.identity(name, "control-plane", (), plane.login, path)
-    else:
-        identity, path = await identity_of(
-            state, cluster, name, role="control-plane", join=None, find=find_cluster
-        )
-        authority = Authority.load(state / identity.cluster)
+    given = read(config or _given(state, cluster, name or "control-plane-1"), ControlPlaneConfig)
+    authority, path = given.authority(), identity_path(state, given.cluster, given.unit)
+    identity = given.identity(path)
     async with _joined(identity, maintains=True) as found:
-        if plane is not None:
-            await sealed.make_known(found, plane)
+        await make_known(found, given)
         control = ControlPlane(found, clock_ms=found.clock.now_ms)
         enrolment = EnrolmentServer(found, authority)
         await enrolment.start()
@@ -478,19 +478,27 @@ async def _nothing() -> None:
 
 
 @click.command("broker", epilog=examples("mvmci broker --cluster demo      `mvmci up` starts it"))
-@sealed_option
+@config_option
 @cluster_option
 @state_option
-def broker_verb(state: Path, cluster: str | None, sealed: Path | None) -> int:
+def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
     """Become the cluster's broker: nats-server, with the configuration that `mvmci up` has laid down."""
-    from mvmci.roles.broker import FOLDER, become, exec_broker
+    from mvmci.roles.broker import FOLDER, become
+    from mvmci.trust.provision import BrokerConfig, read
 
-    if sealed is None:
-        exec_broker(state / find_cluster(state, cluster))
-    from mvmci.trust.sealed import BrokerConfig, read
+    given = read(config or _given(state, cluster, "broker-1"), BrokerConfig)
+    become(state / given.cluster / FOLDER, given.settings, given.guard())
 
-    told = read(sealed, BrokerConfig)
-    become(state / told.cluster / FOLDER, told.settings, told.guard())
+
+def _given(state: Path, cluster: str | None, name: str) -> Path:
+    """What `up` gave a unit of this machine. Raises StoreUnavailable."""
+    cluster = find_cluster(state, cluster)
+    file = state / cluster / "units" / name / "config.json"
+    if not file.exists():
+        raise StoreUnavailable(
+            f"cluster {cluster} has no {name} on this machine", hint="`mvmci up` starts one"
+        )
+    return file
 
 
 @click.command(

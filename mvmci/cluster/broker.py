@@ -32,3 +32,10 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     accounts: Mapping[str, str]  # tokens, by public key
     certificate: PurePath
     key: PurePath
+
+
+def url_of(settings: BrokerSettings, *, tls: bool) -> str:
+    """Where its own machine dials a broker of ours."""
+    any_address = settings.listen in ("0.0.0.0", "::")  # noqa: S104 (it is only compared)
+    address = LOOPBACK if any_address else settings.listen
+    return f"{'tls' if tls else 'nats'}://{f'[{address}]' if ':' in address else address}:{settings.port}"

@@ -1,8 +1,9 @@
-"""A plan: the units of a cluster, in the order in which they start, and how workers reach an engine.
+"""A deployment: the units of a cluster, in the order of their start, and how workers reach an engine.
 
-A topology's only product. Everything after it (diff, start, wait, stop) is generic: it knows units, not
-accesses. A plan does not know where units will be: `{listen}` in an option of a unit stands for what that
-unit binds, and `{address:UNIT}`, there or in `engine`, for where others reach it. `resolve` fills them in.
+A topology's only product. Everything after it (changes, start, wait, stop) is generic: it knows units, not
+accesses. A deployment does not know where units will be: `{listen}` in an option of a unit stands for what
+that unit binds, and `{address:UNIT}`, there or in `engine`, for where others reach it. `resolve` fills them
+in, and a `UnitConfig` then says of each unit all that it is started with.
 
 Accesses, ours as anybody's, are built of `central`, `executors`, `balancer` and `workers`.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
+from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.topology import ExecutorsSection, Topology
 from mvmci.errors import Usage
 from mvmci.jobs.job import check_id
@@ -62,15 +64,22 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     address: str
 
 
-class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """What applying a plan does to one unit. `why` completes the line that a user reads."""
+class UnitConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a unit is started with, as far as it means something. It holds no secret and may be shown.
 
-    kind: Literal["start", "stop", "restart"]
+    Two that are equal need no restart. What is minted anew each time, such as tokens, is not in it.
+    """
+
     unit: Unit
-    why: str = ""
+    program: str = ""  # the digest of the file that mvmci is
+    dial: tuple[str, ...] = ()  # the URLs of the broker; none for who does not dial it
+    trust: str = ""  # a digest of whom it believes: the cluster's public keys, or its one credential
+    broker: BrokerSettings | None = None  # what the broker is to be, where this is it
+    runtime: tuple[tuple[str, str], ...] = ()  # what its runtime adds: a key of the file, and its value
+    generation: int = 0  # of its own key: a unit that was refused comes back under the next one
 
 
-# ---- What plans are built of
+# ---- What deployments are built of
 
 
 def deal(name: str, role: Role, count: int, hosts: Sequence[str], options: tuple[str, ...]) -> Iterator[Unit]:
@@ -132,11 +141,11 @@ def _isolation(topology: Topology) -> Iterator[str]:
 # ---- Whether a cluster can come of one: a stranger's topology may have made it
 
 
-def check(plan: Deployment, hosts: Collection[str]) -> None:
-    """Raises Usage when no cluster on `hosts` can come of `plan`."""
-    _check_form(plan)
+def check(deployment: Deployment, hosts: Collection[str]) -> None:
+    """Raises Usage when no cluster on `hosts` can come of `deployment`."""
+    _check_form(deployment)
     by_name: dict[str, Unit] = {}
-    for unit in plan.units:
+    for unit in deployment.units:
         check_id(unit.name, "unit's name")
         if unit.name in by_name:
             raise Usage(f"the plan has two units named {unit.name}", hint="a name is a unit's identity")
@@ -147,32 +156,32 @@ def check(plan: Deployment, hosts: Collection[str]) -> None:
             )
         by_name[unit.name] = unit
     for role in ("control-plane", "worker"):
-        if not any(unit.role == role for unit in plan.units):
+        if not any(unit.role == role for unit in deployment.units):
             raise Usage(f"the plan has no {role}", hint="without one, no job would ever run")
-    _check_addresses(plan, by_name)
-    _check_engine(plan, by_name)
+    _check_addresses(deployment, by_name)
+    _check_engine(deployment, by_name)
 
 
-def _check_form(plan: Deployment) -> None:
+def _check_form(deployment: Deployment) -> None:
     """That it holds what it says it holds: Python does not look."""
     try:
-        msgspec.convert(msgspec.to_builtins(plan), Deployment)
+        msgspec.convert(msgspec.to_builtins(deployment), Deployment)
     except (msgspec.ValidationError, TypeError) as error:
         raise Usage(
             f"the plan is malformed: {error}",
             hint="see `Deployment` and `Unit` in mvmci/cluster/deployment.py",
         ) from None
-    if len(plan.units) > UNITS_MAX:
-        raise Usage(f"the plan has {len(plan.units)} units, and may have {UNITS_MAX}")
-    for unit in plan.units:
+    if len(deployment.units) > UNITS_MAX:
+        raise Usage(f"the plan has {len(deployment.units)} units, and may have {UNITS_MAX}")
+    for unit in deployment.units:
         if not all(option.isprintable() for option in unit.options):
             raise Usage(f"an option of {unit.name} has a line break or a control character")
 
 
-def _check_addresses(plan: Deployment, by_name: Mapping[str, Unit]) -> None:
+def _check_addresses(deployment: Deployment, by_name: Mapping[str, Unit]) -> None:
     """That whoever is dialled is there and listens, and that nobody waits for itself."""
-    dials = {unit.name: sorted(_dialled(unit.options)) for unit in plan.units}
-    for who, names in (*dials.items(), ("the workers", sorted(_dialled([plan.engine])))):
+    dials = {unit.name: sorted(_dialled(unit.options)) for unit in deployment.units}
+    for who, names in (*dials.items(), ("the workers", sorted(_dialled([deployment.engine])))):
         for name in names:
             if name not in by_name:
                 raise Usage(
@@ -192,32 +201,35 @@ def _check_addresses(plan: Deployment, by_name: Mapping[str, Unit]) -> None:
         ) from None
 
 
-def _check_engine(plan: Deployment, by_name: Mapping[str, Unit]) -> None:
+def _check_engine(deployment: Deployment, by_name: Mapping[str, Unit]) -> None:
     """That somebody is behind what workers are told to use."""
-    there = [unit for unit in plan.units if unit.role == "executor"]
-    for unit in plan.units:
+    there = [unit for unit in deployment.units if unit.role == "executor"]
+    for unit in deployment.units:
         if unit.role == "balancer" and not any(by_name[name] in there for name in _dialled(unit.options)):
             raise Usage(
                 f"{unit.name} has no executor behind it", hint="--backend=NAME={address:NAME} names one"
             )
-    if plan.engine == EMBEDDED:
+    if deployment.engine == EMBEDDED:
         return
-    if plan.engine == BROKER:
+    if deployment.engine == BROKER:
         if not there:
             raise Usage(
                 "workers would look for an engine at the broker, and the plan has no executor",
                 hint="add one, or leave the engine in the workers: `embedded`",
             )
         return
-    if not is_url(_HOLE.sub("x", plan.engine)):
+    if not is_url(_HOLE.sub("x", deployment.engine)):
         raise Usage(
-            f"the plan's engine is {plan.engine!r}", hint=f"it is `{EMBEDDED}`, `{BROKER}`, or an http:// URL"
+            f"the plan's engine is {deployment.engine!r}",
+            hint=f"it is `{EMBEDDED}`, `{BROKER}`, or an http:// URL",
         )
-    served = [by_name[name] for name in _dialled([plan.engine])] or [unit for unit in there if _listens(unit)]
+    served = [by_name[name] for name in _dialled([deployment.engine])] or [
+        unit for unit in there if _listens(unit)
+    ]
     if not served or any(unit.role not in SERVING for unit in served):
         who = f"{served[0].name} is a {served[0].role}" if served else "no executor of the plan listens"
         raise Usage(
-            f"nobody serves the engine {plan.engine}: {who}",
+            f"nobody serves the engine {deployment.engine}: {who}",
             hint=f"an executor that is given the option {LISTENS} does",
         )
 
@@ -239,53 +251,25 @@ def is_url(engine: str) -> bool:
     return _URL.fullmatch(engine) is not None
 
 
-def resolve(plan: Deployment, place_of: Callable[[Unit], Place]) -> Deployment:
-    """A checked `plan` with all placeholders filled in; `place_of` is asked for the units that listen."""
-    places = {unit.name: place_of(unit) for unit in plan.units if _listens(unit)}
+def listening(deployment: Deployment) -> list[Unit]:
+    """The units that need a place."""
+    return [unit for unit in deployment.units if _listens(unit)]
+
+
+def resolve(deployment: Deployment, places: Mapping[str, Place]) -> Deployment:
+    """A checked `deployment` with all placeholders filled in; `places` has each unit that listens."""
 
     def filled(text: str, name: str = "") -> str:
         return _HOLE.sub(lambda hole: places[hole[1]].address if hole[1] else places[name].listen, text)
 
     units = (
         msgspec.structs.replace(unit, options=tuple(filled(option, unit.name) for option in unit.options))
-        for unit in plan.units
+        for unit in deployment.units
     )
-    return Deployment(units=tuple(units), engine=filled(plan.engine))
+    return Deployment(units=tuple(units), engine=filled(deployment.engine))
 
 
-def during_move(before: Iterable[Unit], plan: Deployment) -> tuple[Unit, ...]:
-    """What runs while workers move to the engine of `plan`: that is there, and what they leave still is.
-
-    Every executor takes work from the broker. So one that changes can do so when its last HTTP worker
-    has left it, unless it is over HTTP that workers are to reach it.
-    """
-    old = {unit.name: unit for unit in before if unit.role in SERVING}
-    stays = plan.engine in (EMBEDDED, BROKER)
-    units = [(old.get(unit.name, unit) if stays and unit.role in SERVING else unit) for unit in plan.units]
-    names = {unit.name for unit in units}
-    return (*units, *(unit for unit in old.values() if unit.name not in names))
-
-
-def diff(old: Iterable[Unit], new: Iterable[Unit]) -> list[Change]:
-    """What leads from `old` to `new`: stops last, starts and restarts in the order of `new`."""
-    before = {unit.name: unit for unit in old}
-    after = {unit.name: unit for unit in new}
-    changes: list[Change] = []
-    for unit in after.values():
-        was = before.get(unit.name)
-        if was is None:
-            changes.append(Change(kind="start", unit=unit))
-        elif was != unit:
-            changes.append(Change(kind="restart", unit=unit, why=_difference(was, unit)))
-    changes += [Change(kind="stop", unit=unit) for name, unit in before.items() if name not in after]
-    return changes
-
-
-def _difference(was: Unit, unit: Unit) -> str:
-    if was.role != unit.role:
-        return f"was {'an' if was.role == 'executor' else 'a'} {was.role}"
-    if was.host != unit.host:
-        return f"moves from {was.host} to {unit.host}"
-    gone = [f"without {option}" for option in was.options if option not in unit.options]
-    come = [f"with {option}" for option in unit.options if option not in was.options]
-    return ", ".join([*gone, *come])
+def queues_of(unit: Unit) -> list[str]:
+    """Those that a worker or an executor is told to take jobs from."""
+    prefix = "--queue="
+    return [option.removeprefix(prefix) for option in unit.options if option.startswith(prefix)]

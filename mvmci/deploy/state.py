@@ -102,16 +102,16 @@ class ClusterState:
         """Write down how the broker is reached."""
         write_private(self.folder / "cluster.json", msgspec.json.encode(facts))
 
-    def applied_plan(self) -> Deployment:
-        """The plan that was last applied, with every unit's place; before the first time, one with none."""
+    def applied_deployment(self) -> Deployment:
+        """What was last applied, with every unit's place; before the first time, one with no units."""
         try:
             return msgspec.json.decode((self.folder / "applied.json").read_bytes(), type=Deployment)
         except (OSError, msgspec.DecodeError):
             return Deployment(units=())
 
-    def keep_applied(self, text: bytes, plan: Deployment) -> None:
+    def keep_applied(self, text: bytes, deployment: Deployment) -> None:
         """Write down that the file was applied in full, and what it came to."""
-        write_private(self.folder / "applied.json", msgspec.json.encode(plan))
+        write_private(self.folder / "applied.json", msgspec.json.encode(deployment))
         write_private(self.folder / "topology.yaml", text)
 
     def check_version(self) -> None:

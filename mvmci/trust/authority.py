@@ -135,21 +135,33 @@ class Authority:
         A unit keeps its key over all changes.
         """
         there = read_identity(path)
+        made = self.renewed(there, unit, role, queues, base)
+        if made != there:
+            write_identity(path, made)
+        return made
+
+    def renewed(
+        self,
+        there: Identity | None,
+        unit: str,
+        role: UnitRole,
+        queues: Sequence[str],
+        base: Login,
+        *,
+        seed: str = "",
+    ) -> Identity:
+        """The same, kept nowhere. `seed` is its key where it has none yet; without one, it gets a new one."""
         if there is not None and self._fits(there, unit, role, tuple(queues), base):
             return there
         if there is not None and there.unit == unit and self._issued(there):
             seed = there.login.seed
-        else:
-            seed = keys.new_seed("user")
-        made = Identity(
+        return Identity(
             cluster=self.cluster,
             unit=unit,
             role=role,
             queues=tuple(queues),
-            login=self._grant(base, seed, unit, role, queues, life_s(role)),
+            login=self._grant(base, seed or keys.new_seed("user"), unit, role, queues, life_s(role)),
         )
-        write_identity(path, made)
-        return made
 
     def admin(self, base: Login) -> Identity:
         """Who a verb is on this machine. It is kept nowhere."""

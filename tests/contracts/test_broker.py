@@ -18,7 +18,7 @@ import pytest
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.identity import TLS_NAME, Login
-from mvmci.errors import EXIT_UNREACHABLE, EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
 from mvmci.roles import broker
 from mvmci.roles.broker import Broker, check_broker, configuration, serve
 from mvmci.stores.nats import ensure, remove
@@ -50,12 +50,15 @@ asyncio.run(main())
 BECOMES_ONE = """
 import ctypes, os, signal, sys
 from pathlib import Path
-from mvmci.roles.broker import exec_broker
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.roles.broker import become
+from mvmci.trust.authority import Authority
 
 if os.fork() == 0:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     print(os.getpid(), flush=True)
-    exec_broker(Path(sys.argv[1]))
+    cluster, settings = Path(sys.argv[1]), BrokerSettings(name="broker-1", port=int(sys.argv[2]))
+    become(cluster / "broker", settings, Authority.load(cluster).guard())
 signal.pause()
 """
 
@@ -193,11 +196,10 @@ async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_
     cluster = tmp_path / "demo"
     authority = Authority.create(cluster)
     port = free_port()
-    broker.lay_down(cluster, BrokerSettings(port=port, name="broker-1"))
-    assert broker.laid_down(cluster) == BrokerSettings(port=port, name="broker-1")
+    (cluster / "broker").mkdir()
     (cluster / "broker" / "nats-server_1.ports").write_text("{}")
     parent = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", BECOMES_ONE, cluster, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        sys.executable, "-c", BECOMES_ONE, cluster, str(port), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
     assert parent.stdout is not None
     pid = int(await parent.stdout.readline())
@@ -233,30 +235,20 @@ def no_exec(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_exec")
-def test_a_broker_that_was_not_laid_down_cannot_be_become(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="has no broker on this machine") as caught:
-        broker.exec_broker(tmp_path / "demo")
-    assert caught.value.exit_code == EXIT_UNREACHABLE
-    Authority.of_external(tmp_path / "demo", Login(urls=("nats://10.0.0.5:4222",)))
-    broker.lay_down(tmp_path / "demo", BrokerSettings())
-    with pytest.raises(StoreUnavailable, match="has no broker on this machine"):
-        broker.exec_broker(tmp_path / "demo")
-
-
-@pytest.mark.usefixtures("no_exec")
 def test_a_port_in_use_is_one_sentence_before_anything_is_changed(tmp_path: Path) -> None:
     cluster = tmp_path / "demo"
-    Authority.create(cluster)
+    authority = Authority.create(cluster)
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
         for look in (lambda: check_port(LOOPBACK, port), lambda: check_port("0.0.0.0", port)):
             with pytest.raises(Usage, match=f"port {port} of .* is in use") as caught:
                 look()
             assert caught.value.exit_code == EXIT_USAGE and "broker.listen" in str(caught.value.hint)
-        broker.lay_down(cluster, BrokerSettings(port=port))
+        guard = authority.guard()
+        assert guard is not None
         with pytest.raises(Usage, match="is in use"):
-            broker.exec_broker(cluster)
-        assert [path.name for path in (cluster / "broker").iterdir()] == ["settings.json"]
+            broker.become(cluster / "broker", BrokerSettings(port=port), guard)
+        assert not (cluster / "broker").exists()
     check_port(LOOPBACK, port)
 
 

@@ -63,7 +63,7 @@ class Cluster:
         """No process, no lock that is held, no file that only a running cluster has."""
         self.mvmci.assert_nothing_runs()
         files = {path.name for path in self.folder.iterdir()}
-        assert files & {"plan.json", "units.json", "supervisor.json"} == set()
+        assert files & {"units.json", "supervisor.json", "supervisor.sock"} == set()
         hidden = [path for path in self.folder.rglob(".*") if path.is_file() and "broker" not in path.parts]
         assert hidden == []
         assert (self.folder / "lock").read_text() == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from mvmci.cluster import topology
 from mvmci.deploy import access
 from mvmci.deploy.access import Access, accesses, deployment_of, find_access
-from mvmci.deploy.changes import propose
+from mvmci.deploy.plan import make_plan
 from mvmci.errors import Usage
 from tests.harness.places import ROOT
 
@@ -42,7 +43,7 @@ class Plugin:
         self.write(source)
         root = self.file.parent / "state"
         with pytest.raises(Usage) as caught:
-            propose(root, self.file)
+            asyncio.run(make_plan(root, self.file))
         assert not root.exists()
         assert "\n" not in caught.value.message
         return caught.value.message.removeprefix(str(self.path))
@@ -180,15 +181,15 @@ def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None
 
 def test_a_plugin_makes_the_plan(plugin: Plugin) -> None:
     plugin.write(GOOD)
-    found = propose(plugin.file.parent / "state", plugin.file)
-    assert (found.topology.access, found.plan.engine) == ("plugin", "broker")
-    assert [unit.name for unit in found.plan.units][2:] == ["executor-1", "worker-1"]
+    found = asyncio.run(make_plan(plugin.file.parent / "state", plugin.file))
+    assert (found.topology.access, found.deployment.engine) == ("plugin", "broker")
+    assert [unit.name for unit in found.deployment.units][2:] == ["executor-1", "worker-1"]
 
 
 def test_a_plugin_is_looked_for_beside_the_file(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     with pytest.raises(Usage, match=r"mine\.py, which `plugin` names, cannot be read: No such file"):
-        propose(plugin.file.parent / "state", plugin.file)
+        asyncio.run(make_plan(plugin.file.parent / "state", plugin.file))
 
 
 def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
@@ -206,7 +207,7 @@ def test_a_plugin_may_have_classes_of_its_own(plugin: Plugin) -> None:
 """
         + GOOD
     )
-    assert propose(plugin.file.parent / "state", plugin.file).plan.units
+    assert asyncio.run(make_plan(plugin.file.parent / "state", plugin.file)).deployment.units
 
 
 @pytest.mark.parametrize(

@@ -11,58 +11,72 @@ import pytest
 import wasmtime
 
 from mvmci.cli.init import HELLO, HELLO_WASM
-from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Change, Unit
+from mvmci.cluster.broker import BrokerSettings, url_of
+from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import load
-from mvmci.deploy import up
-from mvmci.deploy.changes import Proposal, broker_of, propose, settings_of, url_of
+from mvmci.deploy import operate, up
+from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
 from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.jobs import module
-from mvmci.runtime import UnitStatus
 from mvmci.runtimes.local import runtime
 from mvmci.store import About, ClusterSettings, Member
 from mvmci.system import keys
 from mvmci.system.ports import is_loopback
 from mvmci.trust.authority import Authority
+from mvmci.trust.provision import trust_of
 
 SMALLEST = "cluster: demo\nworkers: {count: 1, slots: 2}\n"
 
 
+def short(action: Action) -> str:
+    return f"{action.kind} {action.unit.name} {action.why}".strip() if action.unit is not None else action.why
+
+
 class Place:
-    """A state directory, and what is in it before `propose` looks."""
+    """A state directory, and what is in it before `make_plan` looks."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
-        self.home = ClusterState(root / "state", "demo")
+        self.state = ClusterState(root / "state", "demo")
         self.file = root / "topology.yaml"
-        self.statuses: list[UnitStatus] = []
-        self._patch = monkeypatch
+        self.seen: list[Observed] = []
 
-    def propose(self, text: str = SMALLEST) -> Proposal:
+        async def observe(_: object) -> list[Observed]:
+            return self.seen
+
+        monkeypatch.setattr(runtime.Local, "observe", observe)
+
+    async def plan(self, text: str = SMALLEST) -> Plan:
         self.file.write_text(text)
-        return propose(self.root / "state", self.file)
+        return await make_plan(self.root / "state", self.file)
 
-    def lines(self, text: str = SMALLEST) -> list[str]:
+    async def lines(self, text: str = SMALLEST) -> list[str]:
         """What would change, in short."""
-        found = self.propose(text)
-        return [*found.settings, *(f"{one.kind} {one.unit.name} {one.why}".strip() for one in found.changes)]
+        return [*map(short, (await self.plan(text)).changes)]
 
-    def applied(self, text: str = SMALLEST, *, runs: bool = True) -> None:
+    async def applied(self, text: str = SMALLEST, *, runs: bool = True) -> None:
         """As if `text` had been applied."""
-        found = self.propose(text)
-        self.home.folder.mkdir(parents=True, exist_ok=True)
+        found = await self.plan(text)
+        self.state.folder.mkdir(parents=True, exist_ok=True)
         settings = msgspec.structs.replace(broker_of(found.topology, None), port=4000)
         facts = Facts(login=Login(urls=("nats://127.0.0.1:4000",)), broker=settings)
         if found.external is not None:
             facts = Facts(login=Login(urls=found.external.urls))
-            Authority.of_external(self.home.folder, found.external)
-        self.home.keep_facts(facts)
-        self.home.keep_applied(text.encode(), found.plan)
-        units: tuple[Unit, ...] = found.plan.units if runs else ()
-        self._patch.setattr(runtime.Local, "planned", lambda _: units)
-        self._patch.setattr(runtime.Local, "units", lambda _: self.statuses)
+            authority = Authority.of_external(self.state.folder, found.external)
+        else:
+            authority = Authority.create(self.state.folder)
+        self.state.keep_facts(facts)
+        self.state.keep_applied(text.encode(), found.deployment)
+        local = self.state.runtime("local")
+        trust, known = trust_of(found.external or authority), found.external or settings
+        configs = configs_of(found.deployment, found.topology, local, (), trust, known)
+        self.seen = [
+            Observed(name=one.unit.name, role=one.unit.role, host=one.unit.host, state="ready", config=one)
+            for one in configs
+            if runs
+        ]
 
 
 @pytest.fixture
@@ -86,30 +100,30 @@ def test_the_modules_that_are_inside_are_what_their_text_says(text: str, data: b
     assert module.inspect(data, name="x.wasm").kind == "command"
 
 
-# ---- Proposals
+# ---- Plans
 
 
-def test_a_cluster_that_is_not_there_is_made(place: Place) -> None:
-    assert place.lines() == [
-        f"the cluster demo is made in {place.home.folder}",
+async def test_a_cluster_that_is_not_there_is_made(place: Place) -> None:
+    assert await place.lines() == [
+        f"the cluster demo is made in {place.state.folder}",
         "start broker-1",
         "start control-plane-1",
         "start worker-1",
     ]
-    assert not place.home.root.exists()
+    assert not place.state.root.exists()
 
 
-def test_what_is_as_the_file_says_is_left_alone(place: Place) -> None:
-    place.applied()
+async def test_what_is_as_the_file_says_is_left_alone(place: Place) -> None:
+    await place.applied()
     for text in (SMALLEST, f"# a comment\n{SMALLEST}"):
-        found = place.propose(text)
-        assert found.empty
+        found = await place.plan(text)
+        assert not found.changes
         assert not found.disturbs
 
 
-def test_what_is_down_is_started_with_the_settings_that_it_has(place: Place) -> None:
-    place.applied(runs=False)
-    assert place.lines() == ["start broker-1", "start control-plane-1", "start worker-1"]
+async def test_what_is_down_is_started_with_the_settings_that_it_has(place: Place) -> None:
+    await place.applied(runs=False)
+    assert await place.lines() == ["start broker-1", "start control-plane-1", "start worker-1"]
 
 
 @pytest.mark.parametrize(
@@ -121,49 +135,68 @@ def test_what_is_down_is_started_with_the_settings_that_it_has(place: Place) -> 
         ("retain: {logs: 90}", "retain.logs becomes 90s"),
     ],
 )
-def test_what_units_read_by_themselves_changes_without_a_restart(place: Place, more: str, line: str) -> None:
-    place.applied()
-    found = place.propose(f"{SMALLEST}{more}\n")
-    assert (found.settings, found.changes, found.disturbs) == ((line,), (), False)
+async def test_what_units_read_by_themselves_changes_without_a_restart(
+    place: Place, more: str, line: str
+) -> None:
+    await place.applied()
+    found = await place.plan(f"{SMALLEST}{more}\n")
+    assert (found.changes, found.disturbs) == ([Action(kind="set", why=line)], False)
 
 
-def test_what_the_broker_keeps_restarts_the_broker_alone(place: Place) -> None:
-    place.applied()
-    assert place.lines(f"{SMALLEST}durability: relaxed\n") == ["restart broker-1 durability becomes relaxed"]
-    assert place.lines(f"{SMALLEST}broker: {{store: 2GiB}}\n") == [
+async def test_what_the_broker_keeps_restarts_the_broker_alone(place: Place) -> None:
+    await place.applied()
+    assert await place.lines(f"{SMALLEST}durability: relaxed\n") == [
+        "restart broker-1 durability becomes relaxed"
+    ]
+    assert await place.lines(f"{SMALLEST}broker: {{store: 2GiB}}\n") == [
         "broker.store becomes 2GiB",
         "restart broker-1 its store becomes 2GiB",
     ]
-    assert place.propose(f"{SMALLEST}durability: relaxed\n").disturbs
-    assert not place.propose(f"{SMALLEST}durability: relaxed\n").anew
+    assert (await place.plan(f"{SMALLEST}durability: relaxed\n")).disturbs
 
 
-def test_a_broker_that_moves_restarts_all_and_keeps_its_port_unless_the_file_names_one(place: Place) -> None:
-    place.applied()
-    found = place.propose(f"{SMALLEST}broker: {{listen: 0.0.0.0}}\n")
-    assert found.anew
-    assert {one.why for one in found.changes} == {"the broker moves to 0.0.0.0, port 4000"}
-    assert [one.unit.name for one in found.changes] == ["broker-1", "control-plane-1", "worker-1"]
-    found = place.propose(f"{SMALLEST}broker: {{listen: '127.0.0.1:4001'}}\n")
-    assert {one.why for one in found.changes} == {"the broker moves to 127.0.0.1, port 4001"}
+async def test_a_broker_that_moves_restarts_all_and_keeps_its_port_unless_the_file_names_one(
+    place: Place,
+) -> None:
+    await place.applied()
+    found = await place.plan(f"{SMALLEST}broker: {{listen: 0.0.0.0}}\n")
+    everybody = ["broker-1", "control-plane-1", "worker-1"]
+    assert found.disturbs
+    why = "the broker moves to 0.0.0.0, port 4000"
+    assert [*map(short, found.changes)] == [f"restart {name} {why}" for name in everybody]
+    found = await place.plan(f"{SMALLEST}broker: {{listen: '127.0.0.1:4001'}}\n")
+    why = "the broker moves to 127.0.0.1, port 4001"
+    assert [*map(short, found.changes)] == [f"restart {name} {why}" for name in everybody]
 
 
-def test_a_change_of_units_is_said_once(place: Place) -> None:
-    place.applied()
-    assert place.lines("cluster: demo\nworkers: {count: 2, slots: 3}\nbroker: {listen: 0.0.0.0}\n") == [
+async def test_a_change_of_units_is_said_once(place: Place) -> None:
+    await place.applied()
+    assert await place.lines("cluster: demo\nworkers: {count: 2, slots: 3}\nbroker: {listen: 0.0.0.0}\n") == [
         "restart broker-1 the broker moves to 0.0.0.0, port 4000",
         "restart control-plane-1 the broker moves to 0.0.0.0, port 4000",
-        "restart worker-1 without --slots=2, with --slots=3",
+        "restart worker-1 without --slots=2, with --slots=3, the broker moves to 0.0.0.0, port 4000",
         "start worker-2",
     ]
 
 
-def test_a_unit_that_was_refused_is_tried_again(place: Place) -> None:
-    place.applied()
-    down = UnitStatus(name="worker-1", role="worker", host="local", last_exit=7, reason="it was revoked")
-    place.statuses = [down]
-    unit = place.propose().plan.units[-1]
-    assert place.propose().changes == (Change(kind="start", unit=unit, why="is down: it was revoked"),)
+async def test_a_unit_that_was_refused_is_tried_again(place: Place) -> None:
+    await place.applied()
+    down = {"state": "down", "given_up": True, "last_exit": 7, "reason": "it was revoked"}
+    place.seen[-1] = msgspec.structs.replace(place.seen[-1], **down)
+    assert await place.lines() == ["start worker-1 is down: it was revoked"]
+
+
+async def test_another_build_of_the_program_restarts_everybody(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.applied()
+    monkeypatch.setattr("mvmci.deploy.plan.program_digest", lambda: "another")
+    assert await place.lines(SMALLEST.replace("count: 1", "count: 2")) == [
+        "restart broker-1 the program changes",
+        "restart control-plane-1 the program changes",
+        "restart worker-1 the program changes",
+        "start worker-2",
+    ]
 
 
 # ---- Moves
@@ -171,121 +204,119 @@ def test_a_unit_that_was_refused_is_tried_again(place: Place) -> None:
 MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
 
 
-def test_another_access_moves_the_workers_and_what_becomes_of_jobs_is_said(place: Place) -> None:
-    place.applied()
-    assert place.lines(f"{SMALLEST}access: peer\n") == [
+async def test_another_access_moves_the_workers_and_what_becomes_of_jobs_is_said(place: Place) -> None:
+    await place.applied()
+    assert await place.lines(f"{SMALLEST}access: peer\n") == [
         f"engine becomes broker: {MOVE}",
         "start executor-1",
     ]
-    found = place.propose(f"{SMALLEST}access: peer\n")
+    found = await place.plan(f"{SMALLEST}access: peer\n")
     assert found.moves
     assert found.disturbs
-    assert not found.anew
 
 
-def test_what_workers_leave_is_stopped_when_they_have(place: Place) -> None:
-    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
-    assert place.lines() == [
+async def test_what_workers_leave_is_stopped_when_they_have(place: Place) -> None:
+    await place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert await place.lines() == [
         f"engine becomes embedded: {MOVE}",
         "stop executor-1 once no worker uses it",
         "stop executor-2 once no worker uses it",
     ]
 
 
-def test_an_executor_keeps_its_door_open_until_the_last_worker_has_left(place: Place) -> None:
-    place.applied(f"{SMALLEST}access: shared\n")
-    (executor,) = (unit for unit in place.propose().home.applied_plan().units if unit.role == "executor")
-    assert place.lines(f"{SMALLEST}access: peer\n") == [
+async def test_an_executor_keeps_its_door_open_until_the_last_worker_has_left(place: Place) -> None:
+    await place.applied(f"{SMALLEST}access: shared\n")
+    (executor,) = (unit for unit in place.state.applied_deployment().units if unit.role == "executor")
+    assert await place.lines(f"{SMALLEST}access: peer\n") == [
         f"engine becomes broker: {MOVE}",
         f"restart executor-1 without --listen={executor.listen}, once no worker uses it",
     ]
 
 
-def test_a_pool_that_shrinks_moves_nobody(place: Place) -> None:
-    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
-    assert place.lines(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n") == ["stop executor-2"]
+async def test_a_pool_that_shrinks_moves_nobody(place: Place) -> None:
+    await place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert await place.lines(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n") == ["stop executor-2"]
 
 
-def test_a_pool_that_grows_behind_the_broker_moves_nobody(place: Place) -> None:
-    place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n")
-    found = place.propose(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
-    assert (found.settings, found.moves, found.disturbs) == ((), False, False)
-    assert [(one.kind, one.unit.name) for one in found.changes] == [("start", "executor-2")]
+async def test_a_pool_that_grows_behind_the_broker_moves_nobody(place: Place) -> None:
+    await place.applied(f"{SMALLEST}access: pool\nexecutors: {{count: 1}}\n")
+    found = await place.plan(f"{SMALLEST}access: pool\nexecutors: {{count: 2}}\n")
+    assert (found.moves, found.disturbs) == (False, False)
+    assert [*map(short, found.changes)] == ["start executor-2"]
 
 
-def test_where_nothing_runs_nobody_moves(place: Place) -> None:
-    place.applied(runs=False)
-    found = place.propose(f"{SMALLEST}access: peer\n")
-    assert found.settings == (f"engine becomes broker: {MOVE}",)
+async def test_where_nothing_runs_nobody_moves(place: Place) -> None:
+    await place.applied(runs=False)
+    found = await place.plan(f"{SMALLEST}access: peer\n")
+    assert short(found.changes[0]) == f"engine becomes broker: {MOVE}"
     assert not found.moves
 
 
-def test_where_units_listen_is_known_beforehand_and_stays_as_long_as_they_do(place: Place) -> None:
+async def test_where_units_listen_is_known_beforehand_and_stays_as_long_as_they_do(place: Place) -> None:
     text = f"{SMALLEST}access: shared\n"
-    found = place.propose(text)
-    (executor,) = (unit for unit in found.plan.units if unit.role == "executor")
+    found = await place.plan(text)
+    (executor,) = (unit for unit in found.deployment.units if unit.role == "executor")
     assert executor.listen
     assert executor.listen.startswith("127.0.0.1:")
-    assert found.plan.engine == f"http://{executor.listen}"
-    assert place.propose(text) == found
-    assert not place.home.root.exists()
+    assert found.deployment.engine == f"http://{executor.listen}"
+    assert await place.plan(text) == found
+    assert not place.state.root.exists()
 
 
 # ---- One broker
 
 
-def test_a_cluster_keeps_to_its_broker(place: Place) -> None:
-    place.applied()
+async def test_a_cluster_keeps_to_its_broker(place: Place) -> None:
+    await place.applied()
     with pytest.raises(Usage, match="cannot change to another broker"):
-        place.propose(f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n")
+        await place.plan(f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n")
 
 
-def test_a_cluster_of_a_lent_broker_keeps_to_it_too(place: Place) -> None:
+async def test_a_cluster_of_a_lent_broker_keeps_to_it_too(place: Place) -> None:
     external = f"{SMALLEST}broker: {{url: 'tls://x:1'}}\n"
-    place.applied(external)
-    assert place.propose(external).empty
+    await place.applied(external)
+    assert await place.lines(external) == []
     for other in (SMALLEST, external.replace("x:1", "x:2")):
         with pytest.raises(Usage, match="cannot change to another broker"):
-            place.propose(other)
+            await place.plan(other)
 
 
-def test_a_cluster_keeps_to_its_runtime_where_its_broker_is(place: Place) -> None:
-    place.applied()
-    facts = place.home.facts()
+async def test_a_cluster_keeps_to_its_runtime_where_its_broker_is(place: Place) -> None:
+    await place.applied()
+    facts = place.state.facts()
     assert facts is not None
-    place.home.keep_facts(msgspec.structs.replace(facts, runtime="elsewhere"))
+    place.state.keep_facts(msgspec.structs.replace(facts, runtime="elsewhere"))
     with pytest.raises(Usage, match="cannot change to runtime local, from elsewhere: its jobs lie in"):
-        place.propose()
+        await place.plan()
 
 
-def test_credentials_are_looked_for_beside_the_file(place: Place) -> None:
+async def test_credentials_are_looked_for_beside_the_file(place: Place) -> None:
     text = f"{SMALLEST}broker: {{url: 'tls://x:1', credentials: my.creds}}\n"
     with pytest.raises(Usage, match=r"my\.creds, which `broker\.credentials` names, cannot be read"):
-        place.propose(text)
+        await place.plan(text)
     (place.root / "my.creds").write_text("nothing of the kind")
     with pytest.raises(Usage, match=r"my\.creds is no \.creds file"):
-        place.propose(text)
+        await place.plan(text)
 
 
-def test_other_credentials_restart_everybody(place: Place) -> None:
+async def test_other_credentials_restart_everybody(place: Place) -> None:
     creds = place.root / "my.creds"
     creds.write_text(f"eyJ.a.b\n{keys.new_seed('user')}\n")
     text = f"{SMALLEST}broker: {{url: 'tls://x:1', credentials: {creds}}}\n"
-    place.applied(text)
-    assert place.propose(text).empty
+    await place.applied(text)
+    assert await place.lines(text) == []
     creds.write_text(f"eyJ.a.b\n{keys.new_seed('user')}\n")
-    assert place.propose(text).anew
-    assert place.lines(text) == [
+    assert await place.lines(text) == [
         "restart control-plane-1 the broker's credentials change",
         "restart worker-1 the broker's credentials change",
     ]
 
 
-def test_a_folder_of_another_version_is_refused(place: Place) -> None:
-    place.home.folder.mkdir(parents=True)
-    (place.home.folder / "version").write_text("2\n")
+async def test_a_folder_of_another_version_is_refused(place: Place) -> None:
+    place.state.folder.mkdir(parents=True)
+    (place.state.folder / "version").write_text("2\n")
     with pytest.raises(VersionsDiffer) as caught:
-        place.propose()
+        await place.plan()
     assert caught.value.exit_code == 8
 
 
@@ -299,11 +330,11 @@ def test_a_folder_of_another_version_is_refused(place: Place) -> None:
         ),
     ],
 )
-def test_what_a_later_version_will_do_is_refused_in_a_sentence(
+async def test_what_a_later_version_will_do_is_refused_in_a_sentence(
     place: Place, more: str, sentence: str
 ) -> None:
     with pytest.raises(Usage) as caught:
-        place.propose(f"{SMALLEST}{more}\n")
+        await place.plan(f"{SMALLEST}{more}\n")
     assert caught.value.message == sentence
     assert caught.value.hint
 
@@ -414,23 +445,23 @@ def test_a_lock_is_let_go_after_a_failure_too(tmp_path: Path) -> None:
     home.check_free()
 
 
-async def test_a_proposal_that_somebody_else_has_overtaken_is_not_applied(place: Place) -> None:
-    proposal = place.propose()
-    place.applied()
-    doing = up.Up(proposal, say=print, show=print)
+async def test_a_plan_that_somebody_else_has_overtaken_is_not_applied(place: Place) -> None:
+    plan = await place.plan()
+    await place.applied()
+    doing = up.Up(plan, say=print, show=print)
     with pytest.raises(LockHeld) as caught:
         await doing.run()
     assert caught.value.message == "demo was changed by somebody else just now"
     assert not doing.begun
-    place.home.check_free()
+    place.state.check_free()
 
 
 # ---- Who can be drained
 
 
-def test_a_unit_that_has_just_started_is_what_the_plan_says() -> None:
-    worker = Unit(name="worker-1", role="worker", host="local")
+def test_a_unit_that_has_just_started_is_what_its_runtime_says() -> None:
+    worker = Observed(name="worker-1", role="worker", host="local")
     silent = Member(unit="worker-1", incarnation="new")
     by_hand = Member(unit="mac-7", incarnation="i", about=About(role="executor"))
-    assert up._roles([silent, by_hand], [worker]) == {"worker-1": "worker", "mac-7": "executor"}
-    assert up._roles([silent], []) == {}
+    assert operate._roles([silent, by_hand], [worker]) == {"worker-1": "worker", "mac-7": "executor"}
+    assert operate._roles([silent], []) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.deploy.changes import propose
+from mvmci.deploy.plan import make_plan
 from mvmci.errors import Usage
 from mvmci.runtimes.compose import docker, render
 from mvmci.trust.authority import Authority
@@ -50,7 +51,7 @@ def refused(tmp_path: Path) -> str:
     file = tmp_path / "topology.yaml"
     file.write_text(FILE)
     with pytest.raises(Usage) as error:
-        propose(tmp_path / "state", file)
+        asyncio.run(make_plan(tmp_path / "state", file))
     assert not (tmp_path / "state" / "demo" / "compose").exists()
     assert error.value.hint
     return error.value.message
@@ -141,7 +142,7 @@ def test_a_project_of_another_cluster_with_the_same_name(
     file = tmp_path / "topology.yaml"
     file.write_text(FILE)
     if ours:
-        propose(tmp_path / "state", file)
+        asyncio.run(make_plan(tmp_path / "state", file))
         return
     said = refused(tmp_path)
     assert "the compose project mvmci-demo is there, and is not this cluster's" in said
@@ -157,5 +158,5 @@ def test_a_port_that_is_bound(program: Program, tmp_path: Path) -> None:
         file = tmp_path / "topology.yaml"
         file.write_text(FILE + f"broker: {{listen: '127.0.0.1:{port}'}}\n")
         with pytest.raises(Usage, match=f"port {port} of 127.0.0.1 is in use"):
-            propose(tmp_path / "state", file)
+            asyncio.run(make_plan(tmp_path / "state", file))
     assert not (tmp_path / "state" / "demo").exists()

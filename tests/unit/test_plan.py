@@ -1,26 +1,30 @@
-"""Plans: what a cluster file means, when a plan can be no cluster, and what leads from one to another."""
+"""What a cluster file means, when a deployment can be no cluster, and what leads from one to another."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.cluster import topology
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.changes import Action, Observed, changes, in_stopping_order, next_generation
 from mvmci.cluster.deployment import (
     LOCAL_HOST,
     ROLES,
     UNITS_MAX,
-    Change,
     Deployment,
     Place,
+    Role,
     Unit,
+    UnitConfig,
     check,
     deal,
-    diff,
-    during_move,
     hosts_of,
+    listening,
     resolve,
 )
 from mvmci.errors import Usage
@@ -242,8 +246,7 @@ def test_a_move_between_two_accesses_leaves_broker_control_plane_and_workers_alo
     ]
     for was in plans:
         for becomes in plans:
-            touched = {change.unit.role for change in diff(was.units, becomes.units)}
-            assert touched <= {"executor", "balancer"}
+            assert {one.role for one in touched(was.units, becomes.units)} <= {"executor", "balancer"}
 
 
 # ---- check
@@ -382,14 +385,16 @@ def test_a_strangers_plan_may_be_anything_that_can_work(plan: Deployment) -> Non
 
 def test_places_are_filled_in_wherever_they_are_meant() -> None:
     plan = planned(POOL.replace("count: 2", "count: 2, balancer: haproxy"))
-    ports: dict[str, int] = {}
-
-    def place_of(unit: Unit) -> Place:
-        port = ports[unit.name] = 7000 + len(ports)
-        return Place(listen=f"0.0.0.0:{port}", address=f"{unit.host}.lan:{port}")
-
-    found = resolve(plan, place_of)
-    assert list(ports) == ["executor-1", "executor-2", "balancer-1"]  # nobody else has one
+    names = [unit.name for unit in listening(plan)]
+    assert names == ["executor-1", "executor-2", "balancer-1"]  # nobody else has one
+    hosts = {unit.name: unit.host for unit in plan.units}
+    found = resolve(
+        plan,
+        {
+            name: Place(listen=f"0.0.0.0:{port}", address=f"{hosts[name]}.lan:{port}")
+            for port, name in enumerate(names, 7000)
+        },
+    )
     assert found.engine == "http://b.lan:7002"
     assert lines(found)[2:] == [
         "executor-1 executor a --listen=0.0.0.0:7000",
@@ -401,12 +406,152 @@ def test_places_are_filled_in_wherever_they_are_meant() -> None:
     assert [unit.listen for unit in found.units[1:3]] == [None, "0.0.0.0:7000"]
 
 
-def test_a_plan_without_places_is_its_own_answer() -> None:
+def test_a_deployment_without_places_is_its_own_answer() -> None:
     plan = planned("cluster: d\nworkers: {count: 2}\n")
-    assert resolve(plan, lambda unit: pytest.fail(f"{unit.name} does not listen")) == plan
+    assert listening(plan) == []
+    assert resolve(plan, {}) == plan
 
 
-# ---- during_move
+# ---- changes
+
+
+def config(unit: Unit, **more: Any) -> UnitConfig:
+    return UnitConfig(unit=unit, **more)
+
+
+def seen(unit: Unit, **more: Any) -> Observed:
+    """A unit that runs, with what it was started with."""
+    about = {key: more.pop(key) for key in list(more) if key in Observed.__struct_fields__}
+    told: dict[str, Any] = {"state": "ready", "config": config(unit, **more)} | about
+    return Observed(name=unit.name, role=unit.role, host=unit.host, **told)
+
+
+def done(
+    was: Iterable[Observed], becomes: Iterable[UnitConfig], engine: str = "embedded", *, moves: bool = False
+) -> list[Action]:
+    """What is done; units that are kept are left out."""
+    return [one for one in changes([*becomes], was, engine, moves=moves) if one.kind != "keep"]
+
+
+def touched(was: Iterable[Unit], becomes: Iterable[Unit]) -> list[Unit]:
+    acts = done(map(seen, was), map(config, becomes))
+    return [action.unit for action in acts if action.unit is not None]
+
+
+def said(actions: Iterable[Action]) -> list[str]:
+    return [f"{one.kind} {one.unit.name}: {one.why}" for one in actions if one.unit is not None]
+
+
+def test_what_is_as_it_is_wanted_is_kept() -> None:
+    units = planned("cluster: d\nworkers: {count: 3}\n").units
+    actions = changes([*map(config, units)], map(seen, units), "embedded", moves=False)
+    assert actions == [Action(kind="keep", unit=one) for one in units]
+
+
+def test_from_nothing_everything_starts_in_order() -> None:
+    units = planned("cluster: d\nworkers: {count: 2}\n").units
+    assert done((), map(config, units)) == [Action(kind="start", unit=one) for one in units]
+
+
+def test_another_count_touches_only_those_that_come_or_go() -> None:
+    three = planned("cluster: d\nworkers: {count: 3}\n").units
+    five = planned("cluster: d\nworkers: {count: 5}\n").units
+    assert said(done(map(seen, three), map(config, five))) == ["start worker-4: ", "start worker-5: "]
+    assert said(done(map(seen, five), map(config, three))) == ["stop worker-4: ", "stop worker-5: "]
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "why"),
+    [
+        (unit("w"), unit("w", "worker", "b"), "moves from local to b"),
+        (
+            unit("w", "worker", "a", "--slots=2", "--queue=x"),
+            unit("w", "worker", "a", "--slots=4", "--queue=x"),
+            "without --slots=2, with --slots=4",
+        ),
+        (unit("w", "executor"), unit("w"), "was an executor"),
+    ],
+)
+def test_a_unit_that_changes_is_restarted_and_the_change_is_said(was: Unit, becomes: Unit, why: str) -> None:
+    assert done([seen(was)], [config(becomes)]) == [Action(kind="restart", unit=becomes, why=why)]
+
+
+BROKER = unit("b", "broker")
+OURS = BrokerSettings(listen="127.0.0.1", port=4000)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"program": "new"}, "the program changes"),
+        ({"trust": "other"}, "the broker's credentials change"),
+        ({"dial": ("tls://x:2",)}, "the broker's address changes"),
+        ({"runtime": (("compose.base", "y"),)}, "compose.base changes"),
+        ({"runtime": ()}, "compose.base changes"),
+        ({"generation": 1}, "it gets another key"),
+        ({"program": "new", "trust": "other"}, "the broker's credentials change, the program changes"),
+    ],
+)
+def test_whatever_else_a_unit_is_started_with_restarts_it_too(change: dict[str, Any], why: str) -> None:
+    same: dict[str, Any] = {
+        "program": "old", "trust": "t", "dial": ("tls://x:1",), "runtime": (("compose.base", "x"),),
+    }  # fmt: skip
+    assert done([seen(WORKER, **same)], [config(WORKER, **same)]) == []
+    assert said(done([seen(WORKER, **same)], [config(WORKER, **(same | change))])) == [f"restart w: {why}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "broker_why", "worker_why"),
+    [
+        ({"synced": False}, "durability becomes relaxed", ""),
+        ({"store_bytes": 2 << 30}, "its store becomes 2GiB", ""),
+        ({"port": 4001}, *2 * ("the broker moves to 127.0.0.1, port 4001",)),
+        ({"listen": "0.0.0.0"}, *2 * ("the broker moves to 0.0.0.0, port 4000",)),
+    ],
+)
+def test_what_a_broker_is_to_be_restarts_it_and_who_dials_it_where_it_moves(
+    change: dict[str, Any], broker_why: str, worker_why: str
+) -> None:
+    becomes = msgspec.structs.replace(OURS, **change)
+    dial = ("elsewhere",) if worker_why else ("here",)
+    actions = done(
+        [seen(BROKER, broker=OURS), seen(WORKER, dial=("here",))],
+        [config(BROKER, broker=becomes), config(WORKER, dial=dial)],
+    )
+    assert said(actions) == [
+        f"restart b: {broker_why}",
+        *([f"restart w: {worker_why}"] if worker_why else []),
+    ]
+
+
+def test_a_unit_of_which_nobody_knows_what_it_was_started_with_is_restarted() -> None:
+    assert said(done([seen(WORKER, config=None)], [config(WORKER)])) == [
+        "restart w: it was not started by `mvmci up`"
+    ]
+
+
+def test_a_unit_that_was_given_up_is_started_and_one_that_was_refused_gets_another_key() -> None:
+    down = seen(WORKER, state="down", given_up=True, last_exit=7, reason="it was revoked", generation=2)
+    assert said(done([down], [config(WORKER, generation=2)])) == ["start w: is down: it was revoked"]
+    assert next_generation(down) == 3
+    assert next_generation(seen(WORKER, state="down", last_exit=3, generation=2)) == 2
+    assert next_generation(None) == 0
+
+
+def test_stops_come_last() -> None:
+    actions = done(
+        map(seen, [unit("old"), unit("same"), unit("w", "worker", "a")]),
+        map(config, [unit("new"), unit("same"), unit("w")]),
+    )
+    assert [line.partition(":")[0] for line in said(actions)] == ["start new", "restart w", "stop old"]
+
+
+def test_a_stop_goes_from_the_workers_to_the_broker() -> None:
+    roles: list[Role] = ["broker", "worker", "executor", "worker", "control-plane", "balancer"]
+    assert in_stopping_order(roles) == ["worker", "balancer", "executor", "control-plane", "broker"]
+
+
+# ---- changes, where workers move
 
 W1 = unit("w-1")
 E1, E1_HTTP = unit("e-1", "executor"), unit("e-1", "executor", LOCAL_HOST, "--listen=h:1")
@@ -429,62 +574,28 @@ E2, B1 = unit("e-2", "executor"), unit("b-1", "balancer", LOCAL_HOST, "--listen=
 def test_while_workers_move_both_what_they_leave_and_what_they_go_to_is_there(
     before: tuple[Unit, ...], units: tuple[Unit, ...], engine: str, meanwhile: tuple[Unit, ...]
 ) -> None:
-    assert during_move(before, Deployment(units=units, engine=engine)) == meanwhile
+    assert during_move(before, units, engine) == meanwhile
+
+
+def during_move(before: tuple[Unit, ...], units: tuple[Unit, ...], engine: str) -> tuple[Unit, ...]:
+    """What runs when all has been done but what waits until workers have moved."""
+    actions = changes([*map(config, units)], map(seen, before), engine, moves=True)
+    late = {one.unit.name: one for one in actions if one.unit is not None and one.after_move}
+    assert all(one.why.endswith("once no worker uses it") for one in late.values())
+    old = {unit.name: unit for unit in before}
+    stays = [old[unit.name] if unit.name in late else unit for unit in units]
+    return (*stays, *(old[name] for name, action in late.items() if action.kind == "stop"))
 
 
 def test_workers_are_changed_before_they_move() -> None:
     slow, quick = unit("w-1"), unit("w-1", "worker", LOCAL_HOST, "--slots=8")
-    assert during_move((slow, unit("w-2")), Deployment(units=(quick,))) == (quick,)
+    assert during_move((slow, unit("w-2")), (quick,), "embedded") == (quick,)
 
 
-# ---- diff
-
-
-def test_a_plan_leads_to_itself_by_nothing() -> None:
-    units = planned("cluster: d\nworkers: {count: 3}\n").units
-    assert diff(units, units) == []
-
-
-def test_from_nothing_everything_starts_in_order() -> None:
-    units = planned("cluster: d\nworkers: {count: 2}\n").units
-    assert diff((), units) == [Change(kind="start", unit=one) for one in units]
-
-
-def test_another_count_touches_only_those_that_come_or_go() -> None:
-    three = planned("cluster: d\nworkers: {count: 3}\n").units
-    five = planned("cluster: d\nworkers: {count: 5}\n").units
-    assert [(change.kind, change.unit.name) for change in diff(three, five)] == [
-        ("start", "worker-4"),
-        ("start", "worker-5"),
-    ]
-    assert [(change.kind, change.unit.name) for change in diff(five, three)] == [
-        ("stop", "worker-4"),
-        ("stop", "worker-5"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("was", "becomes", "why"),
-    [
-        (unit("w"), unit("w", "worker", "b"), "moves from local to b"),
-        (
-            unit("w", "worker", "a", "--slots=2", "--queue=x"),
-            unit("w", "worker", "a", "--slots=4", "--queue=x"),
-            "without --slots=2, with --slots=4",
-        ),
-        (unit("w", "executor"), unit("w"), "was an executor"),
-    ],
-)
-def test_a_unit_that_changes_is_restarted_and_the_change_is_said(was: Unit, becomes: Unit, why: str) -> None:
-    assert diff([was], [becomes]) == [Change(kind="restart", unit=becomes, why=why)]
-
-
-def test_stops_come_last() -> None:
-    changes = diff(
-        [unit("old"), unit("same"), unit("w", "worker", "a")], [unit("new"), unit("same"), unit("w")]
-    )
-    assert [(change.kind, change.unit.name) for change in changes] == [
-        ("start", "new"),
-        ("restart", "w"),
-        ("stop", "old"),
-    ]
+def test_where_everybody_has_to_start_again_nobody_waits_for_a_move() -> None:
+    """The old engine would be left with a broker that has moved, or with the supervisor of before."""
+    was = [seen(E1, program="old"), seen(E2, program="old"), seen(W1, program="old")]
+    actions = done(was, [config(E1, program="new"), config(W1, program="new")], "broker", moves=True)
+    assert [(one.kind, one.after_move) for one in actions] == [
+        ("restart", False), ("restart", False), ("stop", False),
+    ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import zipfile
@@ -14,16 +15,18 @@ import yaml
 
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Unit, resolve
+from mvmci.cluster.deployment import Unit, UnitConfig
+from mvmci.cluster.topology import ComposeSection
 from mvmci.deploy.access import deployment_of
+from mvmci.deploy.plan import configs_of, placed, settings_of
 from mvmci.deploy.render import render_compose
 from mvmci.errors import Usage
 from mvmci.runtimes import open_runtime
 from mvmci.runtimes.compose import render
 from mvmci.runtimes.compose.render import Service, Wanted, services, unit_of
 from mvmci.runtimes.compose.replica import number_in, question
-from mvmci.trust.authority import Authority
-from mvmci.trust.sealed import BrokerConfig, ControlPlaneConfig
+from mvmci.store import ClusterSettings
+from mvmci.trust.provision import BrokerConfig, ControlPlaneConfig
 from tests.harness.places import ROOT
 
 SHIPPED = ROOT / "topologies"
@@ -31,27 +34,28 @@ GOLDEN = Path(__file__).parent / "compose.yaml"
 POOL = (
     "cluster: demo\naccess: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}\nworkers: {count: 3}\n"
 )
+IMAGES = {"unit": "mvmci-demo:IMAGE", "balancer": "mvmci-demo:BALANCER"}
 SPEC = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")  # that of docker-compose 1.29
 
 
 def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
-    found = topology.load(text, name="a.yaml")
-    plan = resolve(deployment_of(found, tmp_path / "a.yaml"), open_runtime("compose", tmp_path, "demo").place)
-    authority = Authority.create(tmp_path / "demo")
+    """What is rendered for people; without `settings`, for `up`."""
+    found, runtime = topology.load(text, name="a.yaml"), open_runtime("compose", tmp_path, "demo")
+    deployment = asyncio.run(placed(deployment_of(found, tmp_path / "a.yaml"), runtime))
+    broker = BrokerSettings(name="demo", port=40_000)
+    told = {"settings": settings_of(found, deployment.engine)} | more
     return Wanted(
         cluster="demo",
-        units=plan.units,
+        units=tuple(configs_of(deployment, found, runtime, (), "TRUST", broker)),
         queues=found.workers.queues,
-        login=render.inside(authority),
-        broker=BrokerSettings(name="demo", port=40_000),
         compose=found.compose,
-        **more,
+        **told,
     )
 
 
-def composed(text: str, tmp_path: Path) -> dict[str, Any]:
+def composed(text: str, tmp_path: Path, **more: Any) -> dict[str, Any]:
     """The compose file of a cluster, as YAML that was read again."""
-    body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
+    body = render.compose_file(wanted(text, tmp_path, **more), "OWNER", IMAGES)
     found: dict[str, Any] = yaml.safe_load(render.strict_yaml.write(body))
     assert found == body
     return found
@@ -74,15 +78,33 @@ def units(*names: str, role: str = "worker", options: tuple[str, ...] = ()) -> l
     return [Unit(name=name, role=role, host="local", options=options) for name in names]  # type: ignore[arg-type]
 
 
+FOR_PEOPLE = ClusterSettings()
+
+
+def grouped(found: list[Unit], settings: ClusterSettings | None = FOR_PEOPLE) -> list[Service]:
+    configs = tuple(UnitConfig(unit=one) for one in found)
+    return services(
+        Wanted(cluster="c", units=configs, queues=(), compose=ComposeSection(), settings=settings)
+    )
+
+
 def test_units_that_are_alike_are_one_service_that_can_be_scaled() -> None:
-    assert services(units("worker-1", "worker-2", "worker-3")) == [
+    assert grouped(units("worker-1", "worker-2", "worker-3")) == [
         Service(name="worker", role="worker", count=3, options=())
     ]
 
 
+def test_for_up_each_unit_is_a_service_of_its_own_that_can_be_started_alone() -> None:
+    found = grouped(units("worker-1", "worker-2"), settings=None)
+    assert [(one.name, one.count, unit_of(one, 1)) for one in found] == [
+        ("worker", 1, "worker-1"),
+        ("worker-2", 1, "worker-2"),
+    ]
+
+
 def test_a_unit_that_others_dial_has_a_service_of_its_own() -> None:
-    found = services(units("executor-1", "executor-2", role="executor", options=("--listen=0.0.0.0:1",)))
-    assert [(one.name, one.count, one.unit) for one in found] == [
+    found = grouped(units("executor-1", "executor-2", role="executor", options=("--listen=0.0.0.0:1",)))
+    assert [(one.name, one.count, unit_of(one, 1)) for one in found] == [
         ("executor", 1, "executor-1"),
         ("executor-2", 1, "executor-2"),
     ]
@@ -90,16 +112,16 @@ def test_a_unit_that_others_dial_has_a_service_of_its_own() -> None:
 
 @pytest.mark.parametrize("names", [("worker-2", "worker-3"), ("gpu", "cpu"), ("worker-1", "worker-3")])
 def test_units_that_are_not_numbered_from_one_keep_their_names(names: tuple[str, ...]) -> None:
-    assert [unit_of(one, 1) for one in services(units(*names))] == list(names)
+    assert [unit_of(one, 1) for one in grouped(units(*names))] == list(names)
 
 
 @pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
 def test_the_containers_are_the_units_of_the_plan(access: str, tmp_path: Path) -> None:
     found = wanted((SHIPPED / f"{access}.yaml").read_text(), tmp_path)
-    told = [unit_of(one, n + 1) for one in services(found.units) for n in range(one.count)]
-    assert told == [unit.name for unit in found.units]
+    told = [unit_of(one, n + 1) for one in services(found) for n in range(one.count)]
+    assert told == [config.unit.name for config in found.units]
     body = composed((SHIPPED / f"{access}.yaml").read_text(), tmp_path)
-    for one in services(found.units):
+    for one in services(found):
         service = body["services"][one.name]
         assert service["command"][0] == one.role
         assert set(one.options) <= set(service["command"])
@@ -109,7 +131,7 @@ def test_the_containers_are_the_units_of_the_plan(access: str, tmp_path: Path) -
 def test_an_executor_is_dialled_by_the_name_of_its_service(tmp_path: Path) -> None:
     place = open_runtime("compose", tmp_path, "demo").place
     (executor,) = units("executor-1", role="executor")
-    assert place(executor).address == "executor:27288"
+    assert asyncio.run(place(executor)).address == "executor:27288"
     body = composed(POOL, tmp_path)
     assert {"--backend=executor-1=executor:27288", "--backend=executor-2=executor-2:27288"} <= set(
         body["services"]["balancer"]["command"]
@@ -136,10 +158,29 @@ def test_the_compose_file_of_the_shared_access(tmp_path: Path) -> None:
 
 def golden(tmp_path: Path) -> str:
     text = (SHIPPED / "shared.yaml").read_text()
-    body = render.compose_file(wanted(text, tmp_path), "OWNER", "mvmci-demo:IMAGE", {})
-    for service in body["services"].values():
-        service["labels"][render.MARK] = "MARK"
+    body = render.compose_file(wanted(text, tmp_path), "OWNER", IMAGES)
     return render.strict_yaml.write(body)
+
+
+def test_a_container_of_up_says_what_it_was_started_with_and_tells_no_secret(tmp_path: Path) -> None:
+    found = wanted(POOL, tmp_path, settings=None)
+    body = composed(POOL, tmp_path, settings=None)
+    configs = {config.unit.name: config for config in found.units}
+    for service in body["services"].values():
+        label = service["labels"][render.CONFIG].replace("$$", "$")
+        config = msgspec.json.decode(label, type=UnitConfig)
+        assert config == configs.pop(service["labels"][render.UNIT])
+        assert service["container_name"] == f"mvmci-demo-{config.unit.name}"
+    assert configs == {}
+
+
+def test_only_a_balancer_is_on_the_image_with_haproxy(tmp_path: Path) -> None:
+    """So that one that comes or goes does not make everybody else's image another."""
+    for name, service in composed(POOL, tmp_path)["services"].items():
+        stage = "balancer" if name == "balancer" else "unit"
+        assert (service["image"], service["build"]["target"]) == (IMAGES[stage], stage)
+    without = wanted(POOL.replace(", balancer: haproxy", ""), tmp_path)
+    assert render._image(wanted(POOL, tmp_path), "unit", b"") == render._image(without, "unit", b"")
 
 
 def test_no_service_runs_once_or_without_a_bound_or_a_look_at_its_health(tmp_path: Path) -> None:
@@ -195,7 +236,7 @@ KEYS = {
     "image": str, "build": dict, "command": list, "init": bool, "restart": str, "stop_grace_period": str,
     "depends_on": list, "networks": list, "volumes": list, "secrets": list, "healthcheck": dict,
     "mem_limit": int, "pids_limit": int, "cap_drop": list, "security_opt": list, "logging": dict,
-    "labels": dict, "ports": list, "scale": int,
+    "labels": dict, "ports": list, "scale": int, "container_name": str,
 }  # fmt: skip
 
 
@@ -219,19 +260,19 @@ def test_haproxy_is_only_in_an_image_that_needs_it(tmp_path: Path) -> None:
 def test_a_folder_is_whole_and_the_same_again_changes_nothing(zipapp: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text((SHIPPED / "shared.yaml").read_text())
-    folder = render_compose(file, tmp_path / "out")
+    folder = asyncio.run(render_compose(file, tmp_path / "out"))
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"compose.yaml", "Dockerfile", "mvmci.pyz", ".env", ".dockerignore"} <= names
     assert (folder / "mvmci.pyz").read_bytes() == zipapp.read_bytes()
     before = {name: (folder / name).stat().st_mtime_ns for name in names if not name.startswith("state/")}
-    assert render_compose(file, folder) == folder
+    assert asyncio.run(render_compose(file, folder)) == folder
     assert before == {name: (folder / name).stat().st_mtime_ns for name in before}
 
 
 def test_each_container_gets_no_more_than_it_needs(zipapp: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text((SHIPPED / "shared.yaml").read_text())
-    folder = render_compose(file, tmp_path / "out")
+    folder = asyncio.run(render_compose(file, tmp_path / "out"))
     body = yaml.safe_load((folder / "compose.yaml").read_text())
     given = {name: set(service["secrets"]) for name, service in body["services"].items()}
     assert given == {
@@ -256,7 +297,7 @@ def test_only_one_file_can_go_into_an_image(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("cluster: demo\nworkers: {}\n")
     with pytest.raises(Usage, match="this one runs from its source"):
-        render_compose(file, tmp_path / "out")
+        asyncio.run(render_compose(file, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

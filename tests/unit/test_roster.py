@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Unit
 from mvmci.deploy.status import SILENT_MS, UnitRow, rows
-from mvmci.runtime import UnitStatus
 from mvmci.store import About, Member
 
 NOW_MS = 1_000_000
@@ -18,9 +18,9 @@ W1 = Unit(name="w-1", role="worker", host="local")
 W2 = Unit(name="w-2", role="worker", host="local")
 
 
-def status(unit: Unit, **more: Any) -> UnitStatus:
+def status(unit: Unit, **more: Any) -> Observed:
     told = {"state": "starting", "pid": 11, "since": NOW_MS - 10} | more
-    return UnitStatus(name=unit.name, role=unit.role, host=unit.host, **told)
+    return Observed(name=unit.name, role=unit.role, host=unit.host, **told)
 
 
 def member(name: str, pid: int = 11, *, holds: Any = (), keeps: Any = (), **about: Any) -> Member:
@@ -28,8 +28,8 @@ def member(name: str, pid: int = 11, *, holds: Any = (), keeps: Any = (), **abou
     return Member(unit=name, incarnation="i", holds=holds, keeps=keeps, about=About(pid=pid, **told))
 
 
-def look(planned: list[Unit], statuses: list[UnitStatus], members: list[Member] | None) -> list[UnitRow]:
-    return rows(planned, statuses, members, here=HERE, now_ms=NOW_MS)
+def look(planned: list[Unit], seen: list[Observed], members: list[Member] | None) -> list[UnitRow]:
+    return rows(planned, seen, members, here=HERE, now_ms=NOW_MS)
 
 
 def states(*args: Any) -> list[str]:

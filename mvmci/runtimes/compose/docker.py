@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,27 +155,51 @@ async def run(command: Sequence[str], folder: Path | None = None) -> str:
     return out.decode(errors="replace")
 
 
-def containers(project: str) -> list[Container]:
+async def containers(project: str) -> list[Container]:
     """All containers of `project`, also those that do not run. Raises MvmciError."""
-    listed = _checked(["docker", "ps", "-aq", "--no-trunc", "--filter", f"label={PROJECT}={project}"])
-    ids = listed.split()
+    listing = ["docker", "ps", "-aq", "--no-trunc", "--filter", f"label={PROJECT}={project}"]
+    ids = (await asyncio.to_thread(_checked, listing)).split()
     if not ids:
         return []
-    answer = _run(["docker", "inspect", "--type", "container", *ids])
+    answer = await asyncio.to_thread(_run, ["docker", "inspect", "--type", "container", *ids])
     try:  # one that has gone meanwhile is an error, and the others are told of all the same
         return [_container(one) for one in json.loads(answer.stdout)]
     except ValueError:
         raise MvmciError(f"`docker inspect` failed: {_last_line(answer.stderr)}") from None
 
 
-def owners(project: str) -> dict[str, str]:
+async def events(project: str) -> AsyncGenerator[None, None]:
+    """Whenever something became of a container of `project`. Ends with the daemon."""
+    command = ["docker", "events", "--filter", "type=container", "--filter", f"label={PROJECT}={project}"]
+    for kind in ("create", "start", "die", "destroy", "pause", "unpause", "health_status"):
+        command += ["--filter", f"event={kind}"]
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        "--format={{.Action}}",
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    try:
+        while await process.stdout.readline():
+            yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        await process.wait()
+
+
+async def owners(project: str) -> dict[str, str]:
     """Whose the containers and volumes of `project` are: the label of each, by its name."""
     found: dict[str, str] = {}
     for what, listing in (("container", ["ps", "-a"]), ("volume", ["volume", "ls"])):
         name = "{{.Names}}" if what == "container" else "{{.Name}}"
         form = f'{what} {name}\t{{{{.Label "{AUTHORITY}"}}}}'
         command = ["docker", *listing, "--filter", f"label={PROJECT}={project}", "--format", form]
-        for line in _checked(command).splitlines():
+        for line in (await asyncio.to_thread(_checked, command)).splitlines():
             who, _, label = line.partition("\t")
             found[who] = label
     return found
@@ -223,26 +247,17 @@ async def _remove(what: str, which: str) -> None:
         await run(["docker", what, "rm", *force, *dict.fromkeys(ids)])
 
 
-def last_exit(container: str) -> int | None:
+async def last_exit(container: str) -> int | None:
     """How the last process of a container ended that runs again; None if Docker has forgotten it."""
-    command = [
-        "docker",
-        "events",
-        "--since",
-        EVENTS_SINCE,
-        "--until",
-        "0s",
-        "--filter",
-        f"container={container}",
-    ]
-    form = "{{.Actor.Attributes.exitCode}}"
-    codes = _run([*command, "--filter", "event=die", "--format", form]).stdout.split()
+    command = ["docker", "events", "--since", EVENTS_SINCE, "--until", "0s", "--filter", "event=die"]
+    command += ["--filter", f"container={container}", "--format", "{{.Actor.Attributes.exitCode}}"]
+    codes = (await asyncio.to_thread(_run, command)).stdout.split()
     return int(codes[-1]) if codes and codes[-1].isdecimal() else None
 
 
-def last_words(container: str, lines: int = 20) -> list[str]:
+async def last_words(container: str, lines: int = 20) -> list[str]:
     """The last lines that a container printed; none if that cannot be told."""
-    answer = _run(["docker", "logs", "--tail", str(lines), container])
+    answer = await asyncio.to_thread(_run, ["docker", "logs", "--tail", str(lines), container])
     return (answer.stdout + answer.stderr).splitlines()
 
 

@@ -1,12 +1,13 @@
-"""A folder that Docker ComposeSection makes a cluster of: rendered from units, and whole on its own.
+"""A folder that Docker Compose makes a cluster of: rendered from units, and whole on its own.
 
     compose.yaml   Dockerfile   mvmci.pyz   .env (the project's name)   .dockerignore
-    secrets/       0700, files 0600: what `mvmci.trust.sealed` lists, and engine.token for HTTP
+    secrets/       0700, files 0600: what `mvmci.trust.provision` lists, and engine.token for HTTP
 
 It promises that no secret is in an image, in an environment or in what `docker inspect` shows; that the
 same again changes no file; and that `docker compose`, `docker-compose` 1.29 and people can use the folder
-without us. Units that are alike are one service, which can be scaled; one that others dial has a service,
-and so a name in the network, of its own.
+without us. For people, units that are alike are one service, which can be scaled; one that others dial has
+a service, and so a name in the network, of its own. For `up`, each unit has one: so it can be started, and
+given a file, alone.
 """
 
 from __future__ import annotations
@@ -18,29 +19,31 @@ import secrets
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Role, Unit
-from mvmci.cluster.identity import Login, decode
+from mvmci.cluster.deployment import Role, Unit, UnitConfig
+from mvmci.cluster.identity import decode
 from mvmci.cluster.topology import ComposeSection
 from mvmci.config import strict_yaml
 from mvmci.errors import Usage
+from mvmci.runtime import GRACE_S
 from mvmci.runtimes.compose.docker import AUTHORITY
 from mvmci.store import ClusterSettings
 from mvmci.system.files import write_private
-from mvmci.trust import sealed
 from mvmci.trust.authority import Authority
+from mvmci.trust.provision import make_config, ticket_for
+from mvmci.trust.registry import TicketRecord
 
 BORDER = "border"  # the network in which a port of this machine is; Docker takes the first by name
 USER = 10_001  # of containers, where root renders; else whoever does, who can read the secrets
-BROKER_PORT = 4222  # inside of the network
+BROKER, BROKER_PORT = "broker", 4222  # inside of the network
 API_PORT = 27288
-SEALED = "/run/secrets"
+GIVEN = "/run/secrets"  # where a container finds its secrets
 TOKEN, TOKEN_BYTES = "engine.token", 32  # what executors want to see over HTTP
 STATE = "/var/lib/mvmci"
 READY = "/tmp/mvmci-ready"  # noqa: S108 (of a container, and nobody else is there)
@@ -49,55 +52,48 @@ JOB_BYTES = 1 << 30  # of a job that does not say how much
 BROKER_BYTES = 1 << 30
 PROCESSES_MAX = 4096
 HURRY_S = 10  # from the end of a unit's grace to SIGKILL
-UNIT, ROLE, MARK = "mvmci.unit", "mvmci.role", "mvmci.mark"  # labels of containers
-JOINING: tuple[Role, ...] = ("executor", "worker")  # they come with a ticket
+UNIT, ROLE, CONFIG = "mvmci.unit", "mvmci.role", "mvmci.config"  # labels of containers
+JOINING: tuple[Role, ...] = ("executor", "worker")
 _NUMBERED = re.compile(r"(.+)-([1-9][0-9]*)")
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """One service of the compose file. `unit` is the one that it is; None: its containers are numbered."""
+    """One service of the compose file. `config` is that of its unit; None: its containers are numbered."""
 
     name: str
     role: Role
     count: int
     options: tuple[str, ...]
-    unit: str | None = None
-
-
-class Rendered(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder. A service's mark changes when its containers are to be others."""
-
-    image: str
-    marks: dict[str, str]
+    config: UnitConfig | None = None
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What a folder is rendered from, besides the keys.
 
-    `broker` is where the broker is reached from this machine (None: it is not ours), `settings` what a
-    control plane is to make known (None: somebody else does), `grace_s` what a unit takes to stop.
+    With `settings`, which a control plane is to make known, it is for people, who start it when they like
+    and scale what is in it; without, it is for `up`, and each unit is a service of its own.
     """
 
     cluster: str
-    units: tuple[Unit, ...]  # without placeholders
+    units: tuple[UnitConfig, ...]  # without placeholders
     queues: tuple[str, ...]
-    login: Login  # of nobody: how containers reach the broker
-    broker: BrokerSettings | None
     compose: ComposeSection
     settings: ClusterSettings | None = None
-    grace: str = "30s"
-    grace_s: int = 30
-    new_tickets: frozenset[Role] = frozenset()
+
+    @property
+    def broker(self) -> BrokerSettings | None:
+        """Where the broker is reached from this machine; None: it is not ours."""
+        return next((one.broker for one in self.units if one.broker is not None), None)
+
+    @property
+    def grace(self) -> str:
+        """What a unit is told that it may take to stop. Those of `up` are cut short when it is time."""
+        return "1d" if self.settings is None else f"{GRACE_S:.0f}s"
 
 
 def project_of(cluster: str) -> str:
     """The compose project of a cluster."""
     return f"mvmci-{cluster}"
-
-
-def inside(authority: Authority) -> Login:
-    """How containers reach a broker that is one of them."""
-    return authority.login([f"tls://broker:{BROKER_PORT}"], tls=True)
 
 
 def owner_of(authority: Authority) -> str:
@@ -106,26 +102,32 @@ def owner_of(authority: Authority) -> str:
     return authority.issuer if external is None else _mark(msgspec.json.encode(external))
 
 
-def render(folder: Path, authority: Authority, wanted: Wanted) -> Rendered:
-    """Write all of it; what is right already is left alone. Raises Usage."""
+def render(
+    folder: Path, authority: Authority, wanted: Wanted, starting: Collection[str] | None = None
+) -> dict[str, str]:
+    """Write all of it; what is right already is left alone. Only units in `starting` are given files anew.
+
+    The images that it needs, each with a service of it. Raises Usage.
+    """
     program = _program()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    sealed_marks = _seal(folder / "secrets", authority, wanted)
-    recipe = dockerfile(wanted)
-    image = f"{project_of(wanted.cluster)}:{_mark(recipe.encode() + _digest(program))}"
-    body = compose_file(wanted, owner_of(authority), image, sealed_marks)
+    found = services(wanted)
+    _give(folder / "secrets", authority, wanted, found, starting)
+    digest = _digest(program)
+    images = {stage: _image(wanted, stage, digest) for stage in ("unit", "balancer")}
+    body = compose_file(wanted, owner_of(authority), images)
     _write(folder / "compose.yaml", f"{_HEAD.format(wanted.cluster)}\n{strict_yaml.write(body)}")
-    _write(folder / "Dockerfile", recipe)
+    _write(folder / "Dockerfile", dockerfile(wanted))
     _write(folder / ".env", f"COMPOSE_PROJECT_NAME={project_of(wanted.cluster)}\n")
     _write(folder / ".dockerignore", "*\n!mvmci.pyz\n")
     _write(folder / ".gitignore", "secrets/\nstate/\n")
     target = folder / "mvmci.pyz"
-    if not target.exists() or _digest(target) != _digest(program):
+    if not target.exists() or _digest(target) != digest:
         part = folder / ".mvmci.pyz"
         shutil.copyfile(program, part)
         part.chmod(0o755)
         part.replace(target)
-    return Rendered(image=image, marks={name: one["labels"][MARK] for name, one in body["services"].items()})
+    return {images[_stage(one.role)]: one.name for one in found}
 
 
 def _digest(path: Path) -> bytes:
@@ -153,48 +155,54 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-# ---- Secrets
+# ---- What containers are given
 
 
-def _seal(folder: Path, authority: Authority, wanted: Wanted) -> dict[Role, str]:
-    """Write the secrets; for each role a mark that changes when its containers need to start anew."""
+def _give(
+    folder: Path,
+    authority: Authority,
+    wanted: Wanted,
+    found: Sequence[Service],
+    starting: Collection[str] | None,
+) -> None:
+    """Write what units find when they start."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    marks: dict[Role, str] = {}
-    tickets = {}
-    for role in JOINING:
-        name = f"{role}.ticket"
-        there = "" if role in wanted.new_tickets else _read(folder / name).decode(errors="replace")
-        assert role in ("executor", "worker")
-        text, record = sealed.ticket_for(authority, role, wanted.queues, wanted.login, there)
-        _secret(folder / name, f"{text}\n".encode())
-        tickets[decode(text).id] = record
-    if wanted.broker is not None:
-        marks["broker"] = _seal_broker(folder, authority, wanted.broker)
-    plane = sealed.for_plane(authority, wanted.login, tickets, wanted.settings)
-    data = msgspec.json.encode(plane)
-    _secret(folder / "control-plane.json", data)
-    marks["control-plane"] = _mark(data)
-    token = _read(folder / TOKEN) or f"{secrets.token_hex(TOKEN_BYTES)}\n".encode()
-    _secret(folder / TOKEN, token)
-    return marks
-
-
-def _seal_broker(folder: Path, authority: Authority, settings: BrokerSettings) -> str:
-    inner = msgspec.structs.replace(settings, listen="0.0.0.0", port=BROKER_PORT)  # noqa: S104 (its network)
-    made = sealed.for_broker(authority, inner, SEALED)
-    path = folder / "broker.json"
-    if path.exists():
-        there = sealed.read(path, sealed.BrokerConfig)
-        # Tokens of the same keys say the same, and only when they were made differs.
-        if msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts) == there:
-            made = there if set(made.accounts) == set(there.accounts) else made
-    data = msgspec.json.encode(made)
-    _secret(path, data)
+    tickets = dict(_tickets(folder, authority, wanted)) if wanted.settings is not None else {}
+    for one in found:
+        if one.config is None or _joins(one, wanted):
+            continue
+        if starting is not None and one.config.unit.name not in starting:
+            continue
+        config, path = one.config, folder / f"{one.name}.json"
+        if config.broker is not None:  # in its network, which is its own
+            inner = msgspec.structs.replace(config.broker, listen="0.0.0.0", port=BROKER_PORT)  # noqa: S104
+            config = msgspec.structs.replace(config, broker=inner)
+        there, keys = _read(path), Path(GIVEN)
+        data = make_config(config, authority, there, keys_in=keys, tickets=tickets, settings=wanted.settings)
+        if data is not None:
+            _secret(path, data)
     guard = authority.guard()
-    assert guard is not None
-    for source in (guard.certificate, guard.key):
-        _secret(folder / source.name, Path(source).read_bytes())
-    return _mark(data)
+    if guard is not None:
+        for source in (guard.certificate, guard.key):
+            _secret(folder / source.name, Path(source).read_bytes())
+    _secret(folder / TOKEN, _read(folder / TOKEN) or f"{secrets.token_hex(TOKEN_BYTES)}\n".encode())
+
+
+def _tickets(folder: Path, authority: Authority, wanted: Wanted) -> Iterator[tuple[str, TicketRecord]]:
+    """A ticket for each role that joins, and its record."""
+    for role in JOINING:
+        path = folder / f"{role}.ticket"
+        dial = next(one.dial for one in wanted.units if one.unit.role == "control-plane")
+        login = authority.login(dial, tls=True)
+        assert role in ("executor", "worker")
+        text, record = ticket_for(authority, role, wanted.queues, login, _read(path).decode(errors="replace"))
+        _secret(path, f"{text}\n".encode())
+        yield decode(text).id, record
+
+
+def _joins(one: Service, wanted: Wanted) -> bool:
+    """Whether its containers come with a ticket: people may scale them, or start them in a year."""
+    return wanted.settings is not None and one.role in JOINING
 
 
 def _secret(path: Path, data: bytes) -> None:
@@ -224,44 +232,55 @@ def service_name(unit: str) -> str:
     return unit.removesuffix("-1")
 
 
-def services(units: Sequence[Unit]) -> list[Service]:
+def services(wanted: Wanted) -> list[Service]:
     """What the units are in a compose file, in the order of their start."""
+    scaled = _scaled([one.unit for one in wanted.units]) if wanted.settings is not None else {}
     found: list[Service] = []
+    for config in wanted.units:
+        unit = config.unit
+        if unit.name not in scaled:
+            name = service_name(unit.name)
+            found.append(Service(name=name, role=unit.role, count=1, options=unit.options, config=config))
+        elif unit.name == f"{scaled[unit.name][0]}-1":
+            name, count = scaled[unit.name]
+            found.append(Service(name=name, role=unit.role, count=count, options=unit.options))
+    return found
+
+
+def _scaled(units: Sequence[Unit]) -> dict[str, tuple[str, int]]:
+    """The units of which several are one service, which people can scale: its name, and how many they are."""
     alike: dict[tuple[str, tuple[str, ...]], list[Unit]] = {}
     for unit in units:
         name = _NUMBERED.fullmatch(unit.name)
-        if unit.role in JOINING and _listen(unit) is None and name is not None:
+        if unit.role in JOINING and unit.listen is None and name is not None:
             alike.setdefault((name[1], unit.options), []).append(unit)
     scaled: dict[str, tuple[str, int]] = {}
     for (base, _), several in alike.items():
         if [unit.name for unit in several] == [f"{base}-{number + 1}" for number in range(len(several))]:
             scaled |= dict.fromkeys((unit.name for unit in several), (base, len(several)))
-    for unit in units:
-        base, count = scaled.get(unit.name, (service_name(unit.name), 1))
-        if unit.name not in scaled:
-            found.append(Service(name=base, role=unit.role, count=1, options=unit.options, unit=unit.name))
-        elif unit.name == f"{base}-1":
-            found.append(Service(name=base, role=unit.role, count=count, options=unit.options))
-    return found
+    return scaled
 
 
 def unit_of(service: Service, number: int) -> str:
     """The unit that a container is."""
-    return service.unit or f"{service.name}-{number}"
+    return service.config.unit.name if service.config is not None else f"{service.name}-{number}"
 
 
-def compose_file(wanted: Wanted, owner: str, image: str, sealed_marks: Mapping[Role, str]) -> dict[str, Any]:
-    """compose.yaml, for `docker compose` and `docker-compose` 1.29."""
-    found = services(wanted.units)
+def compose_file(wanted: Wanted, owner: str, images: Mapping[str, str]) -> dict[str, Any]:
+    """compose.yaml, for `docker compose` and `docker-compose` 1.29. `images` are those of the stages."""
+    found = services(wanted)
     network, label = wanted.compose.network, {AUTHORITY: owner}
     body: dict[str, Any] = {"services": {}, "networks": {}, "volumes": {}, "secrets": {}}
     for one in found:
-        service = _service(one, found, wanted, image)
-        mark = _mark(msgspec.json.encode((service, network, sealed_marks.get(one.role))))
-        service["labels"] = label | {ROLE: one.role, MARK: mark}
-        if one.unit is not None:
-            service["labels"][UNIT] = one.unit
-        body["services"][one.name] = {**service, "scale": one.count}
+        service = _service(one, found, wanted) | {"labels": label | {ROLE: one.role}, "scale": one.count}
+        stage = _stage(one.role)
+        service |= {"image": images[stage], "build": {"context": ".", "target": stage}}
+        if one.config is not None:
+            service["labels"][UNIT] = one.config.unit.name
+        if one.config is not None and wanted.settings is None:
+            service["container_name"] = f"{project_of(wanted.cluster)}-{one.config.unit.name}"
+            service["labels"][CONFIG] = _literal(msgspec.json.encode(one.config).decode())
+        body["services"][one.name] = service
         body["secrets"] |= {name: {"file": f"./secrets/{name}"} for name in service.get("secrets", ())}
         body["volumes"] |= {volume.partition(":")[0]: {"labels": label} for volume in service["volumes"]}
     body["networks"]["cluster"] = {"driver": network.driver, "labels": label}
@@ -280,19 +299,17 @@ _HEAD = """\
 #   mvmci submit MODULE --wait --state state      from this folder, on this machine"""
 
 
-def _service(one: Service, all_: Sequence[Service], wanted: Wanted, image: str) -> dict[str, Any]:
-    """All of a service but its labels, and how many containers it has."""
+def _service(one: Service, all_: Sequence[Service], wanted: Wanted) -> dict[str, Any]:
+    """All of a service but its image, its labels, and how many containers it has."""
     parts: dict[str, Any] = {
-        "image": image,
-        "build": {"context": "."},
         "command": _literal(list(_command(one, wanted))),
         "init": one.role != "broker",  # the server is the first process, and finds that by itself
         "restart": "unless-stopped",
-        "stop_grace_period": f"{wanted.grace_s + HURRY_S}s",
+        "stop_grace_period": f"{int(GRACE_S) + HURRY_S}s",
         "depends_on": _before(one, all_),
         "networks": ["cluster", BORDER] if one.role == "broker" and _is_apart(wanted) else ["cluster"],
         "volumes": [f"{'broker' if one.role == 'broker' else 'state'}:{STATE}"],
-        "secrets": _secrets(one),
+        "secrets": _secrets(one, wanted),
         "healthcheck": {"test": ["CMD-SHELL", _health(one)], "interval": "5s", "timeout": "5s", "retries": 3},
         "mem_limit": _memory(one, wanted),
         "pids_limit": PROCESSES_MAX,
@@ -317,30 +334,29 @@ def _before(one: Service, all_: Sequence[Service]) -> list[str]:
 
 def _command(one: Service, wanted: Wanted) -> Iterator[str]:
     yield one.role
-    if one.role == "broker":
-        yield f"--sealed={SEALED}/broker.json"
-        return
-    if one.role == "control-plane":
-        yield f"--sealed={SEALED}/control-plane.json"
-    elif one.role in JOINING:
-        yield f"--join=@{SEALED}/{one.role}.ticket"
-        yield "--patient"
-    elif one.role == "balancer":
+    if one.config is not None and one.role == "balancer":
         yield f"--cluster={wanted.cluster}"
-    yield f"--name={one.unit}" if one.unit is not None else f"--replica-of={one.name}"
+        yield f"--name={one.config.unit.name}"
+    elif not _joins(one, wanted):
+        yield f"--config={GIVEN}/{one.name}.json"
+    else:
+        yield f"--join=@{GIVEN}/{one.role}.ticket"
+        yield "--patient"
+        yield f"--name={one.config.unit.name}" if one.config is not None else f"--replica-of={one.name}"
     if one.role in JOINING:
-        yield f"--token-file={SEALED}/{TOKEN}"
+        yield f"--token-file={GIVEN}/{TOKEN}"
         yield f"--grace={wanted.grace}"
     yield from one.options
 
 
-def _secrets(one: Service) -> list[str]:
-    """The secrets that a service is given. The token is for who is, or dials, an engine, now or later."""
+def _secrets(one: Service, wanted: Wanted) -> list[str]:
+    """What a service is given. The token is for who is, or dials, an engine, now or later."""
+    given = f"{one.role}.ticket" if _joins(one, wanted) else f"{one.name}.json"
     if one.role == "broker":
-        return ["broker.json", "broker.key", "broker.pem"]
-    if one.role == "control-plane":
-        return ["control-plane.json"]
-    return [f"{one.role}.ticket", TOKEN] if one.role in JOINING else []
+        return [given, "broker.key", "broker.pem"]
+    if one.role == "balancer":
+        return []
+    return [given, TOKEN] if one.role in JOINING else [given]
 
 
 def _health(one: Service) -> str:
@@ -370,10 +386,6 @@ def _is_apart(wanted: Wanted) -> bool:
     return wanted.broker is not None and wanted.compose.network.driver != "bridge"
 
 
-def _listen(unit: Unit) -> str | None:
-    return next((one for one in unit.options if one.startswith("--listen=")), None)
-
-
 def _literal(value: Any) -> Any:
     """Text that compose is not to look for variables in."""
     if isinstance(value, dict):
@@ -381,25 +393,40 @@ def _literal(value: Any) -> Any:
     return [_literal(one) for one in value] if isinstance(value, list) else value.replace("$", "$$")
 
 
+def _stage(role: Role) -> str:
+    """The part of the Dockerfile that makes the image of a role: one for all but a balancer."""
+    return "balancer" if role == "balancer" else "unit"
+
+
+def _image(wanted: Wanted, stage: str, program: bytes) -> str:
+    """An image's name, which another content would not have."""
+    recipe = _dockerfile(wanted, balancer=stage == "balancer")
+    return f"{project_of(wanted.cluster)}:{_mark(recipe.encode() + program)}"
+
+
 def dockerfile(wanted: Wanted) -> str:
-    """The one image of all roles."""
+    """The image of all roles, and on it that of a balancer, where there is one."""
+    return _dockerfile(wanted, balancer=any(one.unit.role == "balancer" for one in wanted.units))
+
+
+def _dockerfile(wanted: Wanted, *, balancer: bool) -> str:
     user = os.geteuid() or USER
-    programs = _WITH_BALANCER if any(unit.role == "balancer" for unit in wanted.units) else ""
-    return _DOCKERFILE.format(
-        base=wanted.compose.base, user=user, programs=programs, state=STATE, ready=READY
-    )
+    recipe = _DOCKERFILE.format(base=wanted.compose.base, user=user, state=STATE, ready=READY)
+    return recipe + (_BALANCER.format(user=user) if balancer else "")
 
 
-_WITH_BALANCER = """
+_BALANCER = """
+FROM unit AS balancer
+USER 0:0
 RUN command -v haproxy \\
-    || { apt-get update && apt-get install -y --no-install-recommends haproxy; }
+    || {{ apt-get update && apt-get install -y --no-install-recommends haproxy; }}
+USER {user}:{user}
 """
 _DOCKERFILE = """\
 # All roles of a cluster, rendered by `mvmci render`. The base has a Python, 3.11 to 3.14, and what
 # `allow.exec` names: `docker compose build --build-arg BASE=…` takes another one.
 ARG BASE={base}
-FROM ${{BASE}}
-{programs}
+FROM ${{BASE}} AS unit
 ARG USER_ID={user}
 RUN groupadd --non-unique --gid ${{USER_ID}} mvmci \\
     && useradd --non-unique --uid ${{USER_ID}} --gid ${{USER_ID}} --create-home mvmci \\

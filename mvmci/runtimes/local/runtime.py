@@ -8,34 +8,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import socket
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from mvmci.cluster.broker import LOOPBACK
-from mvmci.cluster.deployment import Place, Unit
+from mvmci.cluster.broker import LOOPBACK, BrokerSettings, url_of
+from mvmci.cluster.changes import Observed
+from mvmci.cluster.deployment import Place, Unit, UnitConfig
+from mvmci.cluster.topology import Topology
 from mvmci.errors import MvmciError, Usage
 from mvmci.roles.balancer import find_haproxy
-from mvmci.roles.broker import lay_down
-from mvmci.runtime import GRACE_S, Ground, UnitStatus
-from mvmci.runtimes.local.supervisor import Desired, Observed, SupervisorFiles, write
+from mvmci.runtime import GRACE_S, Provisioning
+from mvmci.runtimes.local.supervisor import (
+    LINE_BYTES_MAX,
+    Desired,
+    Report,
+    Request,
+    Start,
+    Stop,
+    SupervisorFiles,
+    Watch,
+    socket_address,
+)
 from mvmci.system.files import private_opener, write_private
-from mvmci.system.ports import check_port, choose_port
-from mvmci.system.processes import Known, clean_environment, has_ended, open_alive, this_program
+from mvmci.system.ports import check_port, choose_port, is_loopback
+from mvmci.system.processes import Known, clean_environment, open_alive, this_program
+from mvmci.trust.provision import make_config
 
 READY = b"ready\n"
 WORDS_BYTES_MAX = 2000
-LOOK_EVERY_S = 0.01
-ANSWER_S = 0.2  # of a port of this machine
+
+_reports = msgspec.json.Decoder(Report)
 
 
 class Local:
     """The port `mvmci.runtime.Runtime`. `program` is how the supervisor is started, and units by it."""
+
+    apart = False
 
     def __init__(self, root: Path, cluster: str, program: Sequence[str] = ()) -> None:
         self.root = root
@@ -43,13 +54,12 @@ class Local:
         self.files = SupervisorFiles(root / cluster)
         self._program = program
         self._chosen: dict[str, int] = {}  # ports of units that were never started
+        self._started = asyncio.Event()  # by us, since `watch` looked
 
-    apart = False
-
-    def check(self) -> None:
+    async def check(self) -> None:
         """This machine is here."""
 
-    def place(self, unit: Unit) -> Place:
+    async def place(self, unit: Unit) -> Place:
         if unit.role == "balancer":
             find_haproxy()
         kept = self._ports()
@@ -58,61 +68,65 @@ class Local:
             taken = {*kept.values(), *self._chosen.values()}
             port = choose_port(f"{self.files.folder}/{unit.name}", taken=taken)
             self._chosen[unit.name] = port
-        elif not any(one.name == unit.name and one.pid for one in self.units()):
+        elif not any(one.name == unit.name and one.pid for one in await self.observe()):
             self._check_port(unit.name, port)
         return Place(listen=f"{LOOPBACK}:{port}", address=f"{LOOPBACK}:{port}")
 
-    def planned(self) -> tuple[Unit, ...]:
-        with self._supervisor() as pidfd, contextlib.suppress(FileNotFoundError):
-            if pidfd is not None:
-                return self.files.orders().units
+    def dial(self, broker: BrokerSettings) -> str:
+        return url_of(broker, tls=not is_loopback(broker.listen))
+
+    def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
         return ()
 
-    def units(self) -> list[UnitStatus]:
+    async def observe(self) -> list[Observed]:
         with self._supervisor() as pidfd, contextlib.suppress(FileNotFoundError):
-            if pidfd is not None:
-                listens = {unit.name: unit.listen for unit in self.files.orders().units}
-                return [_seen(one, listens.get(one.name)) for one in self._told().units]
+            if pidfd is not None:  # from its file: one that is stopped does not answer
+                return _reports.decode(self.files.units.read_bytes()).units
         return []
 
-    async def lay_down(self, ground: Ground) -> None:
-        """The broker's settings, and the identity of each unit."""
-        if ground.broker is not None:
-            lay_down(self.files.folder, ground.broker)
-        for unit in ground.plan.units:
-            if unit.role != "broker" and unit.role != "balancer":
-                path = self.files.logs / unit.name / "identity.json"
-                if unit.name in ground.refused:  # its key was revoked
-                    path.unlink(missing_ok=True)
-                ground.authority.identity(unit.name, unit.role, _queues(unit), ground.login, path)
+    async def watch(self) -> AsyncGenerator[list[Observed], None]:
+        while True:
+            self._started.clear()
+            with self._supervisor() as pidfd:
+                if pidfd is not None:
+                    async for report in self._ask(Watch()):
+                        yield report.units
+                    await _wait(pidfd)
+            yield []
+            await self._started.wait()
 
-    async def apply(self, units: Sequence[Unit], *, attached: bool = False) -> None:
+    async def provision(self, provisioning: Provisioning) -> None:
+        """What each unit is given, beside its log."""
+        authority = provisioning.authority
+        for config in provisioning.starting:
+            file = self.files.config(config.unit.name)
+            there = file.read_bytes() if file.exists() else b""
+            data = make_config(config, authority, there, keys_in=authority.folder)
+            if data is not None and data != there:
+                write_private(file, data)
+
+    async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         self._keep_ports(units)
-        orders = Desired(cluster=self.cluster, units=tuple(units), number=time.time_ns())
-        write(self.files.plan, orders)
         with self._supervisor() as pidfd:
             if pidfd is not None:
-                signal.pidfd_send_signal(pidfd, signal.SIGHUP)
-                while not has_ended(pidfd):
-                    if self._told().number == orders.number:
+                async with contextlib.aclosing(self._ask(Start(units=tuple(units)))) as answers:
+                    async for _ in answers:
                         return
-                    await asyncio.sleep(LOOK_EVERY_S)
-        await self._start(attached)
+                await _wait(pidfd)  # its last unit has just ended
+        await self._start_supervisor(Desired(cluster=self.cluster, units=tuple(units)), attached)
+        self._started.set()
 
-    async def ended(self) -> None:
-        with self._supervisor() as pidfd:
-            if pidfd is not None:
-                await _wait(pidfd)
-
-    async def stop(self, grace_s: float = GRACE_S) -> bool:
+    async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         with self._supervisor() as pidfd:
             if pidfd is None:
                 return False
-            with contextlib.suppress(FileNotFoundError):
-                write(self.files.plan, msgspec.structs.replace(self.files.orders(), grace_s=grace_s))
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            await _wait(pidfd)
-            return True
+            before = {one.name for one in await self.observe()}
+            left: list[Observed] = []
+            async for report in self._ask(Stop(names=None if names is None else (*names,), grace_s=grace_s)):
+                left = report.units
+            if not left:
+                await _wait(pidfd)
+            return names is None or bool(before & set(names))
 
     async def forget(self) -> None:
         """They leave nothing elsewhere."""
@@ -132,8 +146,21 @@ class Local:
             if pidfd is not None:
                 os.close(pidfd)
 
-    def _told(self) -> Observed:
-        return msgspec.json.decode(self.files.units.read_bytes(), type=Observed)
+    async def _ask(self, request: Request) -> AsyncGenerator[Report, None]:
+        """What the supervisor answers; nothing if it ends."""
+        try:
+            with socket_address(self.files.socket) as address:
+                reader, writer = await asyncio.open_unix_connection(address, limit=LINE_BYTES_MAX)
+        except OSError:
+            return
+        try:
+            writer.write(msgspec.json.encode(request) + b"\n")
+            while line := await reader.readline():
+                yield _reports.decode(line)
+        except ConnectionError:
+            return
+        finally:
+            writer.close()
 
     @property
     def _ports_file(self) -> Path:
@@ -146,9 +173,9 @@ class Local:
         except (OSError, msgspec.DecodeError):
             return {}
 
-    def _keep_ports(self, units: Sequence[Unit]) -> None:
+    def _keep_ports(self, units: Sequence[UnitConfig]) -> None:
         kept = self._ports()
-        told = {unit.name: (unit.listen or "").rpartition(":")[2] for unit in units}
+        told = {one.unit.name: (one.unit.listen or "").rpartition(":")[2] for one in units}
         ports = kept | {name: int(port) for name, port in told.items() if port.isdecimal()}
         if ports != kept:
             write_private(self._ports_file, msgspec.json.encode(ports))
@@ -160,8 +187,8 @@ class Local:
             hint = f"stop what listens there, or remove {self._ports_file}: another is then chosen"
             raise Usage(f"{name} cannot listen where it did: {error.message}", hint=hint) from None
 
-    async def _start(self, attached: bool) -> None:
-        """Start a supervisor, and wait until it listens."""
+    async def _start_supervisor(self, desired: Desired, attached: bool) -> None:
+        """Start one, and wait until it can be asked."""
         command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
         command += ["--attached", str(os.getpid())] if attached else []
         log = self.files.folder / "supervisor.log"
@@ -171,37 +198,27 @@ class Local:
                 command,
                 env=clean_environment(self.root),
                 cwd="/",
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
             )
-        assert process.stdout is not None
-        with process.stdout as said:
-            if await asyncio.to_thread(said.readline) == READY:
-                process.returncode = 0  # not ours to wait for
-                return
+        if await asyncio.to_thread(_hand_over, process, msgspec.json.encode(desired)):
+            process.returncode = 0  # not ours to wait for
+            return
         code = await asyncio.to_thread(process.wait)
         words = log.read_text(errors="replace")[-WORDS_BYTES_MAX:]
         raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
 
 
-def _seen(status: UnitStatus, listen: str | None) -> UnitStatus:
-    """`status`; of a balancer, which does not speak for itself, ready once its port answers."""
-    if status.role != "balancer" or status.state != "starting" or listen is None:
-        return status
-    host, _, port = listen.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
-    except (OSError, ValueError):
-        return status
-    return msgspec.structs.replace(status, state="ready")
-
-
-def _queues(unit: Unit) -> list[str]:
-    """Those that a worker or an executor is told to take jobs from."""
-    prefix = "--queue="
-    return [option.removeprefix(prefix) for option in unit.options if option.startswith(prefix)]
+def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> bool:
+    """Tell a new supervisor what it begins with; whether it has."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdout as said:
+        with contextlib.suppress(BrokenPipeError), process.stdin as told:
+            told.write(data)
+        return said.readline() == READY
 
 
 async def _wait(pidfd: int) -> None:

@@ -1,11 +1,17 @@
 """The process that keeps a cluster's units running on this machine.
 
-It owns `plan.json` (what is to run), `supervisor.json` (who it is), `units.json` (what became of them)
-and the `log` of each unit. It promises that there is one of it per cluster; that a unit that crashed
-is started again, after a pause that doubles with every crash; that on SIGHUP only units that the plan
-changed are touched; that SIGTERM stops all, workers first and the broker last; and that no unit
-outlives it, however it ends. Whether a unit does its work, and one that is stopped by SIGSTOP, is not
-its business: presence tells.
+It owns `supervisor.json` (who it is), `supervisor.sock` (where it is asked), `units.json` (what became of
+the units) and the `log` of each unit. It does what it is told to the units that are named, and compares
+nothing. It promises that there is one of it per cluster; that a unit that crashed is started again, after
+a pause that doubles with every crash; that a stop goes from the workers to the broker; and that no unit
+outlives it, however it ends. With its last unit that is stopped it ends, so that the next one is of the
+program that starts it. Whether a unit does its work, and one that is stopped by SIGSTOP, is not its
+business: presence tells.
+
+    stdin           `Desired`: what it begins with
+    SIGTERM         stop all; once more: at once
+    supervisor.sock one line of JSON, a `Request`, and `Report`s back, a line each: `start` when it is under
+                    way, `stop` when they are gone, `watch` now and whenever something changed
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,32 +31,56 @@ from typing import Any
 import msgspec
 from filelock import FileLock, Timeout
 
-from mvmci.cluster.deployment import ROLES, Unit, diff
+from mvmci.cluster.changes import Observed, in_stopping_order
+from mvmci.cluster.deployment import ROLES, UnitConfig
 from mvmci.errors import EXIT_REFUSED, LockHeld
-from mvmci.runtime import GRACE_S, UnitStatus
+from mvmci.runtime import GRACE_S
 from mvmci.system.files import private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
 from mvmci.system.processes import this_process
 
+LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
 LOG_BYTES_MAX = 16 << 20
 TAIL_BYTES = 4096
 REASON_CHARS_MAX = 300
+ANSWER_S = 0.2  # of a port of this machine
+ANSWER_PAUSE_S = 0.05
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor is told: `plan.json`."""
+    """What a supervisor is started with."""
 
     cluster: str
-    units: tuple[Unit, ...]
+    units: tuple[UnitConfig, ...]
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
+    """Keep these running. One that runs, and was started with the same, is left alone."""
+
+    units: tuple[UnitConfig, ...]
+
+
+class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Stop these, or all. Who is asked twice at once gets no more grace."""
+
+    names: tuple[str, ...] | None = None
     grace_s: float = GRACE_S
-    number: int = 0  # later ones have higher numbers
 
 
-class Observed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor tells: `units.json`."""
+class Watch(msgspec.Struct, frozen=True, kw_only=True, tag="watch"):
+    """Tell how they are, for as long as somebody listens."""
 
-    number: int  # of the orders that it has taken
-    units: list[UnitStatus]
+
+Request = Start | Stop | Watch
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a supervisor tells; also `units.json`."""
+
+    units: list[Observed]
+
+
+_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 
 
 @dataclass(frozen=True)
@@ -69,8 +99,8 @@ class SupervisorFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.plan = folder / "plan.json"
         self.supervisor = folder / "supervisor.json"
+        self.socket = folder / "supervisor.sock"
         self.units = folder / "units.json"
         self.lock = folder / "supervisor.lock"
         self.logs = folder / "units"
@@ -79,9 +109,19 @@ class SupervisorFiles:
         """What the unit printed."""
         return self.logs / name / "log"
 
-    def orders(self) -> Desired:
-        """What is to run. Raises FileNotFoundError."""
-        return msgspec.json.decode(self.plan.read_bytes(), type=Desired)
+    def config(self, name: str) -> Path:
+        """What the unit is given; see `mvmci.trust.provision`."""
+        return self.logs / name / "config.json"
+
+
+@contextlib.contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """`path` as the address of a socket, which may have 107 bytes only, however deep the folder is."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def write(path: Path, value: Any) -> None:
@@ -91,15 +131,16 @@ def write(path: Path, value: Any) -> None:
 
 async def supervise(
     folder: Path,
+    desired: Desired,
     program: Sequence[str],
     env: Mapping[str, str],
     *,
     ready: Callable[[], None],
     pace: Pace = Pace(),
 ) -> None:
-    """Keep the units of `plan.json` running until SIGTERM. Raises LockHeld.
+    """Keep the units of `desired` running, and those that are added, until none is left. Raises LockHeld.
 
-    `program` is what a unit's role and options are put behind; `ready` is called once signals count.
+    `program` is what a unit's role and options are put behind; `ready` is called once requests count.
     """
     files = SupervisorFiles(folder)
     lock = FileLock(files.lock, mode=0o600, thread_local=False)
@@ -109,15 +150,17 @@ async def supervise(
         raise LockHeld(
             f"another process already runs the units in {folder}", hint="`mvmci down` stops it"
         ) from None
-    with lock:
+    with lock, socket_address(files.socket) as address:
+        files.socket.unlink(missing_ok=True)
         async with asyncio.TaskGroup() as tasks:
-            supervisor = Supervisor(files, program, env, pace, tasks)
-            supervisor.listen()
+            supervisor = Supervisor(files, desired.cluster, program, env, pace, tasks)
+            supervisor.start(desired.units)
+            server = await asyncio.start_unix_server(supervisor.answer, address, limit=LINE_BYTES_MAX)
             write(files.supervisor, this_process())
-            supervisor.converge()
             ready()
             await supervisor.run()
-        for path in (files.plan, files.units, files.supervisor):
+            server.close()
+        for path in (files.units, files.supervisor, files.socket):
             path.unlink(missing_ok=True)
         for place in (folder, *folder.glob("*/"), *files.logs.glob("*/")):
             sweep(place)
@@ -129,88 +172,114 @@ class Supervisor:
     def __init__(
         self,
         files: SupervisorFiles,
+        cluster: str,
         program: Sequence[str],
         env: Mapping[str, str],
         pace: Pace,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.files = files
+        self.cluster = cluster
         self.program = program
         self.env = env
         self.pace = pace
-        self.orders = files.orders()
-        self.keepers: dict[str, UnitProcess] = {}
-        self._tasks = tasks
-        self._told_to_stop = asyncio.Event()
-        self._converging = False
-
-    def listen(self) -> None:
-        """Take signals."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self.converge)
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, self._stop)
+        self.tasks = tasks
+        self.units: dict[str, UnitProcess] = {}
+        self._watchers: set[asyncio.Event] = set()
+        self._ended = asyncio.Event()
+        self._quiet = False  # while many change at once
 
     async def run(self) -> None:
-        """Until all units are stopped, because a signal said so."""
-        looking = self._tasks.create_task(self._bound_logs())
-        await self._told_to_stop.wait()
-        for role in reversed(ROLES):
-            leaving = [keeper for keeper in self.keepers.values() if keeper.status.role == role]
-            for keeper in leaving:
-                keeper.want(None)
-            await asyncio.gather(*(keeper.gone.wait() for keeper in leaving))
-        looking.cancel()
+        """Until all units were stopped, because a request or a signal said so."""
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, lambda: self.tasks.create_task(self.stop(None, GRACE_S)))
+        bounding = self.tasks.create_task(self._bound_logs())
+        await self._ended.wait()
+        bounding.cancel()
 
-    def converge(self) -> None:
-        """Read the plan again, and touch what it changed."""
-        if self._told_to_stop.is_set():
-            return
-        self.orders, self._converging = self.files.orders(), True
-        wanted = [keeper.wanted for keeper in self.keepers.values() if keeper.wanted is not None]
-        for keeper in self.keepers.values():
-            keeper.try_again()
-        for change in diff(wanted, self.orders.units):
-            name = change.unit.name
-            if change.kind == "stop":
-                self.keepers[name].want(None)
-            elif name in self.keepers:
-                self.keepers[name].want(change.unit)
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Do what one connection asks for."""
+        with contextlib.suppress(ConnectionError, msgspec.DecodeError):
+            request = _requests.decode(await reader.readline())
+            if isinstance(request, Watch):
+                await self._report_always(writer)
+            elif self._ended.is_set():
+                return  # too late: another supervisor has to be started
+            elif isinstance(request, Start):
+                self.start(request.units)
             else:
-                self._keep(change.unit)
-        self._converging = False
+                await self.stop(request.names, request.grace_s)
+            await self._report(writer)
+        writer.close()
+
+    def start(self, configs: Sequence[UnitConfig]) -> None:
+        """Keep `configs` running."""
+        self._quiet = True
+        for config in configs:
+            there = self.units.get(config.unit.name)
+            if there is not None:
+                there.want(config)
+            else:
+                unit = self.units[config.unit.name] = UnitProcess(config, self)
+                self.tasks.create_task(unit.run(), name=config.unit.name)
+        self._quiet = False
         self.tell()
 
+    async def stop(self, names: Collection[str] | None, grace_s: float) -> None:
+        """Stop these units, or all, and wait until they are gone."""
+        leaving = [unit for unit in self.units.values() if names is None or unit.seen.name in names]
+        if any(unit.wanted is None for unit in leaving):
+            for unit in leaving:
+                unit.hurry()
+        for role in in_stopping_order(unit.seen.role for unit in leaving):
+            these = [unit for unit in leaving if unit.seen.role == role]
+            self._quiet = True
+            for unit in these:
+                unit.leave(grace_s)
+            self._quiet = False
+            self.tell()
+            await asyncio.gather(*(unit.settled.wait() for unit in these))
+        if not self.units:
+            self._ended.set()
+
     def tell(self) -> None:
-        """Write down what became of the units. A full disk keeps nobody from running.
+        """Say what became of the units. A full disk keeps nobody from running.
 
-        Not in the middle of a new plan: whoever reads its number may believe all that stands beside it.
+        Not in the middle of a request: whoever hears that it is under way may believe all that is told.
         """
-        if self._converging:
+        if self._quiet:
             return
-        places = {unit.name: place for place, unit in enumerate(self.orders.units)}
-        statuses = [keeper.status for keeper in self.keepers.values()]
-        statuses.sort(key=lambda status: places.get(status.name, len(places)))
         with contextlib.suppress(OSError):
-            write(self.files.units, Observed(number=self.orders.number, units=statuses))
+            write(self.files.units, self._told())
+        for changed in self._watchers:
+            changed.set()
 
-    def _keep(self, unit: Unit) -> None:
-        keeper = self.keepers[unit.name] = UnitProcess(unit, self)
-        self._tasks.create_task(keeper.run(), name=unit.name)
+    def _told(self) -> Report:
+        def place(seen: Observed) -> tuple[int, int, str]:
+            return ROLES.index(seen.role), len(seen.name), seen.name  # `worker-10` behind `worker-9`
 
-    def _stop(self) -> None:
-        """The first time, let units finish what they do; the second time, hurry them."""
-        if self._told_to_stop.is_set():
-            for keeper in self.keepers.values():
-                keeper.hurry()
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            self.orders = self.files.orders()  # they say how long the stop may take
-        self._told_to_stop.set()
+        return Report(units=sorted((unit.seen for unit in self.units.values()), key=place))
+
+    async def _report(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(msgspec.json.encode(self._told()) + b"\n")
+        await writer.drain()
+
+    async def _report_always(self, writer: asyncio.StreamWriter) -> None:
+        changed = asyncio.Event()
+        self._watchers.add(changed)
+        try:
+            while True:
+                changed.clear()
+                await self._report(writer)
+                await changed.wait()
+        finally:
+            self._watchers.discard(changed)
 
     async def _bound_logs(self) -> None:
         while True:
             await asyncio.sleep(self.pace.look_every_s)
-            for name in self.keepers:
+            for name in self.units:
                 with contextlib.suppress(OSError):
                     _bound(self.files.log(name))
 
@@ -218,22 +287,35 @@ class Supervisor:
 class UnitProcess:
     """One unit: its processes, one after the other, and its log."""
 
-    def __init__(self, unit: Unit, supervisor: Supervisor) -> None:
-        self.wanted: Unit | None = unit
-        self.status = UnitStatus(name=unit.name, role=unit.role, host=unit.host)
-        self.gone = asyncio.Event()
+    def __init__(self, config: UnitConfig, supervisor: Supervisor) -> None:
+        self.wanted: UnitConfig | None = config
+        unit = config.unit
+        self.seen = Observed(name=unit.name, role=unit.role, host=unit.host, config=config)
+        self.settled = asyncio.Event()  # it has gone, or is wanted again
         self._supervisor = supervisor
         self._pace = supervisor.pace
         self._log = supervisor.files.log(unit.name)
         self._news = asyncio.Event()  # its process has ended, or somebody wants something of it
+        self._grace_s = GRACE_S
         self._hurried = False
-        self._refused = False
         self._printed_before = 0  # the size of its log when its process was started
 
-    def want(self, unit: Unit | None) -> None:
-        """Run as `unit` from now on; None: no more."""
-        self.wanted = unit
-        if self.status.pid is not None:
+    def want(self, config: UnitConfig) -> None:
+        """Run with `config` from now on, also if it was given up."""
+        if self.wanted != config and self.seen.pid is not None:
+            self._say(state="draining")
+        self.wanted = config
+        self.seen = msgspec.structs.replace(self.seen, given_up=False)
+        self._hurried = False
+        self.settled.set()
+        self._news.set()
+
+    def leave(self, grace_s: float) -> None:
+        """Run no more; what is at work has `grace_s` to see to its jobs."""
+        self.wanted = None
+        self._grace_s = grace_s
+        self.settled.clear()
+        if self.seen.pid is not None:
             self._say(state="draining")
         self._news.set()
 
@@ -242,57 +324,80 @@ class UnitProcess:
         self._hurried = True
         self._news.set()
 
-    def try_again(self) -> None:
-        """Start it, if it was given up."""
-        self._refused = False
-        self._news.set()
-
     async def run(self) -> None:
         """Until it is wanted no more."""
         crashes = 0
-        while (unit := self.wanted) is not None:
+        while (config := self.wanted) is not None:
             began = time.monotonic()
-            code = await self._live(unit)
-            if self.wanted != unit:
+            code = await self._live(config)
+            if self.wanted != config:
                 crashes = 0
                 continue
             crashes = 1 if time.monotonic() - began >= self._pace.healthy_s else crashes + 1
-            await self._pause(unit, code, crashes)
-        del self._supervisor.keepers[self.status.name]
+            await self._pause(config, code, crashes)
+        del self._supervisor.units[self.seen.name]
         self._supervisor.tell()
-        self.gone.set()
+        self.settled.set()
 
-    async def _live(self, unit: Unit) -> int:
-        """One process of `unit`, from start to end, by itself or because `unit` is wanted no more."""
+    async def _live(self, config: UnitConfig) -> int:
+        """One process of the unit, from start to end, by itself or because it is wanted no more."""
+        unit = config.unit
+        told = {"role": unit.role, "host": unit.host, "config": config}
         try:
-            process = self._start(unit)
+            process = self._start(config)
         except OSError as error:
-            self._say(state="down", pid=None, reason=f"it cannot be started: {error.strerror}")
+            self._say(**told, state="down", pid=None, reason=f"it cannot be started: {error.strerror}")
             return -1
         pidfd = os.pidfd_open(process.pid)
         loop = asyncio.get_running_loop()
         loop.add_reader(pidfd, self._news.set)
+        looking = None
         try:
-            self._say(role=unit.role, host=unit.host, state="starting", pid=process.pid, reason="")
-            await self._until(lambda: self.wanted != unit or process.poll() is not None)
+            self._say(**told, state="starting", pid=process.pid, reason="", given_up=False)
+            if unit.role == "balancer" and unit.listen is not None:
+                looking = self._supervisor.tasks.create_task(self._until_it_answers(unit.listen))
+            await self._until(lambda: self.wanted != config or process.poll() is not None)
             if process.poll() is None:
                 await self._end(process)
         finally:
+            if looking is not None:
+                looking.cancel()
             loop.remove_reader(pidfd)
             os.close(pidfd)
         code = process.wait()
-        self._say(state="down", pid=None, last_exit=code, reason=self._last_words() or _how(code))
+        self._say(
+            state="down",
+            pid=None,
+            last_exit=code,
+            given_up=code == EXIT_REFUSED,
+            reason=self._last_words() or _how(code),
+        )
         return code
 
-    def _start(self, unit: Unit) -> subprocess.Popen[bytes]:
-        supervisor = self._supervisor
-        name = [] if unit.role == "broker" else ["--name", unit.name]
-        command = [*supervisor.program, unit.role, "--cluster", supervisor.orders.cluster, *name]
+    async def _until_it_answers(self, listen: str) -> None:
+        """Say that a balancer is ready, which does not do so itself."""
+        host, _, port = listen.rpartition(":")
+        while True:
+            with contextlib.suppress(OSError, ValueError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    _, writer = await asyncio.open_connection(host, int(port))
+                writer.close()
+                break
+            await asyncio.sleep(ANSWER_PAUSE_S)
+        if self.seen.state == "starting":
+            self._say(state="ready")
+
+    def _start(self, config: UnitConfig) -> subprocess.Popen[bytes]:
+        supervisor, unit = self._supervisor, config.unit
+        given = supervisor.files.config(unit.name)
+        who = ["--config", str(given)]
+        if unit.role == "balancer":  # it is given nothing, and has a folder
+            who = ["--cluster", supervisor.cluster, "--name", unit.name]
         self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(self._log, "ab", opener=private_opener) as log:
             self._printed_before = log.tell()
             return subprocess.Popen(
-                [*command, *unit.options],
+                [*supervisor.program, unit.role, *who, *unit.options],
                 env=supervisor.env,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -309,24 +414,23 @@ class UnitProcess:
 
         process.terminate()
         process.send_signal(signal.SIGCONT)  # one that is stopped has a right to go as well
-        await self._until(lambda: ended() or self._hurried, self._supervisor.orders.grace_s)
+        await self._until(lambda: ended() or self._hurried, self._grace_s)
         process.terminate()
         await self._until(ended, self._pace.hurry_s)
         process.kill()
         await self._until(ended)
 
-    async def _pause(self, unit: Unit, code: int, crashes: int) -> None:
+    async def _pause(self, config: UnitConfig, code: int, crashes: int) -> None:
         """Between a crash and the next start."""
-        self._refused = code == EXIT_REFUSED
         pause_s = min(self._pace.longest_pause_s, self._pace.first_pause_s * 2 ** min(crashes - 1, 30))
-        then = "it is not started again" if self._refused else f"it is started again in {pause_s:g} s"
-        self._note(f"{unit.name} {_how(code)}; {then}")
-        if self._refused:
-            await self._until(lambda: self.wanted != unit or not self._refused)
+        then = "it is not started again" if self.seen.given_up else f"it is started again in {pause_s:g} s"
+        self._note(f"{config.unit.name} {_how(code)}; {then}")
+        if self.seen.given_up:
+            await self._until(lambda: self.wanted != config or not self.seen.given_up)
         else:
-            await self._until(lambda: self.wanted != unit, pause_s)
-        if self.wanted == unit:
-            self._say(restarts=self.status.restarts + 1)
+            await self._until(lambda: self.wanted != config, pause_s)
+        if self.wanted == config:
+            self._say(restarts=self.seen.restarts + 1)
 
     async def _until(self, done: Callable[[], bool], wait_s: float | None = None) -> None:
         """Until `done()`, at which every news makes us look, or the time is up."""
@@ -337,10 +441,10 @@ class UnitProcess:
                     await self._news.wait()
 
     def _say(self, **changes: Any) -> None:
-        before = self.status
-        self.status = msgspec.structs.replace(before, **changes)
-        if self.status.state != before.state:
-            self.status = msgspec.structs.replace(self.status, since=time.time_ns() // 1_000_000)
+        before = self.seen
+        self.seen = msgspec.structs.replace(before, **changes)
+        if self.seen.state != before.state:
+            self.seen = msgspec.structs.replace(self.seen, since=time.time_ns() // 1_000_000)
         self._supervisor.tell()
 
     def _note(self, text: str) -> None:

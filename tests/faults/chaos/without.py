@@ -52,7 +52,7 @@ RULES: dict[str, tuple[Change, ...]] = {
         ("roles/control_plane.py", 'tasks.create_task(self.reconciler.run(), name="reconcile")', "pass"),
     ),
     # What workers use is taken away before they are told of another.
-    "old-engine-last": (("deploy/up.py", "meanwhile = during_move(before, plan)", "meanwhile = plan.units"),),
+    "old-engine-last": (("cluster/changes.py", "if keeps_old else action", "if False else action"),),
     # Workers are told of an engine before it is there.
     "engine-before-its-name": (("deploy/up.py", "if moves and there is not None:", "if False:"),),
     # A holder that learns that it was deposed goes on.

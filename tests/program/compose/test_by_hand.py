@@ -21,7 +21,7 @@ import pytest
 
 from mvmci.cluster.identity import decode
 from mvmci.runtimes.compose.render import USER
-from mvmci.trust.sealed import ControlPlaneConfig
+from mvmci.trust.provision import ControlPlaneConfig
 from tests.harness.cluster import Cluster
 from tests.harness.program import Mvmci, fresh, until
 from tests.program.compose.conftest import Docker, Guest, assert_nothing_is_left, containers

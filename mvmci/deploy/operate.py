@@ -1,0 +1,114 @@
+"""A cluster that was brought up: how its units are, a unit that is to drain, and no cluster again."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+
+from mvmci.cluster.changes import Observed
+from mvmci.cluster.identity import Identity
+from mvmci.deploy.state import ClusterState
+from mvmci.deploy.status import ClusterStatus, rows
+from mvmci.errors import NotFound, StoreUnavailable, Usage
+from mvmci.runtime import GRACE_S
+from mvmci.store import Member
+from mvmci.stores import open_cluster
+from mvmci.trust.authority import Authority
+
+LOOK_EVERY_S = 0.03
+DRAIN = ("worker", "executor")  # roles that can be told to
+
+
+async def look(state: ClusterState, identity: Callable[[], Identity]) -> ClusterStatus:
+    """How the cluster's units are. Where it is not run from this machine, presence is all there is.
+
+    Raises StoreUnavailable, TicketRefused when there is nothing at all to tell.
+    """
+    applied, facts = state.applied(), state.facts()
+    planned, seen = state.applied_deployment().units, await state.runtime().observe()
+    members: Sequence[Member] | None = None
+    if applied is None or seen or applied.broker.url is not None:
+        try:
+            cluster = await open_cluster(identity(), announce=False)
+            try:
+                members = await cluster.store.presence.members()
+            finally:
+                await cluster.close()
+        except StoreUnavailable:
+            if not planned and not seen:
+                raise
+    return ClusterStatus(
+        cluster=state.cluster,
+        access=applied.access if applied is not None else None,
+        runtime=facts.runtime if facts is not None else None,
+        units=rows(planned, seen, members, here=socket.gethostname(), now_ms=time.time_ns() // 1_000_000),
+    )
+
+
+async def drain(state: ClusterState, name: str, *, undo: bool) -> None:
+    """Let a worker or executor take no more jobs and wait until it has none; `undo`: let it take jobs again.
+
+    Raises NotFound, Usage, StoreUnavailable, TicketRefused.
+    """
+    authority, facts = Authority.load(state.folder), state.facts()
+    if facts is None:
+        raise StoreUnavailable(f"cluster {state.cluster} was never brought up here", hint="`mvmci up FILE`")
+    cluster = await open_cluster(authority.admin(facts.login), announce=False)
+    try:
+        roles = _roles(await cluster.store.presence.members(), await state.runtime().observe())
+        if name not in roles:
+            known = sorted(unit for unit, role in roles.items() if role in DRAIN)
+            raise NotFound(
+                f"no unit {name} of {state.cluster} is there", hint=f"there are {', '.join(known) or 'none'}"
+            )
+        if roles[name] not in DRAIN:
+            raise Usage(f"{name} is a {roles[name]}", hint="only workers and executors take jobs")
+        key = f"drain.{name}"
+        if undo:
+            await cluster.config.delete(key)
+        else:
+            await cluster.config.put(key, b"{}")
+        while not _has_heard(await cluster.store.presence.members(), name, undo):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        await cluster.close()
+
+
+def _roles(members: Sequence[Member], seen: Sequence[Observed]) -> dict[str, str]:
+    """Of each unit that is there: one that has just started has not said yet what it is."""
+    said = {member.unit: member.about.role for member in members if member.about.role}
+    return {one.name: str(one.role) for one in seen} | said
+
+
+def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:
+    """Whether the worker is as it was told to be; one that left has no jobs either."""
+    for member in members:
+        if member.unit == name:
+            return member.about.state == "ready" if undo else _is_drained(member)
+    return True
+
+
+def _is_drained(member: Member) -> bool:
+    return member.about.state == "draining" and not member.holds and not member.keeps
+
+
+async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:
+    """Stop all that `up` started; with `purge`, forget the cluster too. False: nothing was running.
+
+    Raises LockHeld, StoreUnavailable.
+    """
+    state.check_version()
+    with state.lock():
+        ran = await state.runtime().stop(grace_s=0 if purge else grace_s)
+        if purge:
+            await state.runtime().forget()
+            facts = state.facts()
+            if facts is not None and facts.broker is None:
+                from mvmci.stores.nats import remove
+
+                authority = Authority.load(state.folder)
+                await remove(authority.admin(facts.login).login, state.cluster)
+            state.remove()
+    return ran

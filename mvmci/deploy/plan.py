@@ -1,0 +1,267 @@
+"""What `up` will do: the list of actions that leads from what is there to what the file says.
+
+`mvmci plan` prints that list, and `Up` executes it. Here one only looks, and refuses whatever can be seen
+to be wrong before anything is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvmci.cluster import topology
+from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings
+from mvmci.cluster.changes import Action, Observed, changes, next_generation
+from mvmci.cluster.deployment import Deployment, UnitConfig, is_url, listening, resolve
+from mvmci.cluster.identity import Login
+from mvmci.cluster.topology import Topology
+from mvmci.config.quantity import format_duration, format_size
+from mvmci.deploy.access import accesses, deployment_of
+from mvmci.deploy.state import ClusterState, Facts
+from mvmci.errors import StoreUnavailable, Usage
+from mvmci.roles import broker
+from mvmci.runtime import Runtime
+from mvmci.store import ClusterSettings
+from mvmci.system.ports import check_port
+from mvmci.system.processes import program_digest
+from mvmci.trust.authority import Authority, read_credentials
+from mvmci.trust.provision import trust_of
+
+MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The actions of one `up`, and what they were made from. Nothing was changed."""
+
+    state: ClusterState
+    text: bytes
+    topology: Topology
+    deployment: Deployment  # with every unit's place
+    actions: tuple[Action, ...]  # one for each unit, and those that set something
+    moves: bool  # whether workers that run have to take to another engine
+    external: Login | None  # to a broker of the user's own
+    front: str | None  # the URL of a balancer of the user's own, where it can be seen from here
+    file: Path
+    runtime: str
+
+    @property
+    def changes(self) -> list[Action]:
+        """The actions that do something, in the order in which they are shown."""
+        return [action for action in self.actions if action.kind != "keep"]
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether something that runs is stopped, if only for a moment."""
+        return self.moves or any(action.kind in ("stop", "restart") for action in self.actions)
+
+
+async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
+    """What leads from what is there to what `file` says.
+
+    Raises BadTopology, Usage, VersionsDiffer for whatever is wrong and can be seen before a change.
+    """
+    text, found = read_file(file)
+    if len(found.broker.hosts) > 1:
+        raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
+    deployment, runtime = deployment_of(found, file), runtime or found.runtime
+    state = ClusterState(root, found.cluster)
+    state.check_version()
+    external = external_of(found, file)
+    facts, running = state.facts(), state.runtime(runtime)
+    await running.check()
+    _check_same_broker(state, facts, found, runtime)
+    seen = await running.observe()
+    wanted_broker = broker_of(found, facts)
+    _check_port(wanted_broker, facts, found, seen)
+    front = deployment.engine if is_url(deployment.engine) and not running.apart else None
+    deployment = await placed(deployment, running)
+    configs = configs_of(deployment, found, running, seen, _trust(state, external), external or wanted_broker)
+    moves = bool(seen) and state.applied_deployment().engine != deployment.engine
+    return Plan(
+        state=state,
+        text=text,
+        topology=found,
+        deployment=deployment,
+        actions=(
+            *(Action(kind="set", why=line) for line in _settings_changes(state, found, deployment)),
+            *changes(configs, seen, deployment.engine, moves=moves),
+        ),
+        moves=moves,
+        external=external,
+        front=front,
+        file=file,
+        runtime=runtime,
+    )
+
+
+async def placed(deployment: Deployment, runtime: Runtime) -> Deployment:
+    """`deployment` where the units listen at the places that `runtime` has for them. Raises Usage."""
+    return resolve(deployment, {unit.name: await runtime.place(unit) for unit in listening(deployment)})
+
+
+def configs_of(
+    deployment: Deployment,
+    found: Topology,
+    runtime: Runtime,
+    seen: Sequence[Observed],
+    trust: str,
+    broker: BrokerSettings | Login,
+) -> list[UnitConfig]:
+    """What each unit is to be started with. `broker` is ours, or the login to one of the user's own."""
+    ours = broker if isinstance(broker, BrokerSettings) else None
+    dial = (runtime.dial(broker),) if isinstance(broker, BrokerSettings) else broker.urls
+    program, by_name = program_digest(), {one.name: one for one in seen}
+    return [
+        UnitConfig(
+            unit=unit,
+            program=program,
+            dial=() if unit.role in ("broker", "balancer") else dial,
+            trust="" if unit.role == "balancer" else trust,
+            broker=ours if unit.role == "broker" else None,
+            runtime=runtime.adds(found, unit),
+            generation=next_generation(by_name.get(unit.name)),
+        )
+        for unit in deployment.units
+    ]
+
+
+def _trust(state: ClusterState, external: Login | None) -> str:
+    """Whom units are to believe; nobody, as long as the cluster has no keys."""
+    try:
+        return trust_of(external or Authority.load(state.folder))
+    except StoreUnavailable:
+        return ""
+
+
+async def check_external(plan: Plan) -> list[str]:
+    """See that a broker of the user's own can carry the cluster; warnings, a line each.
+
+    Raises Usage, StoreUnavailable, TicketRefused.
+    """
+    return [] if plan.external is None else await check_broker(plan, plan.external)
+
+
+async def check_front(plan: Plan) -> None:
+    """See that a balancer of the user's own answers. Raises Usage."""
+    if plan.front is not None:
+        from mvmci.engines.http import check_executor
+
+        await check_executor(plan.front)
+
+
+async def check_broker(plan: Plan, login: Login, system: Login | None = None) -> list[str]:
+    """The same for the broker of `login`; of ours, `system` tells whether it syncs."""
+    synced = plan.topology.durability == "strict"
+    return [f"warning: {text}" for text in await broker.check_broker(login, system, synced=synced)]
+
+
+def read_file(file: Path) -> tuple[bytes, Topology]:
+    """A cluster file, and what it says. Raises BadTopology, Usage."""
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        hint = "`mvmci init` writes one" if isinstance(error, FileNotFoundError) else None
+        raise Usage(f"{file} cannot be read: {error.strerror}", hint=hint) from None
+    return text, topology.load(text, name=str(file), accesses=accesses())
+
+
+def external_of(found: Topology, file: Path) -> Login | None:
+    """The login to a broker of the user's own; None where `up` starts one. Raises Usage."""
+    url, credentials = found.broker.url, found.broker.credentials
+    if url is None:
+        return None
+    if credentials is None:
+        return Login(urls=(url,))
+    path = file.parent / Path(credentials).expanduser()
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Usage(f"{path}, which `broker.credentials` names, cannot be read: {why}") from None
+    jwt, seed = read_credentials(text, str(path))
+    return Login(urls=(url,), jwt=jwt, seed=seed)
+
+
+def _check_same_broker(state: ClusterState, facts: Facts | None, found: Topology, runtime: str) -> None:
+    """Raises Usage when the jobs of the cluster would stay behind, in another broker."""
+    if facts is None:
+        return
+    was = None if facts.broker is not None else facts.login.urls[0]
+    other = "another broker" if was != found.broker.url else ""
+    if facts.runtime != runtime:
+        other = f"runtime {runtime}, from {facts.runtime}"
+    if other:
+        raise Usage(
+            f"cluster {state.cluster} cannot change to {other}: its jobs lie in the broker that it has",
+            hint=f"`mvmci down --cluster {state.cluster} --purge` forgets them",
+        )
+
+
+def broker_of(found: Topology, facts: Facts | None) -> BrokerSettings:
+    """What the broker is to be. Its port is as the file says, else the one that it had, else any."""
+    kept = facts.broker.port if facts is not None and facts.broker is not None else ANY_PORT
+    return BrokerSettings(
+        name=found.cluster,
+        listen=found.broker.address or LOOPBACK,
+        port=found.broker.port or kept,
+        store_bytes=found.broker.store_bytes,
+        synced=found.durability == "strict",
+    )
+
+
+def _check_port(
+    wanted: BrokerSettings, facts: Facts | None, found: Topology, seen: Sequence[Observed]
+) -> None:
+    """Raises Usage when a broker that is started, or moves to another port, could not listen there."""
+    if found.broker.url is not None:
+        return
+    was = facts.broker.port if facts is not None and facts.broker is not None else ANY_PORT
+    if wanted.port != was or not any(one.role == "broker" for one in seen):
+        check_port(wanted.listen, max(wanted.port, 0))
+
+
+def settings_of(found: Topology, engine: str) -> ClusterSettings:
+    """What the units of the cluster read in CONFIG."""
+    return ClusterSettings(
+        allow_http=found.allow.http,
+        allow_exec=found.allow.exec,
+        jobs_ms=found.retain.jobs_ms,
+        logs_ms=found.retain.logs_ms,
+        store_bytes=found.broker.store_bytes,
+        queues=found.workers.queues,
+        min_isolation=found.min_isolation,
+        isolation=found.isolation,
+        engine=engine,
+    )
+
+
+def _settings_changes(state: ClusterState, found: Topology, deployment: Deployment) -> Iterator[str]:
+    applied = state.applied()
+    if applied is None:
+        yield f"the cluster {state.cluster} is made in {state.folder}"
+        return
+    was = settings_of(applied, state.applied_deployment().engine)
+    becomes = settings_of(found, deployment.engine)
+    for field, (label, shown) in _SETTINGS.items():
+        if getattr(was, field) != getattr(becomes, field):
+            yield f"{label} becomes {shown(getattr(becomes, field))}"
+
+
+def _list(values: Sequence[str]) -> str:
+    return f"[{', '.join(values)}]"
+
+
+_SETTINGS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "allow_http": ("allow.http", _list),
+    "allow_exec": ("allow.exec", _list),
+    "jobs_ms": ("retain.jobs", format_duration),
+    "logs_ms": ("retain.logs", format_duration),
+    "store_bytes": ("broker.store", format_size),
+    "queues": ("queues", _list),
+    "min_isolation": ("min_isolation", str),
+    "isolation": ("isolation", str),
+    "engine": ("engine", lambda engine: f"{engine}: {MOVE}"),
+}

@@ -1,0 +1,290 @@
+"""What units are given of a cluster's trust: one file for each, 0600, which `--config` names.
+
+    broker           `BrokerConfig`: what it is to be, and whom it believes
+    control-plane    `ControlPlaneConfig`: the keys of the cluster, and what is to be made known to it
+    worker executor  `MemberConfig`: who it is, and where it dials
+    balancer         nothing
+
+They are made where the keys are, before any broker runs, for the same meaning (`UnitConfig`) on any
+runtime. What a unit changes of it, such as a token that it renewed, it keeps in a file of its own.
+
+The containers of a service that people scale share their files, and so cannot be given one identity each:
+they come with a ticket for any number of uses, for ever. A ticket is worth nothing until the cluster has
+a record of it: control planes make the records, and leave one that is there as it is, so that a ticket
+that was revoked stays so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from mvmci.cluster.broker import BrokerSettings, Guard
+from mvmci.cluster.deployment import UnitConfig, queues_of
+from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode, encode
+from mvmci.errors import StoreUnavailable, TicketRefused, Usage
+from mvmci.store import ClusterSettings
+from mvmci.system import keys
+from mvmci.trust import tokens
+from mvmci.trust.authority import Authority, read_identity, write_identity
+from mvmci.trust.registry import TicketRecord, change_ticket, record_of
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats import Cluster
+
+KNOWN_PAUSE_S = 0.5
+DIGEST_DIGITS = 16
+
+log = logging.getLogger(__name__)
+
+
+class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A broker. The paths are those that it sees; the accounts' tokens hold no secret."""
+
+    cluster: str
+    settings: BrokerSettings
+    operator: str
+    signer: str
+    system_account: str
+    accounts: dict[str, str]
+    certificate: str
+    key: str
+
+    def guard(self) -> Guard:
+        """Whom it believes."""
+        return Guard(
+            operator=self.operator,
+            signer=self.signer,
+            system_account=self.system_account,
+            accounts=self.accounts,
+            certificate=Path(self.certificate),
+            key=Path(self.key),
+        )
+
+
+class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A control plane. Secret. No `settings`: somebody else writes them."""
+
+    cluster: str
+    unit: str
+    seed: str  # of its own key; its token it makes itself
+    login: Login  # of nobody: where its broker is
+    generation: int = 0
+    operator: str = ""
+    account: str = ""
+    system: str = ""
+    external: Login | None = None
+    tickets: dict[str, TicketRecord] = {}
+    settings: ClusterSettings | None = None
+
+    def authority(self) -> Authority:
+        """What gives out credentials."""
+        return Authority(
+            cluster=self.cluster,
+            folder=Path(),  # it has no files
+            operator=self.operator,
+            account=self.account,
+            system=self.system,
+            ca=self.login.ca,
+            external=self.external,
+        )
+
+    def identity(self, path: Path) -> Identity:
+        """Who it is, kept at `path`."""
+        there = read_identity(path)
+        if there is not None and there.login.seed != self.seed and self.external is None:
+            there = None
+        made = self.authority().renewed(there, self.unit, "control-plane", (), self.login, seed=self.seed)
+        if made != there:
+            write_identity(path, made)
+        return made
+
+
+class MemberConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A worker or an executor. Secret."""
+
+    identity: Identity
+    generation: int = 0
+
+    def settled(self, path: Path) -> Identity:
+        """Who it is, kept at `path`: it may have renewed its token there since it was given this file."""
+        there = read_identity(path)
+        if there is not None and _without_token(there) == _without_token(self.identity):
+            own, given = (tokens.peek(one.login.jwt) for one in (there, self.identity))
+            if own is None or given is None or own.exp >= given.exp:
+                return there
+        write_identity(path, self.identity)
+        return self.identity
+
+
+def _without_token(identity: Identity) -> Identity:
+    return msgspec.structs.replace(identity, login=msgspec.structs.replace(identity.login, jwt=""))
+
+
+_T = TypeVar("_T", BrokerConfig, ControlPlaneConfig, MemberConfig)
+
+
+def read(path: Path, kind: type[_T]) -> _T:
+    """What is in the file at `path`. Raises Usage."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not what `mvmci up` or `render` writes"
+        raise Usage(f"{path} cannot be read: {why}", hint="the same verb makes it anew") from None
+
+
+# ---- Where the keys are
+
+
+def trust_of(who: Authority | Login) -> str:
+    """A digest of whom units believe, for `UnitConfig.trust`: the keys of the cluster, or the one login to a
+    broker of the user's own. It tells no secret."""
+    if isinstance(who, Authority):
+        public = (who.issuer, who.ca)
+    else:
+        public = (who.jwt, who.seed and keys.public(who.seed))
+    return hashlib.sha256(msgspec.json.encode(public)).hexdigest()[:DIGEST_DIGITS]
+
+
+def make_config(
+    config: UnitConfig,
+    authority: Authority,
+    there: bytes,
+    *,
+    keys_in: Path,
+    tickets: Mapping[str, TicketRecord] = {},
+    settings: ClusterSettings | None = None,
+) -> bytes | None:
+    """The file of a unit, which finds keys of the cluster in `keys_in`; None for one that needs none.
+
+    It is the one that is `there` where that still says the same: a unit keeps its key over all changes
+    but that of its generation.
+    """
+    login = authority.login(config.dial, tls=any(url.startswith("tls://") for url in config.dial))
+    unit = config.unit
+    if config.broker is not None:
+        return _for_broker(authority, config.broker, keys_in, _decoded(there, BrokerConfig))
+    if unit.role == "control-plane":
+        was = _of_generation(_decoded(there, ControlPlaneConfig), config)
+        plane = ControlPlaneConfig(
+            cluster=authority.cluster,
+            unit=unit.name,
+            seed=was.seed if was is not None else keys.new_seed("user"),
+            login=login,
+            generation=config.generation,
+            operator=authority.operator,
+            account=authority.account,
+            system=authority.system,
+            external=authority.external,
+            tickets=dict(tickets),
+            settings=settings,
+        )
+        return msgspec.json.encode(plane)
+    if unit.role == "worker" or unit.role == "executor":
+        member = _of_generation(_decoded(there, MemberConfig), config)
+        identity = authority.renewed(
+            member.identity if member is not None else None, unit.name, unit.role, queues_of(unit), login
+        )
+        return msgspec.json.encode(MemberConfig(identity=identity, generation=config.generation))
+    return None
+
+
+def _decoded(data: bytes, kind: type[_T]) -> _T | None:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError:
+        return None
+
+
+def _of_generation(there: Any, config: UnitConfig) -> Any:
+    """The file that is there, if its key is still the one to use."""
+    return there if there is not None and there.generation == config.generation else None
+
+
+def _for_broker(
+    authority: Authority, settings: BrokerSettings, folder: Path, there: BrokerConfig | None
+) -> bytes:
+    guard = authority.guard()
+    assert guard is not None, "a broker of the user's own is not ours to run"
+    made = BrokerConfig(
+        cluster=authority.cluster,
+        settings=settings,
+        operator=guard.operator,
+        signer=guard.signer,
+        system_account=guard.system_account,
+        accounts=dict(guard.accounts),
+        certificate=str(folder / guard.certificate.name),
+        key=str(folder / guard.key.name),
+    )
+    if there is not None and set(made.accounts) == set(there.accounts):
+        # Tokens of the same keys say the same, and only when they were made differs.
+        same = msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts)
+        made = there if same == there else made
+    return msgspec.json.encode(made)
+
+
+def ticket_for(
+    authority: Authority, role: TicketRole, queues: Sequence[str], login: Login, there: str
+) -> tuple[str, TicketRecord]:
+    """A ticket for any number of uses, for ever, and its record: the one that is `there`, if it fits."""
+    ticket = _fitting(authority, role, tuple(queues), login, there)
+    ticket = ticket or authority.ticket(role, queues, login, None)
+    claims = tokens.peek(ticket.login.jwt)
+    since = claims.iat * 1000 if claims is not None and authority.external is None else 0
+    return encode(ticket), msgspec.structs.replace(record_of(authority, ticket, uses=0), since=since)
+
+
+def _fitting(
+    authority: Authority, role: TicketRole, queues: tuple[str, ...], login: Login, there: str
+) -> Ticket | None:
+    try:
+        ticket = decode(there)
+    except TicketRefused:
+        return None
+    if (ticket.cluster, ticket.role, ticket.queues) != (authority.cluster, role, queues):
+        return None
+    if authority.external is not None:
+        return ticket if ticket.login == authority.external else None
+    ours = tokens.read(ticket.login.jwt, authority.issuer) is not None
+    return ticket if ours and (ticket.login.urls, ticket.login.ca) == (login.urls, login.ca) else None
+
+
+# ---- In the control plane
+
+
+async def make_known(cluster: Cluster, plane: ControlPlaneConfig) -> None:
+    """Write what the cluster is, and which tickets there are. Waits for a broker, and for whoever makes
+    the streams, if that is not us. Raises TicketRefused, Usage.
+    """
+    while True:
+        try:
+            if plane.settings is not None:
+                await _make(cluster, plane.settings)
+            for ticket, record in plane.tickets.items():
+                await change_ticket(cluster.config, ticket, functools.partial(_first, record))
+            return
+        except StoreUnavailable as away:
+            log.info("tickets are not known yet: %s", away.message)
+        await asyncio.sleep(KNOWN_PAUSE_S)
+
+
+def _first(new: TicketRecord, there: TicketRecord | None) -> TicketRecord | None:
+    """What stands there stays: it says who used the ticket, and whether it was revoked."""
+    return new if there is None else None
+
+
+async def _make(cluster: Cluster, settings: ClusterSettings) -> None:
+    """The streams, and what the cluster is and allows. Again is free."""
+    from mvmci.stores.nats import maintain
+
+    await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, settings.queues)
+    there, data = await cluster.config.get("settings"), msgspec.json.encode(settings)
+    if there is None or there.value != data:
+        await cluster.config.put("settings", data)

@@ -1,0 +1,209 @@
+"""What units are given: what they need and no more, tickets for ever, and what was revoked stays so."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import Role, Unit, UnitConfig
+from mvmci.cluster.identity import Login, decode
+from mvmci.errors import Usage
+from mvmci.system import keys
+from mvmci.trust import provision, tokens
+from mvmci.trust.authority import Authority, read_identity
+from mvmci.trust.provision import (
+    BrokerConfig,
+    ControlPlaneConfig,
+    MemberConfig,
+    make_config,
+    ticket_for,
+    trust_of,
+)
+from mvmci.trust.registry import TicketRecord
+
+INSIDE = Login(urls=("tls://broker:4222",), ca="CA")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.create(tmp_path / "demo")
+
+
+def test_a_ticket_is_for_any_number_of_uses_and_for_ever(authority: Authority) -> None:
+    text, record = ticket_for(authority, "worker", ["default"], INSIDE, "")
+    ticket = decode(text)
+    claims = tokens.read(ticket.login.jwt, authority.issuer)
+    assert claims is not None
+    assert (ticket.expires_at, claims.exp, record.expires_at, record.uses) == (0, 0, 0, 0)
+    assert (record.role, record.queues, record.key) == ("worker", ("default",), claims.sub)
+
+
+def test_a_ticket_that_fits_stays(authority: Authority) -> None:
+    text, record = ticket_for(authority, "worker", ["default"], INSIDE, "")
+    assert ticket_for(authority, "worker", ["default"], INSIDE, text) == (text, record)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"queues": ["default", "gpu"]},
+        {"role": "executor"},
+        {"login": Login(urls=("tls://elsewhere:4222",), ca="CA")},
+        {"login": Login(urls=INSIDE.urls, ca="another")},
+    ],
+)
+def test_one_that_does_not_is_replaced(change: dict[str, Any], authority: Authority) -> None:
+    same: dict[str, Any] = {"role": "worker", "queues": ["default"], "login": INSIDE}
+    text, _ = ticket_for(authority, **same, there="")
+    assert ticket_for(authority, **(same | change), there=text)[0] != text
+
+
+@pytest.mark.parametrize("there", ["", "nonsense", "mvmci1_AAAA"])
+def test_nonsense_is_replaced(there: str, authority: Authority) -> None:
+    assert decode(ticket_for(authority, "worker", ["default"], INSIDE, there)[0]).cluster == "demo"
+
+
+def test_a_ticket_of_other_keys_is_replaced(authority: Authority, tmp_path: Path) -> None:
+    """A cluster that was purged and made again has other keys, and an old folder may lie about."""
+    text, _ = ticket_for(Authority.create(tmp_path / "other" / "demo"), "worker", ["default"], INSIDE, "")
+    assert ticket_for(authority, "worker", ["default"], INSIDE, text)[0] != text
+
+
+def config(role: Role, **more: Any) -> UnitConfig:
+    unit = Unit(name=f"{role}-1", role=role, host="local", options=("--queue=default",))
+    told = {"dial": INSIDE.urls} | more
+    return UnitConfig(unit=unit, **told)
+
+
+BROKER = config("broker", dial=(), broker=BrokerSettings(name="demo"))
+KEYS = Path("/run/secrets")
+
+
+def made(authority: Authority, config: UnitConfig, there: bytes = b"") -> bytes:
+    data = make_config(config, authority, there, keys_in=KEYS)
+    assert data is not None
+    return data
+
+
+def test_a_broker_gets_no_seed(authority: Authority) -> None:
+    text = made(authority, BROKER).decode()
+    assert not [seed for seed in (authority.operator, authority.account, authority.system) if seed in text]
+    told = msgspec.json.decode(text, type=BrokerConfig)
+    assert told.guard().key == Path("/run/secrets/broker.key")
+    assert authority.issuer in told.accounts
+
+
+def test_a_worker_gets_its_own_key_and_no_other(authority: Authority) -> None:
+    text = made(authority, config("worker")).decode()
+    assert not [seed for seed in (authority.operator, authority.account, authority.system) if seed in text]
+    identity = msgspec.json.decode(text, type=MemberConfig).identity
+    assert (identity.unit, identity.role, identity.queues) == ("worker-1", "worker", ("default",))
+    assert (identity.login.urls, identity.login.ca) == (INSIDE.urls, authority.ca)
+
+
+def test_a_balancer_gets_nothing(authority: Authority) -> None:
+    assert make_config(config("balancer"), authority, b"", keys_in=KEYS) is None
+
+
+def test_a_control_plane_gives_out_what_the_machine_with_the_keys_would(
+    authority: Authority, tmp_path: Path
+) -> None:
+    plane = msgspec.json.decode(made(authority, config("control-plane")), type=ControlPlaneConfig)
+    there = plane.authority()
+    assert (there.issuer, there.cluster, there.system) == (authority.issuer, "demo", authority.system)
+    identity = plane.identity(tmp_path / "identity.json")
+    assert identity == plane.identity(tmp_path / "identity.json")
+    assert identity.login.seed == plane.seed
+    assert tokens.read(identity.login.jwt, authority.issuer) is not None
+
+
+@pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
+@pytest.mark.parametrize("there", [b"nonsense", b"{}"])
+def test_the_same_again_is_the_same_file_and_nonsense_is_replaced(
+    role: Role, there: bytes, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = BROKER if role == "broker" else config(role)
+    first = made(authority, wanted, there)
+    later = dataclasses.replace(authority, now=lambda: time.time() + 1000)  # tokens are minted anew
+    assert made(later, wanted, first) == first
+
+
+def test_a_broker_that_is_to_be_another_gets_another_file(authority: Authority) -> None:
+    other = msgspec.structs.replace(BROKER, broker=BrokerSettings(name="demo", synced=False))
+    assert made(authority, other, made(authority, BROKER)) != made(authority, BROKER)
+
+
+@pytest.mark.parametrize(("role", "kind"), [("worker", MemberConfig), ("control-plane", ControlPlaneConfig)])
+def test_a_unit_keeps_its_key_over_all_changes_but_that_of_its_generation(
+    role: Role, kind: Any, authority: Authority
+) -> None:
+    def seed(data: bytes) -> str:
+        found = msgspec.json.decode(data, type=kind)
+        return str(found.seed if kind is ControlPlaneConfig else found.identity.login.seed)
+
+    first = made(authority, config(role))
+    moved = made(authority, config(role, dial=("tls://elsewhere:1",)), first)
+    assert seed(moved) == seed(first)
+    assert moved != first
+    after = made(authority, config(role, generation=1), first)
+    assert seed(after) != seed(first)
+    assert made(authority, config(role, generation=1), after) == after
+
+
+def test_a_token_that_a_unit_renewed_is_kept_and_one_that_it_is_given_later_is_taken(
+    authority: Authority, tmp_path: Path
+) -> None:
+    def given(at_s: float, **more: Any) -> MemberConfig:
+        later = dataclasses.replace(authority, now=lambda: time.time() + at_s)
+        return msgspec.json.decode(made(later, config("worker", **more), data), type=MemberConfig)
+
+    data = b""
+    path = tmp_path / "identity.json"
+    data = made(authority, config("worker"))
+    first = msgspec.json.decode(data, type=MemberConfig)
+    assert first.settled(path) == first.identity == read_identity(path)
+    renewed = given(25 * 24 * 3600)  # two thirds of its life are over
+    assert renewed.identity != first.identity
+    assert renewed.settled(path) == renewed.identity
+    assert first.settled(path) == renewed.identity, "it has a newer one"
+    other = given(0, generation=1)
+    assert other.settled(path) == other.identity, "its key is another"
+
+
+def test_whom_units_believe_is_told_apart_and_tells_nothing(authority: Authority, tmp_path: Path) -> None:
+    login = Login(urls=("tls://x:1",), jwt="eyJ.a.b", seed=keys.new_seed("user"))
+    found = [
+        trust_of(authority),
+        trust_of(Authority.create(tmp_path / "other" / "demo")),
+        trust_of(login),
+        trust_of(msgspec.structs.replace(login, seed=keys.new_seed("user"))),
+        trust_of(Login(urls=("tls://x:1",))),
+    ]
+    assert len(set(found)) == len(found)
+    assert trust_of(Authority.load(tmp_path / "demo")) == trust_of(authority)
+
+
+def test_what_stands_in_the_registry_stays() -> None:
+    """It says who used a ticket, and whether it was revoked."""
+    made = TicketRecord(role="worker", uses=0)
+    assert provision._first(made, None) == made
+    assert provision._first(made, msgspec.structs.replace(made, revoked=1)) is None
+
+
+@pytest.mark.parametrize("kind", [BrokerConfig, ControlPlaneConfig, MemberConfig])
+@pytest.mark.parametrize("data", [None, b"", b"{}", b"\xff"])
+def test_a_file_that_is_not_what_was_rendered_is_refused(
+    kind: Callable[..., Any], data: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "broker.json"
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(Usage, match="cannot be read"):
+        provision.read(file, kind)
