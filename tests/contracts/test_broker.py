@@ -29,8 +29,8 @@ from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 from tests.harness.places import ROOT
+from tests.harness.waiting import LONG_S
 
-LONG_S = 20.0
 OPEN_BATCHES = 60  # more than the server holds for a stream
 
 STARTS_ONE = """

@@ -11,8 +11,7 @@ import pytest
 from mvmci.errors import Conflict, StoreUnavailable
 from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
 from tests.conftest import CLUSTER_BYTES
-
-LONG_S = 20.0
+from tests.harness.waiting import LONG_S
 
 
 @pytest.fixture

@@ -29,11 +29,10 @@ from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
 from mvmci.store import Store
 from mvmci.stores.memory import Memory
 from tests.harness.places import GUESTS
+from tests.harness.waiting import until_journal
 from tests.harness.world import Counting, Crashed, mortal, script_spec
 
 HOUR_MS = 3_600_000
-AWAITED_S_MAX = 30.0
-LOOK_S = 0.01
 
 Make = Callable[[Store], Embedded]
 
@@ -95,15 +94,6 @@ async def cancel(store: Store, job: str) -> None:
     await store.journals.append(job, "cancel", "default", data, message_id="cancel", expect=journal.tail)
 
 
-async def until(condition: Callable[[Journal], bool], store: Store, job: str) -> None:
-    """Waits until the journal of `job` says so."""
-    async with asyncio.timeout(AWAITED_S_MAX):
-        while True:
-            if condition(await load(store, job)):
-                return
-            await asyncio.sleep(LOOK_S)
-
-
 def has_result(records: Sequence[AnyRecord], index: int) -> bool:
     return any(isinstance(record, Result) and record.index == index for record in records)
 
@@ -151,7 +141,7 @@ async def test_a_job_that_a_live_holder_has_is_left_to_it(memory: Memory, make: 
     one, other = memory.store("one"), memory.store("other")
     await submit(one, await script_spec(one, "j", [{"sleep": 1_000}]))
     running = asyncio.create_task(make(one).run("j"))
-    await until(lambda journal: journal.state.held, one, "j")
+    await until_journal(one, "j", lambda journal: journal.state.held)
     assert (await make(other).run("j")).kind == "held"
     assert (await running).kind == "ended"
     assert (await load(one, "j")).state.epoch == 1
@@ -230,7 +220,7 @@ async def test_a_cancel_ends_a_running_job(memory: Memory, make: Make, kind: str
     )
     await submit(store, spec)
     running = asyncio.create_task(engine.run("j"))
-    await until(lambda journal: journal.state.held, store, "j")
+    await until_journal(store, "j", lambda journal: journal.state.held)
     await cancel(store, "j")
     assert (await running).kind == "ended"
     assert status((await load(store, "j")).state) == ("cancelled", "cancelled by me")
@@ -280,7 +270,7 @@ async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: M
     engine = make(store)
     await submit(store, await command_spec(store, "j", "loop"))
     running = asyncio.create_task(engine.run("j"))
-    await until(lambda journal: journal.state.held, store, "j")
+    await until_journal(store, "j", lambda journal: journal.state.held)
     await engine.close()
     with contextlib.suppress(asyncio.CancelledError):
         await running

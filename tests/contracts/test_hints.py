@@ -9,9 +9,9 @@ import pytest
 
 from mvmci.store import Delivery, Store
 from tests.conftest import OpenStore
+from tests.harness.waiting import LONG_S
 
 LAPSE_S = 2.0
-LONG_S = 20.0  # what comes, comes sooner
 NEVER_S = 0.3  # so long nothing comes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,8 @@ from mvmci.stores.nats.link import Incoming, Link, Stored
 from mvmci.stores.nats.presence import Presence
 from tests.conftest import open_nats
 from tests.harness.proxy import Proxy
+from tests.harness.waiting import LONG_S, until_true
 
-LONG_S = 30.0
 CLUSTER = "demo"
 STORE = 256 << 20
 READS = 200
@@ -48,12 +48,6 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 async def restart(broker: Broker) -> None:
     await broker.kill()
     await broker.start()
-
-
-async def until(question: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(LONG_S):
-        while not await question():  # noqa: ASYNC110 (nobody tells of it)
-            await asyncio.sleep(0.02)
 
 
 def chunk(number: int) -> Chunk:
@@ -213,7 +207,7 @@ async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_be
     async def heard() -> bool:
         return any(member.holds == ("a@1",) for member in await reader.presence.members())
 
-    await until(heard)
+    await until_true(heard)
     await fall_silent(holder)
     assert await reader.presence.live("a", lease_of(holder))
     for _ in range(3):
@@ -285,7 +279,7 @@ async def test_after_a_restart_the_lost_bucket_is_made_again_and_nobody_was_dead
             return False
         return int(answer["state"]["messages"]) == 2
 
-    await until(bucket_is_back)
+    await until_true(bucket_is_back)
     await asyncio.sleep(3.5)
     watching.cancel()
     assert not wrong
@@ -358,7 +352,7 @@ async def test_a_listener_that_could_not_read_at_first_notices_a_death_all_the_s
     async def heard() -> bool:
         return "u2" in {member.unit for member in await reader.presence.members()}
 
-    await until(heard)
+    await until_true(heard)
     await fall_silent(holder)
     for _ in range(5):
         clock.now += 1.0

@@ -6,8 +6,7 @@ import asyncio
 
 from mvmci.store import CHUNK_BYTES_MAX, Chunk, Store
 from tests.conftest import OpenStore
-
-LONG_S = 20.0
+from tests.harness.waiting import LONG_S
 
 
 def chunk(number: int, data: bytes = b"", attempt: int = 0) -> Chunk:

@@ -10,9 +10,9 @@ import pytest
 from mvmci.jobs.journal import Lease
 from mvmci.store import Presence, Store
 from tests.conftest import LISTENING, PLACES, OpenStore
+from tests.harness.waiting import until_true
 
 GONE_S = 1.0
-LONG_S = 20.0
 
 pytestmark = pytest.mark.parametrize("place", [*PLACES, LISTENING], indirect=True)
 
@@ -24,13 +24,6 @@ def gone_s() -> float:
 
 def lease(holder: Presence, epoch: int = 1, run: str = "r") -> Lease:
     return Lease(at=1, epoch=epoch, unit=holder.unit, incarnation=holder.incarnation, run=run, why="first")
-
-
-async def until(question: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until the answer is yes."""
-    async with asyncio.timeout(LONG_S):
-        while not await question():  # noqa: ASYNC110 (nobody tells of it)
-            await asyncio.sleep(0.02)
 
 
 async def stays(question: Callable[[], Awaitable[bool]], seconds: float) -> bool:
@@ -59,7 +52,7 @@ async def test_who_is_there_is_listed(open_store: OpenStore) -> None:
     async def both_are_listed() -> bool:
         return await units(one) == await units(two) == {"u1", "u2"}
 
-    await until(both_are_listed)
+    await until_true(both_are_listed)
 
 
 async def test_who_left_is_listed_no_more(open_store: OpenStore) -> None:
@@ -69,7 +62,7 @@ async def test_who_left_is_listed_no_more(open_store: OpenStore) -> None:
     async def only_one_is_listed() -> bool:
         return await units(one) == {"u1"}
 
-    await until(only_one_is_listed)
+    await until_true(only_one_is_listed)
 
 
 async def test_what_a_unit_claims_is_listed_until_it_drops_it(open_store: OpenStore) -> None:
@@ -85,9 +78,9 @@ async def test_what_a_unit_claims_is_listed_until_it_drops_it(open_store: OpenSt
         return await holds() == ()
 
     await one.presence.add_job("a", 3)
-    await until(claimed)
+    await until_true(claimed)
     await one.presence.remove_job("a")
-    await until(dropped)
+    await until_true(dropped)
 
 
 async def test_a_unit_is_found_as_it_says_itself_until_it_has_left(open_store: OpenStore) -> None:
@@ -102,10 +95,10 @@ async def test_a_unit_is_found_as_it_says_itself_until_it_has_left(open_store: O
         return await one.presence.find("u2", incarnation) is None
 
     await two.presence.add_job("a", 3)
-    await until(found)
+    await until_true(found)
     assert await stays(found, 2.5 * GONE_S)
     await two.close()
-    await until(gone)
+    await until_true(gone)
 
 
 async def test_a_unit_that_nobody_ever_heard_of_is_not_found_in_the_end(open_store: OpenStore) -> None:
@@ -114,7 +107,7 @@ async def test_a_unit_that_nobody_ever_heard_of_is_not_found_in_the_end(open_sto
     async def gone() -> bool:
         return await reader.presence.find("u1", "ghost") is None
 
-    await until(gone)
+    await until_true(gone)
 
 
 async def test_a_holder_is_live_for_as_long_as_it_claims(open_store: OpenStore) -> None:
@@ -136,7 +129,7 @@ async def test_a_holder_that_dropped_the_job_is_not_live(open_store: OpenStore) 
     async def gone() -> bool:
         return not await two.presence.live("a", lease(one.presence))
 
-    await until(gone)
+    await until_true(gone)
     assert not await one.presence.live("a", lease(one.presence))
 
 
@@ -149,7 +142,7 @@ async def test_a_holder_that_left_is_not_live(open_store: OpenStore) -> None:
     async def gone() -> bool:
         return not await two.presence.live("a", lease(one.presence))
 
-    await until(gone)
+    await until_true(gone)
 
 
 async def test_a_holder_that_nobody_ever_heard_of_is_not_live_in_the_end(open_store: OpenStore) -> None:
@@ -159,7 +152,7 @@ async def test_a_holder_that_nobody_ever_heard_of_is_not_live_in_the_end(open_st
     async def gone() -> bool:
         return not await reader.presence.live("a", ghost)
 
-    await until(gone)
+    await until_true(gone)
 
 
 async def test_an_older_epoch_of_a_live_holder_is_not_live(open_store: OpenStore) -> None:

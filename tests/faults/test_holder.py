@@ -41,6 +41,7 @@ from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
 from mvmci.stores.nats import ensure
 from tests.conftest import Place, open_nats
+from tests.harness.waiting import LONG_S
 
 JOB = "job"
 WRITES = 4
@@ -48,7 +49,6 @@ FAULTS = ("lost", "dropped", "late", "cancel", "foreign", "both")
 FAULTS_MAX = 3
 ATTEMPTS = range(1, 6)  # at which a fault may strike; refused writes are attempted again
 KILL_AFTER = 60
-LONG_S = 90.0
 
 Plan = dict[int, str]
 

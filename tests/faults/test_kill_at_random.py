@@ -16,6 +16,7 @@ from mvmci.journals.reader import load
 from mvmci.stores.nats import ensure, remove
 from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome
+from tests.harness.waiting import LONG_S
 from tests.harness.world import Counting, script_spec
 
 JOBS = 4
@@ -23,7 +24,6 @@ KILLS = 8
 ROUNDS = 20
 LIVES_S = (0.0, 0.4)  # how long a process lives after it did something that the server saw
 STORE_BYTES = 512 << 20
-END_S_MAX = 60.0
 
 
 def steps(url: str, job: str) -> list[dict[str, object]]:
@@ -80,7 +80,7 @@ async def test_jobs_whose_holders_are_killed_at_random_end_once_and_repeat_no_ef
                 process.kill()
             await process.communicate()
         process = await start(f"w{KILLS}", *jobs)
-        await asyncio.wait_for(process.communicate(), END_S_MAX)
+        await asyncio.wait_for(process.communicate(), LONG_S)
         assert process.returncode == 0
 
     holders = interrupted = 0

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.harness.program import Mvmci, Outcome, until
+from tests.harness.program import Mvmci, Outcome
+from tests.harness.waiting import until
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ANSWER_S_MAX = 120  # for anything that happens at all; no test depends on how fast it is
-POLL_S = 0.02
+from tests.harness.waiting import LONG_S, until
 
 _numbers = itertools.count()
 
@@ -93,7 +91,7 @@ class Running:
             return over or wanted in self._said[stream][after:]
 
         with self._news:
-            self._news.wait_for(done, ANSWER_S_MAX)
+            self._news.wait_for(done, LONG_S)
             said = bytes(self._said[stream])
         assert wanted in said[after:], f"{text!r} never came: {self._said}"
 
@@ -107,9 +105,9 @@ class Running:
 
     def end(self) -> Outcome:
         """Wait for the end."""
-        code = self.process.wait(ANSWER_S_MAX)
+        code = self.process.wait(LONG_S)
         for reader in self._readers:
-            reader.join(ANSWER_S_MAX)
+            reader.join(LONG_S)
         return Outcome(code, self.said("out"), self.said("err").decode(errors="replace"))
 
 
@@ -208,14 +206,6 @@ def _processes(mark: bytes) -> Iterator[str]:
             continue  # gone, or a zombie, which runs no more
         if belongs:
             yield f"{path.name} {command!r}"
-
-
-def until(there: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
-    """Wait until `there()` is true."""
-    end = time.monotonic() + ANSWER_S_MAX
-    while not there():
-        assert time.monotonic() < end, f"it never came to that: {told()}"
-        time.sleep(POLL_S)
 
 
 def assert_sentence(done: Outcome, code: int, *words: str) -> None:

@@ -12,8 +12,8 @@ from mvmci.jobs.journal import AnyRecord, Cancel, Done, Entry, Journal, Lease, M
 from mvmci.journals import reader, writer
 from mvmci.journals.writer import Writer
 from mvmci.store import Store
+from tests.harness.waiting import LONG_S
 
-LONG_S = 60.0
 SPEC = Spec(at=1, id="j", queue="q", kind="command", module="m", name="m", component=False, seed=1, by="t")
 LEASE = Lease(at=2, epoch=1, unit="u", incarnation="i", run="r", why="first")
 OURS = Progress(at=3, done=1, total=2, message="ours")

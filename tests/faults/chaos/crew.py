@@ -26,12 +26,12 @@ from tests.conftest import CLUSTER_BYTES
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.outside import Outside, Steps
 from tests.harness.proxy import Proxy
+from tests.harness.waiting import LONG_S
 from tests.harness.world import script_spec
 
 QUEUE = "default"
 GONE_S = 1.5
 LAPSE_S = 2.0
-LONG_S = 60.0
 LOOK_S = 0.02
 
 

@@ -13,7 +13,8 @@ from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client
 from tests.faults.chaos.outside import Outside, Steps, again, once
-from tests.faults.chaos.test_stopped_worker import unit_of, until
+from tests.faults.chaos.test_stopped_worker import unit_of
+from tests.harness.waiting import LONG_S, until_journal
 
 LIGHT = 1_000
 AT_ONCE = 128
@@ -21,7 +22,6 @@ SHARE = 1 / 5  # that one of the five free slots should take
 WORKFLOWS = 10
 EFFECTS = 100
 TURNS = "16000"  # millions: some 30 s of one processor
-LONG_S = 300.0
 TOPOLOGY = """
 cluster: demo
 workers: {{count: 3, slots: 2}}
@@ -56,7 +56,7 @@ async def test_a_thousand_light_jobs_and_ten_long_workflows_do_not_wait_for_one_
     store = client.store
 
     await client.command("burn", TURNS, job="burner")
-    await until(store, "burner", lambda journal: journal.state.lease)
+    await until_journal(store, "burner", lambda journal: journal.state.lease)
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def light(job: str) -> None:

@@ -26,9 +26,10 @@ from mvmci.journals.reader import read_on
 from mvmci.roles import worker
 from mvmci.stores.nats.append import Append
 from tests.faults.chaos import without
-from tests.faults.chaos.crew import LAPSE_S, LONG_S, Crew, crew
+from tests.faults.chaos.crew import LAPSE_S, Crew, crew
 from tests.faults.chaos.outside import again, once
 from tests.harness.program import Mvmci
+from tests.harness.waiting import LONG_S
 
 JOB = "j"
 NOT_ENDED, NEVER_S = "it has not ended", 10.0  # what is longer on its way than that does not come

@@ -27,6 +27,7 @@ from tests.conftest import open_nats
 from tests.faults.chaos import disk
 from tests.faults.chaos.disk import Disk, mounted, new_disk
 from tests.harness.places import need
+from tests.harness.waiting import LONG_S
 
 CLUSTER = "demo"
 STORE_BYTES = 128 << 20
@@ -34,7 +35,6 @@ CUTS = 20
 CLIENTS = 8
 BETWEEN_S = (0.02, 0.2)  # from one cut to the next
 HEARD_S = 0.05  # for answers that the broker gave before it stood still
-LONG_S = 30.0
 LOOK_S = 0.005
 READ_WHOLE = 50  # of the newest jobs
 SEED = 1

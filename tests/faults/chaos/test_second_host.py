@@ -17,15 +17,14 @@ from tests.faults.chaos.hosts import Network
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, once
-from tests.faults.chaos.test_stopped_worker import unit_of, until
+from tests.faults.chaos.test_stopped_worker import unit_of
 from tests.harness.cluster import Cluster
+from tests.harness.waiting import LONG_S, until_journal
 
 SECOND = "second"
 UNPLUGGED_S = 20.0
 EVERY_S = 0.5
 AROUND_S = 3.0  # under load with the cable in, before and after
-BACK_S = 60.0  # for the kernel to send again what was lost
-LONG_S = 120.0
 TOPOLOGY = """
 cluster: demo
 broker: {{listen: 0.0.0.0}}
@@ -51,7 +50,7 @@ async def runs_on_the_second(client: Client, cluster: Cluster) -> None:
     await client.command("hello", job=(command := client.fresh("c")))
     await client.workflow([once(client.outside, (flow := client.fresh("f")), 0)], flow)
     for job in (command, flow):
-        journal = await until(client.store, job, lambda journal: journal.state.done)
+        journal = await until_journal(client.store, job, lambda journal: journal.state.done)
         assert unit_of(journal) == SECOND
     await drain(cluster, "--undo")
 
@@ -99,7 +98,7 @@ async def test_a_second_host_joins_over_tls_and_comes_back_after_its_cable_was_o
             await asyncio.sleep(UNPLUGGED_S / 2)
         finally:
             host.plug()
-        async with asyncio.timeout(BACK_S):
+        async with asyncio.timeout(LONG_S):
             while SECOND not in await members(client.store):  # noqa: ASYNC110 (nobody tells of it)
                 await asyncio.sleep(0.1)
         await loading

@@ -18,10 +18,10 @@ from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client
 from tests.faults.chaos.outside import Outside
+from tests.harness.waiting import LONG_S
 
 HEADER = "Bearer planted-7f3a9c51d2e84b06"
 KEPT_IN = ("keys", "ticket", "identity.json", "client.json")  # what lies there is meant to be secret
-LONG_S = 60.0
 TOPOLOGY = """
 cluster: demo
 workers: {{count: 2, slots: 2}}

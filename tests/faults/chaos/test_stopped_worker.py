@@ -6,34 +6,25 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from mvmci.jobs.journal import Journal, Lease, status
 from mvmci.journals.reader import load
-from mvmci.store import GONE_S, Store
+from mvmci.store import GONE_S
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client
 from tests.faults.chaos.outside import Outside, again, once
 from tests.faults.chaos.units import alive, pids, sandboxes, signal_all
+from tests.harness.waiting import LONG_S, until_journal, until_true
 
 STOPPED_S = 3 * GONE_S + 1
 ELSEWHERE_S = 25.0  # five times what is promised
-LONG_S = 60.0
-LOOK_S = 0.05
 TOPOLOGY = """
 cluster: demo
 workers: {{count: 3, slots: 2}}
 allow: {{http: ["{allow}"]}}
 """
-
-
-async def until(store: Store, job: str, condition: Callable[[Journal], object]) -> Journal:
-    async with asyncio.timeout(LONG_S):
-        while not condition(journal := await load(store, job)):  # noqa: ASYNC110 (nobody tells of it)
-            await asyncio.sleep(LOOK_S)
-    return journal
 
 
 def unit_of(journal: Journal) -> str:
@@ -61,7 +52,7 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
         done = await asyncio.to_thread(cluster.mvmci, "drain", name)
         assert done.code == 0, done
     await client.command("sleeper", "100", "30", job="ticks")
-    assert unit_of(await until(store, "ticks", lambda journal: journal.state.lease)) == stopped
+    assert unit_of(await until_journal(store, "ticks", lambda journal: journal.state.lease)) == stopped
     for name in others:
         done = await asyncio.to_thread(cluster.mvmci, "drain", name, "--undo")
         assert done.code == 0, done
@@ -74,24 +65,21 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
     began = time.monotonic()
     try:
         journals = [
-            await until(store, job, lambda journal: journal.state.epoch == 2) for job in ("flow", "ticks")
+            await until_journal(store, job, lambda journal: journal.state.epoch == 2)
+            for job in ("flow", "ticks")
         ]
         elsewhere_s = time.monotonic() - began
         assert {unit_of(journal) for journal in journals} <= others
         for job in ("flow", "ticks"):
-            await until(store, job, lambda journal: journal.state.done)
+            await until_journal(store, job, lambda journal: journal.state.done)
         await asyncio.sleep(max(0.0, began + STOPPED_S - time.monotonic()))
         effect.may_go.set()
     finally:
         signal_all(whole, signal.SIGCONT)
 
-    async with asyncio.timeout(LONG_S):
-        while any(map(alive, guests)):  # noqa: ASYNC110 (they are not our children)
-            await asyncio.sleep(LOOK_S)
+    await until_true(lambda: not any(map(alive, guests)))
     log = cluster.folder / "units" / stopped / "log"
-    async with asyncio.timeout(LONG_S):
-        while log.read_text().count("another holder has taken over") < 2:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)
+    await until_true(lambda: log.read_text().count("another holder has taken over") >= 2)
     for job in ("flow", "ticks"):
         journal = await load(store, job)
         assert [one.why for one in journal.records if isinstance(one, Lease)] == ["first", "recovered"]
@@ -107,7 +95,7 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
         done = await asyncio.to_thread(cluster.mvmci, "drain", name)
         assert done.code == 0, done
     await client.command("sleeper", "1", "1", job="afterwards")
-    assert unit_of(await until(store, "afterwards", lambda journal: journal.state.done)) == stopped
+    assert unit_of(await until_journal(store, "afterwards", lambda journal: journal.state.done)) == stopped
     assert pids(cluster.folder)[stopped] == worker
     print(f"both jobs ran elsewhere after {elsewhere_s:.1f} s")
     assert elsewhere_s < ELSEWHERE_S

@@ -18,14 +18,13 @@ from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, again, once
-from tests.faults.chaos.test_stopped_worker import until
 from tests.faults.chaos.units import pids, signal_all
 from tests.harness.cluster import Cluster
 from tests.harness.places import GUESTS, need
 from tests.harness.program import Running, assert_sentence
+from tests.harness.waiting import LONG_S, until_journal
 
 EVERY_S = 0.4
-LONG_S = 120.0
 AWAY_S = 20.0
 DELETIONS, DELETED_S = 3, 3.0
 HOUR = "+3600"
@@ -108,7 +107,7 @@ async def test_clocks_that_jump_an_hour_end_no_job_too_early_too_late_or_twice(
             steps = [once(outside, job, 0), {"sleep": 12_000}, again(outside, job, 1)]
             await client.workflow(steps, job)
         for job in sleepers:
-            await until(client.store, job, lambda journal: journal.state.released)
+            await until_journal(client.store, job, lambda journal: journal.state.released)
         clock.write_text(jump)
         await client.run(4.0, EVERY_S)
         assert await judge(client.store, client.accepted, outside, 40.0) == []

@@ -24,8 +24,8 @@ from mvmci.store import Store
 from mvmci.stores import open_memory
 from tests.harness.guests import ECHO, workflow
 from tests.harness.places import GUESTS
+from tests.harness.waiting import LONG_S
 
-LONG_S = 30.0
 TOKEN = "a-token-of-the-tests"
 
 

@@ -14,7 +14,8 @@ from mvmci.jobs import module
 from mvmci.store import Chunk
 from mvmci.stores import open_memory
 from tests.harness.places import GUESTS
-from tests.parts.api.conftest import LONG_S, TOKEN, Face, Open
+from tests.harness.waiting import LONG_S
+from tests.parts.api.conftest import TOKEN, Face, Open
 
 DEPLOY = "/api/module/deploy"
 START = "/api/workflow/start"

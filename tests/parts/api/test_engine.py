@@ -25,7 +25,8 @@ from mvmci.roles.broker import serve as serve_broker
 from mvmci.stores import open_memory
 from mvmci.stores.nats import ensure, open_cluster
 from tests.conftest import CLUSTER_BYTES
-from tests.parts.api.conftest import LONG_S, Face, Open
+from tests.harness.waiting import LONG_S
+from tests.parts.api.conftest import Face, Open
 
 RUN = "/api/engine/run"
 

@@ -20,7 +20,8 @@ from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores import open_memory
 from tests.harness.places import GUESTS
-from tests.parts.api.conftest import LONG_S, TOKEN, Face, Open
+from tests.harness.waiting import LONG_S
+from tests.parts.api.conftest import TOKEN, Face, Open
 
 START = "/api/workflow/start"
 

@@ -20,9 +20,9 @@ from mvmci.engines.embedded.limits import LimitReached
 from mvmci.errors import BadWorkspace, NotFound, StoreFull, Usage
 from mvmci.jobs import tree
 from mvmci.jobs.tree import TreeEntry
+from tests.harness.waiting import LONG_S
 
 UID = 64124
-AWAITED_S_MAX = 30.0
 
 
 class Kept:
@@ -317,14 +317,14 @@ async def test_a_walk_that_is_cancelled_is_over_before_its_descriptor_is_closed(
 
     def finish(root: int, value: tree.Tree, owner: int | None) -> object:
         entered.set()
-        go.wait(AWAITED_S_MAX)
+        go.wait(LONG_S)
         seen.append(os.fstat(root).st_ino)
         return original(root, value, owner)
 
     original = workspace._finish
     monkeypatch.setattr(workspace, "_finish", finish)
     laying = asyncio.create_task(workspace.materialise(links, target, blobs))
-    await asyncio.to_thread(entered.wait, AWAITED_S_MAX)
+    await asyncio.to_thread(entered.wait, LONG_S)
     for _ in range(2):
         laying.cancel()
         await asyncio.wait([laying], timeout=0.05)

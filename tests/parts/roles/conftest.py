@@ -15,15 +15,11 @@ from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
 from mvmci.engines.server import Executor, serve
 from mvmci.jobs.allow import Allow
-from mvmci.jobs.journal import Journal
-from mvmci.journals.reader import load
 from mvmci.roles.worker import Worker
 from mvmci.store import About
 from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
 from tests.conftest import CLUSTER_BYTES
 
-LONG_S = 60.0
-LOOK_S = 0.02
 ALLOW = Allow(http=("http://127.0.0.1:*/*",))
 
 
@@ -99,16 +95,3 @@ async def place(broker_url: str, host_root: Path) -> AsyncIterator[Place]:
 @pytest.fixture
 async def client(place: Place) -> Cluster:
     return await place.join("client", announce=False)
-
-
-async def until(cluster: Cluster, job: str, condition: Callable[[Journal], bool]) -> Journal:
-    """The journal of `job`, once it is as `condition` wants it."""
-    async with asyncio.timeout(LONG_S):
-        while not condition(journal := await load(cluster.store, job)):  # noqa: ASYNC110 (nobody tells of it)
-            await asyncio.sleep(LOOK_S)
-    return journal
-
-
-async def ended(cluster: Cluster, job: str) -> Journal:
-    """The journal of `job`, once it has its last record."""
-    return await until(cluster, job, lambda journal: journal.state.done is not None)

@@ -16,8 +16,9 @@ from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store
 from mvmci.stores.nats import Cluster
+from tests.harness.waiting import LONG_S, LOOK_S, until_done, until_journal
 from tests.harness.world import Counting, script_spec
-from tests.parts.roles.conftest import ALLOW, LONG_S, LOOK_S, Place, ended, until
+from tests.parts.roles.conftest import ALLOW, Place
 
 
 async def reasoned(store: Store, job: str, reason: str) -> None:
@@ -35,7 +36,7 @@ async def test_a_job_runs_on_an_executor_and_says_who_sent_it(place: Place, clie
     await place.executor("x1")
     await place.remote_worker("w1")
     await submit(client.store, await script_spec(client.store, "j", [{"now": True}]))
-    summary = await summary_of(client.store, await ended(client, "j"))
+    summary = await summary_of(client.store, await until_done(client.store, "j"))
     assert (summary.status, summary.worker, summary.executor) == ("succeeded", "w1", "x1")
 
 
@@ -46,7 +47,7 @@ async def test_without_an_executor_a_job_waits_says_so_and_begins_when_one_comes
     await submit(client.store, await script_spec(client.store, "j", []))
     await reasoned(client.store, "j", "waiting: no executor is there")
     await place.executor("x1")
-    assert status((await ended(client, "j")).state)[0] == "succeeded"
+    assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
 
 
 async def test_full_executors_are_passed_over_and_a_job_waits_while_all_are(
@@ -59,14 +60,14 @@ async def test_full_executors_are_passed_over_and_a_job_waits_while_all_are(
         for job in ("a", "b"):
             await submit(client.store, await script_spec(client.store, job, [post, {"sleep": 4_000}]))
         for job in ("a", "b"):
-            await until(client, job, lambda journal: journal.state.lease is not None)
+            await until_journal(client.store, job, lambda journal: journal.state.lease is not None)
         assert [executor.free for executor in executors] == [0, 0], "each has one"
         with pytest.raises(Full):
             await executors[0].take(RunRequest(job="c", worker="w1"))
         await submit(client.store, await script_spec(client.store, "c", [post]))
         await reasoned(client.store, "c", "waiting: executors busy")
         for job in ("a", "b", "c"):
-            assert status((await ended(client, job)).state)[0] == "succeeded"
+            assert status((await until_done(client.store, job)).state)[0] == "succeeded"
         assert server.counts == {"POST /x": 3}
 
 
@@ -76,12 +77,12 @@ async def test_many_short_jobs_go_through_few_slots(place: Place, client: Cluste
     await place.remote_worker("w1", slots=8)
     jobs = [f"j{number}" for number in range(40)]
     await submit(client.store, await script_spec(client.store, "warm", []))
-    await ended(client, "warm")
+    await until_done(client.store, "warm")
     async with asyncio.timeout(LONG_S / 2):
         for job in jobs:
             await submit(client.store, await script_spec(client.store, job, []))
         for job in jobs:
-            journal = await ended(client, job)
+            journal = await until_done(client.store, job)
             assert status(journal.state)[0] == "succeeded"
             assert len(leases(journal)) == 1
 
@@ -98,11 +99,11 @@ async def test_a_job_whose_executor_is_killed_goes_on_on_another(place: Place, c
         posts = [{"http": {"url": f"{server.url}/{name}", "method": "POST"}} for name in "ab"]
         steps = [posts[0], {"sleep": 3_000}, posts[1]]
         await submit(client.store, await script_spec(client.store, "j", steps))
-        await until(client, "j", lambda journal: journal.state.results > 0)
+        await until_journal(client.store, "j", lambda journal: journal.state.results > 0)
         dying.kill()
         await dying.wait()
         await place.executor("x2")
-        journal = await ended(client, "j")
+        journal = await until_done(client.store, "j")
         assert status(journal.state)[0] == "succeeded"
         assert [(lease.unit, lease.why) for lease in leases(journal)] == [
             ("x1", "first"),
@@ -119,7 +120,7 @@ async def test_an_executor_goes_on_when_its_worker_leaves_and_the_next_one_follo
     remote = await open_remote(cluster, "broker")
     await submit(client.store, await script_spec(client.store, "j", [{"sleep": 3_000}]))
     sent = asyncio.create_task(remote.run("j"))
-    await until(client, "j", lambda journal: journal.state.lease is not None)
+    await until_journal(client.store, "j", lambda journal: journal.state.lease is not None)
     remote.drain()
     assert (await sent).kind == "released", "its hint is for another worker"
     await remote.close()
@@ -135,11 +136,11 @@ async def test_an_executor_that_drains_lets_workflows_go_to_another(place: Place
     draining = await place.executor("x1")
     await place.remote_worker("w1")
     await submit(client.store, await script_spec(client.store, "j", [{"sleep": 9_000}, {"now": True}]))
-    await until(client, "j", lambda journal: journal.state.lease is not None)
+    await until_journal(client.store, "j", lambda journal: journal.state.lease is not None)
     await place.executor("x2")
     async with asyncio.timeout(LONG_S):
         await draining.drain()
-    journal = await ended(client, "j")
+    journal = await until_done(client.store, "j")
     assert [lease.unit for lease in leases(journal)] == ["x1", "x2"]
     assert journal.state.attempts == 1
 
@@ -163,7 +164,7 @@ async def test_a_word_that_is_lost_is_made_up_for_by_asking_again(
     door._leaving.clear()
     await door.open()
     await submit(client.store, await script_spec(client.store, "j", []))
-    await ended(client, "j")
+    await until_done(client.store, "j")
     async with asyncio.timeout(LONG_S):
         while worker._at_work:  # noqa: ASYNC110 (nobody tells of it)
             await asyncio.sleep(LOOK_S)
@@ -185,7 +186,7 @@ async def test_a_worker_that_reaches_no_executor_leaves_its_jobs_to_one_that_doe
                 break
             await asyncio.sleep(LOOK_S)
     await place.remote_worker("w2", slots=1)
-    journal = await ended(client, "j")
+    journal = await until_done(client.store, "j")
     assert [(lease.unit, lease.worker) for lease in leases(journal)] == [("x1", "w2")]
 
 
@@ -201,9 +202,9 @@ async def test_a_worker_switches_to_another_engine_and_loses_nothing(place: Plac
         for job in jobs:
             steps = [post, {"sleep": 1_000}, post]
             await submit(client.store, await script_spec(client.store, job, steps))
-        await until(client, "j0", lambda journal: journal.state.results > 0)
+        await until_journal(client.store, "j0", lambda journal: journal.state.results > 0)
         await worker.switch(await open_remote(cluster, "broker"), within_s=LONG_S)
-        journals = [await ended(client, job) for job in jobs]
+        journals = [await until_done(client.store, job) for job in jobs]
         assert {status(journal.state)[0] for journal in journals} == {"succeeded"}
         units = [lease.unit for journal in journals for lease in leases(journal)]
         assert set(units) == {"w1", "x1"}
@@ -211,7 +212,7 @@ async def test_a_worker_switches_to_another_engine_and_loses_nothing(place: Plac
             open_embedded(cluster.store, place.root, allow=lambda: ALLOW, slots=2), within_s=LONG_S
         )
         await submit(client.store, await script_spec(client.store, "back", []))
-        journal = await ended(client, "back")
+        journal = await until_done(client.store, "back")
         assert [lease.unit for lease in leases(journal)] == ["w1"]
         assert server.counts == {"POST /x": 12}
 
@@ -226,8 +227,8 @@ async def test_what_does_not_end_in_time_is_let_go_at_a_switch_and_goes_on(
     await place.executor("x1")
     spec = await script_spec(client.store, "j", [{"sleep": 5_000}])
     await submit(client.store, spec)
-    await until(client, "j", lambda journal: journal.state.lease is not None)
+    await until_journal(client.store, "j", lambda journal: journal.state.lease is not None)
     await worker.switch(await open_remote(cluster, "broker"), within_s=0)
-    journal = await ended(client, "j")
+    journal = await until_done(client.store, "j")
     assert status(journal.state)[0] == "succeeded"
     assert [lease.unit for lease in leases(journal)] == ["w1", "x1"]

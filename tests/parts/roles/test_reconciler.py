@@ -28,8 +28,9 @@ from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler, needs
 from mvmci.stores.nats import Cluster, maintain
 from tests.conftest import CLUSTER_BYTES
+from tests.harness.waiting import LONG_S, until_done, until_journal
 from tests.harness.world import script_spec
-from tests.parts.roles.conftest import LONG_S, Place, ended, until
+from tests.parts.roles.conftest import Place
 
 HOUR_MS = 3_600_000
 NOW_MS = 10 * HOUR_MS
@@ -107,7 +108,7 @@ async def test_a_job_whose_hint_was_taken_by_somebody_who_died_is_run(
     await submit(client.store, await script_spec(client.store, "j", []))
     assert await client.store.hints.pull("default", wait_s=LONG_S) is not None  # and it dies
     await place.worker("w1")
-    assert status((await ended(client, "j")).state)[0] == "succeeded"
+    assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
     assert reconciler.counts.said >= 1
 
 
@@ -130,7 +131,7 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     assert (await load(client.store, "j")).state.epoch == 1  # it lives, as far as anybody can tell
     await _die(dead)
     killed = time.monotonic()
-    journal = await until(client, "j", lambda journal: journal.state.done is not None)
+    journal = await until_journal(client.store, "j", lambda journal: journal.state.done is not None)
     assert time.monotonic() - killed < 5 * 5
     assert status(journal.state)[0] == "succeeded"
     assert journal.state.epoch == 2
@@ -141,11 +142,11 @@ async def test_a_sleeper_whose_timer_was_lost_wakes_all_the_same(
 ) -> None:
     await place.worker("w1")
     await submit(client.store, await script_spec(client.store, "j", [{"sleep": 12_000}]))
-    await until(client, "j", lambda journal: journal.state.released is not None)
+    await until_journal(client.store, "j", lambda journal: journal.state.released is not None)
     plane = reconciler.cluster
     await plane.link.api(f"STREAM.DELETE.{plane.layout.hints}")
     await maintain(plane.link, plane.layout, CLUSTER_BYTES, 60_000, ("default", "other"))
-    assert status((await ended(client, "j")).state)[0] == "succeeded"
+    assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
 
 
 async def test_every_job_ends_although_all_hints_are_deleted(
@@ -163,7 +164,7 @@ async def test_every_job_ends_although_all_hints_are_deleted(
     await maintain(plane.link, plane.layout, CLUSTER_BYTES, 60_000, ("default", "other"))
     await place.worker("w1")
     for job in jobs:
-        assert status((await ended(client, job)).state)[0] == "succeeded"
+        assert status((await until_done(client.store, job)).state)[0] == "succeeded"
 
 
 async def test_a_cancelled_job_that_nobody_holds_gets_its_end(
@@ -171,7 +172,7 @@ async def test_a_cancelled_job_that_nobody_holds_gets_its_end(
 ) -> None:
     await submit(client.store, await script_spec(client.store, "j", []))
     await append(client, "j", CANCEL)
-    done = (await ended(client, "j")).state.done
+    done = (await until_done(client.store, "j")).state.done
     assert done is not None
     assert (done.status, done.reason) == ("cancelled", "cancelled by me")
 
@@ -181,7 +182,7 @@ async def test_a_job_that_is_over_its_time_ends_although_there_is_no_worker(
 ) -> None:
     await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=1000)))
     await append(client, "j", lease(at=1))
-    done = (await ended(client, "j")).state.done
+    done = (await until_done(client.store, "j")).state.done
     assert done is not None
     assert done.status == "timed_out"
 
@@ -193,7 +194,7 @@ async def test_two_reconcilers_write_one_end(place: Place, client: Cluster, reco
         await submit(client.store, await script_spec(client.store, f"j{number}", []))
         await append(client, f"j{number}", CANCEL)
     for number in range(10):
-        journal = await ended(client, f"j{number}")
+        journal = await until_done(client.store, f"j{number}")
         assert journal.state.corrupt is None
     await asyncio.sleep(1)
     assert reconciler.counts.ended + other.counts.ended == 10

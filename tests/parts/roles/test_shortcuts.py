@@ -18,8 +18,9 @@ from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler
 from mvmci.stores.nats import Cluster
 from tests.harness.places import ROOT
+from tests.harness.waiting import LONG_S, until_done
 from tests.harness.world import Counting, script_spec
-from tests.parts.roles.conftest import LONG_S, Place, ended
+from tests.parts.roles.conftest import Place
 
 JOBS = 200
 KILLS = 4
@@ -67,14 +68,14 @@ async def test_workers_that_die_among_many_short_jobs_lose_none_and_end_none_twi
     first = await script_spec(client.store, "compiles", [])
     worker = await start(place, "w0")
     await submit(client.store, first)
-    await ended(client, "compiles")
+    await until_done(client.store, "compiles")
     await asyncio.gather(*(submit(client.store, spec) for spec in specs))
     for kill in range(KILLS):
         await some_end(client, JOBS // 10)
         worker.send_signal(signal.SIGKILL)
         await worker.wait()
         worker = await start(place, f"w{kill + 1}")
-    journals = [await ended(client, job) for job in jobs]
+    journals = [await until_done(client.store, job) for job in jobs]
     worker.send_signal(signal.SIGKILL)
     await worker.wait()
     running.cancel()
@@ -103,7 +104,7 @@ async def test_ends_that_waited_for_each_other_when_their_worker_died_come_again
     untold = [spec.id for spec, state in zip(specs, states, strict=True) if not (state.lease or state.done)]
     assert len(untold) >= JOBS // 4
     await place.worker("w1")
-    journals = {spec.id: await ended(client, spec.id) for spec in specs}
+    journals = {spec.id: await until_done(client.store, spec.id) for spec in specs}
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert {status(journal.state)[0] for journal in journals.values()} == {"succeeded"}
@@ -126,7 +127,7 @@ async def test_submits_that_were_cut_off_are_sent_again_and_exist_once(place: Pl
         await place.worker("w1")
         await asyncio.gather(*(submit(client.store, spec) for spec in specs))
         for spec in specs:
-            journal = await ended(client, spec.id)
+            journal = await until_done(client.store, spec.id)
             assert status(journal.state)[0] == "succeeded"
             assert (await load(client.store, spec.id)).state.epoch == 1
         assert server.counts == {"POST /once": len(specs)}

@@ -9,12 +9,13 @@ import pytest
 
 from mvmci.errors import MvmciError
 from mvmci.jobs.job import Limits
-from mvmci.jobs.journal import Cancel, Intent, Lease, Released, Result, status
+from mvmci.jobs.journal import Cancel, Intent, Lease, Released, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.stores.nats import Cluster
+from tests.harness.waiting import LONG_S, until_done, until_journal
 from tests.harness.world import Counting, script_spec
-from tests.parts.roles.conftest import LONG_S, Place, ended, until
+from tests.parts.roles.conftest import Place
 from tests.parts.roles.test_reconciler import append
 
 
@@ -23,7 +24,7 @@ async def test_a_job_that_is_submitted_is_run_to_its_end_and_its_hint_is_used_up
 ) -> None:
     await place.worker("w1")
     await submit(client.store, await script_spec(client.store, "j", [{"now": True}]))
-    journal = await ended(client, "j")
+    journal = await until_done(client.store, "j")
     assert status(journal.state)[0] == "succeeded"
     assert journal.state.lease is not None
     assert journal.state.lease.unit == "w1"
@@ -41,7 +42,7 @@ async def test_several_workers_share_the_jobs_and_none_runs_twice(place: Place, 
         for job in jobs:
             steps = [{"http": {"url": f"{server.url}/{job}", "method": "POST"}}, {"sleep": 200}]
             await submit(client.store, await script_spec(client.store, job, steps))
-        journals = [await ended(client, job) for job in jobs]
+        journals = [await until_done(client.store, job) for job in jobs]
         assert {status(journal.state)[0] for journal in journals} == {"succeeded"}
         assert len({journal.state.lease.unit for journal in journals if journal.state.lease}) > 1
         assert set(server.counts.values()) == {1}
@@ -54,11 +55,11 @@ async def test_a_worker_takes_no_more_hints_than_it_has_slots(place: Place, clie
             client.store,
             await script_spec(client.store, job, [{"sleep": 60_000_000}] * 0 or [{"sleep": 3000}]),
         )
-    await until(client, "a", lambda journal: journal.state.lease is not None)
+    await until_journal(client.store, "a", lambda journal: journal.state.lease is not None)
     members = await client.store.presence.members()
     assert max(len(member.keeps) for member in members) <= 1
     assert (await load(client.store, "b")).state.lease is None
-    await ended(client, "b")
+    await until_done(client.store, "b")
 
 
 async def test_a_job_that_was_cancelled_before_its_hint_came_does_nothing(
@@ -86,13 +87,13 @@ async def test_a_hint_that_was_fetched_ahead_is_not_kept_behind_a_long_job(
     first = await place.worker("w1", slots=1)
     for number in range(3):
         await submit(client.store, await script_spec(client.store, f"short-{number}", []))
-        await ended(client, f"short-{number}")
+        await until_done(client.store, f"short-{number}")
     first._prefetch.jobs_are_short.set()  # as after many jobs that were shorter still
     await submit(client.store, await script_spec(client.store, "long", [{"sleep": 8000}]))
-    await until(client, "long", lambda journal: journal.state.lease is not None)
+    await until_journal(client.store, "long", lambda journal: journal.state.lease is not None)
     await submit(client.store, await script_spec(client.store, "j", []))
     await place.worker("w2")
-    journal = await ended(client, "j")
+    journal = await until_done(client.store, "j")
     assert journal.state.lease is not None
     assert journal.state.lease.unit == "w2"
     assert (await load(client.store, "long")).state.done is None
@@ -105,13 +106,13 @@ async def test_draining_hands_a_workflow_to_another_worker_at_its_next_effect(
     async with Counting().serve() as server:
         post = {"http": {"url": f"{server.url}/x", "method": "POST"}}
         await submit(client.store, await script_spec(client.store, "j", [post, {"sleep": 9000}, post]))
-        await until(client, "j", lambda journal: any(isinstance(one, Result) for one in journal.records))
+        await until_journal(client.store, "j", lambda journal: journal.state.results > 0)
         await asyncio.wait_for(worker.drain(), LONG_S)
         state = (await load(client.store, "j")).state
         assert state.released is not None
         assert state.released.why == "drain"
         await place.worker("w2")
-        journal = await ended(client, "j")
+        journal = await until_done(client.store, "j")
         assert status(journal.state)[0] == "succeeded"
         assert [one.why for one in journal.records if isinstance(one, Lease)] == ["first", "resumed"]
         assert journal.state.attempts == 1
@@ -125,16 +126,16 @@ async def test_a_worker_that_drained_takes_nothing_until_it_resumes(place: Place
     await asyncio.sleep(1)
     assert (await load(client.store, "j")).state.lease is None
     worker.resume()
-    assert status((await ended(client, "j")).state)[0] == "succeeded"
+    assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
 
 
 async def test_a_long_sleep_frees_the_slot_and_its_timer_wakes_the_job(place: Place, client: Cluster) -> None:
     await place.worker("w1", slots=1)
     await submit(client.store, await script_spec(client.store, "sleeper", [{"sleep": 11_000}]))
-    await until(client, "sleeper", lambda journal: journal.state.released is not None)
+    await until_journal(client.store, "sleeper", lambda journal: journal.state.released is not None)
     await submit(client.store, await script_spec(client.store, "other", []))
-    await ended(client, "other")
-    journal = await ended(client, "sleeper")
+    await until_done(client.store, "other")
+    journal = await until_done(client.store, "sleeper")
     (released,) = [one for one in journal.records if isinstance(one, Released)]
     (intent,) = [one for one in journal.records if isinstance(one, Intent)]
     assert released.until == intent.at + 11_000
@@ -157,5 +158,5 @@ async def test_a_failure_of_the_host_puts_the_job_off_and_ends_nothing(
 
     monkeypatch.setattr(worker.engine, "run", fail_once)
     await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=60_000)))
-    assert status((await ended(client, "j")).state)[0] == "succeeded"
+    assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
     assert failures == ["j"]

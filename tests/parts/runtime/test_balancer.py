@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from mvmci.errors import Usage
 from mvmci.roles.balancer import configuration, find_haproxy
 from mvmci.system.ports import free_port
 from tests.harness.places import need
+from tests.harness.waiting import LONG_S, until_true
 
 ORDER = b'{"job": "j"}'
-WITHIN_S = 20.0
 
 
 class Backend:
@@ -110,7 +110,7 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
     try:
         async with ClientSession() as session:
             front = Front(f"http://127.0.0.1:{port}", session)
-            await until(lambda: process.poll() is not None or answers(port))
+            await until_true(lambda: process.poll() is not None or answers(port))
             assert process.poll() is None, (tmp_path / "log").read_text()
             executable = os.readlink(f"/proc/{process.pid}/exe")
             assert executable == os.path.realpath(find_haproxy())  # and none around it
@@ -119,7 +119,7 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
                 answer.close()
     finally:
         process.terminate()
-        process.wait(WITHIN_S)
+        process.wait(LONG_S)
         for backend in backends:
             await backend.close()
 
@@ -127,13 +127,6 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-async def until(true: Callable[[], Any]) -> None:
-    end = time.monotonic() + WITHIN_S
-    while not true():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
 
 
 async def test_each_job_goes_to_the_executor_that_has_the_fewest(tmp_path: Path) -> None:
@@ -161,7 +154,7 @@ async def test_when_all_are_full_the_worker_hears_so_until_one_is_not(tmp_path: 
         refused = front.answers[-1]
         assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
         backends[0].done.set()  # slots are free again
-        await until(lambda: backends[0].running == 0)
+        await until_true(lambda: backends[0].running == 0)
         assert await front.order() == 200
 
 
@@ -190,7 +183,7 @@ async def test_an_executor_that_dies_is_passed_over_and_taken_back(tmp_path: Pat
         async def comes_back() -> bool:
             return await front.order() == 200 and dying.taken > before
 
-        end = time.monotonic() + WITHIN_S
+        end = time.monotonic() + LONG_S
         while not await comes_back():
             assert time.monotonic() < end
             await asyncio.sleep(0.1)
@@ -203,7 +196,7 @@ async def test_who_follows_a_job_on_an_executor_that_fell_silent_hears_of_it(tmp
         assert silent.running == 1
         silent.healthy = False
         cut = front.answers[0]
-        async with asyncio.timeout(WITHIN_S):
+        async with asyncio.timeout(LONG_S):
             with pytest.raises(ClientError):
                 await cut.content.read()
         assert await front.order() == 200

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +27,10 @@ from mvmci.runtimes.local import supervisor
 from mvmci.runtimes.local.runtime import Local
 from mvmci.system import ports
 from mvmci.system.processes import Known, open_alive, this_process
+from tests.harness.waiting import LONG_S, until_true
 
 PROGRAM = Path(__file__).parent / "program.py"
 PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
-ANSWER_S_MAX = 60
-POLL_S = 0.01
 
 
 def unit(name: str, *options: str, role: Role = "worker") -> Unit:
@@ -83,18 +82,12 @@ class Place:
     async def runs(self, *units: Unit, attached: bool = False) -> None:
         """Apply, and wait until each has begun."""
         await self.local.apply(units, attached=attached)
-        await until(lambda: {one.name for one in units} <= set(self.alive()))
+        await until_true(lambda: {one.name for one in units} <= set(self.alive()))
 
     def alive(self) -> dict[str, int]:
         """The units whose process runs and has begun, as they say themselves."""
         pids = {status.pid for status in self.local.units()}
         return {one.name: one.pid for one in self.said() if one.pid in pids and one.what == "began"}
-
-
-async def until(there: Callable[[], object]) -> None:
-    async with asyncio.timeout(ANSWER_S_MAX):
-        while not there():  # noqa: ASYNC110 (it is told by files)
-            await asyncio.sleep(POLL_S)
 
 
 def gone(pid: int) -> bool:
@@ -121,7 +114,7 @@ async def place(tmp_path: Path, pace: dict[str, Any]) -> AsyncIterator[Place]:
         if (pidfd := open_alive(known)) is not None:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             os.close(pidfd)
-    await until(lambda: all(gone(one.pid) for one in place.said()))
+    await until_true(lambda: all(gone(one.pid) for one in place.said()))
 
 
 # ---- Starting
@@ -165,14 +158,16 @@ async def test_another_plan_touches_only_what_it_changes(place: Place) -> None:
     states = {status.name: status.state for status in place.local.units()}
     assert states["w-1"] == "starting"
     assert states.get("w-3") in ("draining", "down", None)
-    await until(lambda: len(place.began("w-2")) == 2 and place.began("w-4") and "w-3" not in place.pids())
+    await until_true(
+        lambda: len(place.began("w-2")) == 2 and place.began("w-4") and "w-3" not in place.pids()
+    )
     after = place.pids()
     assert list(after) == ["broker-1", "plane-1", "w-1", "w-2", "w-4"]
     assert {name for name in after if after[name] == before.get(name)} == {"broker-1", "plane-1", "w-1"}
     assert {status.restarts for status in place.local.units()} == {0}
     # The same again, whose way out takes time: never two processes of one name.
     await place.local.apply((BROKER, PLANE, W1, W2, added))
-    await until(lambda: len(place.began("w-2")) == 3)
+    await until_true(lambda: len(place.began("w-2")) == 3)
     told = [one.what for one in place.said() if one.name == "w-2"]
     assert told == ["began", "asked", "ended"] * 2 + ["began"]
 
@@ -181,10 +176,10 @@ async def test_a_unit_that_is_wanted_again_while_it_leaves_comes_back(place: Pla
     slow = unit("w-1", "--leave", "0.5")
     await place.runs(*CLUSTER[:2], slow)
     await place.local.apply(CLUSTER[:2])
-    await until(lambda: "w-1 asked" in place.order())
+    await until_true(lambda: "w-1 asked" in place.order())
     assert place.status("w-1").state == "draining"
     await place.local.apply((*CLUSTER[:2], slow))
-    await until(lambda: len(place.began("w-1")) == 2)
+    await until_true(lambda: len(place.began("w-1")) == 2)
     assert [one.what for one in place.said() if one.name == "w-1"] == ["began", "asked", "ended", "began"]
 
 
@@ -207,7 +202,7 @@ async def test_a_killed_unit_comes_back_under_its_name_and_no_other_is_touched(p
     await place.runs(*CLUSTER)
     before = place.pids()
     os.kill(before["w-1"] or 0, signal.SIGKILL)
-    await until(lambda: len(place.began("w-1")) == 2)
+    await until_true(lambda: len(place.began("w-1")) == 2)
     after = place.pids()
     assert after.pop("w-1") != before.pop("w-1")
     assert after == before
@@ -219,7 +214,7 @@ async def test_a_killed_unit_comes_back_under_its_name_and_no_other_is_touched(p
 
 async def test_the_pauses_between_crashes_double_up_to_the_longest(place: Place) -> None:
     await place.local.apply([unit("w-1", "--exit", "3")])
-    await until(lambda: len(place.began("w-1")) == 7)
+    await until_true(lambda: len(place.began("w-1")) == 7)
     times = [one.at for one in place.began("w-1")]
     pauses = [later - earlier for earlier, later in itertools.pairwise(times[:7])]
     for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.4, 0.4, 0.4], strict=True):
@@ -231,7 +226,7 @@ async def test_the_pauses_between_crashes_double_up_to_the_longest(place: Place)
 @pytest.mark.parametrize("pace", [PACE | {"first_pause_s": 0.01, "healthy_s": 0.3}], ids=[""])
 async def test_a_unit_that_lived_well_is_started_again_at_once(place: Place) -> None:
     await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.4")])
-    await until(lambda: len(place.began("w-1")) == 8)
+    await until_true(lambda: len(place.began("w-1")) == 8)
     log = (place.folder / "units" / "w-1" / "log").read_text()
     assert log.count("it is started again in 0.01 s") >= 7
 
@@ -239,7 +234,7 @@ async def test_a_unit_that_lived_well_is_started_again_at_once(place: Place) -> 
 async def test_a_unit_whose_credential_is_refused_stays_down_and_says_why(place: Place) -> None:
     refused = unit("w-1", "--exit", "7", "--print", "Error: the credential of w-1 was revoked")
     await place.local.apply([BROKER, refused])
-    await until(lambda: place.local.units() and place.status("w-1").reason)
+    await until_true(lambda: place.local.units() and place.status("w-1").reason)
     status = place.status("w-1")
     assert (status.state, status.pid, status.last_exit) == ("down", None, 7)
     assert status.reason == "the credential of w-1 was revoked"
@@ -247,17 +242,17 @@ async def test_a_unit_whose_credential_is_refused_stays_down_and_says_why(place:
     assert len(place.began("w-1")) == 1
     # Whoever applies the plan again has seen to it.
     await place.local.apply([BROKER, refused])
-    await until(lambda: len(place.began("w-1")) == 2)
+    await until_true(lambda: len(place.began("w-1")) == 2)
 
 
 async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Place) -> None:
     await place.local.apply([unit("w-1", "--print", "Error: of the first")])
-    await until(lambda: place.began("w-1"))
+    await until_true(lambda: place.began("w-1"))
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
-    await until(lambda: place.status("w-1").reason)
+    await until_true(lambda: place.status("w-1").reason)
     assert place.status("w-1").reason == "of the first"
     await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.3")])
-    await until(lambda: place.status("w-1").last_exit == 3)
+    await until_true(lambda: place.status("w-1").last_exit == 3)
     assert place.status("w-1").reason == "ended with exit code 3"
 
 
@@ -272,7 +267,7 @@ async def test_a_program_that_cannot_be_started_is_tried_again_too(tmp_path: Pat
     def statuses() -> list[UnitStatus]:
         return msgspec.json.decode(files.units.read_bytes(), type=supervisor.Observed).units
 
-    await until(lambda: files.units.exists() and statuses()[0].restarts == 2)
+    await until_true(lambda: files.units.exists() and statuses()[0].restarts == 2)
     assert statuses()[0].reason == "it cannot be started: No such file or directory"
     os.kill(os.getpid(), signal.SIGTERM)
     await here
@@ -284,7 +279,7 @@ async def test_a_unit_that_is_stopped_by_a_signal_is_left_alone_and_can_leave(pl
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(3 * PACE["longest_pause_s"])
     assert (place.status("w-1").pid, place.status("w-1").restarts) == (pid, 0)
-    assert await place.local.stop(grace_s=ANSWER_S_MAX)
+    assert await place.local.stop(grace_s=LONG_S)
     assert place.order() == ["w-1 began", "w-1 asked", "w-1 ended"]
 
 
@@ -325,17 +320,17 @@ async def test_who_does_not_listen_is_asked_again_and_then_killed(place: Place) 
 
 async def test_a_second_stop_hurries_the_first(place: Place) -> None:
     await place.runs(BROKER, unit("w-1", "--stubborn", "1"))
-    first = asyncio.create_task(place.local.stop(grace_s=ANSWER_S_MAX))
-    await until(lambda: "w-1 asked" in place.order())
+    first = asyncio.create_task(place.local.stop(grace_s=LONG_S))
+    await until_true(lambda: "w-1 asked" in place.order())
     start = time.monotonic()
-    await asyncio.gather(first, place.local.stop(grace_s=ANSWER_S_MAX))
-    assert time.monotonic() - start < ANSWER_S_MAX / 2
+    await asyncio.gather(first, place.local.stop(grace_s=LONG_S))
+    assert time.monotonic() - start < LONG_S / 2
     assert place.order()[-1] == "broker-1 ended"
 
 
 async def test_a_unit_in_its_pause_is_stopped_at_once(place: Place) -> None:
     await place.local.apply([unit("w-1", "--exit", "3")])
-    await until(lambda: place.local.units() and place.status("w-1").restarts >= 3)
+    await until_true(lambda: place.local.units() and place.status("w-1").restarts >= 3)
     assert await place.local.stop()
 
 
@@ -346,7 +341,7 @@ async def test_no_unit_outlives_a_killed_supervisor(place: Place) -> None:
     await place.runs(*CLUSTER)
     pids = [pid for pid in place.pids().values() if pid]
     os.kill(place.supervisor(), signal.SIGKILL)
-    await until(lambda: all(gone(pid) for pid in pids))
+    await until_true(lambda: all(gone(pid) for pid in pids))
     assert len(pids) == 4
     # Its files are still there, and believed by nobody.
     assert (place.local.planned(), place.local.units()) == ((), [])
@@ -360,7 +355,7 @@ async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
     before = place.local.units()
     here = (place.folder / "supervisor.json").read_bytes()
     with pytest.raises(LockHeld):
-        async with asyncio.timeout(ANSWER_S_MAX):
+        async with asyncio.timeout(LONG_S):
             await supervisor.supervise(place.folder, ["/bin/true"], {}, ready=lambda: None)
     (place.folder / "supervisor.json").unlink()  # and not because a file says so
     with pytest.raises(MvmciError, match="supervisor ended with exit code"):
@@ -423,10 +418,10 @@ async def test_what_is_attached_is_stopped_when_the_process_that_started_it_dies
         assert up.stdout is not None
         up.stdin.write(f"{how}\n")
         assert up.stdout.readline() == "applied\n"
-        await until(lambda: place.began("w-1"))
+        await until_true(lambda: place.began("w-1"))
         up.kill()
     if how == "attached":
-        await until(lambda: "w-1 ended" in place.order())
+        await until_true(lambda: "w-1 ended" in place.order())
         await place.local.ended()
     else:
         await asyncio.sleep(0.3)
@@ -442,18 +437,18 @@ async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
 ) -> None:
     await place.runs(unit("w-1", "--print", "hello"))
     log = place.folder / "units" / "w-1" / "log"
-    await until(lambda: log.read_text() == "hello\n")
+    await until_true(lambda: log.read_text() == "hello\n")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
-    await until(lambda: log.read_text().count("hello\n") == 2)
+    await until_true(lambda: log.read_text().count("hello\n") == 2)
     with log.open("ab") as file:
         file.truncate(supervisor.LOG_BYTES_MAX + 1)
-    await until(lambda: log.stat().st_size == 0)
+    await until_true(lambda: log.stat().st_size == 0)
     kept = log.with_name("log.1")
     assert kept.stat().st_size == supervisor.LOG_BYTES_MAX + 1
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
-    await until(lambda: log.read_text().endswith("hello\n"))
+    await until_true(lambda: log.read_text().endswith("hello\n"))
     assert log.stat().st_size < 200  # what is open goes on at the new end
 
 
@@ -524,7 +519,7 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     await place.runs(balancer, W1)
     assert [one.state for one in place.local.units()] == ["ready", "starting"]
     await place.local.apply((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
-    await until(lambda: "b-2 began" in place.order())
+    await until_true(lambda: "b-2 began" in place.order())
     assert [one.name for one in place.local.units()] == ["b-2"]
     assert place.local.units()[0].state == "starting"
 

@@ -17,8 +17,7 @@ from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer
 from mvmci.stores.memory import Memory
 from tests.harness import guests
-
-AWAITED_S_MAX = 30.0
+from tests.harness.waiting import LONG_S
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ async def kill(nursery: ForkServer) -> None:
     """Kill the zygote, as the kernel does when memory is short, and wait until that is known."""
     child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
     os.kill(nursery._process.pid, signal.SIGKILL)
-    async with asyncio.timeout(AWAITED_S_MAX):
+    async with asyncio.timeout(LONG_S):
         await child.wait()
 
 

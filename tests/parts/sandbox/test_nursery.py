@@ -16,9 +16,9 @@ from mvmci.jobs import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer, NoSlot, NurseryDied
+from tests.harness.waiting import LONG_S
 
 MESSAGES_MAX = 100_000
-AWAITED_S_MAX = 30.0
 PROFILE = Profile(name="workflow", uid=None)
 
 
@@ -89,7 +89,7 @@ async def test_forks_that_wait_for_a_slow_zygote_all_go_out_and_nothing_is_watch
     forking.pop().cancel()  # the others still hear of it
     await asyncio.sleep(0)
     slow.drain(filled)
-    async with asyncio.timeout(AWAITED_S_MAX):
+    async with asyncio.timeout(LONG_S):
         for _ in forking:
             await slow.refuse()
         refused = await asyncio.gather(*forking, return_exceptions=True)

@@ -19,12 +19,12 @@ from mvmci.stores.nats.link import Link
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import make_ticket
+from tests.harness.waiting import LONG_S
 
 CLUSTER = "demo"
 STORE_BYTES = 256 << 20
 QUEUES = ("default", "other")
 EVERYWHERE = "0.0.0.0"
-LONG_S = 20.0
 
 
 @dataclass

@@ -33,7 +33,8 @@ from mvmci.trust.enrol import client
 from mvmci.trust.enrol.client import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import TicketRecord, change_ticket, read_tickets, read_units, revoke_ticket
-from tests.parts.trust.conftest import CLUSTER, EVERYWHERE, LONG_S, World
+from tests.harness.waiting import LONG_S
+from tests.parts.trust.conftest import CLUSTER, EVERYWHERE, World
 
 both = pytest.mark.parametrize("listen", [LOOPBACK, EVERYWHERE], ids=["plain", "tls"])
 

@@ -27,7 +27,8 @@ from mvmci.stores.nats.link import Link
 from mvmci.system import keys
 from mvmci.trust.enrol.client import renew
 from mvmci.trust.permissions import Grantee, inbox, permissions
-from tests.parts.trust.conftest import CLUSTER, LONG_S, World
+from tests.harness.waiting import LONG_S
+from tests.parts.trust.conftest import CLUSTER, World
 
 LAYOUT = Layout(CLUSTER)
 ROLES: tuple[Grantee, ...] = (*(role for kind in get_args(Grantee) for role in get_args(kind)),)

@@ -20,7 +20,8 @@ from mvmci.trust import registry
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.client import enrol, renew
 from mvmci.trust.registry import read_units, revoke_ticket, revoke_unit
-from tests.parts.trust.conftest import EVERYWHERE, LONG_S, World
+from tests.harness.waiting import LONG_S
+from tests.parts.trust.conftest import EVERYWHERE, World
 
 both = pytest.mark.parametrize("listen", [LOOPBACK, EVERYWHERE], ids=["plain", "tls"])
 CUT_S_MAX = 10.0  # two seconds is the promise; a busy machine has its own ideas

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.harness.program import Mvmci, fresh, steps, until
+from tests.harness.program import Mvmci, fresh, steps
 from tests.harness.server import Server
+from tests.harness.waiting import until
 
 Guest = Callable[[str], Path]
 RANDOM_KILLS = 8

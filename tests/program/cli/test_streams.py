@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Mvmci, assert_sentence, fresh, steps, until
+from tests.harness.program import Mvmci, assert_sentence, fresh, steps
+from tests.harness.waiting import until
 
 Guest = Callable[[str], Path]
 

@@ -16,8 +16,9 @@ import pytest
 
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
-from tests.harness.program import ANSWER_S_MAX, Mvmci, copy_code, fresh, steps, until
+from tests.harness.program import Mvmci, copy_code, fresh, steps
 from tests.harness.server import Server, serving
+from tests.harness.waiting import LONG_S, until
 
 Guest = Callable[[str], Path]
 ELSEWHERE_S = 25.0  # five times what is promised
@@ -135,7 +136,7 @@ def in_an_effect(way: Way, guest: Guest, job: str) -> Iterator[None]:
 
     def hold(path: str) -> None:
         if path == f"/{job}/held":
-            may_go.wait(ANSWER_S_MAX)
+            may_go.wait(LONG_S)
 
     asked = [{"method": "POST", "url": f"{way.server.url}/{job}/{name}"} for name in ("a", "held", "b")]
     body = steps(*({"http": one | {"idempotent": "held" in one["url"]}} for one in asked))

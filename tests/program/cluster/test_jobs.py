@@ -21,7 +21,8 @@ from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import is_due
 from tests.harness.cluster import Cluster
-from tests.harness.program import Mvmci, assert_sentence, fresh, steps, until
+from tests.harness.program import Mvmci, assert_sentence, fresh, steps
+from tests.harness.waiting import until
 from tests.program.cli.test_read import STATUS_KEYS, TIME
 
 Guest = Callable[[str], Path]

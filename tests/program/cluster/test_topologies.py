@@ -12,7 +12,8 @@ from typing import Any
 
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
-from tests.harness.program import assert_sentence, until
+from tests.harness.program import assert_sentence
+from tests.harness.waiting import until
 from tests.program.cluster.conftest import SMALLEST
 
 Make = Callable[..., Cluster]

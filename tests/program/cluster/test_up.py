@@ -25,8 +25,9 @@ from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 from tests.harness.cluster import Cluster
-from tests.harness.program import ANSWER_S_MAX, Mvmci, Running, assert_sentence, until
+from tests.harness.program import Mvmci, Running, assert_sentence
 from tests.harness.server import serving
+from tests.harness.waiting import LONG_S, until
 from tests.program.cluster.conftest import SMALLEST
 
 Make = Callable[..., Cluster]
@@ -444,7 +445,7 @@ class Terminal:
         self.shown = ""
 
     def hears(self, text: str) -> None:
-        end = time.monotonic() + ANSWER_S_MAX
+        end = time.monotonic() + LONG_S
         while text not in self.shown:
             assert time.monotonic() < end, self.shown
             self.shown += os.read(self._ours, 1 << 16).decode(errors="replace")
@@ -459,7 +460,7 @@ class Terminal:
         except OSError:
             pass  # nobody is on the other side any more
         os.close(self._ours)
-        return self.process.wait(ANSWER_S_MAX)
+        return self.process.wait(LONG_S)
 
 
 def test_on_a_terminal_there_is_a_table_that_lives(cluster: Make) -> None:

@@ -23,7 +23,8 @@ from mvmci.cluster.identity import decode
 from mvmci.runtimes.compose.render import USER
 from mvmci.trust.provision import ControlPlaneConfig
 from tests.harness.cluster import Cluster
-from tests.harness.program import Mvmci, fresh, until
+from tests.harness.program import Mvmci, fresh
+from tests.harness.waiting import until
 from tests.program.compose.conftest import Docker, Guest, assert_nothing_is_left, containers
 
 UP_S, CONNECTED_S, LATENCY_MS, WORKER_MIB = 60, 30, 500, 300  # the study's
