@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
 
 from mvmci.roles.broker import serve
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
@@ -40,6 +41,10 @@ SHARES = {
     "tests/parts/effects": "users",
     "tests/parts/sandbox": "users",
 }
+
+# How long an example takes says nothing of ours: the machine may be busy.
+settings.register_profile("mvmci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("mvmci")
 
 PLACES = ("memory", "folder", "jetstream")
 LISTENING = "jetstream-listening"  # where every unit hears all others, as a control plane does
