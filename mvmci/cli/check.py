@@ -76,7 +76,7 @@ def _validated(file: Path) -> str:
     if file.suffix in (".yaml", ".yml"):
         from mvmci.deploy.access import accesses
 
-        found = topology.load(data, name=str(file), accesses=accesses())
+        found = topology.read_topology(data, name=str(file), accesses=accesses())
         return f"a topology, access {found.access} on {found.runtime}"
     what = module.inspect(data, name=str(file))
     return f"a {what.kind}"

@@ -9,23 +9,21 @@ What units a topology means (its plan), and whether its hosts can be reached, is
 
 from __future__ import annotations
 
-import difflib
-import types
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from mvmci import errors
 from mvmci.config import quantity
-from mvmci.config.strict_yaml import INVALID, Node, Position, Problem, Problems, got, shown
-from mvmci.config.strict_yaml import compose as read
+from mvmci.config.reader import KeyPath, Reading, did_you_mean
+from mvmci.config.strict_yaml import Problem
 from mvmci.jobs import allow
 from mvmci.jobs.job import ID_PATTERN
 
-PROBLEMS_MAX = 50
+PROBLEMS_SHOWN_MAX = 50
 STORE_BYTES_MIN = 64 << 20
 MEMORY_BYTES_MIN = 128 << 20
 
@@ -272,7 +270,7 @@ class BadTopology(errors.Usage):
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         # The last problem's hint is the error's own, so that whoever prints an error prints this one right.
         assert problems
-        shown = problems[:PROBLEMS_MAX]
+        shown = problems[:PROBLEMS_SHOWN_MAX]
         lines = [f"{p.where}: {p.message}" + (f"\nhint: {p.hint}" if p.hint else "") for p in shown[:-1]]
         lines.append(f"{shown[-1].where}: {shown[-1].message}")
         if len(problems) > len(shown):
@@ -281,29 +279,25 @@ class BadTopology(errors.Usage):
         self.problems = problems
 
 
-def load(text: str | bytes, *, name: str, accesses: Collection[str] | None = None) -> Topology:
+def read_topology(text: str | bytes, *, name: str, accesses: Collection[str] | None = None) -> Topology:
     """The topology that `text` says. `name` is the file's, for messages. Raises `BadTopology`.
 
     `accesses` are those that are installed; None: any may be named.
     """
-    found = _Found(name)
-    node = read(text, found)
-    if node is None:
-        raise BadTopology(found.ordered())
-    plain = _plain(Topology, node, (), found)
-    if plain is not INVALID:
+    reading = Reading(text, Topology, name=name, examples={"workers": "{count: 3}"})
+    if reading.values is not None:
         # Where a section is broken its defaults stand in, so that the checks can look at the others.
-        plain = {"cluster": "x", "workers": {}} | plain if found else plain
-        plain = {"access": "plugin"} | plain if "plugin" in plain else plain
-        topology = msgspec.convert(plain, Topology)
+        stand_ins = {"cluster": "x", "workers": {}} if reading else {}
+        plugin = {"access": "plugin"} if "plugin" in reading.values else {}
+        topology = msgspec.convert(stand_ins | plugin | reading.values, Topology)
         checks: list[_Check] = [(("access",), partial(_check_access, accesses)), *_CHECKS]
         for needed, check in checks:
-            if not found.broken & set(needed):
+            if not reading.broken & set(needed):
                 for path, message, hint in check(topology):
-                    found.add(_position(node, path), message, hint)
-        if not found:
+                    reading.refuse(path, message, hint)
+        if not reading:
             return topology
-    raise BadTopology(found.ordered())
+    raise BadTopology(reading.ordered())
 
 
 def schema() -> dict[str, Any]:
@@ -315,8 +309,7 @@ def schema() -> dict[str, Any]:
 
 # Checks across keys. Each yields (path, message, hint) and needs the named sections to be sound.
 
-_Path = tuple[str | int, ...]
-_Finding = tuple[_Path, str, str | None]
+_Finding = tuple[KeyPath, str, str | None]
 _Check = tuple[tuple[str, ...], Callable[[Topology], Iterator[_Finding]]]
 
 
@@ -347,7 +340,7 @@ def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:
                 yield (
                     path,
                     f"there is no host `{name}`",
-                    _did_you_mean(name, topology.hosts) or "Add it to `hosts`.",
+                    did_you_mean(name, topology.hosts) or "Add it to `hosts`.",
                 )
             elif topology.hosts[name].state == "absent":
                 yield path, f"host `{name}` is absent", "Name another one here, or make it `state: present`."
@@ -365,7 +358,7 @@ def _check_access(accesses: Collection[str] | None, topology: Topology) -> Itera
     access = topology.access
     if accesses is not None and topology.plugin is None and access not in accesses:
         known = ", ".join(accesses)
-        hint = _did_you_mean(access, accesses) or "A file of your own can make the plan: plugin: ./mine.py."
+        hint = did_you_mean(access, accesses) or "A file of your own can make the plan: plugin: ./mine.py."
         yield ("access",), f"`access` must be one of {known}, not `{access}`", hint
 
 
@@ -445,7 +438,7 @@ def _check_allow(topology: Topology) -> Iterator[_Finding]:
         yield ("allow",), f"`allow` has more than {allow.RULES_MAX} rules", "A `*` stands for any characters."
 
 
-def _accepted(path: _Path, value: Callable[[], object]) -> Iterator[_Finding]:
+def _accepted(path: KeyPath, value: Callable[[], object]) -> Iterator[_Finding]:
     try:
         value()
     except errors.Usage as error:
@@ -463,142 +456,3 @@ _CHECKS: Final = (
     (("retain",), _check_retain),
     (("compose",), _check_compose),
 )
-
-
-# From nodes to plain values, along the types.
-
-
-class _Found(Problems):
-    """The problems of a topology, and which of its top-level keys are not sound because of them."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.broken: set[str] = set()
-
-    def at(self, path: _Path, position: Position, message: str, hint: str | None = None) -> Any:
-        """Note what is wrong with the value at `path`, and keep the checks away from its section."""
-        self.add(position, message, hint)
-        return self.breaks(path)
-
-    def breaks(self, path: _Path) -> Any:
-        self.broken.update(str(key) for key in path[:1])
-        return INVALID
-
-
-def _plain(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
-    """The value of `node` as plain data that converts to `kind`, or `INVALID` when there is none."""
-    bare = _bare(kind)
-    if node.value is INVALID:  # its reader has reported it
-        return found.breaks(path)
-    if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
-        return _plain_struct(bare, node, path, found)
-    if get_origin(bare) is dict and isinstance(node.value, dict):
-        return _plain_dict(kind, node, path, found)
-    if get_origin(bare) is tuple and isinstance(node.value, list):
-        parts = [_plain(get_args(bare)[0], item, (*path, i), found) for i, item in enumerate(node.value)]
-        return INVALID if INVALID in parts else _converts(kind, parts, node, path, found)
-    return _converts(kind, node.value, node, path, found)
-
-
-def _plain_struct(kind: type[msgspec.Struct], node: Node, path: _Path, found: _Found) -> Any:
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    if not isinstance(node.value, dict):
-        message = f"{_called(path)} must be a mapping, not {got(node)}"
-        return found.at(path, node.position, message, f"Its keys: {', '.join(fields)}.")
-    values: dict[str, Any] = {}
-    meant: set[str] = set()
-    for key, (position, child) in node.value.items():
-        if key in fields:
-            value = _plain(fields[key].type, child, (*path, key), found)
-            if value is not INVALID:
-                values[key] = value
-            continue
-        close = difflib.get_close_matches(key, fields, n=1)
-        meant.update(close)
-        where = f" in `{_dotted(path)}`" if path else ""
-        hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(fields)}."
-        found.at(path or tuple(close), position, f"unknown key `{shown(key)}`{where}", hint)
-    for key, field in fields.items():
-        if field.required and key not in node.value and key not in meant:
-            hint = "Add workers: {count: 3}." if key == "workers" else f"Add {key}: NAME."
-            found.at((*path, key), node.position, f"there is no `{_dotted((*path, key))}`", hint)
-    return values
-
-
-def _plain_dict(kind: Any, node: Node, path: _Path, found: _Found) -> Any:
-    key_kind, value_kind = get_args(_bare(kind))
-    values: dict[str, Any] = {}
-    for key, (position, child) in node.value.items():
-        name = _converts(key_kind, key, Node(key, position), path, found)
-        value = _plain(value_kind, child, (*path, key), found)
-        if name is not INVALID and value is not INVALID:
-            values[name] = value
-    return _converts(kind, values, node, path, found)
-
-
-def _converts(kind: Any, value: Any, node: Node, path: _Path, found: _Found) -> Any:
-    """`value`, when msgspec takes it as `kind`."""
-    try:
-        msgspec.convert(value, kind, strict=True)
-    except msgspec.ValidationError:
-        message = f"{_called(path)} must be {_expected(kind)}, not {got(node)}"
-        return found.at(path, node.position, message, _fitting(kind, node.value))
-    return value
-
-
-def _bare(kind: Any) -> Any:
-    """`kind` without its annotation, and without `None` beside one other type."""
-    if get_origin(kind) is Annotated:
-        return _bare(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        others = [other for other in get_args(kind) if other is not types.NoneType]
-        return _bare(others[0]) if len(others) == 1 else kind
-    return kind
-
-
-def _expected(kind: Any) -> str:
-    if get_origin(kind) in (Union, types.UnionType):
-        return _expected(get_args(kind)[0])
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if get_origin(kind) is Annotated:
-        return next(str(meta.description) for meta in get_args(kind)[1:] if meta.description)
-    assert get_origin(kind) is dict
-    return "a mapping"
-
-
-def _fitting(kind: Any, value: Any) -> str | None:
-    """What to write instead, where a slip is plain to see."""
-    bare = _bare(kind)
-    if get_origin(bare) is Literal and isinstance(value, str):
-        return _did_you_mean(value, get_args(bare))
-    if get_origin(bare) is tuple and isinstance(value, str):
-        return f"Write a list: [{shown(value)}]."
-    if bare is str and isinstance(value, bool | int | float):
-        return f'Put it in quotes: "{shown(value)}".'
-    if bare is int and isinstance(value, str) and value.isdecimal():
-        return "Write it without quotes."
-    return None
-
-
-def _did_you_mean(word: str, known: Any) -> str | None:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"Did you mean `{close[0]}`?" if close else None
-
-
-def _dotted(path: _Path) -> str:
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{shown(key)}" for key in path).removeprefix(".")
-
-
-def _called(path: _Path) -> str:
-    return f"`{_dotted(path)}`" if path else "the file"
-
-
-def _position(node: Node, path: _Path) -> Position:
-    """Where the value at `path` begins, or the nearest one around it that the file has."""
-    for key in path:
-        if isinstance(node.value, dict) and key in node.value:
-            node = node.value[key][1]
-        elif isinstance(node.value, list) and isinstance(key, int):
-            node = node.value[key]
-    return node.position

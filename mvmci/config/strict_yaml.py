@@ -4,7 +4,7 @@ It is one document without anchors, aliases, tags, merge keys or duplicate keys.
 text is of one line. A plain `yes`, `010` or `1:30` is text too, and not what YAML 1.1 makes of it.
 The text is hostile: its size, its depth and the number of its values are bounded.
 
-What the keys mean, and of which type a value must be, is the caller's to say. `write` goes the other way.
+What the keys mean, and of which type a value must be, is for the caller to say. `write_yaml` goes back.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Stop(Exception):
     """The text cannot be read on. The reason has been reported."""
 
 
-def compose(text: str | bytes, found: Problems) -> Node | None:
+def parse_yaml(text: str | bytes, found: Problems) -> Node | None:
     """The document as nodes, or None when a problem was found that leaves none."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(data) > DOCUMENT_BYTES_MAX:
@@ -123,7 +123,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def write(value: Any) -> str:
+def write_yaml(value: Any) -> str:
     """Mappings, lists and scalars as YAML, keys in their order; lists of scalars on a line each."""
     return yaml.dump(
         value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True

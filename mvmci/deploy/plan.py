@@ -165,7 +165,7 @@ def read_file(file: Path) -> tuple[bytes, Topology]:
     except OSError as error:
         hint = "`mvmci init` writes one" if isinstance(error, FileNotFoundError) else None
         raise Usage(f"{file} cannot be read: {error.strerror}", hint=hint) from None
-    return text, topology.load(text, name=str(file), accesses=accesses())
+    return text, topology.read_topology(text, name=str(file), accesses=accesses())
 
 
 def external_of(found: Topology, file: Path) -> Login | None:

@@ -85,7 +85,7 @@ class ClusterState:
     def applied(self) -> Topology | None:
         """The file as it was last applied; None before the first time. Raises BadTopology."""
         file = self.folder / "topology.yaml"
-        return topology.load(file.read_bytes(), name=str(file)) if file.exists() else None
+        return topology.read_topology(file.read_bytes(), name=str(file)) if file.exists() else None
 
     def facts(self) -> Facts | None:
         """How the broker is reached; None where that was never laid down. Raises Usage."""

@@ -120,7 +120,7 @@ def check_path(path: str) -> None:
     try:
         size = len(path.encode())
     except UnicodeEncodeError:
-        raise BadWorkspace(f"{shown(path)}: a name that is not UTF-8") from None
+        raise BadWorkspace(f"{shown_path(path)}: a name that is not UTF-8") from None
     parts = path.split("/")
     if "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise _bad(path, "is not a plain relative path")
@@ -160,7 +160,7 @@ def leaves(links: Mapping[str, str], path: str) -> bool:
     return False
 
 
-def shown(path: str) -> str:
+def shown_path(path: str) -> str:
     """`path` as it can be printed: escaped, and cut in the middle when it is long."""
     text = path.encode("utf-8", "backslashreplace").decode()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -180,4 +180,4 @@ def _check_entry(entry: TreeEntry) -> None:
 
 
 def _bad(path: str, what: str) -> BadWorkspace:
-    return BadWorkspace(f"workspace: {shown(path)} {what}")
+    return BadWorkspace(f"workspace: {shown_path(path)} {what}")

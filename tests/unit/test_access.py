@@ -71,7 +71,7 @@ def test_four_accesses_are_installed_and_each_says_what_it_is_for() -> None:
 def test_the_file_beside_an_access_is_good_and_of_that_access(name: str) -> None:
     text = accesses()[name].example
     assert text is not None
-    found = topology.load(text, name=f"{name}.yaml", accesses=accesses())
+    found = topology.read_topology(text, name=f"{name}.yaml", accesses=accesses())
     assert (found.access, found.runtime) == (name, "local")
     assert deployment_of(found, Path(f"{name}.yaml")).units
 
@@ -107,7 +107,7 @@ def test_a_strangers_access_that_is_broken_says_so_and_hurts_nobody_else(value: 
 def test_a_strangers_access_is_used_like_ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     theirs = {"theirs": Access("theirs", entry("mvmci_topologies.peer:plan"))}
     monkeypatch.setattr(access, "accesses", lambda: theirs)
-    found = topology.load("cluster: d\naccess: theirs\nworkers: {}\n", name="a", accesses=theirs)
+    found = topology.read_topology("cluster: d\naccess: theirs\nworkers: {}\n", name="a", accesses=theirs)
     assert deployment_of(found, tmp_path / "a").engine == "broker"
 
 
@@ -162,7 +162,7 @@ CLUSTERS = sorted((ROOT / "examples" / "clusters").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", CLUSTERS, ids=[file.stem for file in CLUSTERS])
 def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None:
-    found = topology.load(file.read_bytes(), name=file.name, accesses=accesses())
+    found = topology.read_topology(file.read_bytes(), name=file.name, accesses=accesses())
     plan = deployment_of(found, file)
     assert (
         plan.engine

@@ -14,7 +14,7 @@ from mvmci.cli.init import HELLO, HELLO_WASM
 from mvmci.cluster.broker import BrokerSettings, url_of
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.identity import Login
-from mvmci.cluster.topology import load
+from mvmci.cluster.topology import read_topology
 from mvmci.deploy import operate, up
 from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
 from mvmci.deploy.state import ClusterState, Facts
@@ -347,7 +347,7 @@ broker: {{store: 1GiB}}
 min_isolation: confined
 isolation: per-job
 """
-    assert settings_of(load(text, name="a"), "broker") == ClusterSettings(
+    assert settings_of(read_topology(text, name="a"), "broker") == ClusterSettings(
         allow_http=("https://a/*",),
         allow_exec=("git",),
         jobs_ms=3_600_000,

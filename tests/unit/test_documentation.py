@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mvmci.cli import cli
-from mvmci.cluster.topology import Topology, load
+from mvmci.cluster.topology import Topology, read_topology
 from mvmci.deploy.access import accesses, deployment_of
 from mvmci.stores.nats.layout import Layout
 from mvmci.trust.permissions import describe
@@ -128,10 +128,10 @@ def test_the_cluster_files_of_the_guide_are_those_that_ship() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     found: dict[str, Topology] = {}
     for block in blocks:
-        topology = load(block, name="block", accesses=accesses())
+        topology = read_topology(block, name="block", accesses=accesses())
         deployment_of(topology, GUIDE)
         found.setdefault(topology.access, topology)
     shipped = importlib.resources.files("mvmci_topologies")
     for access in ("per-worker", "peer", "pool", "shared"):
         text = shipped.joinpath(f"{access}.yaml").read_text()
-        assert found[access] == load(text, name=access, accesses=accesses())
+        assert found[access] == read_topology(text, name=access, accesses=accesses())

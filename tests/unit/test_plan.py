@@ -35,7 +35,7 @@ ACCESSES = ("per-worker", "peer", "pool", "shared")
 
 
 def planned(text: str) -> Deployment:
-    found = topology.load(text, name="a.yaml", accesses=ACCESSES)
+    found = topology.read_topology(text, name="a.yaml", accesses=ACCESSES)
     module: Any = importlib.import_module(f"topologies.{found.access.replace('-', '_')}")
     plan: Deployment = module.plan(found)
     check(plan, hosts_of(found))

@@ -40,7 +40,7 @@ SPEC = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")  
 
 def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
     """What is rendered for people; without `settings`, for `up`."""
-    found, runtime = topology.load(text, name="a.yaml"), open_runtime("compose", tmp_path, "demo")
+    found, runtime = topology.read_topology(text, name="a.yaml"), open_runtime("compose", tmp_path, "demo")
     deployment = asyncio.run(placed(deployment_of(found, tmp_path / "a.yaml"), runtime))
     broker = BrokerSettings(name="demo", port=40_000)
     told = {"settings": settings_of(found, deployment.engine)} | more
@@ -56,7 +56,7 @@ def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
 def composed(text: str, tmp_path: Path, **more: Any) -> dict[str, Any]:
     """The compose file of a cluster, as YAML that was read again."""
     body = render.compose_file(wanted(text, tmp_path, **more), "OWNER", IMAGES)
-    found: dict[str, Any] = yaml.safe_load(render.strict_yaml.write(body))
+    found: dict[str, Any] = yaml.safe_load(render.strict_yaml.write_yaml(body))
     assert found == body
     return found
 
@@ -159,7 +159,7 @@ def test_the_compose_file_of_the_shared_access(tmp_path: Path) -> None:
 def golden(tmp_path: Path) -> str:
     text = (SHIPPED / "shared.yaml").read_text()
     body = render.compose_file(wanted(text, tmp_path), "OWNER", IMAGES)
-    return render.strict_yaml.write(body)
+    return render.strict_yaml.write_yaml(body)
 
 
 def test_a_container_of_up_says_what_it_was_started_with_and_tells_no_secret(tmp_path: Path) -> None:

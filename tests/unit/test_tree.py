@@ -104,4 +104,4 @@ def test_a_link_that_leads_out_is_found_also_through_other_links(
 
 
 def test_a_name_is_shown_without_control_characters() -> None:
-    assert tree.shown("a\x1b[31m\udcff\n") == "a\\x1b[31m\\udcff\\n"
+    assert tree.shown_path("a\x1b[31m\udcff\n") == "a\\x1b[31m\\udcff\\n"

@@ -200,7 +200,9 @@ def _refuse(directory: Path, offences: list[tuple[str, str]]) -> None:
         return
     path, what = min(offences)
     more = f", and {len(offences) - 1} more like it" if len(offences) > 1 else ""
-    raise BadWorkspace(f"{directory}: {tree.shown(path)} cannot be in a workspace: {what}{more}", hint=_HINT)
+    raise BadWorkspace(
+        f"{directory}: {tree.shown_path(path)} cannot be in a workspace: {what}{more}", hint=_HINT
+    )
 
 
 def _ignored(root: int, directory: Path) -> Callable[[str], bool]:
@@ -293,7 +295,7 @@ async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blo
 
     async def keep(digest: str, path: str) -> None:
         if await _keep(root, path, blobs) != digest:
-            raise BadWorkspace(f"{directory}: {tree.shown(path)} changed while it was read")
+            raise BadWorkspace(f"{directory}: {tree.shown_path(path)} changed while it was read")
 
     for start in range(0, len(todo), BATCH_MAX):
         await _all(*(keep(digest, path) for digest, path in todo[start : start + BATCH_MAX]))
@@ -355,7 +357,7 @@ def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, int]]:
         tree.check_path(one.path)
         found.append((one.path, one.status.st_size))
     if walk.too_deep:
-        raise BadWorkspace(f"{tree.shown(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
+        raise BadWorkspace(f"{tree.shown_path(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
     return sorted(found)
 
 
@@ -422,7 +424,7 @@ def _finish_file(root: int, entry: TreeEntry, owner: int | None) -> None:
         size = os.fstat(fd).st_size
         if size != entry.size:
             raise BadWorkspace(
-                f"workspace: {tree.shown(entry.path)} has {size} bytes instead of {entry.size}"
+                f"workspace: {tree.shown_path(entry.path)} has {size} bytes instead of {entry.size}"
             )
         if owner is not None:
             os.fchown(fd, owner, owner)

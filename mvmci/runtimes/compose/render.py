@@ -116,7 +116,7 @@ def render(
     digest = _digest(program)
     images = {stage: _image(wanted, stage, digest) for stage in ("unit", "balancer")}
     body = compose_file(wanted, owner_of(authority), images)
-    _write(folder / "compose.yaml", f"{_HEAD.format(wanted.cluster)}\n{strict_yaml.write(body)}")
+    _write(folder / "compose.yaml", f"{_HEAD.format(wanted.cluster)}\n{strict_yaml.write_yaml(body)}")
     _write(folder / "Dockerfile", dockerfile(wanted))
     _write(folder / ".env", f"COMPOSE_PROJECT_NAME={project_of(wanted.cluster)}\n")
     _write(folder / ".dockerignore", "*\n!mvmci.pyz\n")
