@@ -27,10 +27,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from mvmci import __version__
-from mvmci.api import answers, engine, openapi
+from mvmci.api import answers, engine
 from mvmci.api.answers import Refused
 from mvmci.api.jobs import Jobs
 from mvmci.api.metrics import CONTENT_TYPE, Metrics
+from mvmci.api.openapi import openapi
 from mvmci.engines.server import Executor
 from mvmci.errors import MvmciError, StoreUnavailable, Usage
 from mvmci.store import Store
@@ -108,7 +109,7 @@ async def _metrics(metrics: Metrics, request: web.Request) -> web.Response:
 
 
 async def _describe(request: web.Request) -> web.Response:
-    return answers.json(openapi.describe())
+    return answers.json(openapi())
 
 
 # ---- Around every route

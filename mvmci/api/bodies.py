@@ -17,9 +17,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from mvmci.api.answers import Refused
 from mvmci.errors import BadModule, Usage
-from mvmci.jobs import job as jobs
-from mvmci.jobs import module
-from mvmci.jobs.module import Module
+from mvmci.jobs.job import MODULE_NAME_CHARS_MAX
+from mvmci.jobs.module import MODULE_BYTES_MAX, Module, check_module_size, inspect_module
 from mvmci.system.files import private_opener
 
 JSON_BYTES_MAX = 16 << 20
@@ -35,7 +34,7 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 async def read_json(request: web.Request) -> bytes:
     """The body, which is to be JSON. Raises Refused."""
-    check_size(request, JSON_BYTES_MAX, "the body")
+    _check_size(request, JSON_BYTES_MAX, "the body")
     body = bytearray()
     try:
         async with asyncio.timeout(JSON_S):
@@ -50,7 +49,7 @@ async def read_json(request: web.Request) -> bytes:
     return bytes(body)
 
 
-def check_size(request: web.Request, bytes_max: int, what: str) -> None:
+def _check_size(request: web.Request, bytes_max: int, what: str) -> None:
     """Refuse what says beforehand that it is too large, and what would have to be unpacked."""
     if request.headers.get("Content-Encoding", "").strip().lower() not in PLAIN:
         raise Refused(415, "the body is compressed", hint="send it as it is")
@@ -85,7 +84,7 @@ async def receive_module(request: web.Request, folder: Path) -> AsyncIterator[tu
             "the body is no form",
             hint="send the module as the field `module`: curl -F module=@tool.wasm …",
         )
-    check_size(request, module.MODULE_BYTES_MAX + FORM_BYTES_MAX, "the form")
+    _check_size(request, MODULE_BYTES_MAX + FORM_BYTES_MAX, "the form")
     with draft(folder) as path:
         try:
             async with asyncio.timeout(MODULE_S):
@@ -129,7 +128,7 @@ async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
             return
         size += len(piece)
         try:
-            module.check_size(size, name=name)
+            check_module_size(size, name=name)
         except BadModule as large:
             raise Refused(413, large.message, hint=large.hint) from None
         await asyncio.to_thread(file.write, piece)
@@ -138,7 +137,7 @@ async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
 def module_name(filename: str) -> str:
     """What a module whose file has that name is called. Raises Usage."""
     name = re.split(r"[/\\]", filename)[-1].removesuffix(".wasm")
-    if not _NAME.fullmatch(name) or len(name) + len(".wasm") > jobs.MODULE_NAME_CHARS_MAX:
+    if not _NAME.fullmatch(name) or len(name) + len(".wasm") > MODULE_NAME_CHARS_MAX:
         raise Usage(
             f"{ascii(filename)[:80]} cannot be the name of a module's file",
             hint="give it one, such as tool.wasm: curl -F 'module=@x;filename=tool.wasm' …",
@@ -146,17 +145,13 @@ def module_name(filename: str) -> str:
     return name
 
 
-async def inspect(path: Path, *, name: str) -> Module:
+def inspect_file(path: Path, name: str) -> Module:
     """What the module in the file at `path` is. Raises BadModule."""
-    return await asyncio.to_thread(_inspect, path, name)
-
-
-def _inspect(path: Path, name: str) -> Module:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        module.check_size(size, name=name)
+        check_module_size(size, name=name)
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    return module.inspect(memoryview(data), name=name)
+    return inspect_module(memoryview(data), name=name)
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
+from msgspec import Meta
 
 from mvmci.api import answers, bodies
 from mvmci.api.answers import Refused
@@ -27,7 +28,15 @@ from mvmci.jobs.module import Module
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
 from mvmci.journals.logs import LATE_S, Viewer, Watch, last_attempt, late_s
 from mvmci.journals.reader import load
-from mvmci.journals.request import KEYS, Digests, JobRequest, check, key, spec_of, values_of
+from mvmci.journals.request import (
+    Digests,
+    JobFields,
+    JobRequest,
+    check_request,
+    read_object,
+    request_of,
+    spec_of,
+)
 from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store, load_text
 
@@ -39,23 +48,13 @@ WORKFLOW = "run"  # the one that a module has
 STREAMS = ("stdout", "stderr")
 
 
-def _version(text: str) -> str:
-    if not is_digest(f"sha256:{text}"):
-        raise Usage(
-            f"{ascii(text)[:80]} is no version", hint="it is the 64 digits that `deploy` answered with"
-        )
-    return text
+class StartRequest(JobFields, kw_only=True, frozen=True):
+    """The body of `start`. `version` is what `deploy` answered with, `input` is JSON as text."""
 
-
-# The body of `start`: what the engine of the study took, and what an order may say besides.
-START = {
-    "module": key(str, bodies.module_name),
-    "version": key(str, _version),
-    "workflow": key(str | None),
-    "input": key(str | None),
-    **KEYS,
-}
-START_NEEDS = ("module", "version")
+    module: str
+    version: Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9a-f]{64}$"})]
+    workflow: str | None = None
+    input: str | None = None
 
 
 class Jobs:
@@ -82,7 +81,7 @@ class Jobs:
         self._uploads += 1
         try:
             async with bodies.receive_module(request, self._folder) as (name, path):
-                what = await bodies.inspect(path, name=name)
+                what = await asyncio.to_thread(bodies.inspect_file, path, name)
                 digest = await self._store.blobs.put_file(path)
         except OSError as full:
             if full.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -95,18 +94,17 @@ class Jobs:
 
     async def start(self, request: web.Request) -> web.Response:
         """Submit a job. The same request with the same `id` is the same job."""
-        values = values_of(await bodies.read_json(request), START)
-        for name in START_NEEDS:
-            if name not in values:
-                raise Usage(f"there is no `{name}`", hint="`deploy` answers with the name and the version")
-        workflow, version = values.pop("workflow", None), values.pop("version")
-        order = JobRequest(**values)
-        self._check_queue(order.queue)
-        what = await self._module(order.module, version)
-        _check_workflow(order.module, what, workflow)
-        checked = check(order, what, name=f"{order.module}.wasm", read=lambda text: text)
-        job = order.id or mint_id()
-        digests = Digests(module=f"sha256:{version}")
+        body = read_object(await bodies.read_json(request), StartRequest)
+        wanted = request_of(body, JobRequest(), module=bodies.module_name, input=lambda text: text)
+        digests = Digests(module=f"sha256:{body.version}")
+        if not is_digest(digests.module):
+            hint = "it is the 64 digits that `deploy` answered with"
+            raise Usage(f"`version`: {ascii(body.version)[:80]} is no version", hint=hint)
+        self._check_queue(wanted.queue)
+        module = await self._module(wanted.module, digests.module)
+        _check_workflow(wanted.module, module, body.workflow)
+        checked = check_request(wanted, module, name=f"{wanted.module}.wasm", read=lambda text: text)
+        job = wanted.id or mint_id()
         spec = await spec_of(checked, job, digests, self._store, at=self._now_ms(), by=self._who(request))
         response = None
         if not await submit(self._store, spec):
@@ -191,17 +189,17 @@ class Jobs:
 
     # ---- Modules
 
-    async def _module(self, name: str, version: str) -> Module:
-        """What the module of that version is. Raises NotFound, BadModule."""
-        digest = f"sha256:{version}"
+    async def _module(self, name: str, digest: str) -> Module:
+        """What the module of that digest is. Raises NotFound, BadModule."""
         if await self._store.blobs.missing([digest]):  # also says that somebody counts on it
+            version = digest.removeprefix("sha256:")
             raise NotFound(f"there is no module {name} of version {version}", hint="deploy it first")
         what = self._modules.get(digest)
         if what is None:
             async with self._looking:
                 with bodies.draft(self._folder) as path:
                     await self._store.blobs.fetch(digest, path)
-                    what = await bodies.inspect(path, name=name)
+                    what = await asyncio.to_thread(bodies.inspect_file, path, name)
         self._know(digest, what)
         return what
 

@@ -1,4 +1,4 @@
-"""The file of `submit --batch`: an order a line, as a JSON object whose keys are named as the options.
+"""The file of `submit --batch`: a job a line, as a JSON object whose keys are named as the options.
 
     {"module": "tool.wasm", "args": ["--fast"], "id": "nightly-1", "dir": ".", "timeout": "5m"}
     {"module": "flow.wasm", "input": {"build": 7}}
@@ -12,21 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from mvmci.cli.order import STDIN, Files, read_file
+from mvmci.cli.request import STDIN, Files, read_input
 from mvmci.errors import Usage
-from mvmci.journals.request import KEYS, Checked, JobRequest, key, values_of
+from mvmci.journals.request import CheckedRequest, JobFields, JobRequest, read_object, request_of
 
 BATCH_BYTES_MAX = 256 << 20
 LINES_MAX = 100_000
-PROBLEMS_MAX = 20
+BAD_LINES_SHOWN_MAX = 20
 
 
-class Line(msgspec.Struct, frozen=True):
-    """A good line: where it stands, and what it orders."""
+class BatchLine(msgspec.Struct, frozen=True):
+    """A good line: where it stands, and what it asks for."""
 
     where: str
-    checked: Checked
+    checked: CheckedRequest
 
 
 def _file(value: str) -> str:
@@ -35,37 +36,35 @@ def _file(value: str) -> str:
     return value
 
 
-_KEYS = {
-    **KEYS,
-    "module": key(str, _file),
-    "input": key(msgspec.Raw, lambda raw: bytes(raw).decode()),
-    "dir": key(str, Path),
-    "stdin": key(str, _file),
-}
+class _LineFields(JobFields, kw_only=True, frozen=True):
+    module: str
+    input: msgspec.Raw | UnsetType = UNSET
+    dir: str | UnsetType = UNSET
+    stdin: str | UnsetType = UNSET
 
 
-def read_batch(name: str, base: JobRequest, files: Files) -> list[Line]:
-    """The orders of the file `name`, or of standard input for `-`; `base` has what a line does not say.
+def read_batch(name: str, base: JobRequest, files: Files) -> list[BatchLine]:
+    """The jobs of the file `name`, or of standard input for `-`; `base` has what a line does not say.
 
     Raises Usage, which names every bad line.
     """
     shown = "<stdin>" if name == STDIN else name
-    found: list[Line] = []
+    found: list[BatchLine] = []
     problems: list[tuple[str, Usage]] = []
     ids: dict[str, str] = {}
-    for where, text in _texts(shown, read_file(name, BATCH_BYTES_MAX)):
+    for where, text in _texts(shown, read_input(name, BATCH_BYTES_MAX)):
         try:
-            checked = files.check(_order(text, base))
-            job = checked.order.id
+            checked = files.check(_request(text, base))
+            job = checked.request.id
             if job is not None and ids.setdefault(job, where) != where:
                 raise Usage(f"the id {job} is that of {ids[job]} too", hint="an id is one job")
-            found.append(Line(where, checked))
+            found.append(BatchLine(where, checked))
         except Usage as problem:
             problems.append((where, problem))
     if problems:
         raise _all_of(problems)
     if not found:
-        raise Usage(f"{shown} has no orders", hint="a line is a JSON object with the key `module`")
+        raise Usage(f"{shown} has no jobs", hint="a line is a JSON object with the key `module`")
     return found
 
 
@@ -76,21 +75,25 @@ def _texts(shown: str, data: bytes) -> Iterator[tuple[str, bytes]]:
         if text.strip():
             count += 1
             if count > LINES_MAX:
-                raise Usage(f"{shown} has over {LINES_MAX} orders", hint="submit it in several parts")
+                raise Usage(f"{shown} has over {LINES_MAX} jobs", hint="submit it in several parts")
             yield f"{shown}:{number}", text
 
 
-def _order(text: bytes, base: JobRequest) -> JobRequest:
+def _request(text: bytes, base: JobRequest) -> JobRequest:
     """What one line says. Raises Usage."""
-    values = values_of(text, _KEYS)
-    if "module" not in values:
-        raise Usage("there is no `module`")
-    return msgspec.structs.replace(base, **values)
+    return request_of(
+        read_object(text, _LineFields),
+        base,
+        module=_file,
+        input=lambda raw: bytes(raw).decode(),
+        dir=Path,
+        stdin=_file,
+    )
 
 
 def _all_of(problems: list[tuple[str, Usage]]) -> Usage:
     """All of them as one, the last one's hint as its own."""
-    shown = problems[:PROBLEMS_MAX]
+    shown = problems[:BAD_LINES_SHOWN_MAX]
     lines = [
         f"{where}: {one.message}" + (f"\nhint: {one.hint}" if one.hint else "") for where, one in shown[:-1]
     ]

@@ -78,7 +78,7 @@ def _validated(file: Path) -> str:
 
         found = topology.read_topology(data, name=str(file), accesses=accesses())
         return f"a topology, access {found.access} on {found.runtime}"
-    what = module.inspect(data, name=str(file))
+    what = module.inspect_module(data, name=str(file))
     return f"a {what.kind}"
 
 

@@ -31,8 +31,8 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.cli.order import Files, order_options
 from mvmci.cli.output import Printer, report, standard_streams
+from mvmci.cli.request import Files, job_options
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
@@ -42,7 +42,7 @@ from mvmci.jobs.journal import Entry
 from mvmci.journals.client import mint_id, submit
 from mvmci.journals.logs import Watch
 from mvmci.journals.reader import load
-from mvmci.journals.request import Checked, JobRequest
+from mvmci.journals.request import CheckedRequest, JobRequest
 from mvmci.store import Store
 
 
@@ -58,7 +58,7 @@ from mvmci.store import Store
 )
 @click.argument("module", metavar="MODULE")
 @click.argument("args", metavar="[-- ARG]...", nargs=-1)
-@order_options
+@job_options
 @option("--allow-http", metavar="URL", multiple=True, help="URLs that a workflow may request; * matches.")
 @option("--allow-exec", metavar="NAME", multiple=True, help="Programs that a workflow may run.")
 @json_option
@@ -74,17 +74,19 @@ def run_verb(
     files = Files()
     checked = files.check(msgspec.convert(options, JobRequest))
     allow = Allow(http=allow_http, exec=allow_exec)
-    job = checked.order.id or mint_id()
+    job = checked.request.id or mint_id()
     try:
         return run_async(_run(files, checked, job, allow, state, as_json))
     except Interrupted as interrupted:
-        minted = [] if checked.order.id else ["--id", job]
+        minted = [] if checked.request.id else ["--id", job]
         again = ["mvmci", "run", *minted, *sys.argv[2:]]
         click.echo(f"interrupted; `{shlex.join(again)}` goes on from here", err=True)
         return interrupted.exit_code
 
 
-async def _run(files: Files, checked: Checked, job: str, allow: Allow, state: Path, as_json: bool) -> int:
+async def _run(
+    files: Files, checked: CheckedRequest, job: str, allow: Allow, state: Path, as_json: bool
+) -> int:
     make_state(state)
     store = open_local(state / LOCAL)
     try:

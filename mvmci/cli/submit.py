@@ -28,8 +28,8 @@ from mvmci.cli.options import (
     spread,
     state_option,
 )
-from mvmci.cli.order import Files, order_options, who
 from mvmci.cli.output import Printer, report, standard_streams, tell_end
+from mvmci.cli.request import Files, job_options, who
 from mvmci.config.quantity import format_duration
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
 from mvmci.jobs.job import check_id
@@ -42,7 +42,7 @@ from mvmci.journals.status import summary_of
 from mvmci.store import Store
 
 if TYPE_CHECKING:
-    from mvmci.cli.batch import Line
+    from mvmci.cli.batch import BatchLine
 
 SUBMITS_AT_ONCE = 512  # as many as two batches of a group commit hold
 JOURNALS_AT_ONCE = 64
@@ -62,7 +62,7 @@ NAMED_MAX = 20  # ids in one sentence
 )
 @click.argument("module", metavar="[MODULE]", default="")
 @click.argument("args", metavar="[-- ARG]...", nargs=-1)
-@order_options
+@job_options
 @option("--wait", is_flag=True, help="Print what it prints, and exit when it has ended.")
 @option("--batch", metavar="FILE|-", help="Submit many: a JSON object a line, its keys the options.")
 @json_option
@@ -91,7 +91,7 @@ def submit_verb(
         raise click.UsageError("there is no MODULE, and no --batch", ctx)
     files = Files()
     checked = files.check(msgspec.convert(options, JobRequest))
-    job = checked.order.id or mint_id()
+    job = checked.request.id or mint_id()
     accepted = False
 
     async def main() -> int:
@@ -176,10 +176,10 @@ async def _send(sending: Sending, place: Location, as_json: bool) -> None:
 
 
 class Sending:
-    """Many orders on their way, and what became of each. `accepted` and the others hold ids."""
+    """Many jobs on their way, and what became of each. `accepted` and the others hold ids."""
 
-    def __init__(self, lines: Sequence[Line], files: Files) -> None:
-        self.ids = [line.checked.order.id or mint_id() for line in lines]
+    def __init__(self, lines: Sequence[BatchLine], files: Files) -> None:
+        self.ids = [line.checked.request.id or mint_id() for line in lines]
         self.accepted: set[str] = set()
         self._lines = lines
         self._files = files
@@ -191,7 +191,7 @@ class Sending:
         """Submit all, many at once; once the store fails, no more are begun."""
         await self._files.keep(store)
 
-        async def one(line: Line, job: str) -> None:
+        async def one(line: BatchLine, job: str) -> None:
             if self._away is not None:
                 return
             try:
@@ -212,7 +212,7 @@ class Sending:
 
     @property
     def failure(self) -> MvmciError | None:
-        """What to say of the orders that were not accepted."""
+        """What to say of the jobs that were not accepted."""
         unsent = len(self.ids) - len(self.accepted) - len(self._refused) - len(self._unknown)
         said = list(self._refused)
         if self._unknown:

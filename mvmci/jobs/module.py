@@ -89,7 +89,7 @@ class _Item(NamedTuple):
     sort: str
 
 
-def check_size(size_bytes: int, *, name: str) -> None:
+def check_module_size(size_bytes: int, *, name: str) -> None:
     """Raises `errors.BadModule` when a module of `size_bytes` is too large to be a job."""
     if size_bytes > MODULE_BYTES_MAX:
         raise errors.BadModule(
@@ -98,10 +98,10 @@ def check_size(size_bytes: int, *, name: str) -> None:
         )
 
 
-def inspect(data: bytes | memoryview, *, name: str) -> Module:
+def inspect_module(data: bytes | memoryview, *, name: str) -> Module:
     """What the module `data` is. `name` is what the sentences call it. Raises `errors.BadModule`."""
     view = memoryview(data).cast("B")
-    check_size(len(view), name=name)
+    check_module_size(len(view), name=name)
     head = bytes(view[:8])
     if head[:4] != _MAGIC or len(head) < 8:
         raise _not_wasm(bytes(view[:4096]), name)

@@ -1,18 +1,20 @@
-"""An order: what a user asks for, found good before anything is written.
+"""A request for a job, checked before anything is written.
 
 It is typed as options, or written as an object of JSON whose keys are named as those: a line of a batch,
-the body of a request. What may stand in it, and the spec that it becomes, is said here, once for all.
+the body of an HTTP request. What it may say, and the spec that it becomes, is decided here alone.
 """
 
 from __future__ import annotations
 
 import difflib
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import Usage
@@ -51,82 +53,86 @@ class JobRequest(msgspec.Struct, kw_only=True, frozen=True):
     attempts: int = jobs.ATTEMPTS
 
 
-class Checked(msgspec.Struct, kw_only=True, frozen=True):
-    """An order that was found good. `name` is that of the module's file, `input` JSON text."""
+class CheckedRequest(msgspec.Struct, kw_only=True, frozen=True):
+    """A request that was found good. `name` is that of the module's file, `input` JSON text."""
 
-    order: JobRequest
-    what: Module
+    request: JobRequest
+    module: Module
     name: str
     input: str
     env: tuple[tuple[str, str], ...]
 
 
 class Digests(msgspec.Struct, kw_only=True, frozen=True):
-    """Where in a store lies what an order names."""
+    """Where in a store lies what a request names."""
 
     module: str
     stdin: str | None = None
     tree: str | None = None
 
 
-def check(order: JobRequest, what: Module, *, name: str, read: Callable[[str], str]) -> Checked:
-    """`order` for a job of module `what`, whose file is `name`. Raises Usage.
+def check_request(
+    request: JobRequest, module: Module, *, name: str, read: Callable[[str], str]
+) -> CheckedRequest:
+    """`request` for a job of `module`, whose file is `name`. Raises Usage.
 
     `read` turns what was typed as input into JSON text, if it is not that already.
     """
-    if order.id is not None:
-        jobs.check_id(order.id)
-    jobs.check_id(order.queue, "queue")
-    _check_kind(order, what)
-    for pattern in order.artifact:
+    if request.id is not None:
+        jobs.check_id(request.id)
+    jobs.check_id(request.queue, "queue")
+    _check_kind(request, module)
+    for pattern in request.artifact:
         Pattern(pattern)
-    _check_words((*order.args, *order.env, *order.artifact, name))
-    return Checked(
-        order=order,
-        what=what,
+    _check_words((*request.args, *request.env, *request.artifact, name))
+    return CheckedRequest(
+        request=request,
+        module=module,
         name=name,
-        input=_input(order.input, read) if what.kind == "workflow" else "",
-        env=tuple(_variable(text) for text in order.env),
+        input=_input(request.input, read) if module.kind == "workflow" else "",
+        env=tuple(_variable(text) for text in request.env),
     )
 
 
-async def spec_of(checked: Checked, job: str, digests: Digests, store: Store, *, at: int, by: str) -> Spec:
+async def spec_of(
+    checked: CheckedRequest, job: str, digests: Digests, store: Store, *, at: int, by: str
+) -> Spec:
     """What the job is. A long input is put into `store`."""
-    order, what = checked.order, checked.what
+    request, module = checked.request, checked.module
     return Spec(
         at=at,
         id=job,
-        queue=order.queue,
-        kind=what.kind,
+        queue=request.queue,
+        kind=module.kind,
         module=digests.module,
         name=checked.name[: jobs.MODULE_NAME_CHARS_MAX],
-        component=what.component,
-        input=await keep_text(store.blobs, checked.input) if what.kind == "workflow" else Payload(),
-        args=order.args,
+        component=module.component,
+        input=await keep_text(store.blobs, checked.input) if module.kind == "workflow" else Payload(),
+        args=request.args,
         env=checked.env,
         stdin=digests.stdin,
         tree=digests.tree,
-        artifacts=order.artifact,
+        artifacts=request.artifact,
         limits=Limits(
-            timeout_ms=order.timeout,
-            memory_bytes=order.memory,
-            output_bytes=order.output_limit,
-            workspace_bytes=order.disk,
-            attempts=order.attempts,
+            timeout_ms=request.timeout,
+            memory_bytes=request.memory,
+            output_bytes=request.output_limit,
+            workspace_bytes=request.disk,
+            attempts=request.attempts,
         ),
         seed=secrets.randbits(63),
         by=by,
     )
 
 
-def _check_kind(order: JobRequest, what: Module) -> None:
+def _check_kind(request: JobRequest, module: Module) -> None:
     """Raises Usage for what only the other kind of job takes."""
-    name = order.module
-    if what.kind == "workflow" and order.args:
+    name = request.module
+    if module.kind == "workflow" and request.args:
         raise Usage(f"{name} is a workflow and takes no arguments", hint="give it --input JSON")
-    if what.kind == "workflow" and (order.env or order.stdin is not None):
+    if module.kind == "workflow" and (request.env or request.stdin is not None):
         raise Usage(f"{name} is a workflow and takes no --env or --stdin", hint="give it --input JSON")
-    if what.kind == "command" and order.input is not None:
+    if module.kind == "command" and request.input is not None:
         raise Usage(f"{name} is a command and takes no --input", hint="use --stdin, or arguments")
 
 
@@ -168,20 +174,57 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-# ---- Orders as objects of JSON
+# ---- Requests as objects of JSON
 
 
-class Key(NamedTuple):
-    """What the value of a key may be, and what it becomes in an JobRequest."""
+class JobFields(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What an object of JSON says of a job, whoever reads it; a value that is UNSET was left out.
 
-    kind: Any
-    meaning: Callable[[Any], Any]
-    decoder: msgspec.json.Decoder[Any]
+    A duration is seconds or text with a unit, and a size is bytes or text with one.
+    """
+
+    args: tuple[str, ...] | UnsetType = UNSET
+    id: Annotated[str, Meta(extra_json_schema={"pattern": f"^{jobs.ID_PATTERN}$"})] | UnsetType = UNSET
+    queue: str | UnsetType = UNSET
+    artifact: str | tuple[str, ...] | UnsetType = UNSET
+    env: dict[str, str] | tuple[str, ...] | UnsetType = UNSET
+    timeout: str | int | float | UnsetType = UNSET
+    memory: str | int | UnsetType = UNSET
+    output_limit: str | int | UnsetType = UNSET
+    disk: str | int | UnsetType = UNSET
+    attempts: int | UnsetType = UNSET
 
 
-def key(kind: Any, meaning: Callable[[Any], Any] = lambda value: value) -> Key:
-    """A key whose value is a `kind`. `meaning` may raise Usage."""
-    return Key(kind, meaning, msgspec.json.Decoder(kind))
+_Fields = TypeVar("_Fields", bound=JobFields)
+_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+@cache
+def _decoders(kind: type[JobFields]) -> dict[str, msgspec.json.Decoder[Any]]:
+    return {field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(kind)}
+
+
+def read_object(text: bytes, kind: type[_Fields]) -> _Fields:
+    """The object of JSON that `text` is; `-` in a key stands for `_`. Raises Usage, which names the key."""
+    try:
+        found = _objects.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Usage(f"it is no JSON object: {error}") from None
+    decoders, values = _decoders(kind), {}
+    for typed, raw in found.items():
+        name = typed.replace("-", "_")
+        if name not in decoders:
+            close = difflib.get_close_matches(name, decoders, 1)
+            hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(decoders)}"
+            raise Usage(f"unknown key `{ascii(typed)[1:-1][:60]}`", hint=hint)
+        try:
+            values[name] = decoders[name].decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Usage(f"`{name}`: {error}") from None
+    for field in msgspec.structs.fields(kind):
+        if field.required and field.name not in values:
+            raise Usage(f"there is no `{field.name}`")
+    return kind(**values)
 
 
 def _attempts(value: int) -> int:
@@ -190,50 +233,37 @@ def _attempts(value: int) -> int:
     return value
 
 
-def _list(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
-
-
-def _pairs(value: dict[str, str] | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
-
-
 def _bytes(value: str | int) -> int:
     return parse_size(value, minimum_bytes=1)
 
 
-KEYS: dict[str, Key] = {
-    "args": key(tuple[str, ...]),
-    "id": key(str),
-    "queue": key(str),
-    "artifact": key(str | tuple[str, ...], _list),
-    "env": key(dict[str, str] | tuple[str, ...], _pairs),
-    "timeout": key(str | int | float, lambda value: parse_duration(value, minimum_ms=1)),
-    "memory": key(str | int, _bytes),
-    "output_limit": key(str | int, _bytes),
-    "disk": key(str | int, _bytes),
-    "attempts": key(int, _attempts),
+_MEANINGS: dict[str, Callable[[Any], Any]] = {
+    "args": tuple,
+    "id": str,
+    "queue": str,
+    "artifact": lambda value: (value,) if isinstance(value, str) else value,
+    "env": lambda value: (
+        tuple(f"{name}={text}" for name, text in value.items()) if isinstance(value, dict) else value
+    ),
+    "timeout": lambda value: parse_duration(value, minimum_ms=1),
+    "memory": _bytes,
+    "output_limit": _bytes,
+    "disk": _bytes,
+    "attempts": _attempts,
 }
-_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def values_of(text: bytes, keys: Mapping[str, Key]) -> dict[str, Any]:
-    """What an object of JSON says, by its `keys` and no others. Raises Usage, which names the key."""
-    try:
-        found = _objects.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Usage(f"it is no JSON object: {error}") from None
+def request_of(fields: JobFields, base: JobRequest, **meanings: Callable[[Any], Any]) -> JobRequest:
+    """`base`, with what `fields` say instead. Raises Usage, which names the key.
+
+    `meanings` are those of the keys that only this kind of fields has; each may raise Usage.
+    """
     values: dict[str, Any] = {}
-    for typed, raw in found.items():
-        name = typed.replace("-", "_")
-        if name not in keys:
-            close = difflib.get_close_matches(name, keys, 1)
-            hint = f"did you mean `{close[0]}`?" if close else f"known keys: {', '.join(keys)}"
-            raise Usage(f"unknown key `{ascii(typed)[1:-1][:60]}`", hint=hint)
-        try:
-            values[name] = keys[name].meaning(keys[name].decoder.decode(raw))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Usage(f"`{name}`: {error}") from None
-        except Usage as problem:
-            raise Usage(f"`{name}`: {problem.message}", hint=problem.hint) from None
-    return values
+    for name, meaning in (_MEANINGS | meanings).items():
+        value = getattr(fields, name)
+        if value is not UNSET:
+            try:
+                values[name] = meaning(value)
+            except Usage as problem:
+                raise Usage(f"`{name}`: {problem.message}", hint=problem.hint) from None
+    return msgspec.structs.replace(base, **values)

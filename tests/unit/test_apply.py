@@ -97,7 +97,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 )
 def test_the_modules_that_are_inside_are_what_their_text_says(text: str, data: bytes) -> None:
     assert bytes(wasmtime.wat2wasm(text)) == data
-    assert module.inspect(data, name="x.wasm").kind == "command"
+    assert module.inspect_module(data, name="x.wasm").kind == "command"
 
 
 # ---- Plans

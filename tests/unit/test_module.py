@@ -39,7 +39,7 @@ def wasi_command(*imports: str, version: str = "0.2.3") -> str:
 
 def refusal(data: bytes) -> tuple[str, str]:
     with pytest.raises(errors.BadModule) as caught:
-        module.inspect(data, name="tool.wasm")
+        module.inspect_module(data, name="tool.wasm")
     assert caught.value.hint is not None
     return caught.value.message, caught.value.hint
 
@@ -67,7 +67,7 @@ ACCEPTED = [
 def test_what_runs_here_is_known_by_its_imports_and_exports(
     text: str, kind: str, imports: tuple[str, ...]
 ) -> None:
-    found = module.inspect(assemble(text), name="tool.wasm")
+    found = module.inspect_module(assemble(text), name="tool.wasm")
     assert (found.kind, found.imports) == (kind, imports)
     assert found.component == text.startswith("(component")
 
@@ -209,7 +209,7 @@ def test_an_older_form_of_names_is_read_the_same() -> None:
     data = assemble(f"(component {HOST} {RUN})")
     older = data.replace(b"\x00\x19mvmci", b"\x01\x19mvmci").replace(b"\x00\x03run\x01", b"\x01\x03run\x01")
     assert older != data
-    assert module.inspect(older, name="tool.wasm") == module.inspect(data, name="tool.wasm")
+    assert module.inspect_module(older, name="tool.wasm") == module.inspect_module(data, name="tool.wasm")
 
 
 def test_the_functions_that_are_offered_are_those_that_wasmtime_has() -> None:
@@ -248,7 +248,7 @@ def test_every_truncation_of_a_module_is_refused_or_another_module() -> None:
 
 def inspect_or_refuse(data: bytes) -> None:
     try:
-        module.inspect(memoryview(data), name="tool.wasm")
+        module.inspect_module(memoryview(data), name="tool.wasm")
     except errors.BadModule as refused:
         message, hint = refused.message, refused.hint
     else:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mvmci.cli.batch import read_batch
-from mvmci.cli.order import Files
+from mvmci.cli.request import Files
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.job import Limits
 from mvmci.journals.reader import load

@@ -11,11 +11,13 @@ from aiohttp import web
 from openapi_spec_validator import validate
 
 from mvmci.api.app import OPEN, make_app
-from mvmci.api.openapi import describe
+from mvmci.api.jobs import STREAMS, WAIT_MS, WAIT_MS_MAX, StartRequest
+from mvmci.api.openapi import openapi
+from mvmci.jobs.job import ID_PATTERN
 from mvmci.stores import open_memory
 from tests.parts.api.conftest import Face, Open
 
-PATHS = describe()["paths"]
+PATHS = openapi()["paths"]
 
 
 def routes(app: web.Application) -> set[tuple[str, str]]:
@@ -31,7 +33,7 @@ async def test_the_description_and_the_routes_are_the_same(open_face: Open) -> N
 
 
 def test_the_description_is_valid() -> None:
-    validate(describe())
+    validate(openapi())
 
 
 def test_every_route_that_asks_for_a_token_says_so() -> None:
@@ -41,13 +43,40 @@ def test_every_route_that_asks_for_a_token_says_so() -> None:
             assert (route.get("security") == []) == (path in OPEN)
 
 
+def resolved(value: dict[str, Any]) -> dict[str, Any]:
+    """What `value` refers to, or itself."""
+    if "$ref" not in value:
+        return value
+    found: Any = openapi()
+    for name in value["$ref"].removeprefix("#/").split("/"):
+        found = found[name]
+    return resolved(found)
+
+
 def schema_of(answer: dict[str, Any]) -> dict[str, Any]:
-    (content,) = answer["content"].values()
-    return {**content["schema"], "components": describe()["components"]}
+    (content,) = resolved(answer)["content"].values()
+    return {**content["schema"], "components": openapi()["components"]}
+
+
+def parameters(path: str) -> dict[str, Any]:
+    (route,) = PATHS[path].values()
+    return {one["name"]: resolved(one["schema"]) for one in map(resolved, route["parameters"])}
+
+
+def test_what_parameters_may_be_is_described_as_it_is_checked() -> None:
+    assert parameters("/api/workflow/{id}/logs")["stream"]["enum"] == list(STREAMS)
+    assert parameters("/api/workflow/{id}/wait")["timeout"]["default"] == WAIT_MS / 1000
+    assert WAIT_MS_MAX == 3_600_000  # the description says an hour
+    start = openapi()["components"]["schemas"]["StartRequest"]
+    assert set(start["properties"]) == set(StartRequest.__struct_fields__)
+    assert start["required"] == ["module", "version"]
+    assert start["additionalProperties"] is False
+    assert start["properties"]["version"]["pattern"] == "^[0-9a-f]{64}$"
+    assert start["properties"]["id"]["pattern"] == f"^{ID_PATTERN}$"
 
 
 async def test_it_is_served_and_what_is_answered_is_what_it_describes(face: Face) -> None:
-    assert (await face.get("/openapi.json")).json == describe()
+    assert (await face.get("/openapi.json")).json == openapi()
     await face.start("echo", id="j")
     asked = {
         ("GET", "/version"): {},
@@ -68,7 +97,7 @@ async def test_it_is_served_and_what_is_answered_is_what_it_describes(face: Face
 
 @pytest.mark.parametrize("path", [path for path in PATHS if "{id}" in path])
 def test_an_id_in_a_path_is_described_as_it_is_checked(path: str) -> None:
-    for route in PATHS[path].values():
-        (described,) = (one for one in route["parameters"] if one["in"] == "path")
-        assert re.search(described["schema"]["pattern"], "a-job-1")
-        assert not re.search(described["schema"]["pattern"], "A job")
+    described = parameters(path)["id"]["pattern"]
+    assert described == f"^{ID_PATTERN}$"
+    assert re.search(described, "a-job-1")
+    assert not re.search(described, "A job")

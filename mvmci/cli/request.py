@@ -1,6 +1,6 @@
-"""Orders as they are typed: their options, and the files that they name.
+"""Requests for jobs as they are typed: their options, and the files that they name.
 
-`run` and `submit` share all of it. Whatever files several orders name are read once and stored once.
+`run` and `submit` share all of it. A file that several requests name is read once and stored once.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ import click
 
 from mvmci.cli.options import Decorator, Duration, Size, option
 from mvmci.errors import Usage
-from mvmci.jobs import module
 from mvmci.jobs.journal import Spec
-from mvmci.jobs.module import Module
-from mvmci.journals.request import INPUT_BYTES_MAX, Checked, Digests, JobRequest, check, spec_of
+from mvmci.jobs.module import MODULE_BYTES_MAX, Module, inspect_module
+from mvmci.journals.request import (
+    INPUT_BYTES_MAX,
+    CheckedRequest,
+    Digests,
+    JobRequest,
+    check_request,
+    spec_of,
+)
 from mvmci.store import Store
 
 STDIN_BYTES_MAX = 256 << 20
-FILES_BYTES_MAX = 1 << 30  # modules and standard inputs of all orders together: they are held in memory
+FILES_BYTES_MAX = 1 << 30  # modules and standard inputs of all jobs together: they are held in memory
 STDIN = "-"
 
 
@@ -46,15 +52,15 @@ _OPTIONS: tuple[Decorator, ...] = (
 )
 
 
-def order_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Give `verb` the options that make an order; it gets them under the names of `JobRequest`'s fields."""
+def job_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Give `verb` the options that make a request; it gets them under the names of `JobRequest`'s fields."""
     for decorate in reversed(_OPTIONS):
         verb = decorate(verb)
     return verb
 
 
 class Files:
-    """What orders name: read when they are checked, and then put into a store."""
+    """What requests name: read when they are checked, and then put into a store."""
 
     def __init__(self) -> None:
         self._modules: dict[str, Module] = {}
@@ -63,27 +69,27 @@ class Files:
         self._digests: dict[str | Path, str] = {}
         self._bytes = 0
 
-    def check(self, order: JobRequest) -> Checked:
-        """Read all that `order` names but its directory. Raises Usage, BadModule."""
-        if order.module == order.stdin == STDIN:
+    def check(self, request: JobRequest) -> CheckedRequest:
+        """Read all that `request` names but its directory. Raises Usage, BadModule."""
+        if request.module == request.stdin == STDIN:
             raise Usage("standard input cannot be the module and the guest's as well", hint="name a file")
-        what = self._module(order.module)
-        checked = check(order, what, name=os.path.basename(order.module), read=_input)
-        if order.stdin is not None:
-            self._read(order.stdin, STDIN_BYTES_MAX)
-        if order.dir is not None:
-            self._directories.add(order.dir)
+        module = self._module(request.module)
+        checked = check_request(request, module, name=os.path.basename(request.module), read=_read_json)
+        if request.stdin is not None:
+            self._read(request.stdin, STDIN_BYTES_MAX)
+        if request.dir is not None:
+            self._directories.add(request.dir)
         return checked
 
     def _module(self, name: str) -> Module:
         if name not in self._modules:
-            data = self._read(name, module.MODULE_BYTES_MAX)
-            self._modules[name] = module.inspect(data, name=name)
+            data = self._read(name, MODULE_BYTES_MAX)
+            self._modules[name] = inspect_module(data, name=name)
         return self._modules[name]
 
     def _read(self, name: str, bytes_max: int) -> bytes:
         if name not in self._data:
-            data = read_file(name, bytes_max)
+            data = read_input(name, bytes_max)
             self._bytes += len(data)
             if self._bytes > FILES_BYTES_MAX:
                 raise Usage(
@@ -104,23 +110,23 @@ class Files:
             snapshot = await workspace.scan(directory, store.blobs)
             self._digests[directory] = await store.blobs.put(tree.encode(snapshot.tree))
 
-    async def spec(self, checked: Checked, job: str, store: Store) -> Spec:
+    async def spec(self, checked: CheckedRequest, job: str, store: Store) -> Spec:
         """What the job is; `keep` comes first."""
-        order = checked.order
+        request = checked.request
         digests = Digests(
-            module=self._digests[order.module],
-            stdin=self._digests[order.stdin] if order.stdin is not None else None,
-            tree=self._digests[order.dir] if order.dir is not None else None,
+            module=self._digests[request.module],
+            stdin=self._digests[request.stdin] if request.stdin is not None else None,
+            tree=self._digests[request.dir] if request.dir is not None else None,
         )
         return await spec_of(checked, job, digests, store, at=time.time_ns() // 1_000_000, by=who())
 
 
-def _input(typed: str) -> str:
+def _read_json(typed: str) -> str:
     """JSON text, or what the file that `@FILE` names holds. Raises Usage, UnicodeDecodeError."""
-    return read_file(typed[1:], INPUT_BYTES_MAX).decode() if typed.startswith("@") else typed
+    return read_input(typed[1:], INPUT_BYTES_MAX).decode() if typed.startswith("@") else typed
 
 
-def read_file(name: str, bytes_max: int) -> bytes:
+def read_input(name: str, bytes_max: int) -> bytes:
     """The bytes of a file, or of standard input for `-`. Raises Usage."""
     try:
         if name == STDIN:
