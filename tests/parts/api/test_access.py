@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from mvmci.api.openapi import describe
+from mvmci.api.openapi import openapi
 from mvmci.errors import Usage
 from mvmci.stores import open_memory
 from tests.parts.api.conftest import TOKEN, Open
@@ -14,7 +14,7 @@ from tests.parts.api.conftest import TOKEN, Open
 OPEN = ("/version", "/health")
 ROUTES = [
     (method.upper(), path.replace("{id}", "j"))
-    for path, methods in describe()["paths"].items()
+    for path, methods in openapi()["paths"].items()
     for method in methods
 ]
 WRONG = {
