@@ -34,7 +34,7 @@ async def serve_http(
     `queues` are those that the executor may write to; none is all of them. `folder` holds modules on their
     way in; one of the system's temporary ones, if absent. Raises Usage.
     """
-    from mvmci.api.app import Api, serve
+    from mvmci.api.app import Api, serve_api
 
     def away() -> str:
         return "" if cluster.link.is_up else "the broker is away"
@@ -49,6 +49,6 @@ async def serve_http(
             token=token,
             away=away,
         )
-        async with serve(api, host, port) as bound:
+        async with serve_api(api, host, port) as bound:
             log.info("HTTP is answered at %s:%d", host, bound)
             await asyncio.Event().wait()

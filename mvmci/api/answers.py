@@ -17,7 +17,7 @@ NDJSON = "application/x-ndjson"
 _encode = msgspec.json.Encoder().encode
 
 # The first that fits counts.
-STATUSES: tuple[tuple[type[MvmciError], int], ...] = (
+HTTP_STATUSES: tuple[tuple[type[MvmciError], int], ...] = (
     (StoreFull, 507),
     (StoreUnavailable, 503),
     (IdTaken, 409),
@@ -31,7 +31,7 @@ SENTENCES = {
 }
 
 
-class Refused(MvmciError):
+class HttpError(MvmciError):
     """The request is answered with `status` and this sentence."""
 
     def __init__(self, status: int, message: str, *, hint: str | None = None, **headers: str) -> None:
@@ -50,10 +50,10 @@ def json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None
 def error(failure: MvmciError) -> web.Response:
     """The sentence of an expected failure."""
     status, headers = 500, {}
-    if isinstance(failure, Refused):
+    if isinstance(failure, HttpError):
         status, headers = failure.status, failure.headers
     else:
-        status = next((found for kind, found in STATUSES if isinstance(failure, kind)), status)
+        status = next((found for kind, found in HTTP_STATUSES if isinstance(failure, kind)), status)
     if status == 503:
         headers = {"Retry-After": str(RETRY_AFTER_S), **headers}
     return sentence(status, failure.message, failure.hint, headers)

@@ -28,7 +28,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from mvmci import __version__
 from mvmci.api import answers, engine
-from mvmci.api.answers import Refused
+from mvmci.api.answers import HttpError
 from mvmci.api.jobs import Jobs
 from mvmci.api.metrics import CONTENT_TYPE, Metrics
 from mvmci.api.openapi import openapi
@@ -83,7 +83,7 @@ def make_app(api: Api) -> web.Application:
             web.get("/api/workflow/{id}/wait", jobs.wait),
             web.get("/api/workflow/{id}/logs", jobs.logs),
             web.post("/api/workflow/{id}/cancel", jobs.cancel),
-            web.post("/api/engine/run", partial(engine.run, api.executor)),
+            web.post("/api/engine/run", partial(engine.run_job, api.executor)),
         ]
     )
     app.on_response_prepare.append(_begin)
@@ -98,7 +98,7 @@ async def _health(api: Api, request: web.Request) -> web.Response:
     """Healthy is also who has no free slot: that is said to each order."""
     executor = api.executor
     if executor.draining:
-        raise Refused(503, "this executor drains", hint="it finishes what it has, and takes nothing more")
+        raise HttpError(503, "this executor drains", hint="it finishes what it has, and takes nothing more")
     if reason := api.away():
         raise StoreUnavailable(reason, hint="it comes back by itself")
     return answers.json({"status": "ready", "slots": executor.slots, "free": executor.free})
@@ -170,7 +170,7 @@ def _guarded(token: str) -> Middleware:
             if not token:
                 _check_that_it_is_from_here(request)
             elif not hmac.compare_digest(wanted, _hashed(_bearer(request))):
-                raise Refused(
+                raise HttpError(
                     401,
                     "the token is missing, or it is another one",
                     hint="send the header `Authorization: Bearer TOKEN`",
@@ -192,9 +192,9 @@ def _bearer(request: web.Request) -> bytes:
 
 
 def _check_that_it_is_from_here(request: web.Request) -> None:
-    """Raises Refused for what a page in a browser on this machine may have sent."""
+    """Raises HttpError for what a page in a browser on this machine may have sent."""
     if "Origin" in request.headers or not _is_loopback(request.headers.get("Host", "")):
-        raise Refused(
+        raise HttpError(
             403,
             "without a token, only programs on this machine may ask, and by its loopback address",
             hint="give the executor a --token-file, and send its token",
@@ -213,7 +213,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @asynccontextmanager
-async def serve(api: Api, host: str, port: int) -> AsyncIterator[int]:
+async def serve_api(api: Api, host: str, port: int) -> AsyncIterator[int]:
     """Serve the application at `host`, and say at which port: 0 is any that is free. Raises Usage."""
     sweep(api.folder)
     # Who goes away has nobody that an answer is made for; runs are shielded from that.

@@ -15,7 +15,7 @@ from typing import IO
 from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mvmci.api.answers import Refused
+from mvmci.api.answers import HttpError
 from mvmci.errors import BadModule, Usage
 from mvmci.jobs.job import MODULE_NAME_CHARS_MAX
 from mvmci.jobs.module import MODULE_BYTES_MAX, Module, check_module_size, inspect_module
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f\ud800-\udfff]+")
 
 
 async def read_json(request: web.Request) -> bytes:
-    """The body, which is to be JSON. Raises Refused."""
+    """The body, which is to be JSON. Raises HttpError."""
     _check_size(request, JSON_BYTES_MAX, "the body")
     body = bytearray()
     try:
@@ -52,21 +52,21 @@ async def read_json(request: web.Request) -> bytes:
 def _check_size(request: web.Request, bytes_max: int, what: str) -> None:
     """Refuse what says beforehand that it is too large, and what would have to be unpacked."""
     if request.headers.get("Content-Encoding", "").strip().lower() not in PLAIN:
-        raise Refused(415, "the body is compressed", hint="send it as it is")
+        raise HttpError(415, "the body is compressed", hint="send it as it is")
     if (request.content_length or 0) > bytes_max:
         raise _too_large(what, bytes_max)
 
 
-def _too_slow() -> Refused:
-    return Refused(408, "the body did not come in time", hint="send it again", Connection="close")
+def _too_slow() -> HttpError:
+    return HttpError(408, "the body did not come in time", hint="send it again", Connection="close")
 
 
-def _broken() -> Refused:
-    return Refused(400, "the body is not sent as HTTP sends one", Connection="close")
+def _broken() -> HttpError:
+    return HttpError(400, "the body is not sent as HTTP sends one", Connection="close")
 
 
-def _too_large(what: str, bytes_max: int) -> Refused:
-    return Refused(413, f"{what} is larger than {bytes_max >> 20} MiB, which is the most that is taken")
+def _too_large(what: str, bytes_max: int) -> HttpError:
+    return HttpError(413, f"{what} is larger than {bytes_max >> 20} MiB, which is the most that is taken")
 
 
 # ---- Modules
@@ -76,10 +76,10 @@ def _too_large(what: str, bytes_max: int) -> Refused:
 async def receive_module(request: web.Request, folder: Path) -> AsyncIterator[tuple[str, Path]]:
     """The name of the module that a form carries in its field `module`, and a file in `folder` that holds it.
 
-    Raises Refused, Usage.
+    Raises HttpError, Usage.
     """
     if request.content_type != "multipart/form-data":
-        raise Refused(
+        raise HttpError(
             415,
             "the body is no form",
             hint="send the module as the field `module`: curl -F module=@tool.wasm …",
@@ -109,7 +109,7 @@ async def _receive(request: web.Request, path: Path) -> str:
         part.headers.get(name, "").lower() for name in ("Content-Encoding", "Content-Transfer-Encoding")
     }
     if packed - PLAIN:
-        raise Refused(415, "the module is encoded", hint="send its bytes as they are")
+        raise HttpError(415, "the module is encoded", hint="send its bytes as they are")
     name = module_name(part.filename or "")
     with await asyncio.to_thread(open, path, "xb", opener=private_opener) as file:
         await _copy(part, file, name)
@@ -130,7 +130,7 @@ async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
         try:
             check_module_size(size, name=name)
         except BadModule as large:
-            raise Refused(413, large.message, hint=large.hint) from None
+            raise HttpError(413, large.message, hint=large.hint) from None
         await asyncio.to_thread(file.write, piece)
 
 

@@ -11,7 +11,7 @@ import asyncio
 import msgspec
 from aiohttp import web
 
-from mvmci.api.answers import NDJSON, WRITE_S, Refused
+from mvmci.api.answers import NDJSON, WRITE_S, HttpError
 from mvmci.api.bodies import read_json
 from mvmci.engines.remote import Reply, RunRequest
 from mvmci.engines.server import Executor, Full, comes_soon
@@ -21,7 +21,7 @@ _orders = msgspec.json.Decoder(RunRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-async def run(executor: Executor, request: web.Request) -> web.StreamResponse:
+async def run_job(executor: Executor, request: web.Request) -> web.StreamResponse:
     """See to a job, if a slot is free; 503 at once if none is."""
     body = await read_json(request)
     try:
@@ -31,7 +31,7 @@ async def run(executor: Executor, request: web.Request) -> web.StreamResponse:
     try:
         running = await executor.take(order)
     except Full as full:
-        raise Refused(503, full.message, hint="another executor may have one") from None
+        raise HttpError(503, full.message, hint="another executor may have one") from None
     response = web.StreamResponse()
     response.content_type = NDJSON
     await response.prepare(request)

@@ -19,7 +19,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from mvmci.api import answers, bodies
-from mvmci.api.answers import Refused
+from mvmci.api.answers import HttpError
 from mvmci.config.quantity import format_duration, parse_duration
 from mvmci.errors import NotFound, NotYet, StoreFull, Usage
 from mvmci.jobs.job import check_id, is_digest
@@ -77,7 +77,7 @@ class Jobs:
     async def deploy(self, request: web.Request) -> web.Response:
         """Keep a module that can run here."""
         if self._uploads >= UPLOADS_MAX:
-            raise Refused(503, f"{self._uploads} modules are being deployed", hint="try again in a while")
+            raise HttpError(503, f"{self._uploads} modules are being deployed", hint="try again in a while")
         self._uploads += 1
         try:
             async with bodies.receive_module(request, self._folder) as (name, path):
@@ -114,7 +114,7 @@ class Jobs:
     async def send_message(self, request: web.Request) -> web.Response:
         """Workflows hear no messages yet."""
         check_id(request.match_info["id"])
-        raise Refused(
+        raise HttpError(
             501,
             "a workflow of world mvmci:workflow@0.1.0 cannot be sent a message",
             hint="give it all it needs as its input, or let it ask for the rest with `http`",
@@ -166,9 +166,9 @@ class Jobs:
         return response
 
     def _check_queue(self, queue: str) -> None:
-        """The broker would not even answer. Raises Refused."""
+        """The broker would not even answer. Raises HttpError."""
         if self._queues and queue not in self._queues:
-            raise Refused(
+            raise HttpError(
                 403,
                 f"this executor's credential is not for queue {ascii(queue)[1:-1][:80]}",
                 hint=f"it is for {', '.join(self._queues)}; ask another executor",

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mvmci import __version__
-from mvmci.cli.options import HOST, examples, json_option, run_async, state_option
+from mvmci.cli.options import HOST_FOLDER, examples, json_option, run_async, state_option
 from mvmci.errors import EXIT_FAILED, MvmciError, Usage
 
 SHELLS = ("bash", "zsh", "fish")
@@ -145,7 +145,7 @@ async def _isolation(state: Path) -> str:
     from mvmci.sandbox.confinement import LEVELS
     from mvmci.sandbox.forkserver import ForkServer
 
-    root = state / HOST
+    root = state / HOST_FOLDER
     root.mkdir(mode=0o711, parents=True, exist_ok=True)
     nursery = await ForkServer.start(root)
     try:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
 T = TypeVar("T")
 R = TypeVar("R")
 LOCAL_UNIT = "run"
-LOCAL = "_local"  # the store of `run`
-HOST = "_host"  # slots and compiled code of this machine
+LOCAL_FOLDER = "_local"  # the store of `run`
+HOST_FOLDER = "_host"  # slots and compiled code of this machine
 CLIENT = "client.json"  # in a cluster's folder: an Identity of role client
 RENEW_S = 2.0  # for so long a verb waits for a newer credential, while the old one is still good
 RENEW_LOOK_S = 60.0
@@ -97,7 +97,7 @@ local_option = option("--local", is_flag=True, help="Look at what `mvmci run` le
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The ids of local jobs, for tab completion."""
-    jobs = (ctx.params.get("state") or default_state()) / LOCAL / "jobs"
+    jobs = (ctx.params.get("state") or default_state()) / LOCAL_FOLDER / "jobs"
     return sorted(path.name for path in jobs.glob(f"{incomplete}*")) if jobs.is_dir() else []
 
 
@@ -160,7 +160,7 @@ class Location:
         Raises StoreUnavailable, TicketRefused, Usage.
         """
         if self.local:
-            folder = self.state / LOCAL
+            folder = self.state / LOCAL_FOLDER
             store = open_local(folder if folder.exists() else None)
             try:
                 yield store

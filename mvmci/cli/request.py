@@ -108,7 +108,7 @@ class Files:
             from mvmci.jobs import tree
 
             snapshot = await workspace.scan(directory, store.blobs)
-            self._digests[directory] = await store.blobs.put(tree.encode(snapshot.tree))
+            self._digests[directory] = await store.blobs.put(tree.encode_tree(snapshot.tree))
 
     async def spec(self, checked: CheckedRequest, job: str, store: Store) -> Spec:
         """What the job is; `keep` comes first."""

@@ -17,8 +17,7 @@ import click
 import msgspec
 
 from mvmci.cli.options import (
-    HOST,
-    LOCAL,
+    LOCAL_FOLDER,
     Interrupted,
     Location,
     examples,
@@ -88,13 +87,13 @@ async def _run(
     files: Files, checked: CheckedRequest, job: str, allow: Allow, state: Path, as_json: bool
 ) -> int:
     make_state(state)
-    store = open_local(state / LOCAL)
+    store = open_local(state / LOCAL_FOLDER)
     try:
         await files.keep(store)
         new = await submit(store, await files.spec(checked, job, store))
         spec_entry = (await store.journals.read(job))[0] if new else None
         click.echo(job, err=True)
-        engine = open_embedded(store, state / HOST, allow=lambda: allow, slots=1, notice=_notice)
+        engine = open_embedded(store, state / HOST_FOLDER, allow=lambda: allow, slots=1, notice=_notice)
         try:
             return await _see_through(engine, store, job, spec_entry, Location(state, local=True), as_json)
         finally:
@@ -154,7 +153,7 @@ def replay_verb(job: str, place: Location) -> int:
 
 async def _replay(job: str, place: Location) -> int:
     async with place.open() as store:
-        engine = open_embedded(store, place.state / HOST, allow=Allow, slots=1, notice=_notice)
+        engine = open_embedded(store, place.state / HOST_FOLDER, allow=Allow, slots=1, notice=_notice)
         try:
             effects = await engine.verify(job)
         except Nondeterminism as found:

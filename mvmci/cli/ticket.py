@@ -29,7 +29,7 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, encode
+from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, encode_ticket
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
@@ -79,13 +79,13 @@ def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | 
     async def work(config: Config, authority: Authority, facts: Facts) -> int:
         ticket, uses = await _create(config, authority, facts, **wanted), wanted["uses"]
         if output is not None:
-            _write(output, encode(ticket))
+            _write(output, encode_ticket(ticket))
         if as_json:
-            where = {"file": str(output)} if output is not None else {"ticket": encode(ticket)}
+            where = {"file": str(output)} if output is not None else {"ticket": encode_ticket(ticket)}
             click.echo(msgspec.json.encode(_shown(ticket) | {"uses": uses} | where))
             return 0
         if output is None:
-            click.echo(encode(ticket))
+            click.echo(encode_ticket(ticket))
         machines = "one machine" if uses == 1 else f"{uses} machines"
         until = rfc3339(ticket.expires_at)
         click.echo(f"{ticket.id}: for {machines}, as {ticket.role}, until {until}", err=True)

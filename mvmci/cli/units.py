@@ -22,7 +22,7 @@ import click
 
 from mvmci import __version__
 from mvmci.cli.options import (
-    HOST,
+    HOST_FOLDER,
     Duration,
     cluster_option,
     examples,
@@ -127,7 +127,7 @@ async def _worker(
 ) -> int:
     identity, path = await _identity(state, cluster, name, join, options, role="worker")
     async with _joined(identity) as found:
-        await _work(found, identity, path, state / HOST, options)
+        await _work(found, identity, path, state / HOST_FOLDER, options)
     return 0
 
 
@@ -361,7 +361,7 @@ async def _executor(
     listen = _listen(options["listen"], token) if options["listen"] else None
     identity, path = await _identity(state, cluster, name, join, options, role="executor")
     async with _joined(identity) as found:
-        await _execute(found, identity, path, state / HOST, options, listen, token)
+        await _execute(found, identity, path, state / HOST_FOLDER, options, listen, token)
     return 0
 
 

@@ -70,13 +70,13 @@ _encode = msgspec.json.Encoder().encode
 _tickets = msgspec.json.Decoder(Ticket)
 
 
-def encode(ticket: Ticket) -> str:
+def encode_ticket(ticket: Ticket) -> str:
     """`ticket` as one line of text."""
     data = _encode(ticket)
     return PREFIX + base64.urlsafe_b64encode(data + _checksum(data)).decode().rstrip("=")
 
 
-def decode(text: str) -> Ticket:
+def decode_ticket(text: str) -> Ticket:
     """The ticket that `text` is. Raises TicketRefused; the text is never part of the message."""
     text = text.strip()
     if not text.startswith(PREFIX):

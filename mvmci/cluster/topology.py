@@ -29,14 +29,14 @@ MEMORY_BYTES_MIN = 128 << 20
 
 # The values. Each description completes the sentence "`workers.count` must be …".
 
-Id = Annotated[
+Name = Annotated[
     str,
     Meta(
         pattern=f"^{ID_PATTERN}$",
         description="a name of at most 63 small letters, digits and dashes",
     ),
 ]
-Access = Annotated[
+AccessName = Annotated[
     str,
     Meta(
         pattern=f"^{ID_PATTERN}$",
@@ -53,7 +53,7 @@ LabelKey = Annotated[
 ]
 LabelValue = Annotated[str, Meta(max_length=253, description="text")]
 Count = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
-Slots = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")]
+SlotCount = Annotated[int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")]
 Port = Annotated[int, Meta(ge=1, le=65_535, description="a port from 1 to 65535")]
 Address = Annotated[
     str,
@@ -83,11 +83,11 @@ HttpUrl = Annotated[
 ]
 HttpRule = Annotated[str, Meta(max_length=8192, description="a URL, in which * stands for any characters")]
 Program = Annotated[str, Meta(max_length=4096, description="a program's name or its absolute path")]
-Duration = Annotated[
+DurationText = Annotated[
     Annotated[str, Meta(pattern=quantity.DURATION_PATTERN)] | int | float,
     Meta(description="a duration: seconds, or a number with ms, s, m, h or d"),
 ]
-Size = Annotated[
+SizeText = Annotated[
     Annotated[str, Meta(pattern=quantity.SIZE_PATTERN)] | int,
     Meta(description="a size: bytes, or a number with KiB, MiB or GiB"),
 ]
@@ -101,7 +101,7 @@ Driver = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/:-]{0,126}$", description="a network driver, as macvlan")
 ]
 FilePath = Annotated[str, Meta(min_length=1, max_length=4096, description="the path of a file")]
-HostNames = Annotated[tuple[Id, ...], Meta(max_length=1000, description="a list of at most 1000 hosts")]
+HostNames = Annotated[tuple[Name, ...], Meta(max_length=1000, description="a list of at most 1000 hosts")]
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +128,7 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
     url: BrokerUrl | None = None
     credentials: FilePath | None = None
     listen: Listen | None = None
-    store: Size = "10GiB"
+    store: SizeText = "10GiB"
 
     @property
     def address(self) -> str | None:
@@ -168,7 +168,7 @@ class ExecutorsSection(_Section, frozen=True, kw_only=True):
 
     hosts: HostNames = ()
     count: Count = 1
-    slots: Slots | None = None
+    slots: SlotCount | None = None
     url: HttpUrl | None = None
     balancer: Literal["haproxy"] | None = None
 
@@ -178,9 +178,9 @@ class WorkersSection(_Section, frozen=True, kw_only=True):
 
     hosts: HostNames = ()
     count: Count = 1
-    slots: Slots | None = None
+    slots: SlotCount | None = None
     queues: Annotated[
-        tuple[Id, ...], Meta(min_length=1, max_length=100, description="a list of 1 to 100 queues")
+        tuple[Name, ...], Meta(min_length=1, max_length=100, description="a list of 1 to 100 queues")
     ] = ("default",)
     labels: dict[LabelKey, LabelValue] = {}
 
@@ -199,8 +199,8 @@ class AllowSection(_Section, frozen=True, kw_only=True):
 class RetainSection(_Section, frozen=True, kw_only=True):
     """How long ended jobs and their output are kept."""
 
-    jobs: Duration = "7d"
-    logs: Duration = "2d"
+    jobs: DurationText = "7d"
+    logs: DurationText = "2d"
 
     @property
     def jobs_ms(self) -> int:
@@ -228,7 +228,7 @@ class ComposeSection(_Section, frozen=True, kw_only=True):
 
     base: Image = "python:3.12-slim-bookworm"
     network: NetworkSection = NetworkSection()
-    memory: Size | None = None
+    memory: SizeText | None = None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -245,12 +245,13 @@ class Topology(_Section, frozen=True, kw_only=True):
     cluster file's folder, then makes the plan.
     """
 
-    cluster: Id
-    access: Access = "per-worker"
+    cluster: Name
+    access: AccessName = "per-worker"
     plugin: FilePath | None = None
     runtime: Literal["local", "ssh", "compose"] = "local"
     hosts: Annotated[
-        dict[Id, HostSection], Meta(max_length=1000, description="a mapping from names to at most 1000 hosts")
+        dict[Name, HostSection],
+        Meta(max_length=1000, description="a mapping from names to at most 1000 hosts"),
     ] = {}
     broker: BrokerSection = BrokerSection()
     control_plane: ControlPlaneSection = ControlPlaneSection()

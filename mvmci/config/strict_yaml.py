@@ -18,7 +18,7 @@ import yaml
 
 DOCUMENT_BYTES_MAX = 1 << 20
 NODES_MAX = 20_000
-DEPTH_MAX = 12
+NESTING_MAX = 12
 SHOWN_CHARS_MAX = 60
 
 INVALID: Final = object()  # the value of a node that was reported and cannot be used
@@ -197,8 +197,8 @@ class _Composer:
 
     def bound(self, position: Position, depth: int) -> None:
         self.nodes += 1
-        if depth > DEPTH_MAX:
-            raise self.stop(position, f"values are nested more than {DEPTH_MAX} deep here")
+        if depth > NESTING_MAX:
+            raise self.stop(position, f"values are nested more than {NESTING_MAX} deep here")
         if self.nodes > NODES_MAX:
             raise self.stop(position, f"the file has more than {NODES_MAX:,} values")
 

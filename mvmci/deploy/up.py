@@ -27,7 +27,7 @@ import msgspec
 from mvmci.cluster.broker import ANY_PORT, url_of
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
-from mvmci.cluster.identity import Identity, Login, encode
+from mvmci.cluster.identity import Identity, Login, encode_ticket
 from mvmci.cluster.topology import Topology
 from mvmci.deploy.plan import Plan, broker_of, check_broker, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
@@ -365,7 +365,7 @@ class Up:
         ticket = await make_ticket(
             cluster.config, authority, facts.outside, role="worker", queues=queues, ttl_s=TICKET_S
         )
-        write_private(self._state.ticket, f"{encode(ticket)}\n".encode())
+        write_private(self._state.ticket, f"{encode_ticket(ticket)}\n".encode())
 
     def _partly(self, why: str, hint: str | None = None) -> PartlyApplied:
         """How far it came, and why not further."""

@@ -27,7 +27,7 @@ from mvmci.errors import Usage
 URL_CHARS_MAX = 8192
 RULES_MAX = 1000
 
-PORTS = {"http": 80, "https": 443}
+SCHEME_PORTS = {"http": 80, "https": 443}
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -61,7 +61,7 @@ class Url(msgspec.Struct, frozen=True, kw_only=True):
     def origin(self) -> str:
         """Scheme, host and port; the port is left out where it is the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == PORTS[self.scheme] else f":{self.port}"
+        port = "" if self.port == SCHEME_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{host}{port}"
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     def matches(self, url: Url) -> bool:
         """Whether `url` is one of those that this rule allows."""
-        port = PORTS[url.scheme] if self.port == 0 else self.port
+        port = SCHEME_PORTS[url.scheme] if self.port == 0 else self.port
         return (
             _glob(self.scheme, url.scheme)
             and _glob(self.host, url.host)
@@ -101,7 +101,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
         A private rule permits what it names: the address itself, or any loopback one for `localhost`.
         """
-        if is_public(address):
+        if is_public_address(address):
             return True
         if not self.private or self.url is None:
             return False
@@ -158,7 +158,7 @@ def line(url: Url) -> str:
     return f'to allow it, add: allow: {{http: ["{url.origin}/*"]}}'
 
 
-def is_public(address: str) -> bool:
+def is_public_address(address: str) -> bool:
     """Whether `address` is one of the public internet, also in all the ways to write an IPv4 one in IPv6."""
     ip = _plain(ipaddress.ip_address(address.partition("%")[0]))
     if isinstance(ip, ipaddress.IPv6Address):
@@ -166,7 +166,7 @@ def is_public(address: str) -> bool:
             return False
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.sixtofour
         if inner is not None:
-            return is_public(str(inner))
+            return is_public_address(str(inner))
     special = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
     return ip.is_global and not (special or ip.is_unspecified)
 
@@ -185,7 +185,7 @@ def parse(url: str) -> Url:
     ):
         raise BadUrl("a URL holds no control characters, blanks or backslashes")
     scheme, authority, path, query = _split(url)
-    if scheme not in PORTS:
+    if scheme not in SCHEME_PORTS:
         raise BadUrl(f"only http and https URLs can be asked for, not {scheme[:20]!r}")
     host, port = _authority(authority)
     if "*" in host or port == "*":
@@ -193,7 +193,7 @@ def parse(url: str) -> Url:
     return Url(
         scheme=scheme,
         host=host,
-        port=_port(port) or PORTS[scheme],
+        port=_port(port) or SCHEME_PORTS[scheme],
         path=_path(path),
         query=_escaped(query) if query != "?" else "",
     )
@@ -216,7 +216,7 @@ def _rule(text: str) -> Rule:
     if len(text) > URL_CHARS_MAX or not re.fullmatch(r"[!-~]*", text) or "\\" in text or "#" in text:
         raise BadUrl("a rule is a URL without blanks, backslashes or '#'")
     scheme, authority, path, query = _split(text)
-    if not any(_glob(scheme, known) for known in PORTS):
+    if not any(_glob(scheme, known) for known in SCHEME_PORTS):
         raise BadUrl("a rule starts with http://, https:// or *://")
     host, port = _authority(authority)
     last = host.rpartition(".")[2]
@@ -224,7 +224,7 @@ def _rule(text: str) -> Rule:
         # `https://example.com*` would allow example.com.evil.org: surely a slash was meant.
         raise BadUrl("a '*' may not end a host: put a slash before it")
     number: int | None = None if port == "*" else _port(port)
-    private = _is_localhost(host) or (_is_address(host) and not is_public(host))
+    private = _is_localhost(host) or (_is_address(host) and not is_public_address(host))
     return Rule(scheme=scheme, host=host, port=number, target=_path(path) + _escaped(query), private=private)
 
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
 from mvmci import errors
+from mvmci.jobs.job import Kind
 
 MODULE_BYTES_MAX = 256 << 20
 SECTIONS_MAX = 100_000
@@ -38,8 +39,6 @@ _PREVIEW1_TEXT = """
     poll_oneoff proc_exit proc_raise random_get sched_yield sock_accept sock_recv sock_send sock_shutdown
 """
 PREVIEW1_FUNCTIONS = frozenset(_PREVIEW1_TEXT.split())
-
-Kind = Literal["command", "workflow"]
 
 _WASI_RUN = re.compile(r"wasi:cli/run@0\.2\.[0-9]+", re.ASCII)
 _WASI_OFFERED = re.compile(

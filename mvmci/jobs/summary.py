@@ -10,7 +10,7 @@ from mvmci.jobs.job import Kind, Payload, Status
 from mvmci.jobs.journal import Journal, status
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class ProgressSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How far a workflow says that it is."""
 
     done: int
@@ -33,7 +33,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None
     result: msgspec.Raw | None
     response: msgspec.Raw | None
-    progress: Progress | None
+    progress: ProgressSummary | None
     submitted_at: str | None
     started_at: str | None
     ended_at: str | None
@@ -66,7 +66,7 @@ def summarise(journal: Journal, *, result: str | None, response: str | None) -> 
         exit_code=done.exit_code if done else None,
         result=msgspec.Raw(result.encode()) if result else None,
         response=msgspec.Raw(response.encode()) if response else None,
-        progress=Progress(done=progress.done, total=progress.total, message=progress.message)
+        progress=ProgressSummary(done=progress.done, total=progress.total, message=progress.message)
         if progress
         else None,
         submitted_at=rfc3339(spec.at if spec else None),

@@ -4,7 +4,7 @@ A tree lists files (by the digest of their bytes), symbolic links (by their text
 directories that are empty; all others follow from the paths. Entries are sorted, so that equal
 directories have equal trees. Modes are reduced to "executable or not"; owners and times are left out.
 
-A manifest comes from a store and is untrusted: `decode` promises that no entry lies outside of the
+A manifest comes from a store and is untrusted: `decode_tree` promises that no entry lies outside of the
 root, beneath a file or a link, or twice at the same place. It does not promise that a link stays
 inside (`leaves` tells): whoever walks a directory does not follow links.
 """
@@ -44,7 +44,7 @@ class TreeEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Tree(msgspec.Struct, frozen=True, kw_only=True):
-    """Entries in the order of their paths. Make one with `tree` or `decode`."""
+    """Entries in the order of their paths. Make one with `tree` or `decode_tree`."""
 
     entries: tuple[TreeEntry, ...] = ()
 
@@ -63,16 +63,16 @@ _decoder = msgspec.json.Decoder(Tree)
 def tree(entries: Iterable[TreeEntry]) -> Tree:
     """The tree of `entries`, in whatever order they come. Raises BadWorkspace."""
     made = Tree(entries=tuple(sorted(entries, key=lambda entry: entry.path)))
-    check(made)
+    check_tree(made)
     return made
 
 
-def encode(value: Tree) -> bytes:
+def encode_tree(value: Tree) -> bytes:
     """The canonical bytes of a tree."""
     return _encoder.encode(value)
 
 
-def decode(data: bytes, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> Tree:
+def decode_tree(data: bytes, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> Tree:
     """The tree that `data` writes. Raises BadWorkspace unless it is whole and harmless."""
     if len(data) > MANIFEST_BYTES_MAX:
         raise BadWorkspace(f"a manifest of {len(data)} bytes is over the limit of {MANIFEST_BYTES_MAX}")
@@ -80,16 +80,16 @@ def decode(data: bytes, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> Tree:
         value = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as wrong:
         raise BadWorkspace(f"a workspace manifest cannot be read: {wrong}") from None
-    check(value, bytes_max=bytes_max)
+    check_tree(value, bytes_max=bytes_max)
     return value
 
 
-def digest(value: Tree) -> str:
+def digest_of_tree(value: Tree) -> str:
     """`sha256:` and the hex digest of the canonical bytes."""
-    return "sha256:" + hashlib.sha256(encode(value)).hexdigest()
+    return "sha256:" + hashlib.sha256(encode_tree(value)).hexdigest()
 
 
-def check(value: Tree, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> None:
+def check_tree(value: Tree, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> None:
     """Raises BadWorkspace unless every entry is well formed and all fit together."""
     if len(value.entries) > FILES_MAX:
         raise BadWorkspace(

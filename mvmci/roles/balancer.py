@@ -56,7 +56,7 @@ def exec_balancer(folder: Path, listen: str, backends: tuple[str, ...]) -> NoRet
     """
     haproxy = find_haproxy()
     config = folder / "haproxy.cfg"
-    write_private(config, configuration(listen, _parsed(backends)).encode())
+    write_private(config, haproxy_config(listen, _parsed(backends)).encode())
     os.execv(haproxy, [haproxy, "-db", "-q", "-f", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
 
 
@@ -70,8 +70,8 @@ def _parsed(backends: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def configuration(listen: str, backends: Mapping[str, str]) -> str:
-    """haproxy's configuration. Raises Usage."""
+def haproxy_config(listen: str, backends: Mapping[str, str]) -> str:
+    """The configuration of haproxy. Raises Usage."""
     if _LISTEN.fullmatch(listen) is None:
         raise Usage(f"--listen {listen!r} is not of the form HOST:PORT")
     named = {name for name, address in backends.items() if not _is_number(address.rpartition(":")[0])}

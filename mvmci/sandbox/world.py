@@ -1,19 +1,17 @@
-"""What a component may import and must export, and where one differs from it.
+"""The types of a workflow's world, and where a component differs from them.
 
-The engine binds host functions without looking at their types, so a component that was built against
-another version of the world, or by hand, is told apart here, before it is compiled. Types are
-compared as text. This module handles the engine's type objects and does not load the engine.
+The engine binds host functions without looking at their types, so a component that was built by hand is
+told apart here. Which names a module may import and must export is for `mvmci.jobs.module` to judge. Types
+are compared as text. This module handles the engine's type objects and does not load the engine.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-VERSION = "0.1.0"
-PACKAGE = "mvmci:workflow/"
-HOST = f"{PACKAGE}host@{VERSION}"
+from mvmci.jobs.module import HOST
+
 CLI_RUN = "wasi:cli/run@0.2."
-WASI = tuple(f"wasi:{name}/" for name in ("cli", "clocks", "filesystem", "io", "random", "sockets"))
 TYPE_DEPTH_MAX = 16
 
 _HEADERS = "list<record{name:string,value:string}>"
@@ -36,36 +34,15 @@ FUNCTIONS = {
 RUN = "(string)->result<string,string>"
 
 
-def mismatch_of_workflow(component: Any, engine: object) -> str | None:
-    """Why `component` is not of world `mvmci:workflow/workflow`; None if it is."""
-    exports = component.type.exports(engine)
-    for name, item in component.type.imports(engine).items():
-        if name != HOST:
-            return _strange_import(name)
+def mismatch(component: Any, engine: object) -> str | None:
+    """Where the types of `component`, which `inspect_module` calls a workflow, differ; None if nowhere."""
+    for item in component.type.imports(engine).values():
         for function, extern in item.ty.exports(engine).items():
             wrong = _mismatch_of_function(function, extern.ty)
             if wrong:
                 return wrong
-    if "run" not in exports:
-        return "the component does not export `run`, so it is not a workflow"
-    found = _signature(exports["run"].ty)
+    found = _signature(component.type.exports(engine)["run"].ty)
     return None if found == RUN else f"the component's `run` is {found}, and {RUN} is needed"
-
-
-def mismatch_of_command(component: Any, engine: object) -> str | None:
-    """Why `component` is not a WASI preview 2 program; None if it looks like one."""
-    for name in component.type.imports(engine):
-        if not name.startswith(WASI) or "@0.2." not in name:
-            return f"the component imports `{name}`, which is not offered to commands"
-    if not any(name.startswith(CLI_RUN) for name in component.type.exports(engine)):
-        return "the component does not export `wasi:cli/run`, so it is not a command"
-    return None
-
-
-def _strange_import(name: str) -> str:
-    if name.startswith(PACKAGE):
-        return f"the component imports `{name}`, and this engine offers version {VERSION}"
-    return f"the component imports `{name}`, which is not offered to workflows"
 
 
 def _mismatch_of_function(name: str, type_: Any) -> str | None:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:  # certificates are made once in a cluster's life, and their m
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-Kind = Literal["operator", "account", "user"]
+KeyKind = Literal["operator", "account", "user"]
 CERTIFICATE_DAYS = 20 * 365  # nobody renews it: who holds the CA's key can make the broker's again
 SKEW_DAYS = 2  # a machine whose clock is behind can use it at once
-_PREFIXES: dict[Kind, int] = {"operator": 14 << 3, "account": 0 << 3, "user": 20 << 3}
+_PREFIXES: dict[KeyKind, int] = {"operator": 14 << 3, "account": 0 << 3, "user": 20 << 3}
 _SEED_PREFIX = 18 << 3
 _KEY_BYTES = 32
 
@@ -33,7 +33,7 @@ class BadKey(ValueError):
     """Text that is no key of the kind that is needed. The text is not part of the message."""
 
 
-def new_seed(kind: Kind) -> str:
+def new_seed(kind: KeyKind) -> str:
     """A new key: its seed, from which all else follows. Secret."""
     prefix = _PREFIXES[kind]
     return _encode(bytes([_SEED_PREFIX | prefix >> 5, (prefix & 31) << 3]) + os.urandom(_KEY_BYTES))
@@ -59,7 +59,7 @@ def verify(public_key: str, data: bytes, signature: bytes) -> bool:
     return True
 
 
-def is_public(text: str, kind: Kind) -> bool:
+def is_public_key(text: str, kind: KeyKind) -> bool:
     """Whether `text` is a public key of `kind`."""
     try:
         raw = _decode(text)

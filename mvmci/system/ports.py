@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from mvmci.errors import Usage
 
-PORTS = range(20_000, 32_000)  # below those that the kernel gives to connections
+PORT_RANGE = range(20_000, 32_000)  # below those that the kernel gives to connections
 
 
 def is_loopback(address: str) -> bool:
@@ -31,12 +31,12 @@ def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int]
 
     As long as it is free it is the same again, and no other process is given it by chance.
     """
-    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(PORTS)
-    ports: list[int] = [*PORTS[start:], *PORTS[:start]]
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(PORT_RANGE)
+    ports: list[int] = [*PORT_RANGE[start:], *PORT_RANGE[:start]]
     for port in ports:
         if port not in taken and _is_free(address, port):
             return port
-    raise Usage(f"no port of {address} from {PORTS.start} to {PORTS.stop - 1} is free")
+    raise Usage(f"no port of {address} from {PORT_RANGE.start} to {PORT_RANGE.stop - 1} is free")
 
 
 def _is_free(address: str, port: int) -> bool:

@@ -45,7 +45,7 @@ FOLDER = "keys"
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
-_KINDS: dict[str, keys.Kind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
+_KINDS: dict[str, keys.KeyKind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
 
 _identities = msgspec.json.Decoder(Identity)
 _logins = msgspec.json.Decoder(Login)
@@ -315,7 +315,7 @@ def read_credentials(text: str, name: str) -> tuple[str, str]:
     token = next((line for line in lines if line.startswith("eyJ")), "")
     seed = next((line for line in lines if line.startswith("SU")), "")
     try:
-        if token and keys.is_public(keys.public(seed), "user"):
+        if token and keys.is_public_key(keys.public(seed), "user"):
             return token, seed
     except keys.BadKey:
         pass

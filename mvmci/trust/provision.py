@@ -28,7 +28,7 @@ import msgspec
 
 from mvmci.cluster.broker import BrokerSettings, Guard
 from mvmci.cluster.deployment import UnitConfig, queues_of
-from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode, encode
+from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode_ticket, encode_ticket
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage
 from mvmci.store import ClusterSettings
 from mvmci.system import keys
@@ -238,14 +238,14 @@ def ticket_for(
     ticket = ticket or authority.ticket(role, queues, login, None)
     claims = tokens.peek(ticket.login.jwt)
     since = claims.iat * 1000 if claims is not None and authority.external is None else 0
-    return encode(ticket), msgspec.structs.replace(record_of(authority, ticket, uses=0), since=since)
+    return encode_ticket(ticket), msgspec.structs.replace(record_of(authority, ticket, uses=0), since=since)
 
 
 def _fitting(
     authority: Authority, role: TicketRole, queues: tuple[str, ...], login: Login, there: str
 ) -> Ticket | None:
     try:
-        ticket = decode(there)
+        ticket = decode_ticket(there)
     except TicketRefused:
         return None
     if (ticket.cluster, ticket.role, ticket.queues) != (authority.cluster, role, queues):

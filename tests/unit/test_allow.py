@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmci.jobs.allow import Allow, BadRule, BadUrl, is_public, parse
+from mvmci.jobs.allow import Allow, BadRule, BadUrl, is_public_address, parse
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_private_rule_opens_the_address_it_names_and_no_other() -> None:
     ],
 )
 def test_a_private_address_is_known_in_every_dress(address: str, public: bool) -> None:
-    assert is_public(address) is public
+    assert is_public_address(address) is public
 
 
 def test_a_program_is_allowed_by_exactly_its_name_or_path() -> None:

@@ -22,13 +22,13 @@ def link(path: str, target: str) -> TreeEntry:
 
 def test_the_order_in_which_entries_come_does_not_matter() -> None:
     entries = [file("b"), file("a/b"), file("a-b"), link("l", "b"), TreeEntry(path="e", kind="dir")]
-    assert tree.digest(tree.tree(entries)) == tree.digest(tree.tree(entries[::-1]))
-    assert tree.decode(tree.encode(tree.tree(entries))) == tree.tree(entries)
+    assert tree.digest_of_tree(tree.tree(entries)) == tree.digest_of_tree(tree.tree(entries[::-1]))
+    assert tree.decode_tree(tree.encode_tree(tree.tree(entries))) == tree.tree(entries)
 
 
 def test_any_difference_changes_the_digest() -> None:
     one = [[file("a")], [file("b")], [file("a", size=2)], [file("a", executable=True)], [link("a", "b")], []]
-    assert len({tree.digest(tree.tree(entries)) for entries in one}) == len(one)
+    assert len({tree.digest_of_tree(tree.tree(entries)) for entries in one}) == len(one)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_any_difference_changes_the_digest() -> None:
 )
 def test_a_hostile_manifest_is_refused(entries: list[TreeEntry]) -> None:
     with pytest.raises(BadWorkspace):
-        tree.decode(tree.encode(Tree(entries=tuple(entries))))
+        tree.decode_tree(tree.encode_tree(Tree(entries=tuple(entries))))
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_a_hostile_manifest_is_refused(entries: list[TreeEntry]) -> None:
 )
 def test_bytes_that_are_no_manifest_are_refused(data: bytes) -> None:
     with pytest.raises(BadWorkspace):
-        tree.decode(data)
+        tree.decode_tree(data)
 
 
 def test_too_many_entries_are_refused_with_a_hint() -> None:
     entries = tuple(file(f"{n:06}") for n in range(tree.FILES_MAX + 1))
     with pytest.raises(BadWorkspace, match="over the limit of 50000") as caught:
-        tree.check(Tree(entries=entries))
+        tree.check_tree(Tree(entries=entries))
     assert caught.value.hint
     assert ".mvmciignore" in caught.value.hint
 

@@ -61,7 +61,7 @@ async def fill(host: Host, slot: Slot, digest: str | None) -> workspace.Snapshot
     slot.used = True
     value = tree.Tree()
     if digest is not None:
-        value = tree.decode(await host.store.blobs.get(digest))
+        value = tree.decode_tree(await host.store.blobs.get(digest))
     return await workspace.materialise(value, slot.directory, host.store.blobs, owner=slot.uid)
 
 

@@ -253,14 +253,14 @@ class LiveEffects:
     async def _keep_files(self) -> str:
         """Keep the workspace as a program left it, and return the digest of its tree."""
         self._files = await self._scan()
-        self._tree = await self._host.store.blobs.put(tree.encode(self._files.tree))
+        self._tree = await self._host.store.blobs.put(tree.encode_tree(self._files.tree))
         return self._tree
 
     async def collect(self, done: Done) -> Done:
         """`done`, naming the artifacts in the workspace as the last recorded program left it."""
         if not self._spec.artifacts or self._tree is None:
             return done
-        entries = tree.decode(await self._host.store.blobs.get(self._tree)).entries
+        entries = tree.decode_tree(await self._host.store.blobs.get(self._tree)).entries
         wanted = [Pattern(pattern) for pattern in self._spec.artifacts]
         found = tuple(
             Artifact(path=entry.path, digest=entry.digest, size=entry.size)

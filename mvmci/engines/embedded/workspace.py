@@ -100,7 +100,7 @@ async def scan(
         survey = await in_thread(_survey, root, directory, strict, bytes_max)
         entries, stats = await in_thread(_digest_all, root, directory, survey, previous, strict)
         made = tree.tree(entries)
-        tree.check(made, bytes_max=bytes_max)
+        tree.check_tree(made, bytes_max=bytes_max)
         known = {entry.digest for entry in previous.tree.entries} if previous else set()
         await _keep_all(root, directory, made, known, blobs)
     finally:
@@ -370,7 +370,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
     Directories and executables get mode 0755, other files 0644. The links come last, so that nothing
     is ever written through one. Raises BadWorkspace, NotFound, and StoreFull when the disk is full.
     """
-    tree.check(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
+    tree.check_tree(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
     root = _open_root(directory, False)
     try:
         await in_thread(_lay_directories, root, value, owner)

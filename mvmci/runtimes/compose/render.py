@@ -27,7 +27,7 @@ import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Role, Unit, UnitConfig
-from mvmci.cluster.identity import decode
+from mvmci.cluster.identity import decode_ticket
 from mvmci.cluster.topology import ComposeSection
 from mvmci.config import strict_yaml
 from mvmci.errors import Usage
@@ -197,7 +197,7 @@ def _tickets(folder: Path, authority: Authority, wanted: Wanted) -> Iterator[tup
         assert role in ("executor", "worker")
         text, record = ticket_for(authority, role, wanted.queues, login, _read(path).decode(errors="replace"))
         _secret(path, f"{text}\n".encode())
-        yield decode(text).id, record
+        yield decode_ticket(text).id, record
 
 
 def _joins(one: Service, wanted: Wanted) -> bool:

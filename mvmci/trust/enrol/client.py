@@ -26,7 +26,7 @@ from typing import Literal
 import msgspec
 
 from mvmci import __version__
-from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode
+from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode_ticket
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
@@ -104,7 +104,7 @@ def read_ticket(text: str | None) -> Ticket:
             raise Usage(f"the ticket file {path} cannot be read: {why}") from None
     elif text == "-":
         text = sys.stdin.read(TICKET_CHARS_MAX + 1)
-    return decode(text)
+    return decode_ticket(text)
 
 
 def host_name() -> str:

@@ -134,7 +134,7 @@ class EnrolmentServer:
     # Taking in.
 
     async def _take_in(self, ticket: str, ask: EnrolRequest) -> EnrolReply:
-        if not keys.is_public(ask.key, "user"):
+        if not keys.is_public_key(ask.key, "user"):
             raise _Refused("the request has no key")
         own = await self._check(ask)
         role, queues = await self._use(ticket, ask)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mvmci.cli.options import HOST
+from mvmci.cli.options import HOST_FOLDER
 from mvmci.errors import NoAnswer
 from mvmci.jobs.journal import Entry, Intent, Journal, Message, Result, Verdict, verdict
 from mvmci.journals import holder, writer
@@ -42,7 +42,7 @@ async def team(broker_url: str, program: Mvmci, monkeypatch: Patch) -> AsyncIter
     monkeypatch.setattr(worker, "KEEP_EVERY_S", LAPSE_S / 4)
     # A holder looks every second, and then waits with its writes: here it is to be in the middle of one.
     monkeypatch.setattr(holder, "LOOK_EVERY_S", LONG_S)
-    async with crew(broker_url, program.state / HOST) as found:
+    async with crew(broker_url, program.state / HOST_FOLDER) as found:
         yield found
 
 

@@ -9,7 +9,7 @@ import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from mvmci.cluster.identity import decode
+from mvmci.cluster.identity import decode_ticket
 from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.faults.chaos.conftest import Make, join
@@ -79,7 +79,7 @@ async def test_a_second_host_joins_over_tls_and_comes_back_after_its_cable_was_o
     host = lan.host(SECOND)
     there = host.program(zipapp)
     ticket = shutil.copy(cluster.folder / "ticket", host.home / "ticket")
-    login = decode(Path(ticket).read_text()).login
+    login = decode_ticket(Path(ticket).read_text()).login
     assert login.ca
     assert any(url.startswith(f"tls://{lan.address}:") for url in login.urls)
     assert {path.name for path in host.home.iterdir()} == {"mvmci.pyz", "ticket"}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.cluster.identity import Identity, decode
+from mvmci.cluster.identity import Identity, decode_ticket
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client
@@ -88,7 +88,7 @@ async def test_no_argument_environment_log_or_journal_has_a_ticket_a_key_or_a_he
         assert outside.asked["/s/once/0"][0].authorization == HEADER
 
         planted = [HEADER, HEADER.split()[1], *tickets, *seeds(cluster.folder)]
-        planted += [decode(ticket).login.seed for ticket in tickets]
+        planted += [decode_ticket(ticket).login.seed for ticket in tickets]
         planted += [
             msgspec.json.decode(path.read_bytes(), type=Identity).login.seed
             for path in elsewhere.state.glob("demo/**/*.json")

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession, FormData
 
 from mvmci.api import app
-from mvmci.api.app import Api, serve
+from mvmci.api.app import Api, serve_api
 from mvmci.engines import open_embedded
 from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
@@ -126,7 +126,7 @@ async def open_face(host_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
             api = Api(store=store, executor=executor, folder=tmp_path / "in", now_ms=now_ms, **options)
             serving = contextlib.AsyncExitStack()
             leaving.push_async_callback(serving.aclose)
-            port = await serving.enter_async_context(serve(api, "127.0.0.1", 0))
+            port = await serving.enter_async_context(serve_api(api, "127.0.0.1", 0))
             session = await leaving.enter_async_context(ClientSession())
             return Face(api, port, session, serving.aclose)
 

@@ -74,9 +74,9 @@ async def test_without_a_token_programs_on_this_machine_may_ask(open_face: Open,
 
 
 async def test_a_port_that_is_taken_is_one_sentence(open_face: Open) -> None:
-    from mvmci.api.app import serve
+    from mvmci.api.app import serve_api
 
     face = await open_face(open_memory("x1"))
     with pytest.raises(Usage, match=f"127.0.0.1:{face.port} cannot be listened at: Address already in use"):
-        async with serve(face.api, "127.0.0.1", face.port):
+        async with serve_api(face.api, "127.0.0.1", face.port):
             pass

@@ -109,7 +109,7 @@ async def test_a_directory_becomes_a_tree_and_a_directory_again(
     snapshot = await workspace.scan(source, blobs)
     assert [entry.path for entry in snapshot.tree.entries if entry.kind == "dir"] == ["empty/inner"]
     assert set(blobs.blobs) == {entry.digest for entry in snapshot.tree.entries if entry.kind == "file"}
-    await workspace.materialise(tree.decode(tree.encode(snapshot.tree)), target, blobs)
+    await workspace.materialise(tree.decode_tree(tree.encode_tree(snapshot.tree)), target, blobs)
     assert (target / "a/b/text").read_text() == "text"
     assert stat.S_IMODE((target / "tool").stat().st_mode) == 0o755
     assert stat.S_IMODE((target / "large").stat().st_mode) == 0o644

@@ -120,7 +120,7 @@ async def test_blobs_that_nothing_names_are_swept_and_what_a_tree_names_stays(
     blobs = client.store.blobs
     file = await blobs.put(b"a file")
     entry = tree.TreeEntry(path="a", digest=file, size=6)
-    manifest = await blobs.put(tree.encode(tree.tree([entry])))
+    manifest = await blobs.put(tree.encode_tree(tree.tree([entry])))
     stray, empty = await blobs.put(b"of nobody"), await blobs.put(b"")
     kept = await end(client, "kept", tree=manifest)
     await retention.sweep()

@@ -20,7 +20,7 @@ import pytest
 from aiohttp import ClientError, ClientSession, web
 
 from mvmci.errors import Usage
-from mvmci.roles.balancer import configuration, find_haproxy
+from mvmci.roles.balancer import find_haproxy, haproxy_config
 from mvmci.system.ports import free_port
 from tests.harness.places import need
 from tests.harness.waiting import LONG_S, until_true
@@ -204,10 +204,10 @@ async def test_who_follows_a_job_on_an_executor_that_fell_silent_hears_of_it(tmp
 
 
 def test_names_are_looked_up_again_and_numbers_are_not() -> None:
-    by_number = configuration("127.0.0.1:1", {"a": "10.0.0.1:2", "b": "[::1]:3"})
+    by_number = haproxy_config("127.0.0.1:1", {"a": "10.0.0.1:2", "b": "[::1]:3"})
     assert "server a 10.0.0.1:2\n" in by_number
     assert "resolvers" not in by_number
-    by_name = configuration("0.0.0.0:1", {"a": "10.0.0.1:2", "b": "executor-2:3"})
+    by_name = haproxy_config("0.0.0.0:1", {"a": "10.0.0.1:2", "b": "executor-2:3"})
     assert "server a 10.0.0.1:2\n" in by_name
     assert "server b executor-2:3 resolvers system\n" in by_name
 

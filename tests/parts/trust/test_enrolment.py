@@ -462,13 +462,13 @@ async def test_a_unit_finds_its_identity_by_its_options(world: World, tmp_path: 
 async def test_a_unit_joins_by_the_ticket_file_in_the_environment(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvmci.cluster.identity import encode
+    from mvmci.cluster.identity import encode_ticket
 
     def find(state: Path, name: str | None) -> str:
         raise AssertionError("the ticket says which cluster")
 
     await world.control_plane()
-    (tmp_path / "ticket").write_text(encode(await world.ticket("worker", "default")) + "\n")
+    (tmp_path / "ticket").write_text(encode_ticket(await world.ticket("worker", "default")) + "\n")
     monkeypatch.setenv("MVMCI_TICKET_FILE", str(tmp_path / "ticket"))
     state = tmp_path / "there"
     identity, path = await identity_of(state, None, None, role="worker", join=None, find=find)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci.cluster.identity import TICKET_CHARS_MAX, TLS_NAME, Login, Ticket, decode, encode
+from mvmci.cluster.identity import TICKET_CHARS_MAX, TLS_NAME, Login, Ticket, decode_ticket, encode_ticket
 from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, StoreUnavailable, TicketRefused, Usage
 from mvmci.system import keys
 from mvmci.trust import authority as authorities
@@ -37,13 +37,13 @@ def base(authority: Authority) -> Login:
 
 
 @pytest.mark.parametrize(("kind", "letter"), [("operator", "O"), ("account", "A"), ("user", "U")])
-def test_a_key_is_written_as_nats_writes_it(kind: keys.Kind, letter: str) -> None:
+def test_a_key_is_written_as_nats_writes_it(kind: keys.KeyKind, letter: str) -> None:
     seed = keys.new_seed(kind)
     public = keys.public(seed)
     assert seed.startswith(f"S{letter}") and len(seed) == 58
     assert public.startswith(letter) and len(public) == 56
-    assert keys.is_public(public, kind)
-    assert not keys.is_public(seed, kind)
+    assert keys.is_public_key(public, kind)
+    assert not keys.is_public_key(seed, kind)
 
 
 def test_only_who_holds_the_seed_can_sign() -> None:
@@ -291,7 +291,7 @@ def test_an_accounts_token_takes_keys_away_whatever_the_clocks_say(authority: Au
 
 def refused(text: str) -> TicketRefused:
     with pytest.raises(TicketRefused) as caught:
-        decode(text)
+        decode_ticket(text)
     assert caught.value.exit_code == EXIT_REFUSED
     assert "\n" not in caught.value.message and caught.value.hint
     return caught.value
@@ -303,14 +303,14 @@ def ticket(authority: Authority, base: Login) -> Ticket:
 
 
 def test_a_ticket_is_one_line_that_says_all(ticket: Ticket) -> None:
-    text = encode(ticket)
-    assert decode(text) == decode(f"  {text}\n") == ticket
+    text = encode_ticket(ticket)
+    assert decode_ticket(text) == decode_ticket(f"  {text}\n") == ticket
     assert "\n" not in text and text.isascii()
     assert len(text) < 2_300 < TICKET_CHARS_MAX
 
 
 def test_a_ticket_that_was_tampered_with_or_cut_short_is_refused(ticket: Ticket) -> None:
-    text = encode(ticket)
+    text = encode_ticket(ticket)
     for at in range(0, len(text), 7):
         refused(text[:at])
         if at < len(text) - 1:  # the last one has bits that are not used
@@ -322,11 +322,11 @@ def test_a_ticket_that_was_tampered_with_or_cut_short_is_refused(ticket: Ticket)
 
 
 def test_a_ticket_of_another_version_says_so(ticket: Ticket) -> None:
-    assert "another version" in refused(encode(ticket).replace("mvmci1_", "mvmci2_")).message
+    assert "another version" in refused(encode_ticket(ticket).replace("mvmci1_", "mvmci2_")).message
 
 
 def test_what_is_no_ticket_is_not_repeated(ticket: Ticket) -> None:
-    for text in (encode(ticket)[9:], encode(ticket)[:-1], ticket.login.seed):
+    for text in (encode_ticket(ticket)[9:], encode_ticket(ticket)[:-1], ticket.login.seed):
         assert ticket.login.seed not in refused(text).message + str(refused(text).hint)
         assert len(refused(text).message) < 100
 
@@ -336,9 +336,9 @@ def test_a_ticket_is_taken_from_text_a_file_or_standard_input(
 ) -> None:
     import io
 
-    (tmp_path / "ticket").write_text(f"{encode(ticket)}\n")
-    assert read_ticket(encode(ticket)) == read_ticket(f"@{tmp_path / 'ticket'}") == ticket
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{encode(ticket)}\n"))
+    (tmp_path / "ticket").write_text(f"{encode_ticket(ticket)}\n")
+    assert read_ticket(encode_ticket(ticket)) == read_ticket(f"@{tmp_path / 'ticket'}") == ticket
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{encode_ticket(ticket)}\n"))
     assert read_ticket("-") == ticket
     monkeypatch.setenv("MVMCI_TICKET_FILE", str(tmp_path / "ticket"))
     assert read_ticket(None) == ticket

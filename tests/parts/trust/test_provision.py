@@ -13,7 +13,7 @@ import pytest
 
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Role, Unit, UnitConfig
-from mvmci.cluster.identity import Login, decode
+from mvmci.cluster.identity import Login, decode_ticket
 from mvmci.errors import Usage
 from mvmci.system import keys
 from mvmci.trust import provision, tokens
@@ -38,7 +38,7 @@ def authority(tmp_path: Path) -> Authority:
 
 def test_a_ticket_is_for_any_number_of_uses_and_for_ever(authority: Authority) -> None:
     text, record = ticket_for(authority, "worker", ["default"], INSIDE, "")
-    ticket = decode(text)
+    ticket = decode_ticket(text)
     claims = tokens.read(ticket.login.jwt, authority.issuer)
     assert claims is not None
     assert (ticket.expires_at, claims.exp, record.expires_at, record.uses) == (0, 0, 0, 0)
@@ -67,7 +67,7 @@ def test_one_that_does_not_is_replaced(change: dict[str, Any], authority: Author
 
 @pytest.mark.parametrize("there", ["", "nonsense", "mvmci1_AAAA"])
 def test_nonsense_is_replaced(there: str, authority: Authority) -> None:
-    assert decode(ticket_for(authority, "worker", ["default"], INSIDE, there)[0]).cluster == "demo"
+    assert decode_ticket(ticket_for(authority, "worker", ["default"], INSIDE, there)[0]).cluster == "demo"
 
 
 def test_a_ticket_of_other_keys_is_replaced(authority: Authority, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster.broker import LOOPBACK
-from mvmci.cluster.identity import Ticket, decode
+from mvmci.cluster.identity import Ticket, decode_ticket
 from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_USAGE
 from mvmci.store import ClusterSettings
@@ -72,7 +72,7 @@ def elsewhere(tmp_path: Path) -> Path:
 async def create(state: Path, *options: object) -> Ticket:
     made = await mvmci(state, "ticket", "create", *options)
     assert made.code == 0, made.err
-    return decode(made.out)
+    return decode_ticket(made.out)
 
 
 async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_hour(
@@ -82,7 +82,7 @@ async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_ho
     await admin.config.put("settings", msgspec.json.encode(ClusterSettings(queues=("default", "slow"))))
     made = await mvmci(state, "ticket", "create")
     assert made.code == 0 and made.out.count("\n") == 1
-    ticket = decode(made.out)
+    ticket = decode_ticket(made.out)
     assert (ticket.role, ticket.queues) == ("worker", ("default", "slow"))
     assert made.err.startswith(f"{ticket.id}: for one machine, as worker, until ")
     assert "only this machine can use it" in made.err
@@ -93,7 +93,7 @@ async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_ho
 async def test_a_ticket_names_where_other_machines_dial(world: World, state: Path) -> None:
     ClusterState(state, CLUSTER).keep_facts(Facts(login=world.base, urls=OUTSIDE))
     made = await mvmci(state, "ticket", "create", "--role", "client")
-    assert decode(made.out).login.urls == OUTSIDE
+    assert decode_ticket(made.out).login.urls == OUTSIDE
     assert "only this machine" not in made.err
 
 
@@ -101,7 +101,7 @@ async def test_a_ticket_in_a_file_is_its_owners_alone(world: World, state: Path,
     file = tmp_path / "a" / "ticket"
     made = await mvmci(state, "ticket", "create", "--queue", "gpu", "--uses", 3, "--output", file, "--json")
     assert file.stat().st_mode & 0o777 == 0o600
-    ticket = decode(file.read_text())
+    ticket = decode_ticket(file.read_text())
     assert made.json["file"] == str(file) and "ticket" not in made.json
     assert (made.json["id"], made.json["queues"], made.json["uses"]) == (ticket.id, ["gpu"], 3)
     assert ticket.login.seed not in made.out + made.err
@@ -139,7 +139,7 @@ async def test_a_ticket_is_looked_at_without_a_cluster_and_without_its_secrets(
     world: World, state: Path, elsewhere: Path, tmp_path: Path
 ) -> None:
     made = await mvmci(state, "ticket", "create", "--queue", "default")
-    ticket = decode(made.out)
+    ticket = decode_ticket(made.out)
     (tmp_path / "ticket").write_text(made.out)
     for looked in (
         await mvmci(elsewhere, "ticket", "inspect", made.out.strip(), "--json"),

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.cluster.identity import decode
+from mvmci.cluster.identity import decode_ticket
 from mvmci.runtimes.compose.render import USER
 from mvmci.trust.provision import ControlPlaneConfig
 from tests.harness.cluster import Cluster
@@ -186,7 +186,7 @@ def test_no_secret_shows_in_a_container_nor_in_the_image(hand: Hand) -> None:
     hidden |= set((secrets / "broker.key").read_text().splitlines()[1:-1])
     for role in ("worker", "executor"):
         text = (secrets / f"{role}.ticket").read_text().strip()
-        hidden |= {text, decode(text).login.seed, decode(text).login.jwt}
+        hidden |= {text, decode_ticket(text).login.seed, decode_ticket(text).login.jwt}
     assert all(len(secret) > 20 for secret in hidden)
     running = containers(hand.docker)
     image = hand.docker("image", "ls", "-q", "mvmci-demo").split()[0]
@@ -217,7 +217,7 @@ def test_the_same_again_changes_no_file(hand: Hand) -> None:
 
 def test_a_ticket_that_was_revoked_stays_so(hand: Hand) -> None:
     """Whatever a control plane makes known when it starts. Who came with the ticket stays."""
-    ticket = decode((hand.folder / "secrets" / "worker.ticket").read_text())
+    ticket = decode_ticket((hand.folder / "secrets" / "worker.ticket").read_text())
     assert hand.mvmci("ticket", "revoke", ticket.id).code == 0
     before = hand.cluster.pids()
     hand.docker("restart", containers(hand.docker)["control-plane-1"])
