@@ -17,6 +17,7 @@ import click
 import msgspec
 
 from mvmci.cli.options import (
+    HOST_FOLDER,
     LOCAL_FOLDER,
     Interrupted,
     Location,

@@ -23,7 +23,9 @@ import wasmtime
 import wasmtime._ffi as ffi
 from wasmtime import component as components
 
+from mvmci.errors import BadModule
 from mvmci.jobs import effect
+from mvmci.jobs.module import HOST, check_module_size, inspect_module
 from mvmci.jobs.replay import Chance, VirtualClock
 from mvmci.sandbox import frames, settings, wire, world
 
@@ -34,15 +36,10 @@ TABLE_ELEMENTS_MAX = 1 << 20
 LOADED_MAX = 4  # workflows that a slot keeps mapped
 MARGIN_BYTES_MIN = 1 << 20
 TEXT_CHARS_MAX = 500
-MODULE_BYTES_MAX = 512 << 20
 EXIT_CODE_MAX = 255
 READ_BYTES = 1 << 20
 
 GUEST_TMP = "/tmp"  # noqa: S108 - a path inside the guest
-
-_MAGIC = b"\0asm"
-_KIND_AT = slice(6, 8)
-_MODULE, _COMPONENT = b"\0\0", b"\1\0"
 
 
 class Exited(Exception):
@@ -77,7 +74,7 @@ class Engines:
         self.preview2.add_wasip2()
         self.host = Host()
         self.world = components.Linker(self.workflow)
-        with self.world.root() as root, root.add_instance(world.HOST) as instance:
+        with self.world.root() as root, root.add_instance(HOST) as instance:
             for name in world.FUNCTIONS:
                 instance.add_func(name, getattr(self.host, name))
 
@@ -197,9 +194,8 @@ def _wasi(task: frames.RunCommand) -> wasmtime.WasiConfig:
 
 def _run_preview1(engines: Engines, store: wasmtime.Store, task: frames.RunCommand) -> int:
     module = _map(wasmtime.Module, engines.command, task.code)
-    start = engines.preview1.instantiate(store, module).exports(store).get("_start")
-    if not isinstance(start, wasmtime.Func):
-        raise Invalid("the module does not export `_start`, so it is not a WASI program")
+    start = engines.preview1.instantiate(store, module).exports(store)["_start"]
+    assert isinstance(start, wasmtime.Func)
     start(store)
     return 0
 
@@ -491,13 +487,19 @@ def _clip(text: str) -> str:
 def compile_module(engines: Engines, task: frames.Compile, source: int, target: int) -> frames.Ended:
     """Compile the module behind `source` to `target`, or say why it cannot run here."""
     try:
-        wasm = _read_module(source, component=task.component)
-        compiled = _compile_component if task.component else _compile_core
-        code = compiled(engines, wasm, task.workflow)
+        wasm = _read_module(source)
+        found = inspect_module(wasm, name="it")
+        if (found.component, found.kind == "workflow") != (task.component, task.workflow):
+            raise Invalid(f"it is a {found.kind}, and its job takes it for something else")
+        code = (
+            _compile_component(engines, wasm, task.workflow)
+            if task.component
+            else _compile_core(engines, wasm)
+        )
         wire.write(target, code)
     except wasmtime.WasmtimeError as error:
         return frames.Ended(outcome="invalid", text=_clip(_flat(str(error))))
-    except Invalid as error:
+    except (BadModule, Invalid) as error:
         return frames.Ended(outcome="invalid", text=_clip(str(error)))
     except MemoryError:
         return frames.Ended(outcome="invalid", text="compiling it takes more memory than is allowed")
@@ -508,38 +510,27 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
     return frames.Ended(outcome="ok")
 
 
-def _read_module(source: int, *, component: bool) -> bytes:
-    size = os.fstat(source).st_size
-    if size > MODULE_BYTES_MAX:
-        raise Invalid(f"the module has {size} bytes, more than the {MODULE_BYTES_MAX} that are allowed")
+def _read_module(source: int) -> bytes:
+    check_module_size(os.fstat(source).st_size, name="it")
     parts = []
     while part := os.read(source, READ_BYTES):
         parts.append(part)
-    wasm = b"".join(parts)
-    if wasm[:4] != _MAGIC:
-        raise Invalid("it is not WebAssembly")
-    if wasm[_KIND_AT] != (_COMPONENT if component else _MODULE):
-        raise Invalid(f"it is not a {'component' if component else 'core module'}")
-    return wasm
+    return b"".join(parts)
 
 
-def _compile_core(engines: Engines, wasm: bytes, _workflow: bool) -> bytearray:
+def _compile_core(engines: Engines, wasm: bytes) -> bytearray:
     module = wasmtime.Module(engines.command, wasm)
     try:
         engines.preview1.instantiate_pre(module)  # resolves the imports and runs nothing
     except wasmtime.WasmtimeError as error:
         raise Invalid(_reason(str(error))) from None
-    start = next((export for export in module.exports if export.name == "_start"), None)
-    if start is None or not isinstance(start.type, wasmtime.FuncType):
-        raise Invalid("the module does not export `_start`, so it is not a WASI program")
     return module.serialize()
 
 
 def _compile_component(engines: Engines, wasm: bytes, workflow: bool) -> bytearray:
     engine = engines.workflow if workflow else engines.command
     component = components.Component(engine, wasm)
-    mismatch = world.mismatch_of_workflow if workflow else world.mismatch_of_command
-    if wrong := mismatch(component, engine):
+    if workflow and (wrong := world.mismatch(component, engine)):
         raise Invalid(wrong)
     return component.serialize()
 

@@ -230,9 +230,9 @@ def test_a_name_from_a_file_cannot_write_to_the_terminal() -> None:
 
 
 def test_a_module_over_the_size_limit_says_the_limit() -> None:
-    module.check_size(module.MODULE_BYTES_MAX, name="tool.wasm")
+    module.check_module_size(module.MODULE_BYTES_MAX, name="tool.wasm")
     with pytest.raises(errors.BadModule, match=r"tool.wasm has 268,435,457 bytes.*256 MiB"):
-        module.check_size(module.MODULE_BYTES_MAX + 1, name="tool.wasm")
+        module.check_module_size(module.MODULE_BYTES_MAX + 1, name="tool.wasm")
 
 
 def test_sections_without_end_are_refused() -> None:

@@ -250,18 +250,30 @@ async def test_a_command_component_ends_with_0_or_1(nursery):
 # ---- what cannot run
 
 
+RUN = """
+  (core module $m (func (export "run")))
+  (core instance $i (instantiate $m))
+  (func $run (canon lift (core func $i "run")))
+  (export "run" (func $run))
+"""
+PROGRAM = guests.wasm('(module (func (export "_start")))')
+
 REFUSED = {
     "not WebAssembly": (b"#!/bin/sh\0\0\0\0", False, "not WebAssembly"),
-    "text": (b"(module)", False, "not WebAssembly"),
-    "broken": (b"\0asm\1\0\0\0\1\xff", False, "unexpected end-of-file"),
+    "text": (b"(module)", False, "WebAssembly in its text form"),
+    "broken": (b"\0asm\1\0\0\0\1\xff", False, "ends too early"),
+    "broken code": (PROGRAM[:-1] + b"\xff", False, "opcode"),
     "no _start": (guests.wasm("(module)"), False, "_start"),
     "an import": (
         guests.wasm('(module (import "env" "foo" (func)) (func (export "_start")))'),
         False,
-        "env::foo",
+        "env.foo",
     ),
     "a wrong import": (
-        guests.wasm('(module (import "wasi_snapshot_preview1" "fd_write" (func)) (func (export "_start")))'),
+        guests.wasm(
+            '(module (import "wasi_snapshot_preview1" "fd_write" (func))'
+            ' (memory (export "memory") 1) (func (export "_start")))'
+        ),
         False,
         "fd_write",
     ),
@@ -272,23 +284,28 @@ REFUSED = {
         "0.2.0",
     ),
     "wasi in a workflow": (
-        guests.wasm('(component (import "wasi:cli/stdout@0.2.0" (instance)))'),
+        guests.wasm('(component (import "wasi:cli/stdout@0.2.0" (instance))' + RUN + ")"),
         True,
         "wasi:cli/stdout@0.2.0",
     ),
     "another type": (
         guests.wasm(
-            '(component (import "mvmci:workflow/host@0.1.0" (instance (export "now" (func (result u32))))))'
+            '(component (import "mvmci:workflow/host@0.1.0" (instance (export "now" (func (result u32)))))'
+            + RUN
+            + ")"
         ),
         True,
         "`now` as ()->u32",
     ),
     "another function": (
-        guests.wasm('(component (import "mvmci:workflow/host@0.1.0" (instance (export "shell" (func)))))'),
+        guests.wasm(
+            '(component (import "mvmci:workflow/host@0.1.0" (instance (export "shell" (func))))' + RUN + ")"
+        ),
         True,
         "shell",
     ),
-    "no command": (guests.workflow(guests.ECHO), False, "wasi:cli/run"),
+    "a run of another type": (guests.wasm(f"(component {RUN})"), True, "`run` is ()->"),
+    "no command": (guests.workflow(guests.ECHO), False, "it is a workflow"),
 }
 
 
