@@ -1,7 +1,7 @@
-"""The HTTP face of an executor: jobs for whoever has `curl`, and the door for workers.
+"""The HTTP API of an executor: jobs for whoever has `curl`, and runs for workers.
 
-`app` is the application and how it is served, `jobs` the routes about jobs, `engine` the door, `bodies`
-what comes in, `answers` what goes out, `metrics` what is counted, `openapi` what describes all of it.
+`app` is the application and how it is served, `jobs` the routes about jobs, `engine` the one for workers,
+`bodies` what comes in, `answers` what goes out, `metrics` what is counted, `openapi` what describes it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mvmci.engines.server import Executor
+    from mvmci.api.engine import JobRunner
     from mvmci.stores.nats import Cluster
 
 log = logging.getLogger(__name__)
 
 
 async def serve_http(
-    executor: Executor,
+    executor: JobRunner,
     cluster: Cluster,
     host: str,
     port: int,
@@ -50,5 +50,5 @@ async def serve_http(
             away=away,
         )
         async with serve_api(api, host, port) as bound:
-            log.info("HTTP is answered at %s:%d", host, bound)
+            log.info("the HTTP API listens on %s:%d", host, bound)
             await asyncio.Event().wait()

@@ -29,10 +29,10 @@ from aiohttp.typedefs import Handler, Middleware
 from mvmci import __version__
 from mvmci.api import answers, engine
 from mvmci.api.answers import HttpError
+from mvmci.api.engine import JobRunner
 from mvmci.api.jobs import Jobs
 from mvmci.api.metrics import CONTENT_TYPE, Metrics
 from mvmci.api.openapi import openapi
-from mvmci.engines.server import Executor
 from mvmci.errors import MvmciError, StoreUnavailable, Usage
 from mvmci.store import Store
 from mvmci.system.files import sweep
@@ -57,7 +57,7 @@ class Api:
     """
 
     store: Store
-    executor: Executor
+    executor: JobRunner
     folder: Path
     now_ms: Callable[[], int]
     queues: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The door for workers: one order in, and the words about it out, one a line.
+"""The route for workers: one request in, and the replies to it out, one a line.
 
 The run is the executor's from the moment that it is taken: a worker that goes away ends the listening,
 not the job.
@@ -7,40 +7,56 @@ not the job.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Protocol
 
 import msgspec
 from aiohttp import web
 
 from mvmci.api.answers import NDJSON, WRITE_S, HttpError
 from mvmci.api.bodies import read_json
-from mvmci.engines.remote import Reply, RunRequest
-from mvmci.engines.server import Executor, Full, comes_soon
+from mvmci.engines.remote import Failed, Finished, Full, Reply, RunRequest
 from mvmci.errors import Usage
 
-_orders = msgspec.json.Decoder(RunRequest)
+_requests = msgspec.json.Decoder(RunRequest)
 _encode = msgspec.json.Encoder().encode
 
 
-async def run_job(executor: Executor, request: web.Request) -> web.StreamResponse:
-    """See to a job, if a slot is free; 503 at once if none is."""
+class JobRunner(Protocol):
+    """What the API asks of its executor: to run jobs for workers, and how it stands."""
+
+    unit: str
+    slots: int
+    draining: bool
+    counts: Counter[str]
+
+    @property
+    def free(self) -> int:
+        """Slots in which nothing runs."""
+
+    async def take(self, request: RunRequest) -> asyncio.Task[Finished | Failed]:
+        """Begin to run a job, or follow it if that has begun. Raises Full."""
+
+    def replies(self, running: asyncio.Task[Finished | Failed]) -> AsyncIterator[Reply]:
+        """What its worker is told of it."""
+
+
+async def run_job(runner: JobRunner, request: web.Request) -> web.StreamResponse:
+    """Run a job, if a slot is free; 503 at once if none is."""
     body = await read_json(request)
     try:
-        order = _orders.decode(body)
+        wanted = _requests.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
-        raise Usage(f"this is no order: {bad}") from None
+        raise Usage(f"the body is no request to run a job: {bad}") from None
     try:
-        running = await executor.take(order)
+        running = await runner.take(wanted)
     except Full as full:
         raise HttpError(503, full.message, hint="another executor may have one") from None
     response = web.StreamResponse()
     response.content_type = NDJSON
     await response.prepare(request)
-    if not await comes_soon(running):
-        await _tell(response, executor.taken)
-    await _tell(response, await asyncio.shield(running))
+    async for reply in runner.replies(running):
+        async with asyncio.timeout(WRITE_S):
+            await response.write(_encode(reply) + b"\n")
     return response
-
-
-async def _tell(response: web.StreamResponse, word: Reply) -> None:
-    async with asyncio.timeout(WRITE_S):
-        await response.write(_encode(word) + b"\n")

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from mvmci import __version__
-from mvmci.engines.server import Executor
+from mvmci.api.engine import JobRunner
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("ended", "released", "held", "fenced", "failed")
@@ -24,7 +24,7 @@ BUCKETS_S = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 600.0)
 class Metrics:
     """The metrics of one executor."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: JobRunner) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Jobs(executor))
         ProcessCollector(registry=self._registry)
@@ -47,12 +47,12 @@ class Metrics:
 
 
 class _Jobs(Collector):
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: JobRunner) -> None:
         self._executor = executor
 
     def collect(self) -> Iterator[Metric]:
         executor = self._executor
-        about = {"version": __version__, "unit": executor.taken.unit}
+        about = {"version": __version__, "unit": executor.unit}
         yield InfoMetricFamily("mvmci", "Which executor this is.", value=about)
         yield GaugeMetricFamily("mvmci_slots", "Jobs that may run at once.", value=executor.slots)
         busy = executor.slots - executor.free

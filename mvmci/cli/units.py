@@ -374,7 +374,7 @@ async def _execute(
     listen: tuple[str, int] | None,
     token: str,
 ) -> None:
-    from mvmci.engines.server import Executor, serve
+    from mvmci.engines.server import Executor, serve_requests
     from mvmci.roles.control_plane import read_settings
     from mvmci.trust.enrol.client import renew_always
 
@@ -391,7 +391,7 @@ async def _execute(
 
     try:
         about = _about(identity, slots=slots, isolation=isolation)
-        doors = [serve(executor, cluster.link, cluster.layout)]
+        doors = [serve_requests(executor, cluster.link, cluster.layout)]
         if listen is not None:
             from mvmci.api import serve_http
 

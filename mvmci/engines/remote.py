@@ -74,6 +74,10 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag=
 Reply = Accepted | Finished | Failed | Rejected
 
 
+class Full(MvmciError):
+    """An executor has no free slot."""
+
+
 class NoCapacity(MvmciError):
     """No executor takes a job now; the message says why, to complete `waiting: …`."""
 

@@ -4,7 +4,7 @@ It takes a job only while it has a free slot, and says so at once when it has no
 can have it, and the worker keeps the hint. A job that it has taken is its own: it goes on if the worker
 that sent it dies, and whoever sends it again follows it. It knows no queue and takes no hint.
 
-Orders come through the doors: the broker (`serve`), and HTTP (`mvmci.api`).
+Requests come by two transports: the broker (`serve_requests`), and HTTP (`mvmci.api`).
 """
 
 from __future__ import annotations
@@ -12,29 +12,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import msgspec
 
 from mvmci.engine import Engine
 from mvmci.engines.prefetch import Permit, Prefetch
-from mvmci.engines.remote import Accepted, Failed, Finished, Rejected, Reply, RunRequest
+from mvmci.engines.remote import Accepted, Failed, Finished, Full, Rejected, Reply, RunRequest
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Incoming, Link, Unsubscribe
 
 GROUP = "executors"
-TELL_AFTER_S = 0.05
+ACCEPT_AFTER_S = 0.05  # what has come out by then need not be reported as accepted
 
 log = logging.getLogger(__name__)
-_orders = msgspec.json.Decoder(RunRequest)
+_requests = msgspec.json.Decoder(RunRequest)
 _encode = msgspec.json.Encoder().encode
-
-
-class Full(MvmciError):
-    """There is no free slot."""
 
 
 class Executor:
@@ -44,7 +40,8 @@ class Executor:
         self.engine = engine
         self.slots = slots
         self.draining = False
-        self.taken = Accepted(unit=store.presence.unit, incarnation=store.presence.incarnation)
+        self.unit = store.presence.unit
+        self._accepted = Accepted(unit=self.unit, incarnation=store.presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
         self._journals = store.journals
@@ -61,25 +58,32 @@ class Executor:
         """Whether a job would be taken now."""
         return self._prefetch.accepting and not self.draining
 
-    async def take(self, order: RunRequest) -> asyncio.Task[Finished | Failed]:
-        """Begin to see to a job, or follow it if that has begun; how it comes out. Raises Full."""
-        if order.job in self._running:
-            return self._running[order.job]
+    async def take(self, request: RunRequest) -> asyncio.Task[Finished | Failed]:
+        """Begin to run a job, or follow it if that has begun; how it comes out. Raises Full."""
+        if request.job in self._running:
+            return self._running[request.job]
         permit = self._prefetch.permit()
         may_run = self.open and await permit.take()
-        if order.job in self._running or not may_run or self.draining:
+        if request.job in self._running or not may_run or self.draining:
             permit.end()
-            if order.job in self._running:
-                return self._running[order.job]
+            if request.job in self._running:
+                return self._running[request.job]
             self.counts["refused"] += 1
             raise Full("this executor drains" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
-        running = asyncio.create_task(self._run(order, permit), name=f"order {order.job}")
-        self._running[order.job] = running
-        running.add_done_callback(lambda _: self._running.pop(order.job))
+        running = asyncio.create_task(self._run(request, permit), name=f"run {request.job}")
+        self._running[request.job] = running
+        running.add_done_callback(lambda _: self._running.pop(request.job))
         running.add_done_callback(self._count)
         return running
+
+    async def replies(self, running: asyncio.Task[Finished | Failed]) -> AsyncIterator[Reply]:
+        """What its worker is told of a job that was taken. Who stops listening does not stop the job."""
+        done, _ = await asyncio.wait((running,), timeout=ACCEPT_AFTER_S)
+        if not done:
+            yield self._accepted
+        yield await asyncio.shield(running)
 
     async def drain(self) -> None:
         """Take no more jobs, let workflows go at their next effect, and wait until nothing runs."""
@@ -95,22 +99,24 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, order: RunRequest, permit: Permit) -> Finished | Failed:
+    async def _run(self, request: RunRequest, permit: Permit) -> Finished | Failed:
         def on_slot_free() -> None:
             permit.end()
             self._changed()
 
         try:
-            spec_entry = await self._journals.first(order.job, order.spec_seq) if order.spec_seq else None
+            spec_entry = (
+                await self._journals.first(request.job, request.spec_seq) if request.spec_seq else None
+            )
             step = await self.engine.run(
-                order.job, spec_entry=spec_entry, worker=order.worker, on_slot_free=on_slot_free
+                request.job, spec_entry=spec_entry, worker=request.worker, on_slot_free=on_slot_free
             )
         except NotFound as gone:
             return Failed(why="not-found", message=gone.message)
         except StoreUnavailable as away:
             return Failed(why="unavailable", message=away.message)
         except MvmciError as failure:
-            log.warning("%s: %s", order.job, failure.message)
+            log.warning("%s: %s", request.job, failure.message)
             return Failed(why="other", message=failure.message)
         finally:
             on_slot_free()
@@ -125,14 +131,8 @@ class Executor:
             call()
 
 
-async def comes_soon(run: asyncio.Task[Finished | Failed]) -> bool:
-    """Whether it has come out so soon that nobody needs to be told that it was taken."""
-    done, _ = await asyncio.wait((run,), timeout=TELL_AFTER_S)
-    return bool(done)
-
-
-async def serve(executor: Executor, link: Link, layout: Layout) -> None:
-    """Take orders from the broker while a slot is free, until cancelled. The words are told by the way."""
+async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None:
+    """Take requests from the broker while a slot is free, and reply to them, until cancelled."""
     changed = asyncio.Event()
     executor.on_change.append(changed.set)
     link.on_reconnect.append(changed.set)
@@ -144,10 +144,10 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
         task.add_done_callback(told.discard)
 
     def hear(message: Incoming) -> None:
-        begin(_see_to(executor, link, layout, message))
+        begin(_process(executor, link, layout, message))
 
     def say_here(message: Incoming) -> None:
-        begin(_tell(link, layout, message, Rejected()))
+        begin(_reply(link, layout, message, Rejected()))
 
     here: Unsubscribe | None = None
     leave: Unsubscribe | None = None
@@ -164,7 +164,7 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
                     leaving, leave = leave, None
                     await leaving()
             except StoreUnavailable as away:
-                log.info("no orders: %s", away.message)
+                log.info("no requests are taken: %s", away.message)
             await changed.wait()
     finally:
         executor.on_change.remove(changed.set)
@@ -177,24 +177,23 @@ async def serve(executor: Executor, link: Link, layout: Layout) -> None:
         await asyncio.gather(*told, return_exceptions=True)
 
 
-async def _see_to(executor: Executor, link: Link, layout: Layout, message: Incoming) -> None:
-    """One order from the broker."""
+async def _process(executor: Executor, link: Link, layout: Layout, message: Incoming) -> None:
+    """One request from the broker."""
     worker = message.subject.split(".")[-2]
     try:
-        order = msgspec.structs.replace(_orders.decode(message.data), worker=worker)
-        run = await executor.take(order)
+        request = msgspec.structs.replace(_requests.decode(message.data), worker=worker)
+        running = await executor.take(request)
     except (Full, msgspec.DecodeError):
-        await _tell(link, layout, message, Rejected())
+        await _reply(link, layout, message, Rejected())
         return
-    if not await comes_soon(run):
-        await _tell(link, layout, message, executor.taken)
-    await _tell(link, layout, message, await asyncio.shield(run))
+    async for reply in executor.replies(running):
+        await _reply(link, layout, message, reply)
 
 
-async def _tell(link: Link, layout: Layout, message: Incoming, word: Reply) -> None:
-    """A word about what came as `message`. That it cannot be told is no failure: the worker asks again."""
+async def _reply(link: Link, layout: Layout, message: Incoming, reply: Reply) -> None:
+    """Reply to what came as `message`. That it cannot be sent is no failure: the worker asks again."""
     _, worker, number = message.subject.rsplit(".", 2)
     try:
-        await link.publish(layout.reply(worker, number), _encode(word))
+        await link.publish(layout.reply(worker, number), _encode(reply))
     except StoreUnavailable as away:
-        log.info("a word to %s is lost: %s", worker, away.message)
+        log.info("a reply to %s is lost: %s", worker, away.message)

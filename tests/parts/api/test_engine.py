@@ -166,7 +166,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
 async def test_what_is_no_order_is_refused(face: Face, body: bytes) -> None:
     status, message = (await face.post(RUN, body)).error
     assert status == 400
-    assert message.startswith("this is no order")
+    assert message.startswith("the body is no request")
     assert face.executor.free == 2
 
 

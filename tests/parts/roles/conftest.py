@@ -13,7 +13,7 @@ import pytest
 
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
-from mvmci.engines.server import Executor, serve
+from mvmci.engines.server import Executor, serve_requests
 from mvmci.jobs.allow import Allow
 from mvmci.roles.worker import Worker
 from mvmci.store import About
@@ -62,7 +62,7 @@ class Place:
         engine = open_embedded(cluster.store, self.root, allow=lambda: ALLOW, slots=slots)
         await cluster.store.presence.describe(About(role="executor", slots=slots))
         executor = Executor(engine, cluster.store, slots=slots)
-        serving = asyncio.create_task(serve(executor, cluster.link, cluster.layout))
+        serving = asyncio.create_task(serve_requests(executor, cluster.link, cluster.layout))
 
         async def stop() -> None:
             serving.cancel()

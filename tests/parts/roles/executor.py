@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mvmci.engines import open_embedded
-from mvmci.engines.server import Executor, serve
+from mvmci.engines.server import Executor, serve_requests
 from mvmci.store import About
 from mvmci.stores.nats import open_cluster
 from tests.parts.roles.conftest import ALLOW
@@ -22,7 +22,7 @@ async def main(url: str, name: str, unit: str, root: str) -> None:
     await cluster.store.presence.describe(About(role="executor", slots=4))
     executor = Executor(engine, cluster.store, slots=4)
     print("ready", flush=True)
-    await serve(executor, cluster.link, cluster.layout)
+    await serve_requests(executor, cluster.link, cluster.layout)
 
 
 asyncio.run(main(*sys.argv[1:]))

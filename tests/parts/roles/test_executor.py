@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from mvmci.engines import open_embedded, open_remote
-from mvmci.engines.remote import RunRequest
-from mvmci.engines.server import Full
+from mvmci.engines.remote import Full, RunRequest
 from mvmci.jobs.journal import Journal, Lease, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load

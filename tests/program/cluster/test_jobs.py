@@ -349,7 +349,7 @@ def test_what_a_batch_cannot_have_is_refused(mvmci: Mvmci, options: list[str]) -
 
 
 def test_an_empty_batch_is_refused(mvmci: Mvmci) -> None:
-    assert_sentence(mvmci("submit", "--batch", "-", stdin=b"\n \n"), 2, "<stdin> has no orders")
+    assert_sentence(mvmci("submit", "--batch", "-", stdin=b"\n \n"), 2, "<stdin> has no jobs")
 
 
 # ---- wait
