@@ -95,10 +95,12 @@ async def _version(request: web.Request) -> web.Response:
 
 
 async def _health(api: Api, request: web.Request) -> web.Response:
-    """Healthy is also who has no free slot: that is said to each order."""
+    """An executor without a free slot is healthy too: each request is told that it has none."""
     executor = api.executor
     if executor.draining:
-        raise HttpError(503, "this executor drains", hint="it finishes what it has, and takes nothing more")
+        raise HttpError(
+            503, "this executor is draining", hint="it finishes what it has, and takes nothing more"
+        )
     if reason := api.away():
         raise StoreUnavailable(reason, hint="it comes back by itself")
     return answers.json({"status": "ready", "slots": executor.slots, "free": executor.free})
@@ -167,9 +169,11 @@ def _guarded(token: str) -> Middleware:
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in OPEN:
+            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+            found = given.strip().encode(errors="replace") if scheme.lower() == "bearer" else b""
             if not token:
-                _check_that_it_is_from_here(request)
-            elif not hmac.compare_digest(wanted, _hashed(_bearer(request))):
+                _check_local(request)
+            elif not hmac.compare_digest(wanted, _hashed(found)):
                 raise HttpError(
                     401,
                     "the token is missing, or it is another one",
@@ -186,12 +190,7 @@ def _hashed(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
-def _bearer(request: web.Request) -> bytes:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return given.strip().encode(errors="replace") if scheme.lower() == "bearer" else b""
-
-
-def _check_that_it_is_from_here(request: web.Request) -> None:
+def _check_local(request: web.Request) -> None:
     """Raises HttpError for what a page in a browser on this machine may have sent."""
     if "Origin" in request.headers or not _is_loopback(request.headers.get("Host", "")):
         raise HttpError(
@@ -216,11 +215,13 @@ def _is_loopback(host: str) -> bool:
 async def serve_api(api: Api, host: str, port: int) -> AsyncIterator[int]:
     """Serve the application at `host`, and say at which port: 0 is any that is free. Raises Usage."""
     sweep(api.folder)
+    http_log = log.getChild("http")  # the library has a traceback for every connection that brings no HTTP
+    http_log.addFilter(_is_worth_logging)
     # Who goes away has nobody that an answer is made for; runs are shielded from that.
     runner = web.AppRunner(
         make_app(api),
         access_log=None,
-        logger=_http_log(),
+        logger=http_log,
         auto_decompress=False,
         handler_cancellation=True,
         keepalive_timeout=KEEP_ALIVE_S,
@@ -246,14 +247,7 @@ async def serve_api(api: Api, host: str, port: int) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-def _http_log() -> logging.Logger:
-    """Where the library logs: it has a traceback for every connection that brings no HTTP."""
-    logger = log.getChild("http")
-    logger.addFilter(_worth_saying)
-    return logger
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
+def _is_worth_logging(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], NO_HTTP))
 
 

@@ -95,7 +95,8 @@ async def receive_module(request: web.Request, folder: Path) -> AsyncIterator[tu
             raise _broken() from None
         except (ValueError, AssertionError, LookupError, RuntimeError, HttpProcessingError) as problem:
             # What the library makes of bytes that are no form.
-            raise Usage(f"the form cannot be read: {_short(problem)}") from None
+            why = " ".join(ascii(str(problem))[1:-1].split())[:200] or type(problem).__name__
+            raise Usage(f"the form cannot be read: {why}") from None
         yield name, path
 
 
@@ -163,7 +164,3 @@ def draft(folder: Path) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _short(problem: BaseException) -> str:
-    return " ".join(ascii(str(problem))[1:-1].split())[:200] or type(problem).__name__

@@ -108,7 +108,8 @@ class Jobs:
         spec = await spec_of(checked, job, digests, self._store, at=self._now_ms(), by=self._who(request))
         response = None
         if not await submit(self._store, spec):
-            response = await self._early_response(await load(self._store, job))
+            found = (await load(self._store, job)).state.response
+            response = msgspec.Raw((await load_text(self._store.blobs, found)).encode()) if found else None
         return answers.json({"ok": {"id": job, "response": response}})
 
     async def send_message(self, request: web.Request) -> web.Response:
@@ -166,7 +167,7 @@ class Jobs:
         return response
 
     def _check_queue(self, queue: str) -> None:
-        """The broker would not even answer. Raises HttpError."""
+        """Refuse what the broker would not even answer. Raises HttpError."""
         if self._queues and queue not in self._queues:
             raise HttpError(
                 403,
@@ -179,10 +180,6 @@ class Jobs:
 
     async def _summary(self, journal: Journal) -> web.Response:
         return answers.json(await summary_of(self._store, journal))
-
-    async def _early_response(self, journal: Journal) -> msgspec.Raw | None:
-        found = journal.state.response
-        return msgspec.Raw((await load_text(self._store.blobs, found)).encode()) if found else None
 
     def _who(self, request: web.Request) -> str:
         return f"{request.remote} through {self._store.presence.unit}"

@@ -96,11 +96,14 @@ def schema_verb() -> int:
 @state_option
 def doctor_verb(as_json: bool, state: Path) -> int:
     """Look whether this machine has what mvmci needs, and what isolation it gives."""
+    from mvmci.roles.broker import find_server
+
+    system = f"{platform.system()} {platform.release()} {platform.machine()}"
     checks = [
-        _check("python", _python),
+        _check("python", lambda: f"{platform.python_version()} on {system}"),
         _check("state directory", lambda: _state(state)),
         _check("isolation", lambda: run_async(_isolation(state))),
-        _check("broker", _broker),
+        _check("broker", lambda: str(find_server())),
     ]
     if as_json:
         click.echo(json.dumps(checks))
@@ -119,10 +122,6 @@ def _check(name: str, look: Any) -> dict[str, Any]:
         return {"name": name, "ok": False, "found": error.message, "hint": error.hint}
     except OSError as error:
         return {"name": name, "ok": False, "found": f"{error.filename}: {error.strerror}", "hint": None}
-
-
-def _python() -> str:
-    return f"{platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"
 
 
 def _state(state: Path) -> str:
@@ -147,17 +146,11 @@ async def _isolation(state: Path) -> str:
 
     root = state / HOST_FOLDER
     root.mkdir(mode=0o711, parents=True, exist_ok=True)
-    nursery = await ForkServer.start(root)
+    forkserver = await ForkServer.start(root)
     try:
-        reached = f"{nursery.isolation} ({', '.join(sorted(nursery.features))})"
-        if nursery.isolation not in LEVELS[2:]:
+        reached = f"{forkserver.isolation} ({', '.join(sorted(forkserver.features))})"
+        if forkserver.isolation not in LEVELS[2:]:
             raise Usage(reached, hint="a newer kernel (5.13 has Landlock), or run mvmci as root")
         return reached
     finally:
-        await nursery.close()
-
-
-def _broker() -> str:
-    from mvmci.roles.broker import find_server
-
-    return str(find_server())
+        await forkserver.close()

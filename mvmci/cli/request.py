@@ -74,7 +74,12 @@ class Files:
         if request.module == request.stdin == STDIN:
             raise Usage("standard input cannot be the module and the guest's as well", hint="name a file")
         module = self._module(request.module)
-        checked = check_request(request, module, name=os.path.basename(request.module), read=_read_json)
+        checked = check_request(
+            request,
+            module,
+            name=os.path.basename(request.module),
+            read=lambda typed: read_input(typed[1:], INPUT_BYTES_MAX).decode() if typed[:1] == "@" else typed,
+        )
         if request.stdin is not None:
             self._read(request.stdin, STDIN_BYTES_MAX)
         if request.dir is not None:
@@ -119,11 +124,6 @@ class Files:
             tree=self._digests[request.dir] if request.dir is not None else None,
         )
         return await spec_of(checked, job, digests, store, at=time.time_ns() // 1_000_000, by=who())
-
-
-def _read_json(typed: str) -> str:
-    """JSON text, or what the file that `@FILE` names holds. Raises Usage, UnicodeDecodeError."""
-    return read_input(typed[1:], INPUT_BYTES_MAX).decode() if typed.startswith("@") else typed
 
 
 def read_input(name: str, bytes_max: int) -> bytes:

@@ -69,7 +69,7 @@ class Executor:
             if request.job in self._running:
                 return self._running[request.job]
             self.counts["refused"] += 1
-            raise Full("this executor drains" if self.draining else "there is no free slot")
+            raise Full("this executor is draining" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
         running = asyncio.create_task(self._run(request, permit), name=f"run {request.job}")

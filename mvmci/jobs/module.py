@@ -147,7 +147,7 @@ def _component(view: memoryview, name: str) -> Module:
     exports: list[_Item] = []
     for section, body in _sections(view, name):
         if section == 10:
-            imports += _entries(body, _component_import)
+            imports += _entries(body, lambda entry: _Item(_extern_name(entry), _extern_type(entry)))
         elif section == 11:
             exports += _entries(body, _component_export)
     names = tuple(item.name for item in imports)
@@ -156,7 +156,10 @@ def _component(view: memoryview, name: str) -> Module:
         _check_wasi_imports(imports, name)
         return Module(kind="command", component=True, imports=names)
     if _Item("run", "func") in exports:
-        _check_workflow_imports(imports, name)
+        for item in imports:
+            if item != (HOST, "instance"):
+                hint = _STUB_HINT if item.name.startswith("wasi:") else _WORLD_HINT
+                raise _not_offered(item.name, name, hint)
         return Module(kind="workflow", component=True, imports=names)
     offered = _listed([item.name for item in exports])
     raise errors.BadModule(
@@ -180,12 +183,6 @@ def _check_wasi_imports(imports: list[_Item], name: str) -> None:
             if item.name == HOST:
                 hint = "It is a command, for it exports `wasi:cli/run`: only a workflow has effects."
             raise _not_offered(item.name, name, hint)
-
-
-def _check_workflow_imports(imports: list[_Item], name: str) -> None:
-    for item in imports:
-        if item != (HOST, "instance"):
-            raise _not_offered(item.name, name, _STUB_HINT if item.name.startswith("wasi:") else _WORLD_HINT)
 
 
 def _check_preview1(module: str, field: str, sort: str, name: str) -> None:
@@ -329,10 +326,6 @@ def _core_export(body: _Reader) -> _Item:
         raise body.bad("has an export of an unknown kind")
     body.u32()  # its index
     return _Item(field, _CORE_KINDS[kind])
-
-
-def _component_import(body: _Reader) -> _Item:
-    return _Item(_extern_name(body), _extern_type(body))
 
 
 def _component_export(body: _Reader) -> _Item:

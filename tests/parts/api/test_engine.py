@@ -115,9 +115,9 @@ async def test_an_executor_that_drains_or_is_without_its_broker_is_not_healthy(o
     assert (await face.get("/health")).error == (503, "the broker is away")
     reasons[0] = ""
     await face.executor.drain()
-    assert (await face.get("/health")).error == (503, "this executor drains")
+    assert (await face.get("/health")).error == (503, "this executor is draining")
     await submitted(face, "j")
-    assert (await face.post(RUN, order("j"))).error == (503, "this executor drains")
+    assert (await face.post(RUN, order("j"))).error == (503, "this executor is draining")
     face.executor.resume()
     assert (await face.get("/health")).status == 200
 
