@@ -124,7 +124,8 @@ async def _newest(
         async for job, entries in jobs:
             journal = Journal(job)
             journal.absorb(entries)
-            if wanted in (None, status(journal.state)[0]) and queue in (None, _queue(journal)):
+            spec = journal.state.spec
+            if wanted in (None, status(journal.state)[0]) and queue in (None, spec and spec.queue):
                 some.append(journal)
             if len(some) == PAYLOADS_AT_ONCE:
                 found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
@@ -133,10 +134,6 @@ async def _newest(
                 break
     found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
     return sorted(found, key=lambda one: one.submitted_at or "", reverse=True)
-
-
-def _queue(journal: Journal) -> str | None:
-    return journal.state.spec.queue if journal.state.spec else None
 
 
 def _table(summaries: list[Summary]) -> None:

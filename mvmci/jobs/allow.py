@@ -224,7 +224,8 @@ def _rule(text: str) -> Rule:
         # `https://example.com*` would allow example.com.evil.org: surely a slash was meant.
         raise BadUrl("a '*' may not end a host: put a slash before it")
     number: int | None = None if port == "*" else _port(port)
-    private = _is_localhost(host) or (_is_address(host) and not is_public_address(host))
+    is_address = ":" in host or _NUMBER.fullmatch(last) is not None
+    private = _is_localhost(host) or (is_address and not is_public_address(host))
     return Rule(scheme=scheme, host=host, port=number, target=_path(path) + _escaped(query), private=private)
 
 
@@ -325,10 +326,6 @@ def _plain(ip: _Address) -> _Address:
 
 def _is_localhost(host: str) -> bool:
     return host == "localhost" or host.endswith(".localhost")
-
-
-def _is_address(host: str) -> bool:
-    return ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _check_program(name: str) -> None:
