@@ -24,6 +24,7 @@ from mvmci.stores.nats import ensure, open_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
+from tests.harness.docker import Docker, find_docker
 from tests.harness.places import ZIPAPP, guest_path, need
 from tests.harness.program import Mvmci
 
@@ -68,6 +69,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((name for folder, name in SHARES.items() if nodeid.startswith(folder + "/")), nodeid)
 
     return Folders(config, log)
+
+
+@pytest.fixture(scope="session")
+def docker() -> Docker:
+    return find_docker()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The local runtime: units that crash come back, a plan touches what it changes, nothing is left."""
+"""The supervisor of this machine: what the contract of runtimes does not say of it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import pytest
 
-from mvmci.cluster.deployment import LISTENS, LOCAL_HOST, Deployment, Role, Unit, resolve
+from mvmci.cluster.changes import Observed
+from mvmci.cluster.deployment import (
+    LISTENS,
+    LOCAL_HOST,
+    Deployment,
+    Role,
+    Unit,
+    UnitConfig,
+    listening,
+    resolve,
+)
 from mvmci.errors import LockHeld, MvmciError, Usage
-from mvmci.runtime import UnitStatus
 from mvmci.runtimes.local import supervisor
 from mvmci.runtimes.local.runtime import Local
 from mvmci.system import ports
 from mvmci.system.processes import Known, open_alive, this_process
+from tests.harness import stub
+from tests.harness.stub import Said, read
 from tests.harness.waiting import LONG_S, until_true
 
-PROGRAM = Path(__file__).parent / "program.py"
 PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
 
 
-def unit(name: str, *options: str, role: Role = "worker") -> Unit:
-    return Unit(name=name, role=role, host=LOCAL_HOST, options=options)
+def unit(name: str, *options: str, role: Role = "worker") -> UnitConfig:
+    return UnitConfig(unit=Unit(name=name, role=role, host=LOCAL_HOST, options=options))
 
 
 BROKER, PLANE = unit("broker-1", role="broker"), unit("plane-1", role="control-plane")
 W1, W2, W3 = unit("w-1"), unit("w-2"), unit("w-3")
 CLUSTER = (BROKER, PLANE, W1, W2)
-
-
-class Said(NamedTuple):
-    name: str
-    what: str
-    pid: int
-    at: float
 
 
 @dataclass
@@ -59,9 +62,7 @@ class Place:
 
     def said(self) -> list[Said]:
         """What the units said, in its order."""
-        file = self.folder / "said"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [Said(name, what, int(pid), float(at)) for name, what, pid, at in map(str.split, lines)]
+        return read(self.root / "said")
 
     def began(self, name: str) -> list[Said]:
         return [one for one in self.said() if (one.name, one.what) == (name, "began")]
@@ -69,24 +70,29 @@ class Place:
     def order(self) -> list[str]:
         return [f"{one.name} {one.what}" for one in self.said()]
 
-    def status(self, name: str) -> UnitStatus:
-        (found,) = [status for status in self.local.units() if status.name == name]
+    def units(self) -> list[Observed]:
+        """What the supervisor wrote down."""
+        file = self.folder / "units.json"
+        return msgspec.json.decode(file.read_bytes(), type=supervisor.Report).units if file.exists() else []
+
+    def status(self, name: str) -> Observed:
+        (found,) = [status for status in self.units() if status.name == name]
         return found
 
     def pids(self) -> dict[str, int | None]:
-        return {status.name: status.pid for status in self.local.units()}
+        return {status.name: status.pid for status in self.units()}
 
     def supervisor(self) -> int:
         return msgspec.json.decode((self.folder / "supervisor.json").read_bytes(), type=Known).pid
 
-    async def runs(self, *units: Unit, attached: bool = False) -> None:
-        """Apply, and wait until each has begun."""
-        await self.local.apply(units, attached=attached)
-        await until_true(lambda: {one.name for one in units} <= set(self.alive()))
+    async def runs(self, *units: UnitConfig, attached: bool = False) -> None:
+        """Start, and wait until each has begun."""
+        await self.local.start(units, attached=attached)
+        await until_true(lambda: {one.unit.name for one in units} <= set(self.alive()))
 
     def alive(self) -> dict[str, int]:
         """The units whose process runs and has begun, as they say themselves."""
-        pids = {status.pid for status in self.local.units()}
+        pids = {status.pid for status in self.units()}
         return {one.name: one.pid for one in self.said() if one.pid in pids and one.what == "began"}
 
 
@@ -106,7 +112,7 @@ def pace() -> dict[str, Any]:
 @pytest.fixture
 async def place(tmp_path: Path, pace: dict[str, Any]) -> AsyncIterator[Place]:
     (tmp_path / "c").mkdir(mode=0o700)
-    local = Local(tmp_path, "c", [sys.executable, str(PROGRAM), json.dumps(pace)])
+    local = Local(tmp_path, "c", [sys.executable, stub.__file__, json.dumps(pace)])
     place = Place(tmp_path, local, tmp_path / "c")
     yield place
     if (place.folder / "supervisor.json").exists():
@@ -120,13 +126,12 @@ async def place(tmp_path: Path, pace: dict[str, Any]) -> AsyncIterator[Place]:
 # ---- Starting
 
 
-async def test_units_start_in_the_order_of_the_plan(place: Place) -> None:
+async def test_units_start_in_the_order_in_which_they_are_told(place: Place) -> None:
     await place.runs(*CLUSTER)
-    assert [status.name for status in place.local.units()] == [one.name for one in CLUSTER]
+    assert [status.name for status in place.units()] == [one.unit.name for one in CLUSTER]
     starts = [_start_time(pid) for pid in place.pids().values()]
     assert starts == sorted(starts)
-    assert place.local.planned() == CLUSTER
-    assert {status.state for status in place.local.units()} == {"starting"}
+    assert {status.state for status in place.units()} == {"starting"}
 
 
 def _start_time(pid: int | None) -> tuple[int, int]:
@@ -134,39 +139,24 @@ def _start_time(pid: int | None) -> tuple[int, int]:
 
 
 async def test_nothing_runs_before_it_was_told(place: Place) -> None:
-    assert (place.local.planned(), place.local.units()) == ((), [])
+    assert await place.local.observe() == []
     assert await place.local.stop() is False
-    await place.local.ended()
+    async for seen in place.local.watch():
+        assert seen == []
+        break
 
 
-async def test_the_same_plan_again_touches_nothing(place: Place) -> None:
+async def test_a_unit_that_is_started_with_something_else_is_never_there_twice(place: Place) -> None:
     await place.runs(*CLUSTER)
-    before = place.local.units()
-    await place.local.apply(CLUSTER)
-    assert place.local.units() == before
-    await place.runs(*CLUSTER, W3)
-    assert place.local.units()[:-1] == before
-
-
-async def test_another_plan_touches_only_what_it_changes(place: Place) -> None:
-    await place.runs(*CLUSTER, W3)
     before = place.pids()
-    changed = unit("w-2", "--leave", "0.2")
-    assert {status.state for status in place.local.units()} == {"starting"}
-    added = unit("w-4")
-    await place.local.apply((BROKER, PLANE, W1, changed, added))
-    states = {status.name: status.state for status in place.local.units()}
-    assert states["w-1"] == "starting"
-    assert states.get("w-3") in ("draining", "down", None)
-    await until_true(
-        lambda: len(place.began("w-2")) == 2 and place.began("w-4") and "w-3" not in place.pids()
-    )
+    await place.local.start([unit("w-2", "--leave", "0.2")])
+    assert {status.state for status in place.units() if status.name != "w-2"} == {"starting"}
+    await until_true(lambda: len(place.began("w-2")) == 2)
     after = place.pids()
-    assert list(after) == ["broker-1", "plane-1", "w-1", "w-2", "w-4"]
-    assert {name for name in after if after[name] == before.get(name)} == {"broker-1", "plane-1", "w-1"}
-    assert {status.restarts for status in place.local.units()} == {0}
-    # The same again, whose way out takes time: never two processes of one name.
-    await place.local.apply((BROKER, PLANE, W1, W2, added))
+    assert {name for name in after if after[name] == before[name]} == {"broker-1", "plane-1", "w-1"}
+    assert {status.restarts for status in place.units()} == {0}
+    # The same again, whose way out takes time.
+    await place.local.start([W2])
     await until_true(lambda: len(place.began("w-2")) == 3)
     told = [one.what for one in place.said() if one.name == "w-2"]
     assert told == ["began", "asked", "ended"] * 2 + ["began"]
@@ -175,11 +165,12 @@ async def test_another_plan_touches_only_what_it_changes(place: Place) -> None:
 async def test_a_unit_that_is_wanted_again_while_it_leaves_comes_back(place: Place) -> None:
     slow = unit("w-1", "--leave", "0.5")
     await place.runs(*CLUSTER[:2], slow)
-    await place.local.apply(CLUSTER[:2])
+    stopping = asyncio.create_task(place.local.stop(["w-1"]))
     await until_true(lambda: "w-1 asked" in place.order())
     assert place.status("w-1").state == "draining"
-    await place.local.apply((*CLUSTER[:2], slow))
+    await place.local.start([slow])
     await until_true(lambda: len(place.began("w-1")) == 2)
+    await stopping
     assert [one.what for one in place.said() if one.name == "w-1"] == ["began", "asked", "ended", "began"]
 
 
@@ -213,19 +204,21 @@ async def test_a_killed_unit_comes_back_under_its_name_and_no_other_is_touched(p
 
 
 async def test_the_pauses_between_crashes_double_up_to_the_longest(place: Place) -> None:
-    await place.local.apply([unit("w-1", "--exit", "3")])
+    await place.local.start([unit("w-1", "--exit", "3")])
     await until_true(lambda: len(place.began("w-1")) == 7)
     times = [one.at for one in place.began("w-1")]
     pauses = [later - earlier for earlier, later in itertools.pairwise(times[:7])]
     for pause, least in zip(pauses, [0.05, 0.1, 0.2, 0.4, 0.4, 0.4], strict=True):
         assert least <= pause
-    assert pauses[5] < 0.8  # it would be 1.6 by now
+    log = (place.folder / "units" / "w-1" / "log").read_text()
+    assert log.count("it is started again in 0.4 s") >= 3
+    assert "it is started again in 0.8 s" not in log
     assert place.status("w-1").last_exit == 3
 
 
 @pytest.mark.parametrize("pace", [PACE | {"first_pause_s": 0.01, "healthy_s": 0.3}], ids=[""])
 async def test_a_unit_that_lived_well_is_started_again_at_once(place: Place) -> None:
-    await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.4")])
+    await place.local.start([unit("w-1", "--exit", "3", "--live", "0.4")])
     await until_true(lambda: len(place.began("w-1")) == 8)
     log = (place.folder / "units" / "w-1" / "log").read_text()
     assert log.count("it is started again in 0.01 s") >= 7
@@ -233,42 +226,39 @@ async def test_a_unit_that_lived_well_is_started_again_at_once(place: Place) -> 
 
 async def test_a_unit_whose_credential_is_refused_stays_down_and_says_why(place: Place) -> None:
     refused = unit("w-1", "--exit", "7", "--print", "Error: the credential of w-1 was revoked")
-    await place.local.apply([BROKER, refused])
-    await until_true(lambda: place.local.units() and place.status("w-1").reason)
+    await place.local.start([BROKER, refused])
+    await until_true(lambda: place.units() and place.status("w-1").reason)
     status = place.status("w-1")
     assert (status.state, status.pid, status.last_exit) == ("down", None, 7)
     assert status.reason == "the credential of w-1 was revoked"
     await asyncio.sleep(3 * PACE["longest_pause_s"])
     assert len(place.began("w-1")) == 1
-    # Whoever applies the plan again has seen to it.
-    await place.local.apply([BROKER, refused])
+    assert status.given_up
+    # Whoever starts it again has seen to it.
+    await place.local.start([refused])
     await until_true(lambda: len(place.began("w-1")) == 2)
 
 
 async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Place) -> None:
-    await place.local.apply([unit("w-1", "--print", "Error: of the first")])
+    await place.local.start([unit("w-1", "--print", "Error: of the first")])
     await until_true(lambda: place.began("w-1"))
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
     await until_true(lambda: place.status("w-1").reason)
     assert place.status("w-1").reason == "of the first"
-    await place.local.apply([unit("w-1", "--exit", "3", "--live", "0.3")])
+    await place.local.start([unit("w-1", "--exit", "3", "--live", "0.3")])
     await until_true(lambda: place.status("w-1").last_exit == 3)
     assert place.status("w-1").reason == "ended with exit code 3"
 
 
-async def test_a_program_that_cannot_be_started_is_tried_again_too(tmp_path: Path) -> None:
-    files = supervisor.SupervisorFiles(tmp_path)
-    supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(W1,)))
+async def test_a_program_that_cannot_be_started_is_tried_again_too(place: Place) -> None:
+    desired = supervisor.Desired(cluster="c", units=(W1,))
     pace = supervisor.Pace(**PACE)
-    here = asyncio.create_task(
-        supervisor.supervise(tmp_path, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace)
+    supervise = supervisor.supervise(
+        place.folder, desired, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace
     )
-
-    def statuses() -> list[UnitStatus]:
-        return msgspec.json.decode(files.units.read_bytes(), type=supervisor.Observed).units
-
-    await until_true(lambda: files.units.exists() and statuses()[0].restarts == 2)
-    assert statuses()[0].reason == "it cannot be started: No such file or directory"
+    here = asyncio.create_task(supervise)
+    await until_true(lambda: place.units() and place.units()[0].restarts == 2)
+    assert place.units()[0].reason == "it cannot be started: No such file or directory"
     os.kill(os.getpid(), signal.SIGTERM)
     await here
 
@@ -298,10 +288,9 @@ async def test_a_stop_goes_the_other_way_round_and_leaves_nothing(place: Place) 
     assert gone(pid)
     left = {str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file()}
     assert left == {
-        "said",
         "supervisor.lock",
         "supervisor.log",
-        *(f"units/{one.name}/log" for one in CLUSTER),
+        *(f"units/{one.unit.name}/log" for one in CLUSTER),
     }
     assert await place.local.stop() is False
 
@@ -329,8 +318,8 @@ async def test_a_second_stop_hurries_the_first(place: Place) -> None:
 
 
 async def test_a_unit_in_its_pause_is_stopped_at_once(place: Place) -> None:
-    await place.local.apply([unit("w-1", "--exit", "3")])
-    await until_true(lambda: place.local.units() and place.status("w-1").restarts >= 3)
+    await place.local.start([unit("w-1", "--exit", "3")])
+    await until_true(lambda: place.units() and place.status("w-1").restarts >= 3)
     assert await place.local.stop()
 
 
@@ -344,7 +333,7 @@ async def test_no_unit_outlives_a_killed_supervisor(place: Place) -> None:
     await until_true(lambda: all(gone(pid) for pid in pids))
     assert len(pids) == 4
     # Its files are still there, and believed by nobody.
-    assert (place.local.planned(), place.local.units()) == ((), [])
+    assert await place.local.observe() == []
     assert await place.local.stop() is False
     await place.runs(*CLUSTER)
     assert len(place.began("w-1")) == 2
@@ -352,16 +341,17 @@ async def test_no_unit_outlives_a_killed_supervisor(place: Place) -> None:
 
 async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
     await place.runs(*CLUSTER)
-    before = place.local.units()
+    before = place.units()
     here = (place.folder / "supervisor.json").read_bytes()
+    desired = supervisor.Desired(cluster="c", units=())
     with pytest.raises(LockHeld):
         async with asyncio.timeout(LONG_S):
-            await supervisor.supervise(place.folder, ["/bin/true"], {}, ready=lambda: None)
+            await supervisor.supervise(place.folder, desired, ["/bin/true"], {}, ready=lambda: None)
     (place.folder / "supervisor.json").unlink()  # and not because a file says so
     with pytest.raises(MvmciError, match="supervisor ended with exit code"):
-        await place.local.apply(CLUSTER)
+        await place.local.start(CLUSTER)
     (place.folder / "supervisor.json").write_bytes(here)
-    assert place.local.units() == before
+    assert place.units() == before
 
 
 async def test_a_number_that_was_used_again_is_never_signalled(place: Place) -> None:
@@ -394,12 +384,12 @@ def test_a_process_is_known_until_it_has_ended() -> None:
 ATTACHED = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.cluster.deployment import Unit
+from mvmci.cluster.deployment import Unit, UnitConfig
 from mvmci.runtimes.local.runtime import Local
 async def main():
-    unit = Unit(name="w-1", role="worker", host="local")
+    unit = UnitConfig(unit=Unit(name="w-1", role="worker", host="local"))
     attached = sys.stdin.readline() == "attached\\n"
-    await Local(Path(sys.argv[1]), "c", sys.argv[2:]).apply([unit], attached=attached)
+    await Local(Path(sys.argv[1]), "c", sys.argv[2:]).start([unit], attached=attached)
     print("applied", flush=True)
     sys.stdin.readline()
 asyncio.run(main())
@@ -410,7 +400,7 @@ asyncio.run(main())
 async def test_what_is_attached_is_stopped_when_the_process_that_started_it_dies(
     place: Place, how: str
 ) -> None:
-    program = [sys.executable, str(PROGRAM), json.dumps(PACE)]
+    program = [sys.executable, stub.__file__, json.dumps(PACE)]
     command = [sys.executable, "-c", ATTACHED, str(place.root), *program]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as up:  # noqa: ASYNC220
@@ -422,7 +412,9 @@ async def test_what_is_attached_is_stopped_when_the_process_that_started_it_dies
         up.kill()
     if how == "attached":
         await until_true(lambda: "w-1 ended" in place.order())
-        await place.local.ended()
+        async for seen in place.local.watch():
+            if not seen:
+                break
     else:
         await asyncio.sleep(0.3)
         assert place.order() == ["w-1 began"]
@@ -462,81 +454,105 @@ def again(place: Place) -> Local:
     return Local(place.root, "c", place.local._program)
 
 
-def resolved(local: Local, *units: Unit) -> tuple[Unit, ...]:
-    return resolve(Deployment(units=units), local.place).units
+async def resolved(local: Local, *configs: UnitConfig) -> tuple[UnitConfig, ...]:
+    deployment = Deployment(units=tuple(one.unit for one in configs))
+    places = {one.name: await local.place(one) for one in listening(deployment)}
+    return tuple(UnitConfig(unit=one) for one in resolve(deployment, places).units)
 
 
 async def test_a_unit_has_a_place_of_its_own_on_the_loopback_before_it_ever_ran(place: Place) -> None:
-    places = [place.local.place(E1), place.local.place(E2)]
+    places = [await place.local.place(E1.unit), await place.local.place(E2.unit)]
     assert {one.listen == one.address for one in places} == {True}
     hosts, ports = zip(*(one.listen.split(":") for one in places), strict=True)
     assert (set(hosts), len(set(ports))) == ({"127.0.0.1"}, 2)
-    assert [again(place).place(E1), again(place).place(E2)] == places  # `plan` says what `up` does
+    later = [await again(place).place(E1.unit), await again(place).place(E2.unit)]
+    assert later == places  # `plan` says what `up` does
     assert list(place.folder.iterdir()) == []
 
 
 async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
-    first = place.local.place(E1)
+    first = await place.local.place(E1.unit)
     host, _, port = first.listen.partition(":")
     with socket.create_server((host, int(port))):
-        assert again(place).place(E1) != first
+        assert await again(place).place(E1.unit) != first
 
 
 async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "PORTS", range(23_000, 23_020))
-    chosen = [place.local.place(unit(f"e-{number}", LISTENS)).listen for number in range(10)]
+    chosen = [(await place.local.place(unit(f"e-{number}", LISTENS).unit)).listen for number in range(10)]
     assert len(set(chosen)) == 10
 
 
 async def test_a_unit_keeps_its_place_once_it_was_started_there(place: Place) -> None:
-    found = place.local.place(E1)
-    units = resolved(place.local, E1, W1)
+    found = await place.local.place(E1.unit)
+    units = await resolved(place.local, E1, W1)
     await place.runs(*units)
-    assert resolved(again(place), E1, W1) == units  # it is this unit that listens there
+    assert (await resolved(again(place), E1, W1)) == units  # it is this unit that listens there
     await place.local.stop()
-    assert again(place).place(E1) == found
+    assert await again(place).place(E1.unit) == found
     await place.runs(W1)
-    assert again(place).place(E1) == found
+    assert await again(place).place(E1.unit) == found
 
 
 async def test_a_place_that_somebody_else_took_is_refused_in_a_sentence(place: Place) -> None:
-    await place.runs(*resolved(place.local, E1))
-    found = place.local.place(E1)
+    await place.runs(*(await resolved(place.local, E1)))
+    found = await place.local.place(E1.unit)
     await place.local.stop()
     host, _, port = found.listen.partition(":")
     with socket.create_server((host, int(port))):
         with pytest.raises(Usage) as caught:
-            again(place).place(E1)
+            await again(place).place(E1.unit)
         assert caught.value.message == f"e-1 cannot listen where it did: port {port} of {host} is in use"
         assert str(caught.value.hint).startswith(f"stop what listens there, or remove {place.folder}/ports")
         (place.folder / "ports.json").unlink()
-        assert again(place).place(E1) != found
+        assert await again(place).place(E1.unit) != found
 
 
 async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
-    listens = resolved(place.local, unit("b-1", LISTENS, role="executor"))[0].options
+    listens = (await resolved(place.local, unit("b-1", LISTENS, role="executor")))[0].unit.options
     balancer = unit("b-1", *listens, role="balancer")
     await place.runs(balancer, W1)
-    assert [one.state for one in place.local.units()] == ["ready", "starting"]
-    await place.local.apply((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
+    await until_true(lambda: place.status("b-1").state == "ready")
+    assert place.status("w-1").state == "starting"
+    await place.local.start((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
     await until_true(lambda: "b-2 began" in place.order())
-    assert [one.name for one in place.local.units()] == ["b-2"]
-    assert place.local.units()[0].state == "starting"
+    await asyncio.sleep(2 * supervisor.ANSWER_S)
+    assert place.status("b-2").state == "starting"
 
 
-async def test_a_plan_is_told_of_when_all_of_it_was_touched(
+async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who reads the number of a new plan finds nothing at work that the plan stops."""
-    files = supervisor.SupervisorFiles(tmp_path)
-    supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(W1, W3), number=1))
+    """Who hears of one of them finds no other at work."""
+    told: list[supervisor.Report] = []
+    monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
     async with asyncio.TaskGroup() as tasks:
-        one = supervisor.Supervisor(files, ["none"], {}, supervisor.Pace(), tasks)
-        one.converge()
-        for keeper in one.keepers.values():  # as if both had been started
-            keeper.status = msgspec.structs.replace(keeper.status, state="starting", pid=1)
-        supervisor.write(files.plan, supervisor.Desired(cluster="c", units=(), number=2))
-        told: list[supervisor.Observed] = []
-        monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
-        one.converge()
-    assert next({unit.state for unit in tale.units} for tale in told if tale.number == 2) == {"draining"}
+        files = supervisor.SupervisorFiles(tmp_path)
+        one = supervisor.Supervisor(files, "c", ["none"], {}, supervisor.Pace(), tasks)
+        one.start([W1, W3])
+        for process in one.units.values():  # as if both had been started
+            process.seen = msgspec.structs.replace(process.seen, state="starting", pid=1)
+        await one.stop(None, 0)
+    after = itertools.dropwhile(lambda tale: not any(u.state == "draining" for u in tale.units), told)
+    assert {unit.state for unit in next(after).units} == {"draining"}
+
+
+@pytest.mark.parametrize("verb", ["observe", "start", "stop"])
+async def test_who_is_on_another_machine_can_ask_the_same_of_the_program(place: Place, verb: str) -> None:
+    """JSON in, JSON out, over whatever carries that."""
+    await place.runs(BROKER, W1)
+    ask: dict[str, supervisor.Request | None] = {
+        "observe": None,
+        "start": supervisor.Start(units=(BROKER, W2)),
+        "stop": supervisor.Stop(names=("w-1",), grace_s=5),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mvmci", "supervise", verb, "--cluster", "c", "--state", place.root),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate(msgspec.json.encode(ask[verb]) if ask[verb] is not None else b"")
+    found = {one.name for one in msgspec.json.decode(out, type=supervisor.Report).units}
+    assert process.returncode == 0
+    after = {"observe": {"broker-1", "w-1"}, "start": {"broker-1", "w-1", "w-2"}, "stop": {"broker-1"}}
+    assert found == after[verb] == set(place.pids())

@@ -3,7 +3,7 @@
 Its files come from the mirror that this machine's apt uses, by debootstrap. They are kept in build/, so that
 this takes its minute once.
 
-    python -m tests.program.compose.base      makes it, and prints its name
+    python -m tests.harness.image      makes it, and prints its name
 """
 
 from __future__ import annotations

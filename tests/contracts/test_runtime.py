@@ -1,0 +1,272 @@
+"""What a runtime promises, on every one that there is: it does to the units that are named what it is told.
+
+Units are a stub, which tells in a file when it began, was asked to go, and went. On containers it is the one
+file that their image is made of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvmci.cluster import topology
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.changes import Observed
+from mvmci.cluster.deployment import LOCAL_HOST, Role, Unit, UnitConfig
+from mvmci.runtime import Provisioning, Runtime
+from mvmci.runtimes.compose import docker as docker_line
+from mvmci.runtimes.compose.runtime import Containers
+from mvmci.runtimes.local.runtime import Local
+from mvmci.trust.authority import Authority
+from tests.harness import stub
+from tests.harness.docker import Docker
+from tests.harness.waiting import until_true
+
+PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
+RUNTIMES = ("local", "compose")
+NAME = "contract"
+
+
+def config(name: str, *options: str, role: Role = "worker", **more: Any) -> UnitConfig:
+    queue = ("--queue=default",) if role == "worker" else ()
+    unit = Unit(name=name, role=role, host=LOCAL_HOST, options=(*queue, *options))
+    return UnitConfig(unit=unit, dial=("tls://broker-a:4222",), program="a build", **more)
+
+
+BROKER = config("broker-a", role="broker", broker=BrokerSettings(name=NAME, port=4222))
+PLANE = config("plane-a", role="control-plane")
+WA, WB = config("w-a"), config("w-b")
+CLUSTER = (BROKER, PLANE, WA, WB)
+
+
+class World:
+    """One cluster on a runtime, made anew by `open`, as each call of the program makes it."""
+
+    def __init__(self, name: str, root: Path, said: Callable[[], list[stub.Said]], base: str) -> None:
+        self.name = name
+        self.root = root
+        self.said = said
+        self.runtime = self.open()
+        self._authority = Authority.create(root / NAME)
+        text = f"cluster: {NAME}\nworkers: {{slots: 1}}\ncompose: {{base: '{base}'}}\n"
+        self._topology = topology.load(text, name="a.yaml")
+        self._wanted: dict[str, UnitConfig] = {}
+
+    def open(self) -> Runtime:
+        if self.name == "compose":
+            return Containers(self.root, NAME)
+        program = [sys.executable, stub.__file__, json.dumps(PACE)]
+        return Local(self.root, NAME, program)
+
+    async def start(self, *configs: UnitConfig) -> None:
+        """Provision and start, and wait until each has begun once more."""
+        before = {one.unit.name: self.began(one.unit.name) for one in configs}
+        self._wanted |= {one.unit.name: one for one in configs}
+        wanted = tuple(self._wanted.values())
+        await self.runtime.provision(
+            Provisioning(authority=self._authority, topology=self._topology, wanted=wanted, starting=configs)
+        )
+        await self.runtime.start(configs)
+        await until_true(lambda: all(self.began(name) > count for name, count in before.items()))
+
+    def began(self, name: str) -> int:
+        return len([one for one in self.said() if (one.name, one.what) == (name, "began")])
+
+    def order(self) -> list[str]:
+        return [f"{one.name} {one.what}" for one in sorted(self.said(), key=lambda one: one.at)]
+
+    async def seen(self, name: str) -> Observed:
+        (found,) = [one for one in await self.runtime.observe() if one.name == name]
+        return found
+
+    async def see(self, name: str, there: Callable[[Observed], object]) -> Observed:
+        """Wait until a unit is so."""
+
+        async def is_so() -> bool:
+            return bool(there(await self.seen(name)))
+
+        await until_true(is_so)
+        return await self.seen(name)
+
+    async def pids(self) -> dict[str, int | None]:
+        return {one.name: one.pid for one in await self.runtime.observe()}
+
+
+@pytest.fixture(params=RUNTIMES)
+async def world(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    said, base = (lambda: stub.read(tmp_path / "said")), ""
+    if request.param == "compose":
+        engine: Docker = request.getfixturevalue("docker")
+        base = engine.base
+        stub.write_zipapp(tmp_path / "mvmci.pyz")
+        monkeypatch.setattr(sys, "argv", [str(tmp_path / "mvmci.pyz")])
+        volumes = [engine.volumes / f"mvmci-{NAME}_{name}" / "_data" / "said" for name in ("broker", "state")]
+        said = lambda: list(itertools.chain.from_iterable(map(stub.read, volumes)))  # noqa: E731
+        docker_line.check.cache_clear()
+    world = World(request.param, tmp_path, said, base or "unused")
+    yield world
+    await world.runtime.stop(grace_s=0)
+    await world.runtime.forget()
+
+
+def by_name(seen: Collection[Observed]) -> dict[str, Observed]:
+    return {one.name: one for one in seen}
+
+
+# ---- Starting
+
+
+async def test_what_is_started_is_observed_with_what_it_was_started_with(world: World) -> None:
+    assert await world.runtime.observe() == []
+    await world.start(*CLUSTER)
+    seen = await world.runtime.observe()
+    assert [one.name for one in seen] == ["broker-a", "plane-a", "w-a", "w-b"]
+    assert [one.config for one in seen] == [*CLUSTER]
+    assert {one.config.program for one in seen if one.config} == {"a build"}
+    assert {(one.state, one.restarts, one.given_up) for one in seen} == {("starting", 0, False)}
+    assert all(one.pid and one.host == LOCAL_HOST for one in seen)
+
+
+async def test_who_comes_later_sees_the_same(world: World) -> None:
+    """Whatever became of who started them."""
+    await world.start(BROKER, WA)
+    assert await world.open().observe() == await world.runtime.observe()
+    await world.open().start([BROKER, WA])
+    assert (world.began("broker-a"), world.began("w-a")) == (1, 1)
+
+
+async def test_a_second_start_changes_nothing(world: World) -> None:
+    await world.start(*CLUSTER)
+    before = await world.runtime.observe()
+    await world.runtime.start(CLUSTER)
+    assert await world.runtime.observe() == before
+
+
+async def test_units_that_are_added_leave_the_others_alone(world: World) -> None:
+    await world.start(BROKER, WA)
+    before = await world.runtime.observe()
+    await world.start(WB)
+    assert [one for one in await world.runtime.observe() if one.name != "w-b"] == before
+
+
+async def test_one_that_runs_with_something_else_is_another_when_it_is_started_again(world: World) -> None:
+    await world.start(BROKER, WA)
+    other = config("w-a", "--leave=0")
+    await world.start(other)
+    assert (await world.seen("w-a")).config == other
+    assert [one.what for one in world.said() if one.name == "w-a"] == ["began", "asked", "ended", "began"]
+    assert world.began("broker-a") == 1
+
+
+# ---- Stopping
+
+
+async def test_exactly_those_that_are_named_are_stopped(world: World) -> None:
+    await world.start(*CLUSTER)
+    before = await world.pids()
+    assert await world.runtime.stop(["w-b", "nobody"])
+    assert before.pop("w-b")
+    assert await world.pids() == before
+    assert "w-b ended" in world.order()
+    assert not await world.runtime.stop(["w-b"])
+    await world.start(WB)  # and it comes back, alone
+    assert {name: pid for name, pid in (await world.pids()).items() if name != "w-b"} == before
+
+
+async def test_a_stop_goes_from_the_workers_to_the_broker_and_waits(world: World) -> None:
+    await world.start(*CLUSTER[:2], config("w-a", "--leave=0.2"), config("w-b", "--leave=0.2"))
+    assert await world.runtime.stop()
+    order = world.order()[4:]
+    assert set(order[:4]) == {f"w-{name} {what}" for name in "ab" for what in ("asked", "ended")}
+    assert order[4:] == ["plane-a asked", "plane-a ended", "broker-a asked", "broker-a ended"]
+    assert await world.runtime.observe() == []
+    assert not await world.runtime.stop()
+
+
+async def test_who_does_not_go_within_its_grace_is_asked_again(world: World) -> None:
+    await world.start(BROKER, config("w-a", "--stubborn=1"))
+    began = time.monotonic()
+    await world.runtime.stop(["w-a"], 1.0)
+    assert time.monotonic() - began >= 1.0
+    assert [one.what for one in world.said() if one.name == "w-a"] == ["began", "asked", "asked", "ended"]
+    assert world.order()[-1] == "w-a ended"
+
+
+# ---- Crashes
+
+
+async def test_one_that_was_killed_comes_back_and_no_other_is_touched(world: World) -> None:
+    await world.start(*CLUSTER)
+    before = await world.pids()
+    os.kill(before["w-a"] or 0, signal.SIGKILL)
+    await until_true(lambda: world.began("w-a") == 2)
+    found = await world.see("w-a", lambda one: one.restarts == 1 and one.pid)
+    assert found.config == WA
+    after = await world.pids()
+    assert after.pop("w-a") != before.pop("w-a")
+    assert after == before
+
+
+async def test_the_pauses_between_crashes_grow(world: World) -> None:
+    await world.start(config("w-a", "--exit=3"))
+    await until_true(lambda: world.began("w-a") >= 5)
+    times = [one.at for one in world.said() if one.what == "began"]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    first_s = 0.05 if world.name == "local" else 0.1
+    assert all(pause >= first_s * 2**number for number, pause in enumerate(pauses[:4]) if number < 4)
+
+
+async def test_one_that_was_refused_is_given_up_and_says_why_until_it_is_started_again(world: World) -> None:
+    """What to do about it is another's to say: under the same key, it would be refused again."""
+    await world.start(BROKER, config("w-a", "--exit=7", "--print=Error: the credential was revoked"))
+    found = await world.see("w-a", lambda one: one.given_up)
+    assert (found.state, found.refused, found.reason) == ("down", True, "the credential was revoked")
+    await world.runtime.stop(["w-a"])
+    assert "w-a" not in await world.pids()
+    await world.start(WA)
+    found = await world.see("w-a", lambda one: one.pid)
+    assert (found.given_up, found.refused, found.state) == (False, False, "starting")
+
+
+# ---- Watching
+
+
+async def test_a_watch_tells_how_they_are_now_and_whenever_that_changes(world: World) -> None:
+    await world.start(BROKER, WA)
+    told: list[list[Observed]] = []
+
+    async def watch() -> None:
+        async for seen in world.runtime.watch():
+            told.append(seen)
+
+    watching = asyncio.create_task(watch())
+    try:
+        await until_true(lambda: told)
+        assert list(by_name(told[0])) == ["broker-a", "w-a"]
+        await world.start(WB)
+        await until_true(lambda: "w-b" in by_name(told[-1]))
+        os.kill(by_name(told[-1])["w-a"].pid or 0, signal.SIGKILL)
+        await until_true(lambda: by_name(told[-1])["w-a"].restarts == 1)
+        await world.runtime.stop(["w-b"])
+        await until_true(lambda: "w-b" not in by_name(told[-1]))
+        assert [one for seen in told if (one := by_name(seen).get("w-b")) and one.state == "draining"]
+        await world.runtime.stop()
+        await until_true(lambda: told[-1] == [])
+        await world.start(WA)
+        await until_true(lambda: "w-a" in by_name(told[-1]))
+        assert not watching.done()
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

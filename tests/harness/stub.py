@@ -1,0 +1,120 @@
+"""Stands for mvmci in tests of runtimes: a supervisor of units, or a unit that does as its options say.
+
+    stub.py PACE supervise --cluster C [--attached PID]
+    stub.py [PACE] ROLE [--config FILE | --cluster C --name N] [--exit CODE] [--live S] [--stubborn N]
+                        [--leave S] [--print TEXT] [--listen HOST:PORT] [--deaf]
+
+Each unit appends lines to `said` in the state directory, one write each: `<name> began <pid> <time>`, and
+for a SIGTERM that it takes `<name> asked …`, and `<name> ended …` when it goes because of one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Said(NamedTuple):
+    name: str
+    what: str
+    pid: int
+    at: float
+
+
+def read(file: Path) -> list[Said]:
+    """What the units said, in its order."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [Said(name, what, int(pid), float(at)) for name, what, pid, at in map(str.split, lines)]
+
+
+def write_zipapp(path: Path, build: str = "") -> None:
+    """This program as the one file that goes into an image; another `build` has another digest."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(__file__, "__main__.py")
+        archive.comment = build.encode()
+
+
+def main() -> None:
+    given = sys.argv[1:]
+    pace = json.loads(given.pop(0)) if given[0].startswith("{") else {}
+    if given[0] == "version":  # an image is made, and what was unpacked is looked for
+        (Path.home() / ".cache" / "mvmci").mkdir(parents=True)
+        return
+    parser = argparse.ArgumentParser()
+    parser.add_argument("role")
+    parser.add_argument("--cluster")
+    parser.add_argument("--attached", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--token-file")
+    parser.add_argument("--grace")
+    parser.add_argument("--queue")
+    parser.add_argument("--exit", type=int)
+    parser.add_argument("--live", type=float, default=0.0)
+    parser.add_argument("--stubborn", type=int, default=0)
+    parser.add_argument("--leave", type=float, default=0.0)
+    parser.add_argument("--print", default="")
+    parser.add_argument("--listen")
+    parser.add_argument("--deaf", action="store_true")  # does not listen there
+    args = parser.parse_args(given)
+    root = Path(os.environ["MVMCI_STATE"])
+    if args.role == "supervise":
+        supervisor(root, args, pace)
+    else:
+        unit(root / "said", args)
+
+
+def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> None:
+    import asyncio  # a unit starts sooner without
+
+    import msgspec
+
+    from mvmci.runtimes.local.supervisor import Desired, Pace, supervise
+    from mvmci.system.linux import die_with
+    from mvmci.system.processes import clean_environment
+
+    if args.attached is not None:
+        die_with(args.attached, signal.SIGTERM)
+    program = [sys.executable, "-S", "-E", __file__, json.dumps(pace)]
+    desired = msgspec.json.decode(sys.stdin.buffer.read(), type=Desired)
+    ready = lambda: os.write(1, b"ready\n")  # noqa: E731
+    env = clean_environment(root)
+    asyncio.run(supervise(root / args.cluster, desired, program, env, ready=ready, pace=Pace(**pace)))
+
+
+def unit(said: Path, args: argparse.Namespace) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    file = os.open(said, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    name = args.name
+    if args.config is not None:  # it is in its unit's folder, or has its unit's name
+        name = args.config.parent.name if args.config.stem == "config" else args.config.stem
+
+    def say(what: str) -> None:
+        os.write(file, f"{name} {what} {os.getpid()} {time.monotonic()}\n".encode())
+
+    if args.listen and not args.deaf:
+        host, _, port = args.listen.rpartition(":")
+        listener = socket.create_server((host, int(port)))  # noqa: F841 (as long as this process)
+    say("began")
+    if args.print:
+        print(args.print, flush=True)
+    if args.exit is not None:
+        time.sleep(args.live)
+        sys.exit(args.exit)
+    for _ in range(args.stubborn + 1):
+        signal.sigwait({signal.SIGTERM})
+        say("asked")
+    time.sleep(args.leave)
+    say("ended")
+
+
+if __name__ == "__main__":
+    main()
