@@ -84,8 +84,11 @@ def test_it_is_made_anew_and_goes_down_and_comes_back_with_its_jobs(
     assert demo.mvmci("submit", guest("exit"), "--id", job, "--wait").code == 0
     demo.write(demo.file.read_text().replace(MACVLAN, "{}").replace("1GiB", "512MiB"))
     assert demo.mvmci("plan", demo.file).text.splitlines() == [
-        "* compose.network changes: containers are made anew",
-        "* compose.memory changes: containers are made anew",
+        "~ restart broker-1 on local: compose.network changes",
+        "~ restart control-plane-1 on local: compose.network changes",
+        "~ restart executor-1 on local, at 0.0.0.0:27288: compose.network changes, compose.memory changes",
+        "~ restart worker-1 on local: compose.network changes, compose.memory changes",
+        "~ restart worker-2 on local: compose.network changes, compose.memory changes",
     ]
     demo.up()
     assert docker("network", "ls", "--filter", "driver=macvlan", "--quiet") == ""
