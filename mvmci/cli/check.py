@@ -21,7 +21,7 @@ FREE_BYTES_MIN = 1 << 30
 @click.command("version", epilog=examples("mvmci version --json"))
 @json_option
 def version_verb(as_json: bool) -> int:
-    """The version of mvmci, and of what it stands on."""
+    """Print the version of mvmci, and of what it is built on."""
     parts = {"mvmci": __version__, "python": platform.python_version()}
     if as_json:
         from importlib.metadata import version
@@ -52,7 +52,7 @@ def completion_verb(shell: str) -> int:
 @click.command("validate", epilog=examples("mvmci validate topologies/*.yaml tool.wasm"))
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 def validate_verb(files: tuple[Path, ...]) -> int:
-    """Check topology files (.yaml) and modules (.wasm), and say everything that is wrong with them."""
+    """Check topology files (.yaml) and modules (.wasm), and report every problem."""
     worst = 0
     for file in files:
         try:
@@ -95,7 +95,7 @@ def schema_verb() -> int:
 @json_option
 @state_option
 def doctor_verb(as_json: bool, state: Path) -> int:
-    """Look whether this machine has what mvmci needs, and what isolation it gives."""
+    """Check that this machine has what mvmci needs, and which isolation it offers."""
     from mvmci.roles.broker import find_server
 
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -136,7 +136,7 @@ def _state(state: Path) -> str:
     if not os.access(state, os.W_OK):
         raise Usage(f"{state} is not writable", hint="name another one with --state or MVMCI_STATE")
     if free < FREE_BYTES_MIN:
-        raise Usage(f"{state}: {free >> 20} MiB free", hint="1 GiB is the least to work with")
+        raise Usage(f"{state}: {free >> 20} MiB free", hint="at least 1 GiB is needed")
     return f"{state}, {free >> 30} GiB free"
 
 

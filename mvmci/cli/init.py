@@ -55,10 +55,10 @@ Build it, and others like it:
     default="per-worker",
     show_default=True,
     shell_complete=complete_access,
-    help="How workers are to reach an engine; `mvmci topologies` lists the ways.",
+    help="How workers reach an engine; `mvmci topologies` lists the accesses.",
 )
 def init_verb(directory: Path, access: str) -> int:
-    """Write a cluster file with comments, and an example job. Nothing that is there is overwritten."""
+    """Write a cluster file with comments, and an example job. No file is overwritten."""
     files: dict[str, str | bytes] = {
         "topology.yaml": _topology(directory, access),
         "hello/hello.wat": HELLO,
@@ -68,7 +68,7 @@ def init_verb(directory: Path, access: str) -> int:
     there = [name for name in files if (directory / name).exists()]
     if there:
         raise Usage(
-            f"{directory / there[0]} is there already", hint="name another directory, or remove what is there"
+            f"{directory / there[0]} already exists", hint="name another directory, or remove the file"
         )
     for name, content in files.items():
         path = directory / name

@@ -88,11 +88,11 @@ state_option = option(
     type=click.Path(file_okay=False, path_type=Path),
     default=default_state,
     show_default="XDG state directory",
-    help="Where mvmci keeps everything.",
+    help="The directory of all that mvmci keeps.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
-cluster_option = option("--cluster", metavar="NAME", help="The cluster; the only one known, if absent.")
-local_option = option("--local", is_flag=True, help="Look at what `mvmci run` left on this machine.")
+cluster_option = option("--cluster", metavar="NAME", help="The cluster. By default, the only one known here.")
+local_option = option("--local", is_flag=True, help="Jobs of `mvmci run` on this machine.")
 
 
 def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -133,7 +133,7 @@ def find_cluster(state: Path, name: str | None) -> str:
     raise StoreUnavailable(
         f"the cluster {name} is not known here{others}" if name else "no cluster is known here",
         hint="`mvmci up` starts one, `mvmci login @ticket` makes this machine a client of one; "
-        "--local is for what `mvmci run` left on this machine",
+        "--local is for jobs of `mvmci run` on this machine",
     )
 
 

@@ -68,7 +68,7 @@ def _verb(work: Callable[[Store], Awaitable[int]], place: Location) -> int:
 @place_options
 @json_option
 def status_verb(job: str, place: Location, as_json: bool) -> int:
-    """How a job stands."""
+    """Print the status of a job."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
@@ -86,13 +86,13 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
 
 
 @click.command("list", epilog=examples("mvmci list --status failed", "mvmci list --limit 0 --json"))
-@option("--limit", type=click.IntRange(0), default=100, show_default=True, help="How many; 0 is all.")
-@option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs that stand so.")
+@option("--limit", type=click.IntRange(0), default=100, show_default=True, help="At most so many; 0 is all.")
+@option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs with this status.")
 @option("--queue", help="Only jobs of this queue.")
 @place_options
 @json_option
 def list_verb(limit: int, wanted: str | None, queue: str | None, place: Location, as_json: bool) -> int:
-    """The jobs that there are, newest first."""
+    """List jobs, newest first."""
 
     async def work(store: Store) -> int:
         found = await _newest(store, place, limit, wanted, queue)
@@ -154,7 +154,7 @@ def _table(summaries: list[Summary]) -> None:
 @place_options
 @json_option
 def history_verb(job: str, place: Location, as_json: bool) -> int:
-    """The records of a job, in order: who held it, what it did, how it ended."""
+    """Print the records of a job in order: who held it, what it did, how it ended."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
@@ -169,7 +169,7 @@ def history_verb(job: str, place: Location, as_json: bool) -> int:
                 told = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in _told(record))
                 click.echo(f"{rfc3339(record.at)}  {type(record).__name__.lower():<8}  {told}")
         if journal.state.corrupt:
-            click.echo(f"the rest cannot be trusted: {journal.state.corrupt}", err=True)
+            click.echo(f"the rest of the journal is corrupt: {journal.state.corrupt}", err=True)
         return 0
 
     return _verb(work, place)
@@ -214,10 +214,10 @@ def _answer(record: Result) -> str:
 )
 @id_argument
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
-@option("--attempt", type=click.IntRange(1), help="A command's attempt; the last one if absent.")
+@option("--attempt", type=click.IntRange(1), help="An attempt of a command. By default, the last.")
 @place_options
 def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -> int:
-    """What a job printed: the guest's bytes, its two streams onto ours."""
+    """Print the output of a job, its stdout to stdout and its stderr to stderr."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:
@@ -244,11 +244,11 @@ def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -
     epilog=examples("mvmci artifacts nightly-1", "mvmci artifacts nightly-1 --output out"),
 )
 @id_argument
-@option("--output", type=click.Path(path_type=Path), help="Write them beneath this directory.")
+@option("--output", type=click.Path(path_type=Path), help="Write them to this directory.")
 @place_options
 @json_option
 def artifacts_verb(job: str, output: Path | None, place: Location, as_json: bool) -> int:
-    """The files that a job left; with --output, written to a directory by their relative paths."""
+    """List the artifacts of a job; with --output, write them to a directory by their relative paths."""
     jobs.check_id(job)
 
     async def work(store: Store) -> int:

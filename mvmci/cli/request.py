@@ -37,18 +37,34 @@ STDIN = "-"
 
 
 _OPTIONS: tuple[Decorator, ...] = (
-    option("--id", metavar="ID", help="The job's id and idempotency key. Minted if absent."),
+    option("--id", metavar="ID", help="The job's id and idempotency key. By default, a random one."),
     option("--queue", default="default", show_default=True, help="The queue it belongs to."),
     option("--input", metavar="JSON|@FILE", help="A workflow's input."),
-    option("--dir", type=click.Path(path_type=Path), help="Copied; it becomes the workspace."),
+    option(
+        "--dir", type=click.Path(path_type=Path), help="A directory that is copied and becomes the workspace."
+    ),
     option("--artifact", metavar="GLOB", multiple=True, help="Files to keep at the end."),
     option("--env", metavar="K=V", multiple=True, help="The guest's environment. Not for secrets."),
-    option("--stdin", metavar="FILE|-", help="The guest's standard input. Empty if absent."),
-    option("--timeout", type=Duration(), default="1h", show_default=True, help="From first start to end."),
-    option("--memory", type=Size(), default="1GiB", show_default=True, help="Of the guest."),
-    option("--output-limit", type=Size(), default="64MiB", show_default=True, help="Of both streams."),
-    option("--disk", type=Size(), default="4GiB", show_default=True, help="Of the workspace."),
-    option("--attempts", type=click.IntRange(1, 1000), default=5, show_default=True, help="Holders to lose."),
+    option("--stdin", metavar="FILE|-", help="The guest's standard input. By default, empty."),
+    option(
+        "--timeout", type=Duration(), default="1h", show_default=True, help="From its first start to its end."
+    ),
+    option("--memory", type=Size(), default="1GiB", show_default=True, help="Memory of the guest."),
+    option(
+        "--output-limit",
+        type=Size(),
+        default="64MiB",
+        show_default=True,
+        help="Bytes of stdout and stderr together.",
+    ),
+    option("--disk", type=Size(), default="4GiB", show_default=True, help="Size of the workspace."),
+    option(
+        "--attempts",
+        type=click.IntRange(1, 1000),
+        default=5,
+        show_default=True,
+        help="How many workers may be lost.",
+    ),
 )
 
 

@@ -68,8 +68,8 @@ def run_verb(
 ) -> int:
     """Run MODULE to its end on this machine, and print what it prints.
 
-    Exits with 0, with 1 if the job failed, 124 if its time was up. After a crash, or Ctrl-C, the same
-    command with --id goes on where it was.
+    Exits with 0, with 1 if the job failed, 124 if it timed out. After a crash, or Ctrl-C, the same
+    command with --id resumes it.
     """
     files = Files()
     checked = files.check(msgspec.convert(options, JobRequest))
@@ -80,7 +80,7 @@ def run_verb(
     except Interrupted as interrupted:
         minted = [] if checked.request.id else ["--id", job]
         again = ["mvmci", "run", *minted, *sys.argv[2:]]
-        click.echo(f"interrupted; `{shlex.join(again)}` goes on from here", err=True)
+        click.echo(f"interrupted; `{shlex.join(again)}` resumes it", err=True)
         return interrupted.exit_code
 
 
@@ -110,16 +110,16 @@ def _notice(text: str) -> None:
 async def _see_through(
     engine: Engine, store: Store, job: str, spec_entry: Entry | None, place: Location, as_json: bool
 ) -> int:
-    """Run the job to its end, its output passed on as it comes, and say how it ended."""
+    """Run the job to its end, print its output as it comes, and say how it ended."""
     state = (await load(store, job)).state
     workflow = state.spec is not None and state.spec.kind == "workflow"
     since = 0 if workflow else state.epoch + (0 if state.ended else 1)
     if state.held and state.lease is not None and await store.presence.live(job, state.lease):
         raise _held(job, place)
     if state.ended:
-        click.echo("it has already ended; this is what is recorded", err=True)
+        click.echo("it has already ended; this is its recorded result", err=True)
     elif state.lease is not None:
-        click.echo(f"goes on after {state.results} recorded effects", err=True)
+        click.echo(f"resumes after {state.results} recorded effects", err=True)
     async with Watch(store, job, Printer(*standard_streams(all_on_stderr=as_json), since=since)) as watch:
         await _until_ended(engine, job, spec_entry, place)
         journal = await load(store, job)
@@ -136,7 +136,7 @@ async def _until_ended(engine: Engine, job: str, spec_entry: Entry | None, place
 
 
 def _held(job: str, place: Location) -> LockHeld:
-    return LockHeld(f"another process is at work on {job}", hint=f"{place.verb(f'logs {job} -f')} follows it")
+    return LockHeld(f"another process is running {job}", hint=f"{place.verb(f'logs {job} -f')} follows it")
 
 
 @click.command("replay", epilog=examples("mvmci replay nightly-1", "mvmci replay nightly-1 --local"))

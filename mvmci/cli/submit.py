@@ -63,8 +63,10 @@ NAMED_MAX = 20  # ids in one sentence
 @click.argument("module", metavar="[MODULE]", default="")
 @click.argument("args", metavar="[-- ARG]...", nargs=-1)
 @job_options
-@option("--wait", is_flag=True, help="Print what it prints, and exit when it has ended.")
-@option("--batch", metavar="FILE|-", help="Submit many: a JSON object a line, its keys the options.")
+@option("--wait", is_flag=True, help="Print its output, and exit when it has ended.")
+@option(
+    "--batch", metavar="FILE|-", help="Submit many jobs: one JSON object a line, with the options as keys."
+)
 @json_option
 @cluster_option
 @state_option
@@ -79,10 +81,10 @@ def submit_verb(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Give MODULE to a cluster, and print the job's id.
+    """Submit MODULE to a cluster and print the job's id.
 
-    With --wait, prints what the job prints and exits with 0, with 1 if it failed, 124 if its time was
-    up. With --batch, the other options hold for each line that does not say otherwise.
+    With --wait, prints what the job prints and exits with 0, with 1 if it failed, 124 if it timed out.
+    With --batch, the other options hold for each line that does not say otherwise.
     """
     place = Location(state, cluster=cluster)
     if batch is not None:
@@ -176,7 +178,7 @@ async def _send(sending: Sending, place: Location, as_json: bool) -> None:
 
 
 class Sending:
-    """Many jobs on their way, and what became of each. `accepted` and the others hold ids."""
+    """A batch that is being submitted, and what became of each job. `accepted` and the others hold ids."""
 
     def __init__(self, lines: Sequence[BatchLine], files: Files) -> None:
         self.ids = [line.checked.request.id or mint_id() for line in lines]
@@ -216,12 +218,12 @@ class Sending:
         unsent = len(self.ids) - len(self.accepted) - len(self._refused) - len(self._unknown)
         said = list(self._refused)
         if self._unknown:
-            said.append(f"nobody can say whether these were accepted: {' '.join(self._unknown)}")
+            said.append(f"it is unknown whether these were accepted: {' '.join(self._unknown)}")
         if unsent:
             why = f": {self._away.message}" if self._away is not None else ""
             said.append(f"{unsent} of {len(self.ids)} were not submitted{why}")
         if self._unknown or unsent:
-            hint = "give each line an `id`: then the same file, submitted again, is the same jobs"
+            hint = "give each line an `id`: then it is safe to submit the same file again"
             return StoreUnavailable("\n".join(said), hint=hint)
         return IdTaken("\n".join(said), hint="choose other ids") if said else None
 
@@ -236,7 +238,7 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, s
     "wait", epilog=examples("mvmci wait nightly-1", "mvmci wait nightly-1 nightly-2 --timeout 10m")
 )
 @ids_argument
-@option("--timeout", type=Duration(), help="For the waiting; the jobs go on. For ever, if absent.")
+@option("--timeout", type=Duration(), help="How long to wait; the jobs go on. By default, for ever.")
 @place_options
 @json_option
 def wait_verb(ids: tuple[str, ...], timeout: int | None, place: Location, as_json: bool) -> int:
@@ -283,7 +285,7 @@ async def _all_end(
 @place_options
 @json_option
 def cancel_verb(ids: tuple[str, ...], place: Location, as_json: bool) -> int:
-    """End these jobs: one that nobody runs yet at once, a running one within two seconds."""
+    """Cancel jobs: one that has not begun ends at once, a running one within two seconds."""
     _check_ids(ids)
 
     async def main() -> int:
@@ -307,8 +309,8 @@ def cancel_verb(ids: tuple[str, ...], place: Location, as_json: bool) -> int:
 def _after_cancel(journal: Journal) -> str:
     name, _ = status(journal.state)
     if journal.state.done is not None or journal.state.corrupt is not None:
-        return f"had ended already: {name}"
-    return "is cancelled" if journal.state.ended else "is at work, and ends when its holder hears of it"
+        return f"had already ended: {name}"
+    return "is cancelled" if journal.state.ended else "is running, and ends within seconds"
 
 
 def _check_ids(ids: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The verbs of trust: tickets, logging in with one, and taking a machine's right away again.
+"""The verbs of trust: tickets, logging in with one, and revoking.
 
 All but `login` and `ticket inspect` need the cluster's keys, and so the machine that called `up`.
 """
@@ -48,7 +48,7 @@ ticket_argument = click.argument("text", metavar="TICKET|@FILE|-", required=Fals
 
 @click.group("ticket")
 def ticket_verb() -> None:
-    """Rights to join a cluster: make them, look at them, take them back."""
+    """Create, inspect and revoke tickets: rights to join a cluster."""
 
 
 @ticket_verb.command(
@@ -60,17 +60,31 @@ def ticket_verb() -> None:
     ),
 )
 @option(
-    "--role", type=click.Choice(TICKET_ROLES), default="worker", show_default=True, help="What it may become."
+    "--role",
+    type=click.Choice(TICKET_ROLES),
+    default="worker",
+    show_default=True,
+    help="The role that it gives.",
 )
-@option("--queue", "queues", multiple=True, help="Only of these queues. Those of the cluster, if absent.")
-@option("--uses", type=click.IntRange(1, USES_MAX), default=1, show_default=True, help="How many machines.")
-@option("--ttl", type=Duration(), default=TTL, show_default=True, help="How long it may be used.")
-@option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write it there, for you alone.")
+@option("--queue", "queues", multiple=True, help="Only for these queues. By default, those of the cluster.")
+@option(
+    "--uses",
+    type=click.IntRange(1, USES_MAX),
+    default=1,
+    show_default=True,
+    help="How many machines may use it.",
+)
+@option("--ttl", type=Duration(), default=TTL, show_default=True, help="How long it is valid.")
+@option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write it to this file, readable by you alone.",
+)
 @cluster_option
 @state_option
 @json_option
 def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | None, **wanted: Any) -> int:
-    """Make a ticket, and print it. Who has it can use it: keep it as a password."""
+    """Create a ticket and print it. Whoever has it can use it: keep it like a password."""
     for queue in wanted["queues"]:
         check_id(queue, "queue name")
 
@@ -91,7 +105,8 @@ def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | 
         click.echo(f"{ticket.id}: for {machines}, as {ticket.role}, until {until}", err=True)
         if all(is_loopback(urlsplit(url).hostname or "") for url in ticket.login.urls):
             click.echo(
-                "warning: the broker listens on the loopback, so only this machine can use it", err=True
+                "warning: the broker listens on the loopback, so only this machine can use the ticket",
+                err=True,
             )
         return 0
 
@@ -136,7 +151,7 @@ def _write(path: Path, text: str) -> None:
 @state_option
 @json_option
 def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
-    """The tickets that were made, newest first; never what would let anybody in."""
+    """List the tickets, newest first, without their secrets."""
 
     async def work(config: Config, authority: Authority, facts: Facts) -> int:
         from mvmci.trust.registry import read_tickets
@@ -170,7 +185,7 @@ def _row(ticket: str, record: TicketRecord) -> dict[str, Any]:
 
 
 def _state(record: TicketRecord) -> str:
-    """What would be said to who came with it now."""
+    """Whether it can be used now, and if not, why."""
     if record.revoked:
         return "revoked"
     if record.expires_at and record.expires_at <= time.time() * 1000:
@@ -198,7 +213,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 @ticket_argument
 @json_option
 def inspect_verb(text: str | None, as_json: bool) -> int:
-    """What a ticket says, without its secrets. No cluster is asked."""
+    """Print what a ticket says, without its secrets. No cluster is asked."""
     from mvmci.trust.enrol.client import read_ticket
 
     shown = _shown(read_ticket(text))
@@ -212,7 +227,7 @@ def inspect_verb(text: str | None, as_json: bool) -> int:
 
 
 def _shown(ticket: Ticket) -> dict[str, Any]:
-    """All of a ticket that anybody may see."""
+    """A ticket without its secrets."""
     login = ticket.login
     return {
         "id": ticket.id,
@@ -230,7 +245,7 @@ def _shown(ticket: Ticket) -> dict[str, Any]:
 @cluster_option
 @state_option
 def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
-    """Let nobody join with a ticket any more. Who did stays: see `mvmci revoke`."""
+    """Revoke a ticket. Units that joined with it stay: see `mvmci revoke`."""
     check_id(ticket, "ticket id")
 
     async def work(config: Config, authority: Authority, facts: Facts) -> int:
@@ -248,7 +263,7 @@ def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
 @cluster_option
 @state_option
 def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
-    """Cut a machine off, at once and for good: its connection ends, and its credential is worth nothing.
+    """Revoke the credential of a unit or a client. Its connection ends at once.
 
     Its jobs go on elsewhere. It can come back with a new ticket.
     """
@@ -272,10 +287,10 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
     ),
 )
 @ticket_argument
-@option("--name", metavar="NAME", help="Who you are to the cluster. Of this host, if absent.")
+@option("--name", metavar="NAME", help="Your name in the cluster. By default, this host's.")
 @state_option
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
-    """Make this machine a client of a cluster, with a ticket for one."""
+    """Make this machine a client of a cluster, with a ticket of role client."""
     from mvmci.stores import open_cluster
     from mvmci.trust.enrol.client import check_role, enrol, read_ticket
 

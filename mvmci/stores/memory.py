@@ -578,7 +578,7 @@ class _Presence:
             lock.acquire()
         except Timeout:
             raise LockHeld(
-                f"another process is at work on {job}", hint=f"`mvmci logs {job} --local -f` follows it"
+                f"another process is running {job}", hint=f"`mvmci logs {job} --local -f` follows it"
             ) from None
         return lock
 

@@ -216,7 +216,7 @@ def test_a_signal_lets_a_command_go_and_says_how_to_go_on(
     running.signal(signum)
     done = running.end()
     assert done.code == code
-    assert f"interrupted; `mvmci {' '.join(order)}` goes on from here" in done.err
+    assert f"interrupted; `mvmci {' '.join(order)}` resumes it" in done.err
     assert "Traceback" not in done.err
     mvmci.assert_nothing_runs()
     mvmci.assert_slots_are_clean()

@@ -29,7 +29,11 @@ def test_a_finished_command_is_shown_again_and_not_run_again(
     assert (first.code, second.code) == (code, code)
     assert first.out == second.out
     said = [line for line in first.err.splitlines() if "compiling" not in line]
-    assert [said[0], "it has already ended; this is what is recorded", *said[1:]] == second.err.splitlines()
+    assert [
+        said[0],
+        "it has already ended; this is its recorded result",
+        *said[1:],
+    ] == second.err.splitlines()
     assert mvmci.journal(job).read_bytes() == before
 
 
@@ -87,7 +91,7 @@ def test_a_job_that_another_process_runs_is_left_alone(mvmci: Mvmci, guest: Gues
     running.hears("tick 30\n")
     second = mvmci(*order)
     assert (second.code, second.out) == (5, b"")
-    assert f"another process is at work on {job}" in second.err
+    assert f"another process is running {job}" in second.err
     assert "hint: " in second.err
     assert "Traceback" not in second.err
     assert running.alive

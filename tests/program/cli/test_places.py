@@ -69,7 +69,7 @@ def test_local_wins(alone: Mvmci, guest: Guest) -> None:
     assert alone("status", "a", "--local", MVMCI_CLUSTER="one").code == 0
     assert alone("wait", "a", "--local").code == 0
     done = alone("cancel", "a", "--local")
-    assert (done.code, done.err) == (0, "a had ended already: succeeded\n")
+    assert (done.code, done.err) == (0, "a had already ended: succeeded\n")
 
 
 def test_a_machine_that_is_only_a_worker_is_told_to_log_in(alone: Mvmci) -> None:

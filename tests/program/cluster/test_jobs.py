@@ -449,7 +449,7 @@ def test_an_ended_job_stays_as_it_ended(mvmci: Mvmci, guest: Guest) -> None:
     assert mvmci("wait", job).code == 1
     before = mvmci("history", job, "--json").json
     done = mvmci("cancel", job, "--json")
-    assert (done.code, done.err) == (0, f"{job} had ended already: failed\n")
+    assert (done.code, done.err) == (0, f"{job} had already ended: failed\n")
     assert [one["status"] for one in done.json] == ["failed"]
     assert mvmci("history", job, "--json").json == before
 
