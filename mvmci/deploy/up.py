@@ -39,7 +39,7 @@ from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.journals.reader import load
 from mvmci.roles import broker
 from mvmci.runtime import Provisioning
-from mvmci.store import ClusterSettings, Member, Store
+from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback
@@ -221,15 +221,12 @@ class Up:
 
     async def _make(self, cluster: Cluster, *, moves: bool) -> None:
         """The streams, and what the cluster is and allows; all but its engine, where workers `moves`."""
-        from mvmci.stores.nats import maintain
-
         settings = settings_of(self._plan.topology, self._plan.deployment.engine)
-        await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, settings.queues)
-        there = await cluster.config.get("settings")
+        await cluster.maintain(settings)
+        there = await cluster.config.settings()
         if moves and there is not None:
-            engine = msgspec.json.decode(there.value, type=ClusterSettings).engine
-            settings = msgspec.structs.replace(settings, engine=engine)
-        await _put(cluster, settings)
+            settings = msgspec.structs.replace(settings, engine=there.engine)
+        await cluster.config.put_settings(settings)
 
     async def _move(self, cluster: Cluster) -> None:
         """Bring the workers to the engine of the plan, and stop what they used before."""
@@ -240,7 +237,7 @@ class Up:
         while not serving <= {row.name for row in self._rows if row.state == "ready"}:
             await asyncio.sleep(LOOK_EVERY_S)
             self._look(await cluster.store.presence.members())
-        await _put(cluster, settings_of(self._plan.topology, deployment.engine))
+        await cluster.config.put_settings(settings_of(self._plan.topology, deployment.engine))
         there: set[str] = set()
         while not workers <= there:
             await asyncio.sleep(LOOK_EVERY_S)
@@ -413,13 +410,6 @@ def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:
     return bool(engines) and all(
         len({held.partition("@")[0] for held in one.holds} - {job}) >= one.about.slots for one in engines
     )
-
-
-async def _put(cluster: Cluster, settings: ClusterSettings) -> None:
-    """Say what the cluster is and allows, if that is news."""
-    there, data = await cluster.config.get("settings"), msgspec.json.encode(settings)
-    if there is None or there.value != data:
-        await cluster.config.put("settings", data)
 
 
 def _is_far(url: str) -> bool:

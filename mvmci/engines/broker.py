@@ -20,7 +20,8 @@ import msgspec
 
 from mvmci.engines.remote import BUSY, Failed, Finished, NoCapacity, Rejected, Reply, RunRequest
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Incoming, Link, NoStream, Unsubscribe
+from mvmci.stores.nats.link import Link, NoStream, Unsubscribe
+from mvmci.stores.nats.parser import Incoming
 
 TAKEN_WITHIN_S = 2.0  # an order that was sent to an executor which died may never be answered
 TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody

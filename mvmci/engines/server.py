@@ -23,7 +23,8 @@ from mvmci.engines.remote import Accepted, Failed, Finished, Full, Rejected, Rep
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Incoming, Link, Unsubscribe
+from mvmci.stores.nats.link import Link, Unsubscribe
+from mvmci.stores.nats.parser import Incoming
 
 GROUP = "executors"
 ACCEPT_AFTER_S = 0.05  # what has come out by then need not be reported as accepted

@@ -38,7 +38,6 @@ STOP_S = 10.0
 MONITOR_S = 5.0
 MEMORY_BYTES = 256 << 20
 LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
-API_LEVEL_MIN = 2  # of JetStream: that of nats-server 2.12, with atomic batches and schedules
 FOLDER = "broker"
 
 
@@ -239,7 +238,9 @@ async def check_broker(login: Login, system: Login | None = None, *, synced: boo
     `system` is a login to the broker's own account, where we have one. Raises Usage that names all that
     is missing, StoreUnavailable and TicketRefused when it cannot be asked.
     """
-    missing = await _missing(login)
+    from mvmci.stores.nats import shortcomings
+
+    missing = await shortcomings(login)
     if missing:
         raise Usage(
             f"the broker at {', '.join(login.urls)} cannot carry a cluster: {'; '.join(missing)}",
@@ -257,22 +258,6 @@ async def check_broker(login: Login, system: Login | None = None, *, synced: boo
     told = msgspec.json.decode(await _ask(system, VARZ), type=dict[str, Any])
     _check_sync(told.get("data", {}))
     return []
-
-
-async def _missing(login: Login) -> list[str]:
-    """What the broker, or the account on it, does not offer."""
-    from mvmci.stores.nats.link import NoStream
-
-    try:
-        told = msgspec.json.decode(await _ask(login, "$JS.API.INFO"), type=dict[str, Any])
-    except NoStream:
-        return ["it has no JetStream"]
-    if "error" in told:
-        return [f"JetStream says: {told['error'].get('description', 'no')}"]
-    missing = []
-    if told.get("api", {}).get("level", 0) < API_LEVEL_MIN:
-        missing.append("it is older than 2.12, and has no atomic batches and no scheduled messages")
-    return missing
 
 
 async def _ask(login: Login, subject: str) -> bytes:

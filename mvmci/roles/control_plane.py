@@ -22,14 +22,12 @@ from mvmci.errors import StoreUnavailable
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
 from mvmci.store import ClusterSettings
-from mvmci.stores.nats import Cluster, maintain
-from mvmci.stores.nats.layout import STORE_BYTES
+from mvmci.stores.nats import Cluster
 
 LOOK_EVERY_S = 2.0
 SETTINGS_WAIT_S = 0.2
 
 log = logging.getLogger(__name__)
-_settings = msgspec.json.Decoder(ClusterSettings)
 
 
 def now_ms() -> int:
@@ -41,9 +39,9 @@ async def read_settings(cluster: Cluster) -> ClusterSettings:
     """What the cluster is and allows; waited for while nobody has said it. Raises TicketRefused."""
     while True:
         try:
-            found = await cluster.config.get("settings")
+            found = await cluster.config.settings()
             if found is not None:
-                return _settings.decode(found.value)
+                return found
         except StoreUnavailable as away:
             log.info("no settings yet: %s", away.message)
         await asyncio.sleep(SETTINGS_WAIT_S)
@@ -89,9 +87,10 @@ class ControlPlane:
     async def maintain(self) -> None:
         """Make what is missing, and bring up to date what is there. Raises StoreUnavailable, Usage."""
         cluster, settings = self.cluster, self.settings
-        wanted = (settings, await self._queues())
-        if wanted != self._maintained or await self._missing(wanted[1]):
-            await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, wanted[1])
+        queues = await self._queues()
+        wanted = (settings, queues)
+        if wanted != self._maintained or await cluster.lacks(queues):
+            await cluster.maintain(settings, queues)
             self._maintained = wanted
 
     async def _queues(self) -> list[str]:
@@ -100,19 +99,6 @@ class ControlPlane:
         return sorted(
             {*self.settings.queues, *(queue for unit in units for queue in _units.decode(unit).queues)}
         )
-
-    async def _missing(self, queues: list[str]) -> bool:
-        """Whether a stream or a consumer that should be there is not."""
-        link, layout = self.cluster.link, self.cluster.layout
-        streams = await link.api("STREAM.NAMES")
-        if not {stream["name"] for stream in layout.streams(STORE_BYTES)} <= set(streams["streams"] or ()):
-            return True
-        wanted = {(stream, one["name"]) for queue in queues for stream, one in layout.consumers(queue)}
-        for stream in {stream for stream, _ in wanted}:
-            there = await link.api(f"CONSUMER.NAMES.{stream}")
-            if not {name for of, name in wanted if of == stream} <= set(there["consumers"] or ()):
-                return True
-        return False
 
 
 class _Unit(msgspec.Struct):

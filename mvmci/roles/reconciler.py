@@ -32,7 +32,7 @@ from mvmci.journals.writer import Writer
 from mvmci.store import Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.hints import Delivered
-from mvmci.stores.nats.link import EVERYTHING
+from mvmci.stores.nats.journals import Tailed
 
 LOOK_EVERY_S = 0.5
 PAUSES_S = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between two words for one job; the last is repeated
@@ -108,9 +108,9 @@ class Reconciler:
 
     async def look(self) -> None:
         """Read what is new, and see to every job that needs something. Raises StoreUnavailable."""
-        async for stored in self.cluster.link.read(self.cluster.layout.jobs, EVERYTHING, self._seq):
-            self._take(stored.subject, Entry(seq=stored.seq, data=stored.data))
-            self._seq = stored.seq
+        async for told in self.cluster.journals.tail(self._seq):
+            self._take(told)
+            self._seq = told.entry.seq
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
         looked_at = _looked_at(members)
@@ -119,12 +119,12 @@ class Reconciler:
             if one.next_at <= self.clock():
                 await self._see_to(job, one, delivered, looked_at)
 
-    def _take(self, subject: str, entry: Entry) -> None:
+    def _take(self, told: Tailed) -> None:
         """Take in a message by its subject alone: most jobs end before anybody has to read them.
 
         A new job waits in its queue; one that somebody wrote to is looked at; one that ended is let go.
         """
-        job, kind, queue = self.cluster.layout.parts_of_message(subject)
+        job, kind, queue, entry = told
         waiting = self._waiting[queue]
         one = self._open.pop(job, None) or waiting.pop(job, None) or _Open(Journal(job), queue, entry.seq)
         if kind == "done":

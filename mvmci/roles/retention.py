@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from mvmci.errors import NotFound, StoreUnavailable
 from mvmci.jobs.job import DIGEST_PATTERN
-from mvmci.jobs.journal import Done, Entry, Result, Spec, records_of
+from mvmci.jobs.journal import Done, Result, Spec, records_of
 from mvmci.stores.nats import Cluster
 
 PASSES_PER_AGE = 10
@@ -53,21 +53,20 @@ class Retention:
 
     async def forget(self) -> None:
         """Make tombstones of jobs that ended long ago, and remove those that are as old again."""
-        link, layout = self.cluster.link, self.cluster.layout
+        journals = self.cluster.journals
         now, age_ms = self.now_ms(), self.jobs_ms()
-        async for stored in link.read(layout.jobs, layout.ends()):
-            journal = layout.journal(layout.job_of_message(stored.subject))
-            last = next(reversed(records_of(Entry(seq=stored.seq, data=stored.data))), None)
+        async for job, entry in journals.ends():
+            last = next(reversed(records_of(entry)), None)
             if last is None:
                 continue  # nobody can say what it is: a person may want to look
             ended_at = last.at
             if ended_at + age_ms > now:
                 return  # they lie in the order of their ends
             if ended_at + 2 * age_ms <= now:
-                await self._purge(journal)
-            elif stored.seq > self._forgotten_to:
-                await self._purge(journal, keep=1)
-                self._forgotten_to = stored.seq
+                await journals.purge(job)
+            elif entry.seq > self._forgotten_to:
+                await journals.purge(job, keep_last=True)
+                self._forgotten_to = entry.seq
 
     async def sweep(self) -> None:
         """Remove blobs that nothing names and nobody touched for long.
@@ -99,9 +98,6 @@ class Retention:
             except NotFound:
                 pass  # it was damaged; what it named can no longer be found by anybody
         return named
-
-    async def _purge(self, journal: str, *, keep: int = 0) -> None:
-        await self.cluster.link.api(f"STREAM.PURGE.{self.cluster.layout.jobs}", filter=journal, keep=keep)
 
 
 def _digests(data: bytes) -> set[str]:

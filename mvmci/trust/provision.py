@@ -282,9 +282,5 @@ def _first(new: TicketRecord, there: TicketRecord | None) -> TicketRecord | None
 
 async def _make(cluster: Cluster, settings: ClusterSettings) -> None:
     """The streams, and what the cluster is and allows. Again is free."""
-    from mvmci.stores.nats import maintain
-
-    await maintain(cluster.link, cluster.layout, settings.store_bytes, settings.logs_ms, settings.queues)
-    there, data = await cluster.config.get("settings"), msgspec.json.encode(settings)
-    if there is None or there.value != data:
-        await cluster.config.put("settings", data)
+    await cluster.maintain(settings)
+    await cluster.config.put_settings(settings)

@@ -21,13 +21,14 @@ from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
 from mvmci.roles import broker
 from mvmci.roles.broker import Broker, check_broker, configuration, serve
-from mvmci.stores.nats import ensure, remove
+from mvmci.stores.nats import remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
+from tests.harness.broker import ensure
 from tests.harness.places import ROOT
 from tests.harness.waiting import LONG_S
 

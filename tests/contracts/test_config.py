@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mvmci.errors import Conflict, StoreUnavailable
-from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
+from mvmci.stores.nats import Cluster, open_cluster, remove
 from tests.conftest import CLUSTER_BYTES
+from tests.harness.broker import ensure
 from tests.harness.waiting import LONG_S
 
 

@@ -14,11 +14,13 @@ from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Lease, MessageKind
 from mvmci.roles.broker import Broker
 from mvmci.store import GONE_S, Chunk, Store
-from mvmci.stores.nats import ensure, open_cluster
+from mvmci.stores.nats import open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
-from mvmci.stores.nats.link import Incoming, Link, Stored
-from mvmci.stores.nats.presence import Presence
+from mvmci.stores.nats.link import Link, Stored
+from mvmci.stores.nats.parser import Incoming
+from mvmci.stores.nats.presence import NatsPresence
 from tests.conftest import open_nats
+from tests.harness.broker import ensure
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import LONG_S, until_true
 
@@ -72,7 +74,7 @@ class Clock:
 async def fall_silent(store: Store) -> None:
     """As if the process had been killed: no word any more, and none of farewell."""
     presence = store.presence
-    assert isinstance(presence, Presence)
+    assert isinstance(presence, NatsPresence)
     assert presence._announcer is not None
     presence._announcer.cancel()
     await asyncio.wait([presence._announcer])
@@ -176,7 +178,7 @@ async def test_the_last_part_of_the_journals_is_kept_for_jobs_that_were_accepted
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await ensure(broker.url, "small", store_bytes=16 << 20)
-    monkeypatch.setattr("mvmci.stores.nats.ROOM_S", 0.0)
+    monkeypatch.setattr("mvmci.stores.nats.journals.ROOM_S", 0.0)
     store = await open_nats(broker.url, "small", "u1")
     data = b"x" * 100_000
     jobs: list[tuple[str, int]] = []
@@ -225,7 +227,7 @@ async def test_a_silent_holder_is_gone_when_the_readers_clock_says_so_and_not_be
 async def announced(store: Store) -> None:
     """Wait until this unit's own word went through, so that it trusts its ears."""
     presence = store.presence
-    assert isinstance(presence, Presence)
+    assert isinstance(presence, NatsPresence)
     await presence._announce()
 
 
@@ -425,7 +427,7 @@ async def test_the_death_of_the_announcer_is_not_kept_secret(
 ) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
     presence = store.presence
-    assert isinstance(presence, Presence)
+    assert isinstance(presence, NatsPresence)
 
     async def broken() -> None:
         raise RuntimeError("broken")

@@ -207,8 +207,8 @@ async def test_where_there_is_no_job_there_are_no_messages(store: Store) -> None
 async def test_the_newest_jobs_come_first_and_each_with_all_its_messages(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mvmci.stores.nats.WINDOW", 3)
-    monkeypatch.setattr("mvmci.stores.nats.WINDOW_MAX", 20)
+    monkeypatch.setattr("mvmci.stores.nats.journals.WINDOW", 3)
+    monkeypatch.setattr("mvmci.stores.nats.journals.WINDOW_MAX", 20)
     wanted: dict[str, list[bytes]] = {}
     tails: dict[str, int] = {}
     for number in range(40):

@@ -39,8 +39,8 @@ from mvmci.journals.reader import load
 from mvmci.roles.broker import Broker
 from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
-from mvmci.stores.nats import ensure
 from tests.conftest import Place, open_nats
+from tests.harness.broker import ensure
 from tests.harness.waiting import LONG_S
 
 JOB = "job"

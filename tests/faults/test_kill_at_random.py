@@ -13,9 +13,10 @@ import pytest
 from mvmci.jobs.job import Limits
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
-from mvmci.stores.nats import ensure, remove
+from mvmci.stores.nats import remove
 from tests.conftest import open_nats
 from tests.faults.test_crash_everywhere import outcome
+from tests.harness.broker import ensure
 from tests.harness.waiting import LONG_S
 from tests.harness.world import Counting, script_spec
 

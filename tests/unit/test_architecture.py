@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,13 @@ def importers(library: str) -> set[str]:
 @pytest.mark.parametrize("library", OWNERS)
 def test_a_big_library_is_imported_only_where_it_is_named(library: str) -> None:
     assert importers(library) <= OWNERS[library]
+
+
+def test_only_the_store_speaks_jetstream_and_only_permissions_name_what_it_says() -> None:
+    """Whoever wants something of a broker's streams says so to `Cluster`, and names none."""
+    said = re.compile(r"\$JS\.|\blink\.api\(|\b(STREAM|CONSUMER)\.|\bmvmci\.stores\.nats\.streams\b")
+    where = {name for name, path in MODULES.items() if said.search(path.read_text())}
+    assert {name for name in where if not name.startswith("mvmci.stores.nats")} == {"mvmci.trust.permissions"}
 
 
 @pytest.mark.parametrize("library", CLI_ONLY)

@@ -9,7 +9,8 @@ from typing import Any, cast
 import pytest
 
 from mvmci.stores.nats.append import HOLD_MANY, Append, GroupCommit
-from mvmci.stores.nats.link import Incoming, Link
+from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.parser import Incoming
 
 MANY_IN_HAND = 1_000
 

@@ -7,9 +7,11 @@ from typing import cast
 
 import pytest
 from nats.aio.client import Client
+from nats.protocol.parser import Parser
 
 from mvmci.errors import MvmciError
-from mvmci.stores.nats.link import Incoming, Link, _Parser
+from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.parser import Incoming, ShortCut
 
 HEAD = b"NATS/1.0\r\nNats-Sequence: 7\r\nOf-Two:  words here \r\n\r\n"
 NO_MESSAGES = b"NATS/1.0 408 Request Timeout\r\nNats-Pending-Messages: 3\r\n\r\n"
@@ -58,7 +60,7 @@ class Library:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 997, 4096, len(STREAM)])
 async def test_messages_are_the_same_however_their_bytes_come(size: int) -> None:
     library, taken = Library(), list[Incoming]()
-    parser = _Parser(cast(Client, library), {b"1": taken.append})
+    parser = ShortCut(Parser(cast(Client, library)), {b"1": taken.append})
     for start in range(0, len(STREAM), size):
         await parser.parse(STREAM[start : start + size])
     assert [(one.subject, one.data, one.reply, one.headers) for one in taken] == TAKEN
@@ -76,6 +78,6 @@ async def test_what_cannot_be_taken_stops_nothing() -> None:
         if next(fails):
             raise ValueError
 
-    parser = _Parser(cast(Client, library), {b"1": take})
+    parser = ShortCut(Parser(cast(Client, library)), {b"1": take})
     await parser.parse(b"MSG a 1 0\r\n\r\nMSG b 1 0\r\n\r\n")
     assert [one.subject for one in taken] == ["a", "b"]

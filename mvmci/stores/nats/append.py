@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.stores.nats.link import Incoming, Link, Refused, accepted
+from mvmci.stores.nats.link import Link, Refused, accepted
+from mvmci.stores.nats.parser import Incoming
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
 BATCH_MAX = 256

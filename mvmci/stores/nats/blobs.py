@@ -55,7 +55,7 @@ class Old:
     told: Stored | None
 
 
-class Blobs:
+class NatsBlobs:
     """The port `mvmci.store.Blobs`. It removes nothing: that is the control plane's."""
 
     def __init__(self, link: Link, layout: Layout) -> None:

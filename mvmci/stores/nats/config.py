@@ -13,10 +13,14 @@ from collections.abc import Callable
 import msgspec
 
 from mvmci.errors import Conflict
+from mvmci.store import ClusterSettings
 from mvmci.stores.nats.append import CONFLICTS
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Incoming, Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.link import Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.parser import Incoming
 
+SETTINGS = "settings"
+_settings = msgspec.json.Decoder(ClusterSettings)
 _OPERATION = "KV-Operation"
 
 
@@ -38,6 +42,17 @@ class Config:
         """Raises StoreUnavailable."""
         stored = await self._link.last(self._layout.config, self._layout.setting(key))
         return None if stored is None or _deleted(stored) else Setting(stored.data, stored.seq)
+
+    async def settings(self) -> ClusterSettings | None:
+        """What the cluster is and allows, if anybody has said it. Raises StoreUnavailable."""
+        found = await self.get(SETTINGS)
+        return None if found is None else _settings.decode(found.value)
+
+    async def put_settings(self, settings: ClusterSettings) -> None:
+        """Say it, if that is news. Raises StoreUnavailable."""
+        there, data = await self.get(SETTINGS), msgspec.json.encode(settings)
+        if there is None or there.value != data:
+            await self.put(SETTINGS, data)
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
         """Write `value` if the key's revision is `expect` (0: it is not there), and return the new one.

@@ -23,7 +23,8 @@ from mvmci.errors import MvmciError
 from mvmci.jobs.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Incoming, Link, Refused, Unsubscribe
+from mvmci.stores.nats.link import Link, Refused, Unsubscribe
+from mvmci.stores.nats.parser import Incoming
 
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
@@ -222,7 +223,7 @@ async def make_consumer(link: Link, stream: str, settings: dict[str, Any]) -> No
     await link.api(verb, stream_name=stream, config=settings)
 
 
-class Hints:
+class NatsHints:
     """The port `mvmci.store.Hints`. One that `maintains` makes the consumers of the queues it pulls from."""
 
     def __init__(self, link: Link, layout: Layout, lapse_s: float, *, maintains: bool) -> None:

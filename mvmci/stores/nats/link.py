@@ -15,13 +15,14 @@ import logging
 import re
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
 
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
+from mvmci.stores.nats.parser import Incoming, ShortCut
 from mvmci.system.tasks import to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
@@ -31,7 +32,6 @@ import nats  # noqa: E402
 from nats.aio.client import Client  # noqa: E402
 from nats.aio.msg import Msg  # noqa: E402
 from nats.aio.subscription import Subscription  # noqa: E402
-from nats.protocol.parser import Parser  # noqa: E402
 
 for _name in _hidden:
     del sys.modules[_name]
@@ -49,8 +49,9 @@ LASTS_MAX = 500  # the server answers for up to 1,024
 READ_STALL_S = 2.0
 READ_TRIES = 3  # pages in a row that bring nothing new
 READ_PAUSE_S = 0.2
+LOOK_AGAIN_S = (0.002, 0.01, 0.05, 0.2)  # after a word of a message: it may not be stored yet
+LOOK_EVERY_S = 2.0  # a word may be lost
 REFUSALS_MAX = 3  # in a row, of reconnecting: a broker that is only starting is not one
-log = logging.getLogger(__name__)
 
 _PARTS = re.compile(r"[ \t\r\n]")  # what parts the words of the protocol
 REFUSALS = ("authorization violation", "authentication", "revoked", "expired")
@@ -68,38 +69,6 @@ class Refused(StoreUnavailable):
         self.code = code
 
 
-class Incoming:
-    """A message: an answer, a delivery or a word. Nobody reads the headers of most: they are cut up late."""
-
-    __slots__ = ("_head", "_headers", "data", "reply", "subject")
-
-    def __init__(
-        self,
-        subject: str,
-        data: bytes,
-        headers: dict[str, str] | None = None,
-        reply: str = "",
-        *,
-        head: bytes = b"",
-    ) -> None:
-        """`head` is what stands before the data, as it was sent, where `headers` is absent."""
-        self.subject = subject
-        self.data = data
-        self.reply = reply
-        self._headers = headers
-        self._head = head
-
-    @property
-    def headers(self) -> dict[str, str]:
-        if self._headers is None:
-            self._headers = _headers(self._head)
-        return self._headers
-
-    @property
-    def status(self) -> str:
-        return "" if self.data else self.headers.get("Status", "")
-
-
 class Stored:
     """A message of a stream."""
 
@@ -114,60 +83,6 @@ class Stored:
     @property
     def headers(self) -> dict[str, str]:
         return self._reply.headers
-
-
-class _Parser(Parser):
-    """The library's, and a short cut for the messages of the subscriptions in `takes`.
-
-    The library takes each through a regular expression, a queue and a task, three times the work of all
-    else here. It gets whatever else comes, whole and one at a time: a message that went through its queue
-    would be overtaken by the next that did not, and a reader would see a gap.
-    """
-
-    def __init__(self, client: Client, takes: dict[bytes, Callable[[Incoming], None]]) -> None:
-        super().__init__(client)
-        self._takes = takes
-        self._whole = 0  # bytes that are there once what `buf` begins with is whole; 0: nobody knows yet
-
-    async def parse(self, data: bytes = b"") -> None:
-        if self.buf:
-            self.buf += data
-            if len(self.buf) < self._whole:
-                return
-            data = bytes(self.buf)
-            self.buf.clear()
-        at = self._take(data, 0)
-        while 0 < self._whole <= len(data) - at:
-            other = data[at : at + self._whole]
-            await super().parse(other)
-            at = self._take(data, at + len(other))
-        self.buf += data[at:]
-
-    def _take(self, data: bytes, at: int) -> int:
-        """Give out the messages that come at `at`; where what is not one of ours begins, or not whole."""
-        self._whole = 0
-        while (end := data.find(b"\r\n", at)) >= 0:
-            words = data[at:end].split() or [b""]
-            # MSG <subject> <number> [reply] <bytes>, HMSG <subject> <number> [reply] <bytes of head> <bytes>
-            headed = words[0] == b"HMSG"
-            is_message = headed or words[0] == b"MSG"
-            begin = end + 2
-            whole = begin + int(words[-1]) + 2 if is_message else begin
-            take = self._takes.get(words[2]) if is_message else None
-            if take is None or len(data) < whole:
-                self._whole = whole - at
-                break
-            middle = begin + int(words[-2]) if headed else begin
-            reply = _text(words[3]) if len(words) == (6 if headed else 5) else ""
-            message = Incoming(
-                _text(words[1]), data[middle : whole - 2], reply=reply, head=data[begin:middle]
-            )
-            at = whole
-            try:
-                take(message)
-            except Exception:
-                log.exception("a message on %s could not be taken", message.subject)
-        return at
 
 
 Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
@@ -189,7 +104,7 @@ class Link:
         self._name = name
         self._client = Client()
         self._takes: dict[bytes, Callable[[Incoming], None]] = {}  # of each subscription, by its number
-        self._client._ps = _Parser(self._client, self._takes)
+        self._client._ps = ShortCut(self._client._ps, self._takes)  # type: ignore[assignment]
         self._answers: dict[str, _Answer] = {}
         self._tokens = itertools.count()
         self._serving: set[asyncio.Task[None]] = set()
@@ -446,6 +361,44 @@ class Link:
             if not page:
                 await asyncio.sleep(READ_PAUSE_S)
 
+    async def follow(self, stream: str, subject: str, after: int = 0) -> AsyncGenerator[Stored, None]:
+        """What `stream` has on `subject` after `after`, and what comes.
+
+        A word that a message was sent only says when to look. It may not be stored yet, or never be, so there
+        are more looks while more messages were heard of than found.
+        """
+        word = asyncio.Event()
+        heard, found = 1, 0  # as if somebody had said so: what was sent before we listened may come late, too
+        first = True
+
+        def hear(_: Incoming) -> None:
+            nonlocal heard
+            heard += 1
+            word.set()
+
+        unsubscribe = await self.subscribe(subject, hear)
+        try:
+            pauses = iter(LOOK_AGAIN_S)
+            while True:
+                word.clear()
+                async for message in self.read(stream, subject, after):
+                    after = message.seq
+                    found = min(found + 1, heard)
+                    yield message
+                if first:
+                    found, first = 0, False  # that was there already
+                if found == heard:
+                    word.clear()
+                pause_s = next(pauses, None) if found < heard else None
+                try:
+                    async with asyncio.timeout(LOOK_EVERY_S if pause_s is None else pause_s):
+                        await word.wait()
+                    pauses = iter(LOOK_AGAIN_S)
+                except TimeoutError:
+                    found = heard if pause_s is None else found
+        finally:
+            await unsubscribe()
+
     async def last(self, stream: str, subject: str) -> Stored | None:
         """The last message on the literal `subject`. Raises StoreUnavailable."""
         return await self._get(stream, last_by_subj=subject)
@@ -596,11 +549,6 @@ def _worth_saying(record: logging.LogRecord) -> bool:
     return "eof_received" not in str(record.msg)
 
 
-def _text(subject: bytes) -> str:
-    """Nothing that comes may stop the reading."""
-    return subject.decode("utf-8", "replace")
-
-
 def _is_refusal(error: BaseException | None) -> bool:
     if isinstance(error, ssl.SSLCertVerificationError):
         return True
@@ -617,18 +565,3 @@ def accepted(reply: Incoming) -> dict[str, Any]:
     if error:
         raise Refused(error.get("err_code", error.get("code", 0)), error.get("description", ""))
     return answer
-
-
-def _headers(head: bytes) -> dict[str, str]:
-    """What stands in `NATS/1.0[ status[ description]]`, and a line for each header after it."""
-    first, *lines = head.decode("utf-8", "replace").split("\r\n")
-    _, _, said = first.partition(" ")
-    headers = {}
-    if said:
-        status, _, description = said.partition(" ")
-        headers = {"Status": status, "Description": description}
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if colon:
-            headers[name] = value.strip()
-    return headers

@@ -26,7 +26,8 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.jobs.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Incoming, Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.link import Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.parser import Incoming
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -51,7 +52,7 @@ class _Heard:
     seq: int = 0  # of that word in the bucket, if it was read there
 
 
-class Presence:
+class NatsPresence:
     """The port `mvmci.store.Presence`.
 
     One that does not `announce` is no member. One that `maintains` makes the bucket where it is missing.

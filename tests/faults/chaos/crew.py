@@ -21,10 +21,12 @@ from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.worker import Worker
-from mvmci.stores.nats import Cluster, ensure, make_consumers, open_cluster, remove
+from mvmci.stores.nats import Cluster, open_cluster, remove
+from mvmci.stores.nats.streams import make_consumers
 from tests.conftest import CLUSTER_BYTES
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.outside import Outside, Steps
+from tests.harness.broker import ensure
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import LONG_S
 from tests.harness.world import script_spec

@@ -22,10 +22,10 @@ from mvmci.journals.reader import load
 from mvmci.roles import broker
 from mvmci.roles.broker import Broker
 from mvmci.store import Store
-from mvmci.stores.nats import ensure
 from tests.conftest import open_nats
 from tests.faults.chaos import disk
 from tests.faults.chaos.disk import Disk, mounted, new_disk
+from tests.harness.broker import ensure
 from tests.harness.places import need
 from tests.harness.waiting import LONG_S
 

@@ -17,8 +17,9 @@ from mvmci.engines.server import Executor, serve_requests
 from mvmci.jobs.allow import Allow
 from mvmci.roles.worker import Worker
 from mvmci.store import About
-from mvmci.stores.nats import Cluster, ensure, open_cluster, remove
+from mvmci.stores.nats import Cluster, open_cluster, remove
 from tests.conftest import CLUSTER_BYTES
+from tests.harness.broker import ensure
 
 ALLOW = Allow(http=("http://127.0.0.1:*/*",))
 

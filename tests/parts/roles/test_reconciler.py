@@ -26,7 +26,8 @@ from mvmci.jobs.journal import (
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler, needs
-from mvmci.stores.nats import Cluster, maintain
+from mvmci.store import ClusterSettings
+from mvmci.stores.nats import Cluster
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.waiting import LONG_S, until_done, until_journal
 from tests.harness.world import script_spec
@@ -145,7 +146,7 @@ async def test_a_sleeper_whose_timer_was_lost_wakes_all_the_same(
     await until_journal(client.store, "j", lambda journal: journal.state.released is not None)
     plane = reconciler.cluster
     await plane.link.api(f"STREAM.DELETE.{plane.layout.hints}")
-    await maintain(plane.link, plane.layout, CLUSTER_BYTES, 60_000, ("default", "other"))
+    await plane.maintain(ClusterSettings(store_bytes=CLUSTER_BYTES), ("default", "other"))
     assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
 
 
@@ -161,7 +162,7 @@ async def test_every_job_ends_although_all_hints_are_deleted(
             await asyncio.sleep(0.05)
     plane = reconciler.cluster
     await plane.link.api(f"STREAM.DELETE.{plane.layout.hints}")  # the words that were just said too
-    await maintain(plane.link, plane.layout, CLUSTER_BYTES, 60_000, ("default", "other"))
+    await plane.maintain(ClusterSettings(store_bytes=CLUSTER_BYTES), ("default", "other"))
     await place.worker("w1")
     for job in jobs:
         assert status((await until_done(client.store, job)).state)[0] == "succeeded"

@@ -1,0 +1,180 @@
+"""The journals in JetStream: one stream, whose messages are each job's in the order of their sequences.
+
+A journal is the messages under `<cluster>.job.<id>.>`, each written under a compare-and-set on that whole
+subtree. What the control plane asks of all journals at once stands here as well: tail, ends, purge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import NamedTuple
+
+from mvmci.errors import StoreFull
+from mvmci.jobs.journal import Entry, MessageKind
+from mvmci.store import MESSAGE_BYTES_MAX
+from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
+from mvmci.stores.nats.layout import Layout
+from mvmci.stores.nats.link import EVERYTHING, Link
+
+PAGES_MAX = 1_000
+WINDOW = 1_000  # messages that are read at a time, from the newest back; then twice as many
+WINDOW_MAX = 16_000
+SPECS_PERCENT = 90  # of the bytes of JOBS: beyond, no new job is taken
+ROOM_S = 1.0  # how long an answer about that holds
+ROOM_SHARE = 8  # and for which part of the room: others may submit as fast
+
+
+class Tailed(NamedTuple):
+    """A message of a journal, and what its subject says of it: enough to know whether to read it."""
+
+    job: str
+    kind: str
+    queue: str
+    entry: Entry
+
+
+class NatsJournals:
+    """The port `mvmci.store.Journals`."""
+
+    def __init__(self, link: Link, layout: Layout, commit: GroupCommit) -> None:
+        self._link = link
+        self._layout = layout
+        self._commit = commit
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._granted = 0  # bytes that may be submitted before the next look
+        self._in_flight = 0  # bytes that are being submitted
+        self._landed = asyncio.Event()
+
+    async def read(self, job: str, after: int = 0) -> list[Entry]:
+        messages = self._link.read(self._layout.jobs, self._layout.journal(job), after)
+        return [Entry(seq=message.seq, data=message.data) async for message in messages]
+
+    async def first(self, job: str, seq: int) -> Entry | None:
+        stored = await self._link.at(self._layout.jobs, seq)
+        if stored is None or not self._layout.is_spec(stored.subject):
+            return None
+        there = self._layout.job_of_message(stored.subject) == job
+        return Entry(seq=stored.seq, data=stored.data) if there else None
+
+    async def append(
+        self,
+        job: str,
+        kind: MessageKind,
+        queue: str,
+        data: bytes,
+        *,
+        message_id: str,
+        expect: int,
+        may_delay: bool = False,
+    ) -> int:
+        del message_id  # it stands in the message
+        assert len(data) <= MESSAGE_BYTES_MAX
+        subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
+        append = Append(job, subject, subtree, data, expect, may_delay)
+        if kind != "spec":
+            return await self._commit.append(append)
+        await self._take_room(len(data))
+        try:
+            return await self._commit.append(append)
+        finally:
+            self._in_flight -= len(data)
+            self._landed.set()
+
+    async def _take_room(self, size: int) -> None:
+        """Raises StoreFull where the last part is left, which belongs to jobs that were accepted.
+
+        What is on its way already is counted as well; where that decides, it is waited for.
+        """
+        async with self._looking:
+            while self._granted < size or time.monotonic() - self._looked_at > ROOM_S:
+                self._landed.clear()
+                answer = await self._link.api(f"STREAM.INFO.{self._layout.jobs}")
+                used, most = answer["state"]["bytes"] + self._in_flight, answer["config"]["max_bytes"]
+                left = most * SPECS_PERCENT // 100 - used
+                if left >= size:
+                    self._granted = max(left // ROOM_SHARE, size)
+                    self._looked_at = time.monotonic()
+                    break
+                if not self._in_flight:
+                    raise StoreFull(f"the journals take {SPECS_PERCENT} % of their room", hint=MAKE_ROOM)
+                await self._landed.wait()
+            self._granted -= size
+            self._in_flight += size
+
+    async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
+        following = self._link.follow(self._layout.jobs, self._layout.journal(job), after)
+        async with aclosing(following) as messages:
+            async for message in messages:
+                yield Entry(seq=message.seq, data=message.data)
+
+    async def all(self) -> AsyncIterator[tuple[str, Entry]]:
+        async for message in self._link.read(self._layout.jobs, EVERYTHING):
+            job = self._layout.job_of_message(message.subject)
+            yield job, Entry(seq=message.seq, data=message.data)
+
+    async def tail(self, after: int) -> AsyncGenerator[Tailed, None]:
+        """The messages of all jobs with a sequence over `after`, as they stand in the stream.
+
+        Raises StoreUnavailable.
+        """
+        async for message in self._link.read(self._layout.jobs, EVERYTHING, after):
+            job, kind, queue = self._layout.parts_of_message(message.subject)
+            yield Tailed(job, kind, queue, Entry(seq=message.seq, data=message.data))
+
+    async def ends(self) -> AsyncGenerator[tuple[str, Entry], None]:
+        """The last messages of all jobs that ended, in the order of their ends. Raises StoreUnavailable."""
+        async for message in self._link.read(self._layout.jobs, self._layout.ends()):
+            yield self._layout.job_of_message(message.subject), Entry(seq=message.seq, data=message.data)
+
+    async def purge(self, job: str, *, keep_last: bool = False) -> None:
+        """Remove the messages of `job`, or all but its last. Raises StoreUnavailable."""
+        subtree = self._layout.journal(job)
+        await self._link.api(f"STREAM.PURGE.{self._layout.jobs}", filter=subtree, keep=int(keep_last))
+
+    async def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
+        """Backwards, a window of the stream at a time: a job's spec stands before all else of it."""
+        state = (await self._link.api(f"STREAM.INFO.{self._layout.jobs}"))["state"]
+        first, last, size = state["first_seq"], state["last_seq"], WINDOW
+        later: dict[str, list[Entry]] = {}  # what stands behind specs that were not seen yet
+        while last >= first:
+            start = max(first, last - size + 1)
+            window, specs = await self._window(start, last)
+            for job in reversed(specs):
+                yield job, window.pop(job) + later.pop(job, [])
+            for job, entries in window.items():
+                later[job] = entries + later.get(job, [])
+            last, size = start - 1, min(size * 2, WINDOW_MAX)
+
+    async def _window(self, start: int, last: int) -> tuple[dict[str, list[Entry]], list[str]]:
+        """The messages from `start` to `last` by their jobs, and the jobs that begin there, in order."""
+        window: dict[str, list[Entry]] = {}
+        specs: list[str] = []
+        async for message in self._link.read(self._layout.jobs, EVERYTHING, start - 1):
+            if message.seq > last:
+                break
+            job = self._layout.job_of_message(message.subject)
+            window.setdefault(job, []).append(Entry(seq=message.seq, data=message.data))
+            if self._layout.is_spec(message.subject):
+                specs.append(job)
+        return window, specs
+
+    async def jobs(self) -> AsyncIterator[str]:
+        found: set[str] = set()
+        offset = 0
+        for _ in range(PAGES_MAX):
+            answer = await self._link.api(
+                f"STREAM.INFO.{self._layout.jobs}", subjects_filter=self._layout.journals(), offset=offset
+            )
+            subjects = answer["state"].get("subjects") or {}
+            for subject in subjects:
+                job = self._layout.job_of_message(subject)
+                if job not in found:
+                    found.add(job)
+                    yield job
+            offset += len(subjects)
+            if not subjects or offset >= answer.get("total", 0):
+                return
