@@ -23,6 +23,7 @@ from mvmci.cli.options import (
     spread,
 )
 from mvmci.cli.output import Printer, standard_streams
+from mvmci.engines.embedded.effects import show
 from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
@@ -39,7 +40,6 @@ from mvmci.jobs.journal import (
     Spec,
     status,
 )
-from mvmci.jobs.replay import show
 from mvmci.jobs.summary import Summary, rfc3339, summarise
 from mvmci.journals.client import until_ended
 from mvmci.journals.logs import LATE_S, Watch, last_attempt, late_s
@@ -183,8 +183,7 @@ def _told(record: AnyRecord) -> str:
         case Lease():
             return f"epoch {record.epoch}, {record.why}, {record.unit}"
         case Intent():
-            what = show(record.request) if record.request else record.kind
-            return f"{record.index}: {what}" + (" (idempotent)" if record.idempotent else "")
+            return f"{record.index}: {show(record)}" + (" (idempotent)" if record.idempotent else "")
         case Result():
             return f"{record.index}: {_answer(record)}"
         case Released():
@@ -202,7 +201,7 @@ def _told(record: AnyRecord) -> str:
 def _answer(record: Result) -> str:
     if record.value is None:
         return f"in {record.blob}"
-    fields = msgspec.to_builtins(record.value)
+    fields = dict(record.value)
     kind = fields.pop("kind")
     text = " ".join(f"{name}={value!r}" for name, value in fields.items() if name != "headers")
     return f"{kind} {text}"[:TOLD_CHARS_MAX]

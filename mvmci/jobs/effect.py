@@ -1,77 +1,58 @@
-"""What a workflow may ask of the outside world, and what may come back: the values of the WIT world.
+"""What all effects have in common, whatever their kind: how one is asked for, known again and answered.
 
-They cross the slot's socket and stand in the journal in the same form. Bodies are text; bytes that
-are not UTF-8 are base64 and say so.
+In the journal and on a slot's socket a request or an answer is an object of JSON that names its kind. What
+the kinds are, and what the objects hold, is said in `mvmci.engines.embedded.effects`, a file for each.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
-SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
-REDACTED = "(redacted)"
-
+Fields = dict[str, Any]  # a request or an answer as JSON has it, with its `kind`
 Pairs = tuple[tuple[str, str], ...]
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", omit_defaults=True):
-    """Base of requests and answers."""
+    """Base of requests and answers. What is absent is the zero of its type: no default may be another."""
+
+    def fields(self) -> Fields:
+        """As it stands in the journal."""
+        fields: Fields = msgspec.json.decode(_encode(self))
+        return fields
 
 
-class Http(Value, frozen=True, kw_only=True, tag="http"):
-    """One HTTP request."""
+class Request(Value, frozen=True, kw_only=True):
+    """Base of requests. The tag of a kind is the name of its function in the workflow world."""
 
-    method: str
-    url: str
-    headers: Pairs = ()
-    body: str = ""
-    timeout_ms: int = 0
-    idempotent: bool = False
-
-
-class Exec(Value, frozen=True, kw_only=True, tag="exec"):
-    """One native program: an argument list, run in the job's workspace."""
-
-    argv: tuple[str, ...]
-    env: Pairs = ()
-    stdin: str = ""
-    timeout_ms: int = 0
-    idempotent: bool = False
-
-
-class Sleep(Value, frozen=True, kw_only=True, tag="sleep"):
-    """A pause of `ms` milliseconds from the moment that its intent names."""
-
-    ms: int
+    # Whether it reaches beyond the engine: then its intent is on disk before it begins.
+    outside: ClassVar[bool] = True
 
     @property
     def idempotent(self) -> bool:
-        """A pause that was cut short is gone on with, to the same moment."""
-        return True
+        """Whether it may be done again if nobody knows whether it was."""
+        raise NotImplementedError
 
+    @property
+    def kind(self) -> str:
+        """The name of its kind."""
+        return str(self.__struct_config__.tag)
 
-class Response(Value, frozen=True, kw_only=True, tag="response"):
-    """The answer to an `Http`."""
+    def digest(self) -> str:
+        """The hex SHA-256, by which a replay knows it again."""
+        return hashlib.sha256(_encode(self)).hexdigest()
 
-    status: int
-    headers: Pairs = ()
-    body: str = ""
-    base64: bool = False
+    def line(self) -> str:
+        """What a person can tell it by."""
+        raise NotImplementedError
 
-
-class Exit(Value, frozen=True, kw_only=True, tag="exit"):
-    """How an `Exec` ended."""
-
-    code: int
-    stdout: str = ""
-    stderr: str = ""
-
-
-class Slept(Value, frozen=True, kw_only=True, tag="slept"):
-    """The end of a `Sleep`."""
+    def redacted(self) -> Request:
+        """As it may be kept and shown."""
+        return self
 
 
 class Error(Value, frozen=True, kw_only=True, tag="error"):
@@ -79,38 +60,6 @@ class Error(Value, frozen=True, kw_only=True, tag="error"):
 
     why: Literal["interrupted", "timed-out", "denied", "lost", "failed"]
     text: str = ""
-
-
-Request = Http | Exec | Sleep
-Answer = Response | Exit | Slept | Error
-
-_encoder = msgspec.json.Encoder()
-
-
-def digest(request: Request) -> str:
-    """The hex SHA-256 of a request, by which a replay knows it again."""
-    return hashlib.sha256(_encoder.encode(request)).hexdigest()
-
-
-def kind(request: Request) -> Literal["http", "exec", "sleep"]:
-    """The name of a request's kind."""
-    match request:
-        case Http():
-            return "http"
-        case Exec():
-            return "exec"
-        case Sleep():
-            return "sleep"
-
-
-def redacted(request: Request) -> Request:
-    """`request` as it may be shown and kept: the values of headers that carry credentials are gone."""
-    if not isinstance(request, Http):
-        return request
-    headers = tuple(
-        (name, REDACTED if name.lower() in SECRET_HEADERS else value) for name, value in request.headers
-    )
-    return msgspec.structs.replace(request, headers=headers)
 
 
 def idempotency_key(job: str, index: int) -> str:

@@ -70,17 +70,17 @@ class Intent(Record, frozen=True, kw_only=True, tag="intent"):
     """The holder is about to perform effect `index`. `request` is absent when it was too large."""
 
     index: int
-    kind: Literal["http", "exec", "sleep"]
+    kind: str
     digest: str
     idempotent: bool = False
-    request: effect.Request | None = None
+    request: effect.Fields | None = None
 
 
 class Result(Record, frozen=True, kw_only=True, tag="result"):
-    """Effect `index` ended: its answer, or the blob that holds it. `tree` is the workspace after an exec."""
+    """Effect `index` ended: its answer, or the blob that holds it. `tree` is the workspace, if used."""
 
     index: int
-    value: effect.Answer | None = None
+    value: effect.Fields | None = None
     blob: str | None = None
     tree: str | None = None
 

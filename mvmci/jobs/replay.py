@@ -1,14 +1,12 @@
 """Replay: what a workflow asked for is matched to what its journal says.
 
 Requests are matched by position, kind and digest. A recorded one is answered from the journal; the
-first that has no record goes live. Time and chance come from the journal and the seed, so that they
-are the same on every replay and cost nothing to record. The matcher knows no engine and no store.
+first that has no record goes live. The matcher knows no engine and no store.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -24,7 +22,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
     index: int
     at: int
-    value: effect.Answer | None
+    value: effect.Fields | None
     blob: str | None
     tree: str | None
 
@@ -67,9 +65,10 @@ def steps(records: Iterable[AnyRecord]) -> list[RecordedEffect]:
 
 
 class Replay:
-    """The matcher of one run of a workflow."""
+    """The matcher of one run of a workflow. `show` puts a recorded request into words."""
 
-    def __init__(self, records: Iterable[AnyRecord]) -> None:
+    def __init__(self, records: Iterable[AnyRecord], show: Callable[[Intent], str]) -> None:
+        self._show = show
         self._steps = steps(records)
         self._next = 0
 
@@ -85,62 +84,23 @@ class Replay:
         if index >= len(self._steps):
             return Live(index, None)
         step = self._steps[index]
-        asked = (effect.kind(request), effect.digest(request))
-        if (step.intent.kind, step.intent.digest) != asked:
-            expected = show(step.intent.request) if step.intent.request else step.intent.kind
-            raise Nondeterminism(f"nondeterminism: effect {index}: expected {expected}, got {show(request)}")
+        if (step.intent.kind, step.intent.digest) != (request.kind, request.digest()):
+            expected, got = self._show(step.intent), clip(request.line())
+            raise Nondeterminism(f"nondeterminism: effect {index}: expected {expected}, got {got}")
         if step.result is not None:
             result = step.result
             return Recorded(index, result.at, result.value, result.blob, result.tree)
         if step.interrupted_at is not None:
-            return Recorded(index, step.interrupted_at, effect.Error(why="interrupted"), None, None)
+            return Recorded(index, step.interrupted_at, effect.Error(why="interrupted").fields(), None, None)
         return Live(index, step.intent)
 
     def finish(self) -> None:
         """The workflow ended. Raises Nondeterminism if effects are left over."""
         if not self.live:
-            left = self._steps[self._next].intent
-            expected = show(left.request) if left.request else left.kind
+            expected = self._show(self._steps[self._next].intent)
             raise Nondeterminism(f"nondeterminism: effect {self._next}: expected {expected}, got the end")
 
 
-def show(request: effect.Request) -> str:
-    """One line that a person can tell a request by."""
-    match request:
-        case effect.Http():
-            text = f"http {request.method} {request.url}"
-        case effect.Exec():
-            text = f"exec {' '.join(request.argv)}"
-        case _:
-            text = f"sleep {request.ms} ms"
+def clip(text: str) -> str:
+    """As much of `text` as a person needs."""
     return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"
-
-
-class VirtualClock:
-    """A workflow's time: that of the last record it consumed, plus a tick of 1 ms for every look."""
-
-    def __init__(self, now_ms: int) -> None:
-        self._now_ms = now_ms
-
-    def consume(self, at_ms: int) -> None:
-        """A record of time `at_ms` was consumed. Time never goes back."""
-        self._now_ms = max(self._now_ms, at_ms)
-
-    def now(self) -> int:
-        """Milliseconds since 1970."""
-        self._now_ms += 1
-        return self._now_ms - 1
-
-
-class Chance:
-    """A workflow's random numbers: a keyed hash of a counter, from the seed in the spec."""
-
-    def __init__(self, seed: int) -> None:
-        self._key = (seed & (2**64 - 1)).to_bytes(8, "little")
-        self._count = 0
-
-    def next(self) -> int:
-        """An unsigned 64-bit number."""
-        self._count += 1
-        drawn = hashlib.blake2b(self._count.to_bytes(8, "little"), key=self._key, digest_size=8)
-        return int.from_bytes(drawn.digest(), "little")

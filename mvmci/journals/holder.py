@@ -126,7 +126,8 @@ class Holder:
         """Write the last record of this run.
 
         What it overtakes is forgotten: another end, which a cancel kept from being written, and an
-        intent that is neither on disk nor answered, because its effect never began.
+        intent that is neither on disk nor answered: its effect never began, and is not to count as
+        interrupted. An idempotent one may stay.
         """
         async with self._writing:
             answered = {record.index for record in self._unwritten if isinstance(record, Result)}
@@ -283,7 +284,7 @@ def _superseded(record: AnyRecord, answered: set[int]) -> bool:
         case Done():
             return True
         case Intent():
-            return record.index not in answered and record.kind != "sleep"
+            return record.index not in answered and not record.idempotent
         case _:
             return False
 

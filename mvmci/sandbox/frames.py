@@ -8,11 +8,9 @@ slot. A slot runs one task at a time; the parent speaks first.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
-
-from mvmci.jobs import effect
 
 FRAME_BYTES_MAX = 32 << 20  # an answer of `exec` comes to 18 MiB at most, one of `http` to less
 LENGTH_BYTES = 4
@@ -38,7 +36,7 @@ class RunCommand(Frame, frozen=True, kw_only=True, tag="command"):
     code: str
     component: bool
     args: tuple[str, ...]  # argv[0] included
-    env: effect.Pairs
+    env: tuple[tuple[str, str], ...]
     workspace: str
     tmp: str
     memory_bytes: int
@@ -59,7 +57,7 @@ class RunProgram(Frame, frozen=True, kw_only=True, tag="program"):
     """Run a native program in a process tree of its own. Its streams are the fds passed at the fork."""
 
     argv: tuple[str, ...]
-    env: effect.Pairs
+    env: tuple[tuple[str, str], ...]
     directory: str
     processes_max: int
     file_bytes: int
@@ -69,7 +67,7 @@ class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
     """The result of the call that a workflow waits in; `now_ms` is the time of the record behind it."""
 
     now_ms: int
-    value: effect.Answer
+    value: dict[str, Any]  # an answer as the journal has it
 
 
 # From a slot to its parent.
@@ -78,7 +76,7 @@ class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
 class Call(Frame, frozen=True, kw_only=True, tag="call"):
     """A workflow asks for an effect and waits for an `Answer`."""
 
-    request: effect.Request
+    request: dict[str, Any]  # its `kind` is the function's name; the rest is what was passed
 
 
 class Log(Frame, frozen=True, kw_only=True, tag="log"):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import wasmtime
@@ -24,10 +25,9 @@ import wasmtime._ffi as ffi
 from wasmtime import component as components
 
 from mvmci.errors import BadModule
-from mvmci.jobs import effect
 from mvmci.jobs.module import HOST, check_module_size, inspect_module
-from mvmci.jobs.replay import Chance, VirtualClock
-from mvmci.sandbox import frames, settings, wire, world
+from mvmci.sandbox import frames, settings, wire, wit, world
+from mvmci.sandbox.determinism import Chance, VirtualClock
 
 MEMORIES_MAX_OF_COMPONENT = 8
 INSTANCES_MAX = 256  # core instances and memories' owners inside one component
@@ -39,6 +39,7 @@ TEXT_CHARS_MAX = 500
 EXIT_CODE_MAX = 255
 READ_BYTES = 1 << 20
 
+OWN = ("log", "now", "random", "respond", "progress")  # functions of the world that are no effects
 GUEST_TMP = "/tmp"  # noqa: S108 - a path inside the guest
 
 
@@ -75,8 +76,9 @@ class Engines:
         self.host = Host()
         self.world = components.Linker(self.workflow)
         with self.world.root() as root, root.add_instance(HOST) as instance:
-            for name in world.FUNCTIONS:
-                instance.add_func(name, getattr(self.host, name))
+            for name, function in wit.functions().items():
+                own = getattr(self.host, name) if name in OWN else self.host.effect(name, function)
+                instance.add_func(name, own)
 
 
 def _engine(attributes: dict[str, bool | int | str]) -> wasmtime.Engine:
@@ -248,46 +250,24 @@ class Host:
     clock: VirtualClock
     chance: Chance
 
-    def http(self, _store: object, request: Any) -> Any:
-        """See the workflow world, as for the others here."""
-        headers = _pairs(request.headers)
-        answer = self._call(
-            effect.Http(
-                method=request.method,
-                url=request.url,
-                headers=headers,
-                body=request.body,
-                timeout_ms=getattr(request, "timeout-ms"),
-                idempotent=request.idempotent,
-            )
-        )
-        if isinstance(answer, effect.Error):
-            return _error(answer)
-        assert isinstance(answer, effect.Response)
-        listed = [_record(name=name, value=value) for name, value in answer.headers]
-        return _record(status=answer.status, headers=listed, body=answer.body, base64=answer.base64)
+    def effect(self, name: str, function: wit.Function) -> Callable[..., Any]:
+        """The function that asks the parent for an effect of kind `name`, and waits for its answer."""
+        fields = function.fields
 
-    def exec(self, _store: object, command: Any) -> Any:
-        answer = self._call(
-            effect.Exec(
-                argv=tuple(command.argv),
-                env=_pairs(command.env),
-                stdin=command.stdin,
-                timeout_ms=getattr(command, "timeout-ms"),
-                idempotent=command.idempotent,
-            )
-        )
-        if isinstance(answer, effect.Error):
-            return _error(answer)
-        assert isinstance(answer, effect.Exit)
-        return _record(code=answer.code, stdout=answer.stdout, stderr=answer.stderr)
+        def ask(_store: object, *passed: Any) -> Any:
+            if fields is not function.parameters:
+                passed = tuple(getattr(passed[0], field) for field, _ in fields)
+            values = zip(fields, passed, strict=True)
+            request = {field.replace("-", "_"): _plain(value, type_) for (field, type_), value in values}
+            answer = self._call({"kind": name, **request})
+            if answer["kind"] == "error":
+                return _error(name, function, answer["why"], answer.get("text", ""))
+            return _returned_value(answer, function.returns)
 
-    def sleep(self, _store: object, ms: int) -> None:
-        answer = self._call(effect.Sleep(ms=ms))
-        if isinstance(answer, effect.Error):
-            raise Refused(f"the pause of {ms} ms failed: {answer.text or answer.why}")
+        return ask
 
     def log(self, _store: object, level: Any, message: str) -> None:
+        """See the workflow world, as for the others here."""
         self._send(frames.Log(level=level, message=message))
 
     def now(self, _store: object) -> int:
@@ -302,7 +282,7 @@ class Host:
     def progress(self, _store: object, done: int, total: int, message: str) -> None:
         self._send(frames.Progress(done=done, total=total, message=message))
 
-    def _call(self, request: effect.Request) -> effect.Answer:
+    def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         self._send(frames.Call(request=request))
         answer = wire.read_task(self.socket)
         if answer is None:
@@ -417,20 +397,60 @@ def _returned(result: components.Variant, *, full: bool) -> frames.Ended:
     return ended
 
 
-def _pairs(headers: list[Any]) -> effect.Pairs:
-    return tuple((header.name, header.value) for header in headers)
+def _plain(value: Any, type_: wit.Type) -> Any:
+    """What a guest passed, for JSON."""
+    match type_.kind:
+        case "record" if type_.name == "header":
+            return (value.name, value.value)
+        case "record":
+            return {
+                name.replace("-", "_"): _plain(getattr(value, name), part)
+                for name, part in type_.parts
+                if part is not None
+            }
+        case "list":
+            element = type_.parts[0][1]
+            assert element is not None
+            return [_plain(one, element) for one in value]
+        case _:
+            return value
 
 
-def _record(**fields: object) -> components.Record:
-    record = components.Record()
-    for name, value in fields.items():
-        setattr(record, name, value)
-    return record
+def _guests(value: Any, type_: wit.Type) -> Any:
+    """What a guest gets for what JSON says. What is absent is the zero of its type."""
+    match type_.kind:
+        case "record":
+            if type_.name == "header":
+                value = dict(zip(("name", "value"), value, strict=True))
+            record = components.Record()
+            for name, part in type_.parts:
+                assert part is not None
+                setattr(record, name, _guests(value.get(name.replace("-", "_")), part))
+            return record
+        case "list":
+            element = type_.parts[0][1]
+            assert element is not None
+            return [_guests(one, element) for one in value or ()]
+        case "string":
+            return value or ""
+        case "bool":
+            return bool(value)
+        case _:
+            return value or 0
 
 
-def _error(error: effect.Error) -> components.Variant:
-    carries = error.why in ("denied", "lost", "failed")
-    return components.Variant(error.why, error.text if carries else None)
+def _returned_value(answer: dict[str, Any], type_: wit.Type | None) -> Any:
+    if type_ is None:
+        return None
+    return _guests(answer if type_.kind == "record" else answer.get("value"), type_)
+
+
+def _error(name: str, function: wit.Function, why: str, text: str) -> components.Variant:
+    """The `effect-error` that a function returns. Raises Refused for one that cannot."""
+    error = function.result.parts[1][1] if function.result is not None and function.fails else None
+    if error is None:
+        raise Refused(f"{name}: {text or why}")
+    return components.Variant(why, text if dict(error.parts)[why] is not None else None)
 
 
 # ---- how a guest ended

@@ -10,27 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from mvmci.jobs.module import HOST
+from mvmci.sandbox import wit
 
 CLI_RUN = "wasi:cli/run@0.2."
 TYPE_DEPTH_MAX = 16
 
-_HEADERS = "list<record{name:string,value:string}>"
-_ERROR = "variant{interrupted,timed-out,denied(string),lost(string),failed(string)}"
-_REQUEST = f"record{{method:string,url:string,headers:{_HEADERS},body:string,timeout-ms:u32,idempotent:bool}}"
-_RESPONSE = f"record{{status:u16,headers:{_HEADERS},body:string,base64:bool}}"
-_COMMAND = f"record{{argv:list<string>,env:{_HEADERS},stdin:string,timeout-ms:u32,idempotent:bool}}"
-_EXIT = "record{code:s32,stdout:string,stderr:string}"
-
-FUNCTIONS = {
-    "http": f"({_REQUEST})->result<{_RESPONSE},{_ERROR}>",
-    "exec": f"({_COMMAND})->result<{_EXIT},{_ERROR}>",
-    "sleep": "(u64)->",
-    "log": "(enum{debug,info,warning,error},string)->",
-    "now": "()->u64",
-    "random": "()->u64",
-    "respond": "(string)->",
-    "progress": "(u32,u32,string)->",
-}
 RUN = "(string)->result<string,string>"
 
 
@@ -48,11 +32,12 @@ def mismatch(component: Any, engine: object) -> str | None:
 def _mismatch_of_function(name: str, type_: Any) -> str | None:
     if type(type_).__name__ != "FuncType":
         return None  # a type that the functions use
-    if name not in FUNCTIONS:
+    wanted = wit.functions().get(name)
+    if wanted is None:
         return f"the component imports `{HOST}#{name}`, which is not offered"
     found = _signature(type_)
-    if found != FUNCTIONS[name]:
-        return f"the component imports `{name}` as {found}, and it is {FUNCTIONS[name]}"
+    if found != str(wanted):
+        return f"the component imports `{name}` as {found}, and it is {wanted}"
     return None
 
 

@@ -45,7 +45,7 @@ PURE = {"jobs", "cluster"}
 # things: a client for guests, a client of executors, and a server.
 API = {f"mvmci.api.{name}" for name in ("answers", "app", "bodies", "engine", "jobs")}
 OWNERS = {
-    "aiohttp": {"mvmci.engines.embedded.http", "mvmci.engines.http", *API},
+    "aiohttp": {"mvmci.engines.embedded.effects.http", "mvmci.engines.http", *API},
     "cryptography": {"mvmci.system.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},

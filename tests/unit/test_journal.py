@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.jobs import effect
+from mvmci.engines.embedded.effects.http import Http, HttpResponse
 from mvmci.jobs.job import Limits, Payload
 from mvmci.jobs.journal import (
     AnyRecord,
@@ -47,19 +47,19 @@ def lease(epoch: int, run: str = "", why: Any = "first") -> Lease:
 
 
 def intent(index: int, *, idempotent: bool = False) -> Intent:
-    request = effect.Http(method="GET", url=f"http://x/{index}", idempotent=idempotent)
+    request = Http(method="GET", url=f"http://x/{index}", idempotent=idempotent)
     return Intent(
         at=3_000 + index,
         index=index,
         kind="http",
-        digest=effect.digest(request),
+        digest=request.digest(),
         idempotent=idempotent,
-        request=request,
+        request=request.fields(),
     )
 
 
 def result(index: int, tree: str | None = None) -> Result:
-    return Result(at=4_000 + index, index=index, value=effect.Response(status=200), tree=tree)
+    return Result(at=4_000 + index, index=index, value=HttpResponse(status=200).fields(), tree=tree)
 
 
 DONE = Done(at=9_000, status="succeeded")

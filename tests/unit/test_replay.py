@@ -6,83 +6,94 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mvmci.engines.embedded.effects import show
+from mvmci.engines.embedded.effects.exec import Exec
+from mvmci.engines.embedded.effects.http import Http, HttpResponse
+from mvmci.engines.embedded.effects.sleep import Sleep
 from mvmci.errors import Nondeterminism
 from mvmci.jobs import effect
 from mvmci.jobs.journal import AnyRecord, Intent, Lease, Released, Result
-from mvmci.jobs.replay import Chance, Live, Recorded, Replay, VirtualClock
+from mvmci.jobs.replay import Live, Recorded, Replay
+from mvmci.sandbox.determinism import Chance, VirtualClock
 
-GET = effect.Http(method="GET", url="http://x/a")
-PUT = effect.Http(method="PUT", url="http://x/b", idempotent=True)
-RUN = effect.Exec(argv=("git", "status"))
-NAP = effect.Sleep(ms=50)
-OK = effect.Response(status=200, body="yes")
+GET = Http(method="GET", url="http://x/a")
+PUT = Http(method="PUT", url="http://x/b", idempotent=True)
+RUN = Exec(argv=("git", "status"))
+NAP = Sleep(ms=50)
+OK = HttpResponse(status=200, body="yes")
 
 
 def intent(index: int, request: effect.Request) -> Intent:
     return Intent(
         at=10 + index,
         index=index,
-        kind=effect.kind(request),
-        digest=effect.digest(request),
+        kind=request.kind,
+        digest=request.digest(),
         idempotent=request.idempotent,
-        request=request,
+        request=request.fields(),
     )
 
 
-def result(index: int, value: effect.Answer = OK) -> Result:
-    return Result(at=100 + index, index=index, value=value)
+def result(index: int) -> Result:
+    return Result(at=100 + index, index=index, value=OK.fields())
 
 
 def lease(epoch: int) -> Lease:
     return Lease(at=1_000 * epoch, epoch=epoch, unit="w", incarnation="i", run=f"r{epoch}", why="recovered")
 
 
+def replay_of(records: list[AnyRecord]) -> Replay:
+    return Replay(records, show)
+
+
 def test_recorded_requests_are_answered_from_the_journal_and_the_next_goes_live() -> None:
-    replay = Replay([lease(1), intent(0, GET), result(0)])
-    assert replay.ask(GET) == Recorded(0, 100, OK, None, None)
+    replay = replay_of([lease(1), intent(0, GET), result(0)])
+    assert replay.ask(GET) == Recorded(0, 100, OK.fields(), None, None)
     assert replay.live
     assert replay.ask(PUT) == Live(1, None)
 
 
 def test_an_effect_that_was_begun_by_a_lost_holder_is_interrupted_at_the_next_lease() -> None:
     records: list[AnyRecord] = [lease(1), intent(0, GET), lease(2), lease(3)]
-    assert Replay(records).ask(GET) == Recorded(0, 2_000, effect.Error(why="interrupted"), None, None)
+    assert replay_of(records).ask(GET) == Recorded(
+        0, 2_000, effect.Error(why="interrupted").fields(), None, None
+    )
 
 
 def test_an_idempotent_effect_is_done_again_under_the_same_intent() -> None:
     begun = intent(0, PUT)
-    assert Replay([lease(1), begun, lease(2)]).ask(PUT) == Live(0, begun)
+    assert replay_of([lease(1), begun, lease(2)]).ask(PUT) == Live(0, begun)
 
 
 def test_a_sleep_is_gone_on_with_after_a_release() -> None:
     begun = intent(0, NAP)
     records: list[AnyRecord] = [lease(1), begun, Released(at=20, why="sleep", until=60), lease(2)]
-    assert Replay(records).ask(NAP) == Live(0, begun)
+    assert replay_of(records).ask(NAP) == Live(0, begun)
 
 
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (effect.Http(method="GET", url="http://x/b"), "effect 0: expected http GET http://x/a, got http GET"),
-        (effect.Http(method="GET", url="http://x/a", body="!"), "effect 0"),
+        (Http(method="GET", url="http://x/b"), "effect 0: expected http GET http://x/a, got http GET"),
+        (Http(method="GET", url="http://x/a", body="!"), "effect 0"),
         (RUN, "got exec git status"),
         (NAP, "got sleep 50 ms"),
     ],
 )
 def test_another_request_than_the_recorded_one_is_nondeterminism(asked: effect.Request, words: str) -> None:
     with pytest.raises(Nondeterminism, match=words):
-        Replay([lease(1), intent(0, GET), result(0)]).ask(asked)
+        replay_of([lease(1), intent(0, GET), result(0)]).ask(asked)
 
 
 def test_records_left_over_at_the_end_are_nondeterminism() -> None:
-    replay = Replay([lease(1), intent(0, GET), result(0), intent(1, RUN), result(1)])
+    replay = replay_of([lease(1), intent(0, GET), result(0), intent(1, RUN), result(1)])
     replay.ask(GET)
     with pytest.raises(Nondeterminism, match="effect 1: expected exec git status, got the end"):
         replay.finish()
 
 
 def test_a_replay_that_consumed_everything_may_end() -> None:
-    replay = Replay([lease(1), intent(0, GET), result(0)])
+    replay = replay_of([lease(1), intent(0, GET), result(0)])
     replay.ask(GET)
     replay.finish()
 

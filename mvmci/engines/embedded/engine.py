@@ -18,10 +18,11 @@ from mvmci.config.quantity import format_duration
 from mvmci.engine import Outcome
 from mvmci.engines.embedded.code import CompileFailed
 from mvmci.engines.embedded.command import fill, run_command
+from mvmci.engines.embedded.effects.context import Suspended
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import Deadline, LimitReached, TimedOut, first
 from mvmci.engines.embedded.slots import Slots
-from mvmci.engines.embedded.workflow import HistoryEnded, LiveEffects, Suspended, Verification, run_workflow
+from mvmci.engines.embedded.workflow import HistoryEnded, LiveEffects, Verification, run_workflow
 from mvmci.errors import (
     BadModule,
     BadWorkspace,

@@ -1,6 +1,6 @@
-"""What an engine has at hand to run guests: the processes that fork them, the code cache, the effects.
+"""What an engine has at hand to run guests: the processes that fork them, the code cache, what effects share.
 
-Everything is opened when it is first needed, so that a command never pays for the HTTP client. A
+Everything is opened when it is first needed, so that a command never pays for what effects need. A
 nursery that died is replaced when it is next asked for.
 """
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar, cast
 
 from mvmci.engines.embedded.code import CodeCache
 from mvmci.errors import IsolationUnavailable
@@ -21,8 +21,7 @@ from mvmci.sandbox.confinement import LEVELS
 from mvmci.sandbox.forkserver import ForkServer
 from mvmci.store import Store
 
-if TYPE_CHECKING:
-    from mvmci.engines.embedded.http import HttpClient
+T = TypeVar("T")
 
 
 def wall_clock_ms() -> int:
@@ -47,7 +46,7 @@ class Host:
     _good: ForkServer | None = None  # that which was found to isolate enough
     _programs: ForkServer | None = None
     _code: CodeCache | None = None
-    _http: HttpClient | None = None
+    _tools: dict[type, Any] = field(default_factory=dict)
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def guests(self) -> ForkServer:
@@ -84,13 +83,11 @@ class Host:
                 self._programs = await ForkServer.start(self.root, network=True, without=self.without)
             return self._programs
 
-    async def http(self) -> HttpClient:
-        """The client that performs requests."""
-        if self._http is None:
-            from mvmci.engines.embedded.http import HttpClient
-
-            self._http = HttpClient(self.allow)
-        return self._http
+    def tool(self, kind: type[T], make: Callable[[], T]) -> T:
+        """What all effects of a kind share in this engine, made when the first one needs it."""
+        if kind not in self._tools:
+            self._tools[kind] = make()
+        return cast(T, self._tools[kind])
 
     async def compiled(self, spec: Spec, *, refused: bool = False) -> str:
         """The path of the job's compiled module, relative to `root`. Raises BadModule, NotFound.
@@ -110,9 +107,7 @@ class Host:
         return await self._code.get(spec.module, spec.component, spec.kind == "workflow", fetch)
 
     async def close(self) -> None:
-        """End every process and connection."""
-        if self._http is not None:
-            await self._http.close()
+        """End every process."""
         for nursery in (self._guests, self._programs):
             await _bury(nursery)
 

@@ -5,62 +5,52 @@
     begun, at most once `interrupted`; the matcher says so
     new                 intent on disk, effect, result
 
-The workspace is laid out when the first program is about to run, as the last recorded one left it.
+What the kinds of effects are is said in `effects`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 import msgspec
 
 from mvmci.engines.embedded import workspace
-from mvmci.engines.embedded.command import FILE_SLACK_BYTES, PROCESS_BYTES, done_of, fill, with_artifacts
-from mvmci.engines.embedded.exec import run_program
+from mvmci.engines.embedded.command import PROCESS_BYTES, done_of, with_artifacts
+from mvmci.engines.embedded.effects import request_of, show
+from mvmci.engines.embedded.effects.context import Context, Effect, Files, Suspended
 from mvmci.engines.embedded.host import Host
-from mvmci.engines.embedded.limits import LimitReached, Output, first
+from mvmci.engines.embedded.limits import LimitReached, Output
 from mvmci.engines.embedded.slots import RUNS_MAX, Slot
 from mvmci.errors import BadWorkspace, Nondeterminism
 from mvmci.jobs import effect, tree
 from mvmci.jobs.glob import Pattern
 from mvmci.jobs.job import INLINE_BYTES_MAX, Artifact
 from mvmci.jobs.journal import Done, Intent, Journal, Progress, Response, Result, Spec
-from mvmci.jobs.replay import Recorded, Replay, show
+from mvmci.jobs.replay import Recorded, Replay, clip
 from mvmci.journals.holder import Holder
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Child
+from mvmci.sandbox.forkserver import Child, SlotDied
 from mvmci.store import Blobs, keep_text, load_text
 
-SLEEP_IN_SLOT_MS = 10_000  # a longer sleep frees the slot
 PROGRESS_WAIT_S = 1.0
 PROGRESS_CHARS_MAX = 1_000
-PROCESSES_MAX = 256  # of one native program and all that it starts
 
 _encode = msgspec.json.Encoder().encode
-_answers: msgspec.json.Decoder[effect.Answer] = msgspec.json.Decoder(effect.Answer)
+_answers: msgspec.json.Decoder[effect.Fields] = msgspec.json.Decoder(effect.Fields)
 
 
-class Suspended(Exception):
-    """The workflow let go: it sleeps until `until` (ms since 1970), or drains (0)."""
-
-    def __init__(self, until: int) -> None:
-        super().__init__()
-        self.until = until
-
-
-class Conversation(Protocol):
+class EffectHandler(Protocol):
     """The other side of a running workflow."""
 
     replay: Replay
 
-    async def hear(self, frame: frames.ToParent) -> frames.Answer | None:
+    async def handle(self, frame: frames.ToParent) -> frames.Answer | None:
         """Take what the guest said; an answer if it waits for one."""
 
 
 async def run_workflow(
-    host: Host, slot: Slot, spec: Spec, started_at: int, code: str, other: Conversation
+    host: Host, slot: Slot, spec: Spec, started_at: int, code: str, handler: EffectHandler
 ) -> Done:
     """Run a workflow from its beginning, at the time of its first lease, to its end.
 
@@ -79,10 +69,10 @@ async def run_workflow(
             )
         )
         while not isinstance(frame := await child.receive(), frames.Ended):
-            answer = await other.hear(frame)
+            answer = await handler.handle(frame)
             if answer is not None:
                 await child.send(answer)
-        other.replay.finish()
+        handler.replay.finish()
     except BaseException:
         await slot.discard()
         raise
@@ -125,14 +115,13 @@ class LiveEffects:
     def __init__(self, host: Host, holder: Holder, slot: Slot, *, published: int) -> None:
         # An open intent is interrupted by a newer lease: without ours, it would be done again.
         assert holder.leased or holder.journal.state.lease is None
-        self.replay = Replay(holder.journal.records)
+        self.replay = Replay(holder.journal.records, show)
         self._host = host
         self._holder = holder
         self._slot = slot
         self._spec = holder.spec
         self._responded = holder.journal.state.response is not None
-        self._tree = self._spec.tree
-        self._files: workspace.Snapshot | None = None  # as they lie in the slot, once they do
+        self._files = Files(host, slot, self._spec.tree)
         self._output = Output(
             holder,
             attempt=0,
@@ -141,7 +130,7 @@ class LiveEffects:
             published=published,
         )
 
-    async def hear(self, frame: frames.ToParent) -> frames.Answer | None:
+    async def handle(self, frame: frames.ToParent) -> frames.Answer | None:
         match frame:
             case frames.Log():
                 await self._output.write("stderr", frame.message.encode() + b"\n")
@@ -165,102 +154,55 @@ class LiveEffects:
         payload = await keep_text(self._host.store.blobs, value)
         await self._holder.add(Response(at=self._host.now_ms(), value=payload))
 
-    async def _effect(self, request: effect.Request) -> frames.Answer:
+    async def _effect(self, fields: effect.Fields) -> frames.Answer:
+        request = _request_of(fields)
         found = self.replay.ask(request)
         if isinstance(found, Recorded):
-            self._tree = found.tree or self._tree
+            self._files.tree = found.tree or self._files.tree
             return await recorded_answer(self._host.store.blobs, found)
         if self._host.draining.is_set():
             raise Suspended(0)
         intent = found.intent or self._intent(found.index, request)
-        if isinstance(request, effect.Sleep):
-            if found.intent is None:
-                await self._holder.add(intent)
-            value: effect.Answer = await self._sleep(intent.at + request.ms)
-        else:
+        if request.outside:
             await self._holder.write(*([intent] if found.intent is None else []))
             await self._holder.check_still_holder()
-            value = await self._perform(request, intent)
-        return await self._record(found.index, request, value)
+        elif found.intent is None:
+            await self._holder.add(intent)
+        key = effect.idempotency_key(self._spec.id, intent.index) if intent.idempotent else None
+        context = Context(self._host, self._spec, self._slot, self._files, intent, key)
+        return await self._record(found.index, await request.perform(context))
 
     def _intent(self, index: int, request: effect.Request) -> Intent:
-        shown = effect.redacted(request)
+        shown = request.redacted().fields()
         return Intent(
             at=self._host.now_ms(),
             index=index,
-            kind=effect.kind(request),
-            digest=effect.digest(request),
+            kind=request.kind,
+            digest=request.digest(),
             idempotent=request.idempotent,
             request=shown if len(_encode(shown)) <= INLINE_BYTES_MAX else None,
         )
 
-    async def _record(self, index: int, request: effect.Request, value: effect.Answer) -> frames.Answer:
+    async def _record(self, index: int, answer: effect.Value) -> frames.Answer:
         blobs = self._host.store.blobs
-        data = _encode(value)
+        data = _encode(answer)
+        value = _answers.decode(data)
         large = len(data) > INLINE_BYTES_MAX
-        ran = isinstance(request, effect.Exec) and self._files is not None
         result = Result(
             at=self._host.now_ms(),
             index=index,
             value=None if large else value,
             blob=await blobs.put(data) if large else None,
-            tree=await self._keep_files() if ran else None,
+            tree=await self._files.keep(),
         )
         await self._holder.add(result)
         return frames.Answer(now_ms=result.at, value=value)
 
-    async def _sleep(self, until: int) -> effect.Slept:
-        left_ms = until - self._host.now_ms()
-        if left_ms > SLEEP_IN_SLOT_MS:
-            raise Suspended(until)
-        try:
-            async with asyncio.timeout(max(left_ms, 0) / 1000):
-                await self._host.draining.wait()
-        except TimeoutError:
-            return effect.Slept()
-        raise Suspended(0)
-
-    async def _perform(self, request: effect.Http | effect.Exec, intent: Intent) -> effect.Answer:
-        key = effect.idempotency_key(self._spec.id, intent.index) if intent.idempotent else None
-        if isinstance(request, effect.Http):
-            return await (await self._host.http()).perform(request, key)
-        decision = self._host.allow().decide_program(request.argv[0] if request.argv else "")
-        if not decision.allowed:
-            return effect.Error(why="denied", text=decision.hint)
-        return await self._run_program(request, key)
-
-    async def _run_program(self, request: effect.Exec, key: str | None) -> effect.Exit | effect.Error:
-        limits, slot = self._spec.limits, self._slot
-        if self._files is None:
-            self._files = await fill(self._host, slot, self._tree)
-        running = run_program(
-            await self._host.programs(),
-            request,
-            directory=slot.work,
-            uid=slot.uid,
-            key=key,
-            tmp=slot.tmp,
-            output_bytes_max=limits.output_bytes,
-            file_bytes=limits.workspace_bytes + FILE_SLACK_BYTES,
-        )
-        return await first(running, workspace.watch(slot.place, limits.workspace_bytes))
-
-    async def _scan(self) -> workspace.Snapshot:
-        return await workspace.scan(
-            self._slot.directory, self._host.store.blobs, previous=self._files, strict=False
-        )
-
-    async def _keep_files(self) -> str:
-        """Keep the workspace as a program left it, and return the digest of its tree."""
-        self._files = await self._scan()
-        self._tree = await self._host.store.blobs.put(tree.encode_tree(self._files.tree))
-        return self._tree
-
     async def collect(self, done: Done) -> Done:
         """`done`, naming the artifacts in the workspace as the last recorded program left it."""
-        if not self._spec.artifacts or self._tree is None:
+        if not self._spec.artifacts or self._files.tree is None:
             return done
-        entries = tree.decode_tree(await self._host.store.blobs.get(self._tree)).entries
+        entries = tree.decode_tree(await self._host.store.blobs.get(self._files.tree)).entries
         wanted = [Pattern(pattern) for pattern in self._spec.artifacts]
         found = tuple(
             Artifact(path=entry.path, digest=entry.digest, size=entry.size)
@@ -279,25 +221,34 @@ class Verification:
     """
 
     def __init__(self, host: Host, journal: Journal, *, partial: bool) -> None:
-        self.replay = Replay(journal.records)
+        self.replay = Replay(journal.records, show)
         self._host = host
         self._partial = partial
 
-    async def hear(self, frame: frames.ToParent) -> frames.Answer | None:
+    async def handle(self, frame: frames.ToParent) -> frames.Answer | None:
         if not isinstance(frame, frames.Call):
             return None
-        found = self.replay.ask(frame.request)
+        request = _request_of(frame.request)
+        found = self.replay.ask(request)
         if isinstance(found, Recorded):
             return await recorded_answer(self._host.store.blobs, found)
         if self._partial:
             raise HistoryEnded
         raise Nondeterminism(
-            f"nondeterminism: effect {found.index}: expected the end, got {show(frame.request)}"
+            f"nondeterminism: effect {found.index}: expected the end, got {clip(request.line())}"
         )
 
 
 class HistoryEnded(Exception):
     """The journal of a job that was stopped has no more to say."""
+
+
+def _request_of(fields: effect.Fields) -> Effect:
+    """Raises SlotDied for what no workflow can ask for: its slot is not to be believed any more."""
+    try:
+        return request_of(fields)
+    except msgspec.ValidationError as wrong:
+        raise SlotDied(f"the slot process asked for what is no effect: {wrong}") from None
 
 
 async def recorded_answer(blobs: Blobs, found: Recorded) -> frames.Answer:

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from mvmci.engines.embedded.exec import ESCAPED_BYTES_MAX, OUTPUT_BYTES_MAX, LimitReached, run_program
+from mvmci.engines.embedded.effects.exec import (
+    ESCAPED_BYTES_MAX,
+    OUTPUT_BYTES_MAX,
+    Exec,
+    Exit,
+    LimitReached,
+    run_program,
+)
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.forkserver import ForkServer
@@ -29,11 +36,11 @@ class Runner:
 
     async def __call__(
         self, *argv: str, key: str | None = None, how: dict[str, Any] | None = None, **request: Any
-    ) -> effect.Exit | effect.Error:
+    ) -> Exit | effect.Error:
         limits: dict[str, Any] = {"file_bytes": 1 << 20, "processes_max": 16, **(how or {})}
         return await run_program(
             self.nursery,
-            effect.Exec(argv=argv, **request),
+            Exec(argv=argv, **request),
             directory="work",
             tmp="tmp",
             uid=self.uid,
@@ -70,17 +77,17 @@ def marker() -> str:
 async def test_a_program_answers_with_its_code_and_both_streams(run: Runner) -> None:
     script = 'cat; echo "$A:$MVMCI_IDEMPOTENCY_KEY:$1" >&2; touch "$TMPDIR/x" "$HOME/y"; exit 3'
     answer = await run("sh", "-c", script, "sh", "b c", stdin="héllo", env=(("A", "a"),), key="k")
-    assert answer == effect.Exit(code=3, stdout="héllo", stderr="a:k:b c\n")
+    assert answer == Exit(code=3, stdout="héllo", stderr="a:k:b c\n")
     assert (run.nursery.root / "tmp/x").exists()
     assert (run.nursery.root / "work/y").exists()
 
 
 async def test_a_program_that_dies_of_a_signal_has_the_code_of_a_shell(run: Runner) -> None:
-    assert await run("sh", "-c", "kill -TERM $$") == effect.Exit(code=143)
+    assert await run("sh", "-c", "kill -TERM $$") == Exit(code=143)
 
 
 async def test_output_that_is_not_utf8_is_replaced(run: Runner) -> None:
-    assert await run("printf", r"a\377b") == effect.Exit(code=0, stdout="a�b")
+    assert await run("printf", r"a\377b") == Exit(code=0, stdout="a�b")
 
 
 async def test_the_largest_answer_of_a_program_fits_into_a_frame_with_room_to_spare(run: Runner) -> None:
@@ -89,21 +96,21 @@ async def test_the_largest_answer_of_a_program_fits_into_a_frame_with_room_to_sp
     script = f"""head -c {controls} /dev/zero | tr '\\0' '\\1'
         head -c {OUTPUT_BYTES_MAX - controls} /dev/zero | tr '\\0' '\\377' >&2"""
     answer = await run("sh", "-c", script)
-    assert isinstance(answer, effect.Exit)
+    assert isinstance(answer, Exit)
     assert (len(answer.stdout), len(answer.stderr)) == (controls, OUTPUT_BYTES_MAX - controls)
     frame = frames.encode(frames.Answer(now_ms=1, value=answer))
     assert 16 << 20 < len(frame) < FRAME_BYTES_MAX * 3 // 4
 
 
 async def test_a_program_that_reads_no_input_is_not_waited_for(run: Runner) -> None:
-    assert await run("true", stdin="x" * (1 << 20)) == effect.Exit(code=0)
+    assert await run("true", stdin="x" * (1 << 20)) == Exit(code=0)
 
 
 async def test_much_input_and_output_at_once_arrive_whole(run: Runner) -> None:
     text = "0123456789abcde\n" * (1 << 16)
     heard: list[int] = []
     answer = await run("cat", stdin=text, how={"on_output": lambda stream, data: heard.append(len(data))})
-    assert answer == effect.Exit(code=0, stdout=text)
+    assert answer == Exit(code=0, stdout=text)
     assert sum(heard) == len(text)
 
 
@@ -134,7 +141,7 @@ async def test_a_path_that_a_workflow_sets_does_not_change_which_program_runs(ru
     planted = run.nursery.root / "work/true"
     planted.write_text("#!/bin/sh\necho planted\n")
     planted.chmod(0o755)
-    assert await run("true", env=(("PATH", str(planted.parent)),)) == effect.Exit(code=0)
+    assert await run("true", env=(("PATH", str(planted.parent)),)) == Exit(code=0)
 
 
 async def test_a_program_that_ignores_signals_is_dead_when_its_time_is_up(run: Runner, marker: str) -> None:
@@ -174,7 +181,7 @@ async def test_output_just_before_the_end_counts_too(run: Runner) -> None:
     with ends_at("output"):
         await run("sh", "-c", "head -c 4096 /dev/zero | tr '\\0' x", how={"output_bytes_max": 4095})
     answer = await run("sh", "-c", "head -c 4096 /dev/zero | tr '\\0' x", how={"output_bytes_max": 4096})
-    assert answer == effect.Exit(code=0, stdout="x" * 4096)
+    assert answer == Exit(code=0, stdout="x" * 4096)
 
 
 async def test_a_fork_bomb_ends_its_own_effect_and_no_other(run: Runner, marker: str) -> None:
@@ -182,7 +189,7 @@ async def test_a_fork_bomb_ends_its_own_effect_and_no_other(run: Runner, marker:
     with ends_at("processes"):
         await run("sh", "-c", f"while :; do sleep 1000 & done; : {marker}")
     assert alive(marker) == []
-    assert await other == effect.Exit(code=0, stdout="fine\n")
+    assert await other == Exit(code=0, stdout="fine\n")
 
 
 async def test_a_supervisor_that_is_killed_means_that_it_may_have_happened(run: Runner, marker: str) -> None:

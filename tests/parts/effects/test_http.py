@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mvmci.engines.embedded import http
-from mvmci.engines.embedded.http import HttpClient
+from mvmci.engines.embedded.effects import http
+from mvmci.engines.embedded.effects.http import Http, HttpClient, HttpResponse
 from mvmci.jobs import effect
 from mvmci.jobs.allow import Allow
 
@@ -87,8 +87,8 @@ def to(url: str, status: str = "302 Found") -> bytes:
     return ok(b"moved", f"Location: {url}", status=status)
 
 
-def request(url: str, method: str = "GET", **more: object) -> effect.Http:
-    return effect.Http(method=method, url=url, **more)  # type: ignore[arg-type]
+def request(url: str, method: str = "GET", **more: object) -> Http:
+    return Http(method=method, url=url, **more)  # type: ignore[arg-type]
 
 
 async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -121,7 +121,7 @@ async def test_a_request_goes_out_as_it_was_given_and_its_answer_comes_back() ->
         answer = await HttpClient(lambda: server.allow).perform(
             request(f"{server.url}/a/../b?c=%20d", "POST", headers=(("X-One", "1"),), body="héllo"), "the-key"
         )
-    assert isinstance(answer, effect.Response)
+    assert isinstance(answer, HttpResponse)
     assert (answer.status, answer.body, answer.base64) == (201, "fïne", False)
     assert [value for name, value in answer.headers if name == "X-Two"] == ["a", "b"]
     head = server.requests[0]
@@ -136,7 +136,7 @@ async def test_a_body_that_is_not_text_is_base64() -> None:
     data = bytes(range(256))
     async with serving(ok(data)) as server:
         answer = await HttpClient(lambda: server.allow).perform(request(server.url))
-    assert isinstance(answer, effect.Response)
+    assert isinstance(answer, HttpResponse)
     assert answer.base64
     assert base64.b64decode(answer.body) == data
 
@@ -144,7 +144,7 @@ async def test_a_body_that_is_not_text_is_base64() -> None:
 async def test_a_body_that_would_swell_as_json_is_base64() -> None:
     async with serving(ok(bytes(3 << 20))) as server:
         answer = await HttpClient(lambda: server.allow).perform(request(server.url))
-    assert isinstance(answer, effect.Response)
+    assert isinstance(answer, HttpResponse)
     assert answer.base64
 
 
@@ -207,7 +207,7 @@ async def test_localhost_by_name_opens_loopback_and_nothing_else_private() -> No
         allow = Allow(http=("http://localhost:*/*",))
         url = f"http://localhost:{server.port}/"
         assert isinstance(
-            await HttpClient(lambda: allow, resolve=names("127.0.0.1")).perform(request(url)), effect.Response
+            await HttpClient(lambda: allow, resolve=names("127.0.0.1")).perform(request(url)), HttpResponse
         )
         assert (
             why(await HttpClient(lambda: allow, resolve=names("10.0.0.1")).perform(request(url))) == "denied"
@@ -248,11 +248,11 @@ async def test_a_redirect_to_what_is_no_allowed_url_is_denied(there: str) -> Non
 async def test_redirects_are_followed_for_get_and_handed_back_for_others() -> None:
     async with serving(to("/there?x=1", "307 Temporary Redirect"), ok(), to("/there")) as server:
         answer = await HttpClient(lambda: server.allow).perform(request(f"{server.url}/here"))
-        assert isinstance(answer, effect.Response)
+        assert isinstance(answer, HttpResponse)
         assert answer.body == "fine"
         assert server.requests[1].startswith("GET /there?x=1 ")
         answer = await HttpClient(lambda: server.allow).perform(request(f"{server.url}/here", "POST"))
-        assert isinstance(answer, effect.Response)
+        assert isinstance(answer, HttpResponse)
         assert answer.status == 302
     assert server.connections == 3
 
@@ -264,11 +264,11 @@ async def test_redirects_come_to_an_end() -> None:
 
 
 async def test_credentials_stay_with_their_origin() -> None:
-    secret = (*((name.upper(), "secret") for name in effect.SECRET_HEADERS), ("X-Other", "kept"))
+    secret = (*((name.upper(), "secret") for name in http.SECRET_HEADERS), ("X-Other", "kept"))
     async with serving(ok()) as other, serving(to("/same"), to(other.url)) as server:
         allow = Allow(http=server.allow.http + other.allow.http)
         await HttpClient(lambda: allow).perform(request(server.url, headers=secret))
-    assert server.requests[1].count("secret") == len(effect.SECRET_HEADERS)
+    assert server.requests[1].count("secret") == len(http.SECRET_HEADERS)
     assert "secret" not in other.requests[0]
     assert "kept" in other.requests[0]
 
@@ -382,7 +382,7 @@ async def test_an_answer_is_decompressed_up_to_the_limit() -> None:
     bomb = gzip.compress(bytes(1 << 27))
     async with serving(ok(fits, "Content-Encoding: gzip"), ok(bomb, "Content-Encoding: gzip")) as server:
         answer = await HttpClient(lambda: server.allow).perform(request(server.url))
-        assert isinstance(answer, effect.Response)
+        assert isinstance(answer, HttpResponse)
         assert len(answer.body) == http.RESPONSE_BYTES_MAX
         assert "content-encoding" not in {name.lower() for name, _ in answer.headers}
         tracemalloc.start()
@@ -426,7 +426,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
         monkeypatch.setenv("http_proxy", proxy.url)
         monkeypatch.setenv("no_proxy", "")
         answer = await HttpClient(lambda: server.allow).perform(request(server.url))
-    assert isinstance(answer, effect.Response)
+    assert isinstance(answer, HttpResponse)
     assert answer.body == "direct"
 
 

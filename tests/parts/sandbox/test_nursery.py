@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mvmci.engines.embedded.exec import run_program
+from mvmci.engines.embedded.effects.exec import Exec, run_program
 from mvmci.jobs import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
@@ -69,7 +69,7 @@ async def test_a_fork_that_is_refused_is_no_end_of_a_slot(slow: Zygote) -> None:
 
 
 async def test_a_program_whose_fork_is_refused_did_not_happen(slow: Zygote) -> None:
-    request = effect.Exec(argv=("true",))
+    request = Exec(argv=("true",))
     running = asyncio.create_task(
         run_program(slow.nursery, request, directory="work", uid=None, key=None, file_bytes=1)
     )

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from mvmci.engines.embedded.effects import request_of
+from mvmci.engines.embedded.effects.context import Effect
+from mvmci.engines.embedded.effects.exec import Exec, Exit
+from mvmci.engines.embedded.effects.http import Http, HttpResponse
+from mvmci.engines.embedded.effects.sleep import Sleep, Slept
 from mvmci.jobs import effect
-from mvmci.jobs.replay import Chance
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import LAYERS, Profile
+from mvmci.sandbox.determinism import Chance
 from mvmci.sandbox.forkserver import Child, ForkServer, SlotDied
 from tests.harness import guests
 
@@ -344,21 +349,26 @@ async def test_an_err_is_the_reason_of_the_failure(nursery):
         assert await child.receive() == frames.Ended(outcome="err", text="because")
 
 
+async def asked(child) -> Effect:
+    """The effect that a workflow asks for."""
+    call = await child.receive()
+    assert isinstance(call, frames.Call)
+    return request_of(call.request)
+
+
 async def test_an_effect_crosses_whole_and_its_answer_too(nursery):
     async with workflow_slot(nursery, guests.calls_host(guests.FETCH)) as child:
         await child.send(start_of("body"))
-        assert await child.receive() == frames.Call(
-            request=effect.Http(
-                method="POST",
-                url="http://example.com/x",
-                headers=(("POST", "hello"),),
-                body="body",
-                timeout_ms=1500,
-                idempotent=True,
-            )
+        assert await asked(child) == Http(
+            method="POST",
+            url="http://example.com/x",
+            headers=(("POST", "hello"),),
+            body="body",
+            timeout_ms=1500,
+            idempotent=True,
         )
-        answer = effect.Response(status=200, headers=(("a", "b"),), body="hällo")
-        await child.send(frames.Answer(now_ms=2000, value=answer))
+        answer = HttpResponse(status=200, headers=(("a", "b"),), body="hällo")
+        await child.send(frames.Answer(now_ms=2000, value=answer.fields()))
         assert await child.receive() == frames.Ended(outcome="ok", text="hällo")
 
 
@@ -367,7 +377,7 @@ async def test_an_effect_that_fails_says_why(nursery, why, text):
     async with workflow_slot(nursery, guests.calls_host(guests.FETCH)) as child:
         await child.send(start_of())
         await child.receive()
-        await child.send(frames.Answer(now_ms=2000, value=effect.Error(why=why, text=text)))
+        await child.send(frames.Answer(now_ms=2000, value=effect.Error(why=why, text=text).fields()))
         assert await child.receive() == frames.Ended(outcome="err", text=text)
 
 
@@ -383,7 +393,7 @@ async def test_every_kind_of_failure_is_told_apart(nursery, why, number):
     ) as child:
         await child.send(start_of())
         await child.receive()
-        await child.send(frames.Answer(now_ms=1, value=effect.Error(why=why)))
+        await child.send(frames.Answer(now_ms=1, value=effect.Error(why=why).fields()))
         assert await child.receive() == frames.Ended(outcome="ok", text=str(number))
 
 
@@ -406,12 +416,12 @@ async def test_what_a_workflow_says_comes_in_order_and_only_effects_wait(nursery
             frames.Log(level="warning", message="hi"),
             frames.Respond(value="hi"),
             frames.Progress(done=1, total=2, message="hi"),
-            frames.Call(request=effect.Sleep(ms=5000)),
+            frames.Call(request=Sleep(ms=5000).fields()),
         ]
-        await child.send(frames.Answer(now_ms=6000, value=effect.Slept()))
-        command = effect.Exec(argv=("POST", "hello"), env=(("POST", "hello"),), stdin="hi", timeout_ms=7)
-        assert await child.receive() == frames.Call(request=command)
-        await child.send(frames.Answer(now_ms=6000, value=effect.Exit(code=3, stdout="out", stderr="err")))
+        await child.send(frames.Answer(now_ms=6000, value=Slept().fields()))
+        command = Exec(argv=("POST", "hello"), env=(("POST", "hello"),), stdin="hi", timeout_ms=7)
+        assert await asked(child) == command
+        await child.send(frames.Answer(now_ms=6000, value=Exit(code=3, stdout="out", stderr="err").fields()))
         assert await child.receive() == frames.Ended(outcome="ok", text="out")
 
 
@@ -423,7 +433,7 @@ async def test_time_and_chance_come_from_the_journal_alone(nursery):
         for _ in range(2):
             await child.send(start_of(seed=7))
             await child.receive()
-            await child.send(frames.Answer(now_ms=123_456, value=effect.Slept()))
+            await child.send(frames.Answer(now_ms=123_456, value=Slept().fields()))
             said = await child.receive()
             assert said == frames.Progress(done=123_456, total=Chance(7).next() & 0xFFFFFFFF, message="{}")
             assert (await child.receive()).outcome == "ok"
@@ -521,7 +531,7 @@ async def test_a_slot_that_talks_nonsense_is_killed(start, root, sent, why):
     with pytest.raises(SlotDied, match=why):
         await child.receive()
     with pytest.raises(SlotDied):
-        await child.send(frames.Answer(now_ms=0, value=effect.Slept()))
+        await child.send(frames.Answer(now_ms=0, value=Slept().fields()))
     await child.close()
 
 

@@ -1,4 +1,4 @@
-"""The parent's side of the effect `exec`: one native program, from its request to its answer.
+"""The effect `exec`: one native program, from its request to its answer.
 
 A program is started by the supervisor (`program.py`) in a child of the nursery. This module finds the
 executable, feeds and reads the streams, and keeps the limits on time and output. When `run_program`
@@ -19,7 +19,10 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from mvmci.engines.embedded.limits import LimitReached
+from mvmci.engines.embedded import workspace
+from mvmci.engines.embedded.command import FILE_SLACK_BYTES
+from mvmci.engines.embedded.effects.context import Context, Effect
+from mvmci.engines.embedded.limits import LimitReached, first
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
@@ -38,9 +41,48 @@ SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as i
 OnOutput = Callable[[str, bytes], None]
 
 
+class Exit(effect.Value, frozen=True, kw_only=True, tag="exit"):
+    """How an `Exec` ended."""
+
+    code: int
+    stdout: str = ""
+    stderr: str = ""
+
+
+class Exec(Effect, frozen=True, kw_only=True, tag="exec"):
+    """One native program: an argument list, run in the job's workspace."""
+
+    argv: tuple[str, ...]
+    env: effect.Pairs = ()
+    stdin: str = ""
+    timeout_ms: int = 0
+    idempotent: bool = False
+
+    def line(self) -> str:
+        return f"exec {' '.join(self.argv)}"
+
+    async def perform(self, context: Context) -> Exit | effect.Error:
+        host, slot, limits = context.host, context.slot, context.spec.limits
+        decision = host.allow().decide_program(self.argv[0] if self.argv else "")
+        if not decision.allowed:
+            return effect.Error(why="denied", text=decision.hint)
+        await context.files.use()
+        running = run_program(
+            await host.programs(),
+            self,
+            directory=slot.work,
+            uid=slot.uid,
+            key=context.key,
+            tmp=slot.tmp,
+            output_bytes_max=limits.output_bytes,
+            file_bytes=limits.workspace_bytes + FILE_SLACK_BYTES,
+        )
+        return await first(running, workspace.watch(slot.place, limits.workspace_bytes))
+
+
 async def run_program(
     nursery: ForkServer,
-    request: effect.Exec,
+    request: Exec,
     *,
     directory: str,
     uid: int | None,
@@ -51,7 +93,7 @@ async def run_program(
     processes_max: int = PROCESSES_MAX,
     time_left_s: float | None = None,
     on_output: OnOutput | None = None,
-) -> effect.Exit | effect.Error:
+) -> Exit | effect.Error:
     """Run `request` in `directory` (and `tmp`), both relative to the nursery's root, as user `uid`.
 
     `key` is the idempotency key of an idempotent request. The time is up after the request's own
@@ -82,7 +124,7 @@ async def run_program(
 
 def _task(
     nursery: ForkServer,
-    request: effect.Exec,
+    request: Exec,
     directory: str,
     tmp: str | None,
     key: str | None,
@@ -163,9 +205,7 @@ async def _started(nursery: ForkServer, profile: Profile, streams: _Streams) -> 
         await child.close()
 
 
-def _answer(
-    request: effect.Exec, ended: frames.Ended, streams: _Streams, processes_max: int
-) -> effect.Exit | effect.Error:
+def _answer(request: Exec, ended: frames.Ended, streams: _Streams, processes_max: int) -> Exit | effect.Error:
     if streams.full.done():
         raise LimitReached("output", streams.limit)
     match ended.outcome:
@@ -178,7 +218,7 @@ def _answer(
         case _:
             base = SIGNAL_CODE_BASE if ended.outcome == "signal" else 0
             stdout, stderr = (streams.text(name) for name in ("stdout", "stderr"))
-            return effect.Exit(code=base + (ended.code or 0), stdout=stdout, stderr=stderr)
+            return Exit(code=base + (ended.code or 0), stdout=stdout, stderr=stderr)
 
 
 class _Streams:

@@ -1,10 +1,10 @@
 """The effect `http`: one request, at most once on the wire, from its request to its answer.
 
-Owns the connections. It promises that a request goes out once: a connection of its own, nothing tried
-again, and redirects followed by hand for GET and HEAD alone. It promises that nothing is asked for
-that the allow-list does not allow: each hop is looked at again, a name is resolved once, private
-addresses are refused unless a rule names them, and the connection goes to an address that was looked
-at. What is read is bounded, before and after decompression.
+Owns the connections; aiohttp is loaded with the first request. It promises that a request goes out once:
+a connection of its own, nothing tried again, and redirects followed by hand for GET and HEAD alone. It
+promises that nothing is asked for that the allow-list does not allow: each hop is looked at again, a name
+is resolved once, private addresses are refused unless a rule names them, and the connection goes to an
+address that was looked at. What is read is bounded, before and after decompression.
 
 What is reported is what is known:
 
@@ -24,17 +24,22 @@ import socket
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
-import aiohttp
-import yarl
-from aiohttp.abc import AbstractResolver, ResolveResult
+import msgspec
 
 from mvmci import __version__
+from mvmci.engines.embedded.effects.context import Context, Effect
 from mvmci.jobs import effect
 from mvmci.jobs.allow import Allow, BadUrl, Decision, Url, line, parse
 
+if TYPE_CHECKING:
+    import aiohttp
+    from aiohttp.abc import AbstractResolver, ResolveResult
+
+SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
+REDACTED = "(redacted)"
 RESPONSE_BYTES_MAX = 4 << 20
 ESCAPED_BYTES_MAX = 12 << 20  # the body written as JSON; what is longer goes as base64
 HEADER_BYTES_MAX = 64 << 10
@@ -70,6 +75,40 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """The addresses, as text, of a host name. Raises OSError."""
 
 
+class HttpResponse(effect.Value, frozen=True, kw_only=True, tag="response"):
+    """The answer to an `Http`. `body` is base64 where it is not text."""
+
+    status: int
+    headers: effect.Pairs = ()
+    body: str = ""
+    base64: bool = False
+
+
+class Http(Effect, frozen=True, kw_only=True, tag="http"):
+    """One HTTP request."""
+
+    method: str
+    url: str
+    headers: effect.Pairs = ()
+    body: str = ""
+    timeout_ms: int = 0
+    idempotent: bool = False
+
+    def line(self) -> str:
+        return f"http {self.method} {self.url}"
+
+    def redacted(self) -> Http:
+        """Without the values of headers that carry credentials."""
+        headers = tuple(
+            (name, REDACTED if name.lower() in SECRET_HEADERS else value) for name, value in self.headers
+        )
+        return msgspec.structs.replace(self, headers=headers)
+
+    async def perform(self, context: Context) -> HttpResponse | effect.Error:
+        client = context.host.tool(HttpClient, lambda: HttpClient(context.host.allow))
+        return await client.perform(self, context.key)
+
+
 class Ends(Exception):
     """The effect ends with this error."""
 
@@ -92,7 +131,7 @@ class HttpClient:
         self._resolve = resolve
         self._permits = asyncio.Semaphore(CONNECTIONS_MAX)
 
-    async def perform(self, request: effect.Http, key: str | None = None) -> effect.Response | effect.Error:
+    async def perform(self, request: Http, key: str | None = None) -> HttpResponse | effect.Error:
         """The answer to `request`; `key` goes out as `Idempotency-Key`. Raises nothing that is expected."""
         hop = _Hop()
         timeout_ms = min(request.timeout_ms or TIMEOUT_MS, TIMEOUT_MS_MAX)
@@ -106,12 +145,7 @@ class HttpClient:
         except Ends as end:
             return end.error
 
-    async def close(self) -> None:
-        """Nothing is kept between requests, so there is nothing to close yet."""
-
-    async def _follow(
-        self, request: effect.Http, headers: list[tuple[str, str]], hop: _Hop
-    ) -> effect.Response:
+    async def _follow(self, request: Http, headers: list[tuple[str, str]], hop: _Hop) -> HttpResponse:
         follows = request.method in ("GET", "HEAD")
         url = _parsed(request.url)
         for _ in range(REDIRECTS_MAX + 1):
@@ -122,7 +156,7 @@ class HttpClient:
                 return response
             there = _redirected(url, location)
             if there.origin != url.origin:
-                headers = [pair for pair in headers if pair[0].lower() not in effect.SECRET_HEADERS]
+                headers = [pair for pair in headers if pair[0].lower() not in SECRET_HEADERS]
             url = there
         raise Ends("lost", f"{hop.name}: more than {REDIRECTS_MAX} redirects")
 
@@ -165,6 +199,8 @@ class _Hop:
         also one that was never used before, and offers no way to turn that off. The second connection
         is refused here, before it is made.
         """
+        import aiohttp
+
         trace = aiohttp.TraceConfig()
         connections = 0
 
@@ -186,37 +222,41 @@ class _Hop:
         return Ends("lost" if self.sent else "failed", f"{self.name}: {what}")
 
 
-class _Pinned(AbstractResolver):
+def _pinned(addresses: list[str]) -> AbstractResolver:
     """Gives out the addresses that were looked at, so that none is asked for a second time."""
+    from aiohttp.abc import AbstractResolver
 
-    def __init__(self, addresses: list[str]) -> None:
-        self._addresses = addresses
+    class Pinned(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+        ) -> list[ResolveResult]:
+            return [
+                {
+                    "hostname": host,
+                    "host": address,
+                    "port": port,
+                    "family": socket.AF_INET6 if ":" in address else socket.AF_INET,
+                    "proto": socket.IPPROTO_TCP,
+                    "flags": socket.AI_NUMERICHOST,
+                }
+                for address in addresses
+            ]
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET6 if ":" in address else socket.AF_INET,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in self._addresses
-        ]
+        async def close(self) -> None:
+            """Nothing to close."""
 
-    async def close(self) -> None:
-        """Nothing to close."""
+    return Pinned()
 
 
 async def _exchange(
-    request: effect.Http, headers: list[tuple[str, str]], url: Url, addresses: list[str], hop: _Hop
-) -> tuple[effect.Response, str | None]:
+    request: Http, headers: list[tuple[str, str]], url: Url, addresses: list[str], hop: _Hop
+) -> tuple[HttpResponse, str | None]:
     """One request on a connection of its own: the answer, and where a redirect points."""
+    import aiohttp
+    import yarl
+
     connector = aiohttp.TCPConnector(
-        resolver=_Pinned(addresses), use_dns_cache=False, force_close=True, limit=1, ssl=True
+        resolver=_pinned(addresses), use_dns_cache=False, force_close=True, limit=1, ssl=True
     )
     session = aiohttp.ClientSession(
         connector=connector,
@@ -274,7 +314,7 @@ def _decoded(decoder: Any, data: bytes, bytes_max: int, hop: _Hop) -> bytes:
     return decoded
 
 
-def _response(answer: aiohttp.ClientResponse, body: bytes) -> effect.Response:
+def _response(answer: aiohttp.ClientResponse, body: bytes) -> HttpResponse:
     gone = {"content-encoding", "content-length"} if _is_gzip(answer) else set()
     headers = tuple(
         (_text(name), _text(value)) for name, value in answer.raw_headers if _text(name).lower() not in gone
@@ -282,10 +322,10 @@ def _response(answer: aiohttp.ClientResponse, body: bytes) -> effect.Response:
     escaped = len(body) + 5 * sum(body.count(byte) for byte in range(0x20))
     if escaped <= ESCAPED_BYTES_MAX:
         try:
-            return effect.Response(status=answer.status, headers=headers, body=body.decode())
+            return HttpResponse(status=answer.status, headers=headers, body=body.decode())
         except UnicodeDecodeError:
             pass
-    return effect.Response(
+    return HttpResponse(
         status=answer.status, headers=headers, body=base64.b64encode(body).decode(), base64=True
     )
 
@@ -294,7 +334,7 @@ def _is_gzip(answer: aiohttp.ClientResponse) -> bool:
     return answer.headers.get("Content-Encoding", "").strip().lower() in GZIP
 
 
-def _headers(request: effect.Http, key: str | None) -> list[tuple[str, str]]:
+def _headers(request: Http, key: str | None) -> list[tuple[str, str]]:
     """The headers to send. Raises Ends for what cannot be sent, or would break out of its place."""
     if not TOKEN.fullmatch(request.method) or request.method.upper() in REFUSED_METHODS:
         raise Ends("failed", f"{request.method[:40]!r} is not a method that can be used")
@@ -342,6 +382,8 @@ def _text(data: bytes) -> str:
 
 def _refusal(error: aiohttp.ClientConnectorError) -> str:
     """Why there is no connection: in the system's words, or in those of TLS."""
+    import aiohttp
+
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _reason(error.certificate_error)
     number = error.os_error.errno
