@@ -45,7 +45,7 @@ zipapp:
 examples:
     {{ python }} packaging/make_guests.py
 
-# Measure, and print the table of the README; `--write` puts it there
+# Measure, and print the tables; `--write` puts them into docs/figures.md and the README
 bench *options: zipapp examples
     {{ python }} -m benchmarks {{ options }}
 
