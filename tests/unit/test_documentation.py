@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from mvmci.deploy.access import accesses, deployment_of
 from mvmci.stores.nats.layout import Layout
 from mvmci.trust.permissions import describe
 from tests.harness.places import ROOT
+from tests.model.rules import Rules
 from tests.unit.test_architecture import ORDER
 
 GUIDE = ROOT / "docs" / "deployment.md"
@@ -92,6 +94,12 @@ def test_each_module_in_the_drawings_of_the_architecture_page_exists() -> None:
     assert len(names) > 5
     for name in names:
         assert list((ROOT / "mvmci").glob(f"{name}*")), name
+
+
+def test_the_rules_of_the_protocol_page_are_those_of_the_model() -> None:
+    last = (ROOT / "docs" / "protocol.md").read_text().partition("## 8.")[2]
+    rules = re.findall(r"`([a-z_]+)`", last.partition("| without this rule |")[2].partition("\n\n")[0])
+    assert sorted(rules) == sorted(field.name for field in fields(Rules))
 
 
 def test_each_section_that_the_code_refers_to_exists() -> None:
