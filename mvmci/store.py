@@ -44,7 +44,6 @@ class Journals(Protocol):
         queue: str,
         data: bytes,
         *,
-        message_id: str,
         expect: int,
         may_delay: bool = False,
     ) -> int:

@@ -17,14 +17,13 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
-from mvmci.roles.broker import serve
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.memory import Memory
 from mvmci.stores.nats import open_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from tests.harness.broker import ensure
+from tests.harness.broker import ensure, serve
 from tests.harness.docker import Docker, find_docker
 from tests.harness.places import ZIPAPP, guest_path, need
 from tests.harness.program import Mvmci

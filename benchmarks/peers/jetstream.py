@@ -14,7 +14,7 @@ from pathlib import Path
 import nats
 from nats.js.api import StreamConfig
 
-from mvmci.roles.broker import Broker
+from tests.harness.broker import Broker
 
 IN_FLIGHT = 64
 PAYLOAD = b"x" * 300

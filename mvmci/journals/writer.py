@@ -11,9 +11,8 @@ there, or land later. So nothing but the journal tells what was written (PROTOCO
        +-- stored ----------------+
        +-- refused, no answer --> read on from the tail
 
-The answer of an append is believed only where it names the sequence. A message that is tried again keeps
-its id, and at most one of its tries can fit: each that follows expects a tail behind which the ones
-before it would be refused.
+A message that is tried again keeps its id, and of its tries one at most can land: each expects the tail
+of the one before, or a later one behind which that can no longer land.
 """
 
 from __future__ import annotations
@@ -100,7 +99,6 @@ class Writer:
             kind_of(records),
             self._queue,
             data,
-            message_id=message_id,
             expect=self.journal.tail,
             # A short job without effects: should its holder die meanwhile, it runs again.
             may_delay=isinstance(records[0], Lease) and isinstance(records[-1], Done),

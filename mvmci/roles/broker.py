@@ -1,9 +1,9 @@
 """The broker: a nats-server with JetStream on this machine, whose every acknowledged write is synced.
 
-Finds the server that came with mvmci, writes its configuration, starts it or becomes it, and checks
-what it is. A broker of a cluster has an operator: it takes nobody without a credential, and speaks TLS
-as soon as it listens beyond the loopback. One without a guard is for tests; it listens on the loopback
-alone. None has another listener: no monitoring where an account can be asked, no websocket, no MQTT.
+Finds the server that came with mvmci, writes its configuration, becomes it, and checks what a server is.
+A broker of a cluster has an operator: it takes nobody without a credential, and speaks TLS as soon as it
+listens beyond the loopback. One without a guard is for tests; it listens on the loopback alone. None has
+another listener: no monitoring where an account can be asked, no websocket, no MQTT.
 
     <cluster>/broker/nats.conf         made at every start of what `up` gave it
     <cluster>/broker/nats.log          what the server says
@@ -13,13 +13,10 @@ alone. None has another listener: no monitoring where an account can be asked, n
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,13 +26,8 @@ from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Gu
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system.files import write_private
-from mvmci.system.linux import dying_with_us
 from mvmci.system.ports import check_port, is_loopback
 
-START_S = 10.0
-LOOK_EVERY_S = 0.01
-STOP_S = 10.0
-MONITOR_S = 5.0
 MEMORY_BYTES = 256 << 20
 LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 FOLDER = "broker"
@@ -161,77 +153,6 @@ def read_ports(folder: Path, pid: int) -> dict[str, list[str]]:
         return {}
 
 
-@dataclass
-class Broker:
-    """A server that this process starts, and its folder. `url` is where it answers, once it was started.
-
-    Its port then stays. Without a guard it must sync; with one, `check_broker` tells.
-    """
-
-    folder: Path
-    settings: BrokerSettings = field(default_factory=BrokerSettings)
-    guard: Guard | None = None
-    url: str = ""
-    process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """Start the server and wait until it answers. Raises StoreUnavailable, Usage."""
-        config = prepare(self.folder, self.settings, self.guard)
-        with open(self.folder / "nats.log", "ab") as log:  # noqa: ASYNC230 (a local file)
-            self.process = await asyncio.create_subprocess_exec(
-                find_server(), "-c", config, stdout=log, stderr=log, preexec_fn=dying_with_us()
-            )
-        try:
-            ports = await self._ports(self.process)
-            self.url = ports["nats"][0]
-            port = int(self.url.rpartition(":")[2])
-            self.settings = msgspec.structs.replace(self.settings, port=port)
-            if self.guard is None:
-                await asyncio.to_thread(_check_monitor, ports["monitoring"][0])
-        except BaseException:
-            await self.kill()
-            raise
-
-    async def stop(self) -> None:
-        """Ask it to end; after `STOP_S` make it."""
-        if self.process is None or self.process.returncode is not None:
-            return
-        self.process.terminate()
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self.process.wait()
-        except TimeoutError:
-            await self.kill()
-
-    async def kill(self) -> None:
-        """Kill -9, and wait for the end."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()
-            await self.process.wait()
-
-    async def _ports(self, process: asyncio.subprocess.Process) -> dict[str, list[str]]:
-        """Where it listens, as it wrote down once it did."""
-        for _ in range(int(START_S / LOOK_EVERY_S)):
-            if process.returncode is not None:
-                break
-            ports = read_ports(self.folder, process.pid)
-            if ports:
-                return ports
-            await asyncio.sleep(LOOK_EVERY_S)
-        raise StoreUnavailable("nats-server did not start", hint=f"{self.folder / 'nats.log'} says why")
-
-
-@contextlib.asynccontextmanager
-async def serve(folder: Path) -> AsyncIterator[str]:
-    """A broker that keeps its data in `folder`, for as long as the block lasts; its URL."""
-    broker = Broker(folder)
-    await broker.start()
-    try:
-        yield broker.url
-    finally:
-        await broker.stop()
-
-
 async def check_broker(login: Login, system: Login | None = None, *, synced: bool = True) -> list[str]:
     """See that the broker of `login` can carry a cluster; sentences about what cannot be seen.
 
@@ -256,7 +177,7 @@ async def check_broker(login: Login, system: Login | None = None, *, synced: boo
     from mvmci.trust.permissions import VARZ
 
     told = msgspec.json.decode(await _ask(system, VARZ), type=dict[str, Any])
-    _check_sync(told.get("data", {}))
+    check_sync(told.get("data", {}))
     return []
 
 
@@ -271,23 +192,7 @@ async def _ask(login: Login, subject: str) -> bytes:
         await link.close()
 
 
-def _check_monitor(monitor: str) -> None:
-    """Ask an unguarded server whether it syncs. Raises StoreUnavailable."""
-    import http.client
-
-    host, _, port = monitor.removeprefix("http://").partition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=MONITOR_S)
-    try:
-        connection.request("GET", "/varz")
-        told = json.loads(connection.getresponse().read())
-    except (OSError, ValueError) as error:
-        raise StoreUnavailable(f"nats-server does not tell about itself at {monitor}") from error
-    finally:
-        connection.close()
-    _check_sync(told)
-
-
-def _check_sync(told: dict[str, Any]) -> None:
+def check_sync(told: dict[str, Any]) -> None:
     """Raises StoreUnavailable when a server that told this would lose acknowledged writes."""
     if told.get("jetstream", {}).get("config", {}).get("sync_always") is not True:
         raise StoreUnavailable(

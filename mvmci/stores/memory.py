@@ -219,11 +219,10 @@ class _Journals:
         queue: str,
         data: bytes,
         *,
-        message_id: str,
         expect: int,
         may_delay: bool = False,
     ) -> int:
-        del message_id, may_delay  # the id stands in the message; nothing here can land late, or together
+        del may_delay  # nothing here can land late, or together
         assert len(data) <= MESSAGE_BYTES_MAX
         await asyncio.to_thread(self._blobs.sync)  # what the message names is on disk before it
         await asyncio.to_thread(self._files.of(job).append, [data], expect=expect, sync=True)

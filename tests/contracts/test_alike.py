@@ -60,7 +60,7 @@ class Player:
         expect = known[max(len(known) - 1 - back, 0)] if back >= 0 else 10**9
         text = data.hex().encode()
         try:
-            seq = await self.store.journals.append(job, kind, queue, text, message_id="m", expect=expect)
+            seq = await self.store.journals.append(job, kind, queue, text, expect=expect)
         except Conflict:
             return "conflict"
         self.seqs.setdefault(job, []).append(seq)

@@ -20,7 +20,7 @@ from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import EXIT_USAGE, StoreUnavailable, TicketRefused, Usage
 from mvmci.roles import broker
-from mvmci.roles.broker import Broker, check_broker, configuration, serve
+from mvmci.roles.broker import check_broker, configuration
 from mvmci.stores.nats import remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
@@ -28,7 +28,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.system.ports import check_port, free_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
-from tests.harness.broker import ensure
+from tests.harness.broker import Broker, ensure, serve
 from tests.harness.places import ROOT
 from tests.harness.waiting import LONG_S
 
@@ -37,7 +37,7 @@ OPEN_BATCHES = 60  # more than the server holds for a stream
 STARTS_ONE = """
 import asyncio, sys
 from pathlib import Path
-from mvmci.roles.broker import serve
+from tests.harness.broker import serve
 
 async def main():
     async with serve(Path(sys.argv[1])) as url:
@@ -78,7 +78,7 @@ async def test_the_broker_ends_with_its_block_and_keeps_its_data(tmp_path: Path)
     async with serve(tmp_path / "broker") as url:
         await ensure(url, "demo", store_bytes=64 << 20)
         store = await open_nats(url, "demo", "u1")
-        await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+        await store.journals.append("a", "spec", "q", b"x", expect=0)
         await store.close()
     assert not await answers(url)
     async with serve(tmp_path / "broker") as url:
@@ -97,7 +97,7 @@ async def test_a_stream_whose_folder_the_server_could_not_make_is_made_again(tmp
     async with serve(tmp_path / "broker") as url:
         await ensure(url, "demo", store_bytes=64 << 20)
         store = await open_nats(url, "demo", "u1")
-        await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+        await store.journals.append("a", "spec", "q", b"x", expect=0)
         await store.close()
 
 
@@ -147,10 +147,7 @@ async def test_appends_go_out_plainly_when_too_many_batches_are_open(broker_url:
         headers = {"Nats-Batch-Id": f"b{number}", "Nats-Batch-Sequence": "1"}
         await hog.publish(Layout(cluster).message(f"hog{number}", "spec", "q"), b"x", headers=headers)
     await hog.api("INFO")  # they have arrived
-    writes = [
-        store.journals.append(f"j{i}", "spec", "q", b"x", message_id="m", expect=0)
-        for i in range(4 * BATCH_MIN)
-    ]
+    writes = [store.journals.append(f"j{i}", "spec", "q", b"x", expect=0) for i in range(4 * BATCH_MIN)]
     assert len(set(await asyncio.gather(*writes))) == 4 * BATCH_MIN
     await hog.close()
     await store.close()

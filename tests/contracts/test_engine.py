@@ -91,7 +91,7 @@ async def cancel(store: Store, job: str) -> None:
     """What a client does: one more message, by compare-and-set."""
     journal = await load(store, job)
     data = journal.encode([Cancel(at=1, by="me")], "cancel")
-    await store.journals.append(job, "cancel", "default", data, message_id="cancel", expect=journal.tail)
+    await store.journals.append(job, "cancel", "default", data, expect=journal.tail)
 
 
 def has_result(records: Sequence[AnyRecord], index: int) -> bool:
@@ -306,7 +306,7 @@ async def test_a_workflow_that_asks_for_something_else_than_its_journal_says_is_
     for number, records in enumerate([[spec], journal.records[1:]], 1):
         data = copy.encode(records, f"m{number}")
         kind = "spec" if number == 1 else "run"
-        await forge.journals.append("j", kind, "default", data, message_id="", expect=copy.tail)
+        await forge.journals.append("j", kind, "default", data, expect=copy.tail)
         copy.absorb(await forge.journals.read("j", copy.tail))
     assert (await make(forge).run("j")).kind == "ended"
     name, reason = status((await load(forge, "j")).state)

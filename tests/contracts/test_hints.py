@@ -21,7 +21,7 @@ def hint_lapse_s() -> float:
 
 
 async def submit(store: Store, job: str, queue: str = "q") -> None:
-    await store.journals.append(job, "spec", queue, b"spec", message_id="m", expect=0)
+    await store.journals.append(job, "spec", queue, b"spec", expect=0)
 
 
 async def pull(store: Store, queue: str = "q") -> Delivery:
@@ -52,8 +52,8 @@ async def test_a_new_spec_is_a_fresh_hint(store: Store) -> None:
 
 
 async def test_only_a_spec_is_a_hint(store: Store) -> None:
-    seq = await store.journals.append("a", "run", "q", b"x", message_id="m", expect=0)
-    await store.journals.append("a", "done", "q", b"x", message_id="m", expect=seq)
+    seq = await store.journals.append("a", "run", "q", b"x", expect=0)
+    await store.journals.append("a", "done", "q", b"x", expect=seq)
     assert await nothing_comes(store)
 
 

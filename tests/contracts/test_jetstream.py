@@ -12,7 +12,6 @@ import pytest
 
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Lease, MessageKind
-from mvmci.roles.broker import Broker
 from mvmci.store import GONE_S, Chunk, Store
 from mvmci.stores.nats import open_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
@@ -20,7 +19,7 @@ from mvmci.stores.nats.link import Link, Stored
 from mvmci.stores.nats.parser import Incoming
 from mvmci.stores.nats.presence import NatsPresence
 from tests.conftest import open_nats
-from tests.harness.broker import ensure
+from tests.harness.broker import Broker, ensure
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import LONG_S, until_true
 
@@ -83,7 +82,7 @@ async def fall_silent(store: Store) -> None:
 
 async def test_streams_are_made_once_and_again_for_free(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
-    await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+    await store.journals.append("a", "spec", "q", b"x", expect=0)
     await ensure(broker.url, CLUSTER, store_bytes=STORE)
     assert len(await store.journals.read("a")) == 1
     await store.close()
@@ -103,7 +102,7 @@ async def test_no_broker_is_one_sentence() -> None:
 async def test_an_acknowledged_append_survives_kill_9(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
     seqs = await asyncio.gather(
-        *(store.journals.append(f"j{i}", "spec", "q", b"x", message_id="m", expect=0) for i in range(100))
+        *(store.journals.append(f"j{i}", "spec", "q", b"x", expect=0) for i in range(100))
     )
     await restart(broker)
     for i, seq in enumerate(seqs):
@@ -141,12 +140,12 @@ async def test_a_follower_goes_on_after_a_restart_without_gap_or_repetition(brok
 async def test_a_follower_of_a_journal_goes_on_after_a_restart(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
     follower = store.journals.follow("a")
-    first = await store.journals.append("a", "spec", "q", b"1", message_id="m", expect=0)
+    first = await store.journals.append("a", "spec", "q", b"1", expect=0)
     assert (await anext(follower)).data == b"1"
     waiting = asyncio.ensure_future(anext(follower))
     await asyncio.sleep(0.1)
     await restart(broker)
-    await store.journals.append("a", "run", "q", b"2", message_id="m", expect=first)
+    await store.journals.append("a", "run", "q", b"2", expect=first)
     async with asyncio.timeout(LONG_S):
         assert (await waiting).data == b"2"
     await follower.aclose()
@@ -160,7 +159,7 @@ async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Br
 
     async def fill() -> None:
         for i in range(20):
-            await store.journals.append(f"j{i}", "spec", "q", data, message_id="m", expect=0)
+            await store.journals.append(f"j{i}", "spec", "q", data, expect=0)
 
     with pytest.raises(StoreFull):
         await fill()
@@ -170,7 +169,7 @@ async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Br
     await link.open()
     await link.api("STREAM.PURGE.small-JOBS", filter=Layout("small").journal("j0"))
     await link.close()
-    await store.journals.append("late", "spec", "q", data, message_id="m", expect=0)
+    await store.journals.append("late", "spec", "q", data, expect=0)
     await store.close()
 
 
@@ -186,14 +185,14 @@ async def test_the_last_part_of_the_journals_is_kept_for_jobs_that_were_accepted
     async def fill() -> None:
         for number in range(200):
             job = f"j{number}"
-            jobs.append((job, await store.journals.append(job, "spec", "q", data, message_id="m", expect=0)))
+            jobs.append((job, await store.journals.append(job, "spec", "q", data, expect=0)))
 
     with pytest.raises(StoreFull, match="90 %"):
         await fill()
     room = Layout("small").streams(16 << 20)[0]["max_bytes"]
     assert len(jobs) * len(data) < room
     for job, seq in jobs[:5]:
-        await store.journals.append(job, "done", "q", data, message_id="m", expect=seq)
+        await store.journals.append(job, "done", "q", data, expect=seq)
     await store.close()
 
 
@@ -447,9 +446,7 @@ async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Bro
     written = [0]
     for number in range(300):
         kind: MessageKind = "run" if number else "spec"
-        written.append(
-            await journals.append("a", kind, "q", b"x" * 300, message_id=f"m{number}", expect=written[-1])
-        )
+        written.append(await journals.append("a", kind, "q", b"x" * 300, expect=written[-1]))
 
     async def echo(subject: str, data: bytes) -> bytes:
         return data
@@ -541,7 +538,7 @@ async def test_a_follower_of_many_quick_messages_waits_for_none_that_was_only_no
 async def test_closing_leaves_no_task_behind(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
     await store.hints.pull("q", wait_s=0.05)
-    await store.journals.append("a", "spec", "q", b"x", message_id="m", expect=0)
+    await store.journals.append("a", "spec", "q", b"x", expect=0)
     await broker.kill()
     async with asyncio.timeout(LONG_S):
         await store.close()

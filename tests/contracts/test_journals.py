@@ -15,7 +15,7 @@ from tests.conftest import OpenStore
 async def append(
     store: Store, job: str, data: bytes, expect: int, kind: str = "run", queue: str = "q"
 ) -> int:
-    return await store.journals.append(job, kind, queue, data, message_id="m", expect=expect)
+    return await store.journals.append(job, kind, queue, data, expect=expect)
 
 
 async def contents(store: Store, job: str, after: int = 0) -> list[bytes]:

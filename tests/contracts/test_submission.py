@@ -60,7 +60,7 @@ async def test_the_tombstone_of_a_job_keeps_its_id(place: Place, store: Store) -
         pytest.skip("only a cluster forgets jobs: elsewhere a first message that is no spec is corrupt")
     await submit(store, spec("other"))  # the sequence is the stream's: what was purged stood before
     ended = Journal("j").encode([lease(), Done(at=1, status="succeeded")], "m")
-    await store.journals.append("j", "done", "default", ended, message_id="m", expect=0)
+    await store.journals.append("j", "done", "default", ended, expect=0)
     with pytest.raises(IdTaken, match="has already ended"):
         await submit(store, spec())
 
@@ -84,9 +84,7 @@ async def write(store: Store, journal: Journal, *records: AnyRecord) -> None:
     """Append `records` as a holder would."""
     message_id = secrets.token_hex(4)
     data = journal.encode(records, message_id)
-    seq = await store.journals.append(
-        journal.job, kind_of(records), "default", data, message_id=message_id, expect=journal.tail
-    )
+    seq = await store.journals.append(journal.job, kind_of(records), "default", data, expect=journal.tail)
     journal.absorb([Entry(seq=seq, data=data)])
 
 

@@ -36,11 +36,10 @@ from mvmci.jobs.journal import (
 from mvmci.journals import writer
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
-from mvmci.roles.broker import Broker
 from mvmci.store import Chunk, Store
 from mvmci.stores.memory import Memory
 from tests.conftest import Place, open_nats
-from tests.harness.broker import ensure
+from tests.harness.broker import Broker, ensure
 from tests.harness.waiting import LONG_S
 
 JOB = "job"
@@ -60,15 +59,15 @@ class FaultyJournals:
     store: Store
     plan: Plan
     attempts: int = 0
-    late: list[tuple[MessageKind, bytes, str, int]] = field(default_factory=list)
+    late: list[tuple[MessageKind, bytes, int]] = field(default_factory=list)
     answered: list[bytes] = field(default_factory=list)  # messages whose writer heard that they are on disk
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
         """Late writes land after the reader has looked."""
         entries = await self.store.journals.read(job, after)
-        for kind, data, message_id, expect in self.late:
+        for kind, data, expect in self.late:
             try:
-                await self.store.journals.append(job, kind, "q", data, message_id=message_id, expect=expect)
+                await self.store.journals.append(job, kind, "q", data, expect=expect)
             except Conflict:
                 pass
         self.late.clear()
@@ -81,7 +80,6 @@ class FaultyJournals:
         queue: str,
         data: bytes,
         *,
-        message_id: str,
         expect: int,
         may_delay: bool = False,
     ) -> int:
@@ -96,9 +94,9 @@ class FaultyJournals:
         if fault == "dropped":
             raise NoAnswer("dropped")
         if fault == "late":
-            self.late.append((kind, data, message_id, expect))
+            self.late.append((kind, data, expect))
             raise NoAnswer("late")
-        seq = await self.store.journals.append(job, kind, queue, data, message_id=message_id, expect=expect)
+        seq = await self.store.journals.append(job, kind, queue, data, expect=expect)
         if fault == "lost":
             raise NoAnswer("lost")
         self.answered.append(data)
@@ -166,9 +164,7 @@ async def write_as_other(store: Store, *records: AnyRecord) -> None:
     if journal.state.ended:
         return
     data = journal.encode(records, f"other-{journal.tail}")
-    await store.journals.append(
-        JOB, kind_of(records), "q", data, message_id=f"other-{journal.tail}", expect=journal.tail
-    )
+    await store.journals.append(JOB, kind_of(records), "q", data, expect=journal.tail)
 
 
 async def script(run: Holder) -> str:
@@ -519,7 +515,7 @@ async def test_a_broker_killed_in_the_middle_loses_nothing_that_it_acknowledged(
         journal.absorb(
             [
                 Entry(
-                    seq=await store.journals.append(job, "spec", "q", data, message_id="s", expect=0),
+                    seq=await store.journals.append(job, "spec", "q", data, expect=0),
                     data=data,
                 )
             ]

@@ -85,7 +85,6 @@ class Mortal:
         queue: str,
         data: bytes,
         *,
-        message_id: str,
         expect: int,
         may_delay: bool = False,
     ) -> int:
@@ -94,7 +93,7 @@ class Mortal:
         here = self._where(self._appends, msgspec.json.decode(data, type=_Records).records)
         if here and self._when == "before":
             self._die()
-        seq = await self._inner.append(job, kind, queue, data, message_id=message_id, expect=expect)
+        seq = await self._inner.append(job, kind, queue, data, expect=expect)
         if here:
             self._die()
         self._live()

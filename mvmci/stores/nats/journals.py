@@ -67,11 +67,9 @@ class NatsJournals:
         queue: str,
         data: bytes,
         *,
-        message_id: str,
         expect: int,
         may_delay: bool = False,
     ) -> int:
-        del message_id  # it stands in the message
         assert len(data) <= MESSAGE_BYTES_MAX
         subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
         append = Append(job, subject, subtree, data, expect, may_delay)

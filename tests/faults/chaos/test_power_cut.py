@@ -19,13 +19,12 @@ from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Spec
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
-from mvmci.roles import broker
-from mvmci.roles.broker import Broker
 from mvmci.store import Store
 from tests.conftest import open_nats
 from tests.faults.chaos import disk
 from tests.faults.chaos.disk import Disk, mounted, new_disk
-from tests.harness.broker import ensure
+from tests.harness import broker
+from tests.harness.broker import Broker, ensure
 from tests.harness.places import need
 from tests.harness.waiting import LONG_S
 
@@ -195,7 +194,7 @@ async def test_an_acknowledged_submit_survives_a_power_cut_twenty_times_out_of_t
 async def test_with_relaxed_durability_the_same_power_cut_loses_acknowledged_submits(
     old_disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(broker, "_check_monitor", lambda _: None)  # it would refuse such a broker
+    monkeypatch.setattr(broker, "check_monitor", lambda _: None)  # it would refuse such a broker
     settings = BrokerSettings(store_bytes=2 * STORE_BYTES, synced=False)
     image = tmp_path / "copy.img"
     async with loaded(old_disk, settings) as (server, load):

@@ -98,9 +98,7 @@ async def append(cluster: Cluster, job: str, *records: AnyRecord) -> None:
     message_id = secrets.token_hex(4)
     data = journal.encode(records, message_id)
     kind: MessageKind = "cancel" if isinstance(records[-1], Cancel) else "run"
-    await cluster.store.journals.append(
-        job, kind, "default", data, message_id=message_id, expect=journal.tail
-    )
+    await cluster.store.journals.append(job, kind, "default", data, expect=journal.tail)
 
 
 async def test_a_job_whose_hint_was_taken_by_somebody_who_died_is_run(

@@ -53,7 +53,7 @@ async def end(client: Cluster, job: str, **more: str | None) -> Spec:
     lease = Lease(at=NOW_MS, epoch=1, unit="u", incarnation="i", run="r", why="first")
     journal = await load(client.store, job)
     data = journal.encode([lease, Done(at=NOW_MS, status="succeeded")], "m")
-    await client.store.journals.append(job, "done", "default", data, message_id="m", expect=journal.tail)
+    await client.store.journals.append(job, "done", "default", data, expect=journal.tail)
     return submitted
 
 

@@ -12,14 +12,13 @@ import pytest
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, UnitRole
-from mvmci.roles.broker import Broker
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.link import Link
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import make_ticket
-from tests.harness.broker import ensure
+from tests.harness.broker import Broker, ensure
 from tests.harness.waiting import LONG_S
 
 CLUSTER = "demo"

@@ -323,7 +323,7 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
     worker = await world.open(identity)
     store = worker.store
     blob = await client.store.blobs.put(b"module")
-    seq = await client.store.journals.append("j1", "spec", "default", b"spec", message_id="m", expect=0)
+    seq = await client.store.journals.append("j1", "spec", "default", b"spec", expect=0)
 
     hint = await store.hints.pull("default", wait_s=LONG_S)
     assert hint is not None and hint.job == "j1"
@@ -334,12 +334,9 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
     assert await store.blobs.get(blob) == b"module"
     lease = Lease(at=1, epoch=1, unit="u", incarnation="i", run="r", why="first")
     assert await store.presence.live("j1", lease)
-    seq = await store.journals.append("j1", "run", "default", b"run", message_id="m", expect=seq)
+    seq = await store.journals.append("j1", "run", "default", b"run", expect=seq)
     await asyncio.gather(
-        *(
-            store.journals.append(f"b{number}", "run", "default", b"x", message_id="m", expect=0)
-            for number in range(20)
-        )
+        *(store.journals.append(f"b{number}", "run", "default", b"x", expect=0) for number in range(20))
     )  # as an atomic batch
     await store.logs.append("j1", "default", [Chunk(attempt=0, number=0, stream="stdout", data=b"x", at=1)])
     (tmp_path / "artifact").write_bytes(b"a" * 300_000)
@@ -351,7 +348,7 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
     await store.hints.ready("default", "j1")
     again = await store.hints.pull("default", wait_s=LONG_S)
     assert again is not None
-    await store.journals.append("j1", "done", "default", b"done", message_id="m", expect=seq)
+    await store.journals.append("j1", "done", "default", b"done", expect=seq)
     await hint.ack()
     await again.redeliver(0)
     await store.presence.remove_job("j1")
@@ -367,13 +364,10 @@ async def test_a_worker_can_do_all_of_its_work(world: World, tmp_path: Path, vio
 async def test_a_client_can_do_all_of_its_work(world: World, violations: list[str]) -> None:
     client = await world.open(world.unit("laptop", "client"), announce=False)
     store = client.store
-    await store.journals.append("j1", "spec", "other", b"spec", message_id="m", expect=0)
-    await store.journals.append("j1", "cancel", "other", b"cancel", message_id="m", expect=1)
+    await store.journals.append("j1", "spec", "other", b"spec", expect=0)
+    await store.journals.append("j1", "cancel", "other", b"cancel", expect=1)
     await asyncio.gather(
-        *(
-            store.journals.append(f"b{number}", "spec", "default", b"x", message_id="m", expect=0)
-            for number in range(20)
-        )
+        *(store.journals.append(f"b{number}", "spec", "default", b"x", expect=0) for number in range(20))
     )
     assert len([job async for job in store.journals.jobs()]) == 21
     assert len([entry async for _, entry in store.journals.all()]) == 22
