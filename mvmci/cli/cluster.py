@@ -17,10 +17,8 @@ import msgspec
 
 from mvmci.cli.options import (
     Duration,
-    client_of,
     cluster_option,
     examples,
-    find_cluster,
     json_option,
     make_state,
     option,
@@ -28,6 +26,7 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
+from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
     from mvmci.cluster.changes import Action
@@ -107,6 +106,7 @@ async def _up(
 async def _all_ready(plan: Plan, as_json: bool) -> bool:
     """Say that there is nothing to do, where that is so."""
     from mvmci.deploy.operate import look
+    from mvmci.trust.client import client_of
 
     state = plan.state
     try:
@@ -144,6 +144,7 @@ async def _foreground(up: Up, state: ClusterState, view: _View, as_json: bool) -
 async def _watch(state: ClusterState, view: _View) -> None:
     """Show how the units are, until none of them is kept running any more."""
     from mvmci.deploy.operate import look
+    from mvmci.trust.client import client_of
 
     ended = asyncio.create_task(_until_none(state))
     try:
@@ -316,6 +317,7 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     """The units of a cluster, those that joined by hand too, and how they are."""
     from mvmci.deploy.operate import look
     from mvmci.deploy.state import ClusterState
+    from mvmci.trust.client import client_of
 
     found = ClusterState(state, find_cluster(state, cluster))
     roster = run_async(look(found, lambda: client_of(found.folder)))

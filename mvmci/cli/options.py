@@ -9,7 +9,7 @@ import functools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,23 +17,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mvmci.config.quantity import parse_duration, parse_size
-from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import Usage
+from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
     from asyncio import AbstractEventLoop
 
-    from mvmci.cluster.identity import Identity
     from mvmci.store import Store
-    from mvmci.stores.nats.link import Link
 
 T = TypeVar("T")
 R = TypeVar("R")
 LOCAL_UNIT = "run"
 LOCAL_FOLDER = "_local"  # the store of `run`
 HOST_FOLDER = "_host"  # slots and compiled code of this machine
-CLIENT = "client.json"  # in a cluster's folder: an Identity of role client
-RENEW_S = 2.0  # for so long a verb waits for a newer credential, while the old one is still good
-RENEW_LOOK_S = 60.0
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -111,35 +107,6 @@ def complete_access(ctx: click.Context, param: click.Parameter, incomplete: str)
 id_argument = click.argument("job", metavar="ID", shell_complete=complete_id)
 
 
-def find_cluster(state: Path, name: str | None) -> str:
-    """The cluster that is meant: `name`, or the only one that this machine knows.
-
-    Raises StoreUnavailable where there is none, Usage where there are several.
-    """
-    from mvmci.jobs.job import check_id
-
-    if name is not None:
-        check_id(name, "cluster name")
-    known = sorted(
-        path.name
-        for path in (state.iterdir() if state.is_dir() else ())
-        if not path.name.startswith("_") and any((path / part).exists() for part in KNOWN_BY)
-    )
-    if name in known or (name is None and len(known) == 1):
-        return name or known[0]
-    if known and name is None:
-        raise Usage(f"several clusters are known here: {', '.join(known)}", hint="name one with --cluster")
-    others = f"; known are {', '.join(known)}" if known else ""
-    raise StoreUnavailable(
-        f"the cluster {name} is not known here{others}" if name else "no cluster is known here",
-        hint="`mvmci up` starts one, `mvmci login @ticket` makes this machine a client of one; "
-        "--local is for jobs of `mvmci run` on this machine",
-    )
-
-
-KNOWN_BY = (CLIENT, "keys", "units")
-
-
 @dataclass(frozen=True)
 class Location:
     """Where a verb looks for jobs: a cluster, or with `local` the store of `run`."""
@@ -167,8 +134,10 @@ class Location:
             finally:
                 await store.close()
             return
-        async with _joined(self.state / find_cluster(self.state, self.cluster)) as store:
-            yield store
+        from mvmci.trust.client import open_client
+
+        async with open_client(self.state / find_cluster(self.state, self.cluster)) as cluster:
+            yield cluster.store
 
 
 def place_options(verb: Callable[..., int]) -> Callable[..., int]:
@@ -197,106 +166,6 @@ def make_state(state: Path) -> None:
             f"the state directory {state} cannot be made: {error.strerror}",
             hint="name another one with --state DIR or MVMCI_STATE",
         ) from None
-
-
-@asynccontextmanager
-async def _joined(folder: Path) -> AsyncIterator[Store]:
-    """The store of a cluster, for a client: it is no member, and only looks who is."""
-    import asyncio
-
-    from mvmci.stores import open_cluster
-
-    identity = client_of(folder)
-    cluster = await open_cluster(identity, announce=False)
-    keeping = None
-    try:
-        if identity.login.jwt:
-            await _renew(cluster.link, folder / CLIENT)
-            keeping = asyncio.create_task(_renew_always(cluster.link, folder / CLIENT), name="renew")
-        yield cluster.store
-    finally:
-        if keeping is not None:
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-        await cluster.close()
-
-
-async def _renew_always(link: Link, path: Path) -> None:
-    """A verb may wait for longer than a token lives."""
-    import asyncio
-
-    while True:
-        await asyncio.sleep(RENEW_LOOK_S)
-        await _renew(link, path)
-
-
-async def _renew(link: Link, path: Path) -> None:
-    """Get a newer token if that is due; the broker asks for it when the old one's time is up.
-
-    Who cannot get one now goes on with what there is.
-    """
-    import asyncio
-    import time
-
-    from mvmci.trust.authority import read_identity
-    from mvmci.trust.enrol.client import is_due, renew
-
-    identity = read_identity(path)
-    if identity is None or not is_due(identity, time.time()):
-        return
-    with suppress(MvmciError, TimeoutError):
-        async with asyncio.timeout(RENEW_S):
-            link.login = (await renew(link, identity, path)).login
-
-
-def client_of(folder: Path) -> Identity:
-    """Who this machine is to the cluster: what its keys make of it, else what `login` left.
-
-    Raises TicketRefused, StoreUnavailable, Usage.
-    """
-    from mvmci.cluster.identity import Identity
-
-    if (folder / "keys").is_dir():
-        made = _made_here(folder)
-        if made is not None:
-            return made
-    found = _read(folder / CLIENT, Identity)
-    if found is None:
-        raise TicketRefused(
-            f"this machine is no client of {folder.name}", hint="`mvmci login @ticket` makes it one"
-        )
-    return found
-
-
-def _made_here(folder: Path) -> Identity | None:
-    """The client that the keys of this machine make; None before `up` has laid down its broker."""
-    import secrets
-
-    import msgspec
-
-    from mvmci.cluster.identity import Login
-    from mvmci.trust.authority import Authority, read_identity
-
-    facts = _read(folder / "cluster.json", dict)
-    if facts is None:
-        return None
-    there = read_identity(folder / CLIENT)
-    unit = there.unit if there is not None else f"client-{secrets.token_hex(4)}"
-    base = msgspec.convert(facts["login"], Login)
-    return Authority.load(folder).identity(unit, "client", (), base, folder / CLIENT)
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    """What a file of JSON says; None if there is none. Raises Usage."""
-    import msgspec
-
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise Usage(f"{path} cannot be read: {why}", hint="remove it, and `up` or log in again") from None
 
 
 EXIT_PIPE = 141

@@ -18,11 +18,9 @@ import click
 import msgspec
 
 from mvmci.cli.options import (
-    CLIENT,
     Duration,
     cluster_option,
     examples,
-    find_cluster,
     json_option,
     make_state,
     option,
@@ -33,6 +31,7 @@ from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, e
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
+from mvmci.trust.known import CLIENT, find_cluster
 
 if TYPE_CHECKING:
     from mvmci.deploy.state import Facts

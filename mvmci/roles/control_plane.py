@@ -12,20 +12,26 @@ again as soon as it has read the streams.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import msgspec
 
 from mvmci.errors import StoreUnavailable
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
+from mvmci.roles.unit import Role, UnitOptions, describe, read_settings, run_unit
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
+from mvmci.trust.enrol.server import EnrolmentServer
+from mvmci.trust.known import find_config, identity_path
+from mvmci.trust.provision import ControlPlaneConfig, make_known, read
 
 LOOK_EVERY_S = 2.0
-SETTINGS_WAIT_S = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +39,6 @@ log = logging.getLogger(__name__)
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-async def read_settings(cluster: Cluster) -> ClusterSettings:
-    """What the cluster is and allows; waited for while nobody has said it. Raises TicketRefused."""
-    while True:
-        try:
-            found = await cluster.config.settings()
-            if found is not None:
-                return found
-        except StoreUnavailable as away:
-            log.info("no settings yet: %s", away.message)
-        await asyncio.sleep(SETTINGS_WAIT_S)
 
 
 class ControlPlane:
@@ -77,7 +71,7 @@ class ControlPlane:
                 self.settings = await read_settings(self.cluster)
                 await self.maintain()
             except StoreUnavailable as away:
-                log.info("not maintaining: %s", away.message)
+                log.info("cannot maintain the streams: %s; will retry", away.message)
             try:
                 async with asyncio.timeout(LOOK_EVERY_S):
                     await self._look.wait()
@@ -108,3 +102,25 @@ class _Unit(msgspec.Struct):
 
 
 _units = msgspec.json.Decoder(_Unit)
+
+
+async def run_control_plane(options: UnitOptions) -> NoReturn:
+    """Be a control plane until cancelled. Raises as `run_unit`, and Usage for what it was given."""
+    name = options.name or "control-plane-1"
+    file = options.config or find_config(options.state, options.cluster, name)
+    given = read(file, ControlPlaneConfig)
+    path = identity_path(options.state, given.cluster, given.unit)
+    open_role = functools.partial(_open_role, given)
+    await run_unit(given.identity(path), path, open_role, grace_ms=options.grace_ms, maintains=True)
+
+
+@asynccontextmanager
+async def _open_role(given: ControlPlaneConfig, cluster: Cluster) -> AsyncIterator[Role]:
+    await make_known(cluster, given)
+    enrolment = EnrolmentServer(cluster, given.authority())
+    await enrolment.start()
+    control = ControlPlane(cluster, clock_ms=cluster.clock.now_ms)
+    try:
+        yield Role(about=describe("control-plane"), run=control.run)
+    finally:
+        await enrolment.close()

@@ -19,14 +19,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
+import msgspec
+
+from mvmci.cluster.identity import Identity
 from mvmci.engine import Engine
+from mvmci.engines import open_remote
 from mvmci.engines.prefetch import AHEAD_MAX, Permit, Prefetch
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
-from mvmci.store import HINT_LAPSE_S, Delivery, Store
+from mvmci.roles.unit import (
+    HostOptions,
+    Role,
+    allowed,
+    describe,
+    join,
+    open_host_engine,
+    read_settings,
+    run_unit,
+)
+from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
+from mvmci.stores.nats import Cluster
 
 PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
@@ -37,6 +55,7 @@ AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is hande
 AWAY_REST_S = 0.5  # for so long it then takes none, or it would be handed that one again
 UNAVAILABLE_PAUSE_S = 0.5
 HAND_BACK_S = 1.0
+SWITCH_S = 30.0  # for jobs to finish in before another engine is used; a grace may be longer
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +167,7 @@ class Worker:
                 raise
             return None  # the pull was called off, not this loop
         except StoreUnavailable as away:
-            log.info("no hints: %s", away.message)
+            log.info("cannot fetch hints: %s; will retry", away.message)
         finally:
             self._pulling.discard(task)
         await asyncio.sleep(UNAVAILABLE_PAUSE_S)
@@ -178,7 +197,7 @@ class Worker:
             else:
                 await hint.redeliver(0)
         except StoreUnavailable as away:
-            log.warning("%s: %s; its hint comes again by itself", hint.job, away.message)
+            log.warning("job %s: %s; the hint will be redelivered", hint.job, away.message)
         finally:
             permit.end()
             await self._store.presence.remove_hint(hint.job)
@@ -192,12 +211,12 @@ class Worker:
         except StoreUnavailable:
             raise
         except EngineAway as away:
-            log.warning("%s: %s; left for another worker", hint.job, away.message)
+            log.warning("job %s: %s; left for another worker", hint.job, away.message)
             await hint.redeliver(AWAY_PAUSE_S)
             self._rest()
             return
         except MvmciError as failure:
-            log.warning("%s: %s; tried again in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
+            log.warning("job %s: %s; will retry in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
             await hint.redeliver(FAILED_PAUSE_S)
             return
         if outcome.kind == "held":
@@ -225,3 +244,62 @@ async def _hand_back(hint: Delivery) -> None:
             await hint.redeliver(0)
     except (TimeoutError, StoreUnavailable):
         pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOptions(HostOptions):
+    """How a worker was started. No `queues` are those of its ticket, or all of the cluster's."""
+
+    queues: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+async def run_worker(options: WorkerOptions) -> NoReturn:
+    """Be a worker until cancelled. Raises as `join` and `run_unit`."""
+    identity, path = await join(options, "worker")
+    open_role = functools.partial(_open_role, identity, options)
+    await run_unit(identity, path, open_role, grace_ms=options.grace_ms)
+
+
+@asynccontextmanager
+async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluster) -> AsyncIterator[Role]:
+    settings = await read_settings(cluster)
+    allow = allowed(settings)
+
+    async def open_engine(settings: ClusterSettings) -> tuple[Engine, str]:
+        """The engine that the cluster wants its workers to use, and its isolation if it is on this host."""
+        if settings.engine == "embedded":
+            return await open_host_engine(cluster, options, lambda: allow)
+        return await open_remote(cluster, settings.engine, options.token), ""
+
+    async def apply_settings(settings: ClusterSettings) -> None:
+        nonlocal allow
+        allow = allowed(settings)
+        if settings.engine != role.about.engine:
+            log.info("switching engine from %s to %s", role.about.engine, settings.engine)
+            await cluster.store.presence.describe(msgspec.structs.replace(role.about, state="draining"))
+            engine, isolation = await open_engine(settings)
+            await worker.switch(engine, within_s=min(SWITCH_S, options.grace_ms / 1000))
+            role.about = msgspec.structs.replace(role.about, engine=settings.engine, isolation=isolation)
+
+    queues = tuple(options.queues or identity.queues or settings.queues)
+    engine, isolation = await open_engine(settings)
+    worker = Worker(cluster.store, engine, queues=queues, slots=options.slots)
+    role = Role(
+        about=describe(
+            "worker",
+            slots=options.slots,
+            queues=queues,
+            labels=options.labels,
+            engine=settings.engine,
+            isolation=isolation,
+        ),
+        run=worker.run,
+        apply_settings=apply_settings,
+        drain=worker.drain,
+        resume=worker.resume,
+    )
+    try:
+        yield role
+    finally:
+        await worker.engine.close()

@@ -1,4 +1,4 @@
-"""Work in threads that a caller who is cancelled does not leave behind.
+"""Tasks in the background, and work in threads, that a caller who is cancelled does not leave behind.
 
 A thread cannot be cancelled. One that is left works on with the descriptors of its caller, whose
 numbers may then mean other files: so the caller goes only once the work has ended, and long loops
@@ -10,13 +10,39 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _local = threading.local()
+
+
+async def cancel(*tasks: asyncio.Future[Any] | None) -> None:
+    """Cancel `tasks` and wait until they have ended, however they did."""
+    there = [task for task in tasks if task is not None]
+    for task in there:
+        task.cancel()
+    await asyncio.gather(*there, return_exceptions=True)
+
+
+class TaskSet:
+    """Tasks of one owner that may end at any time. Nothing else would keep them from being collected."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, T], name: str | None = None) -> asyncio.Task[T]:
+        """Begin `work`."""
+        task = asyncio.create_task(work, name=name)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Cancel those that run, and wait for them."""
+        await cancel(*self.tasks)
 
 
 class Abandoned(Exception):

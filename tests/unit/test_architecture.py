@@ -49,7 +49,7 @@ OWNERS = {
     "cryptography": {"mvmci.system.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},
-    "uvloop": {"mvmci.cli.units"},
+    "uvloop": {"mvmci.roles.unit"},
     "wasmtime": {"mvmci.sandbox.slot"},
     "yaml": {"mvmci.config.strict_yaml"},
 }

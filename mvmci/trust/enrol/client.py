@@ -19,7 +19,6 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +35,7 @@ from mvmci.system import keys
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
 from mvmci.trust.authority import read_identity, write_identity
+from mvmci.trust.known import find_cluster, identity_path
 from mvmci.trust.permissions import inbox
 
 PROTOCOL = 2  # of the messages below and of presence; who speaks another one is told so
@@ -113,11 +113,6 @@ def host_name() -> str:
     return name[:HOST_CHARS_MAX].strip("-") or "host"
 
 
-def identity_path(state: Path, cluster: str, name: str) -> Path:
-    """Where a unit of this machine keeps who it is. `name` is the one that it was started under."""
-    return state / cluster / "units" / name / "identity.json"
-
-
 async def identity_of(
     state: Path,
     cluster: str | None,
@@ -125,7 +120,6 @@ async def identity_of(
     *,
     role: UnitRole,
     join: str | None,
-    find: Callable[[Path, str | None], str],
 ) -> tuple[Identity, Path]:
     """Who a unit is that was started with these options, and where that is kept.
 
@@ -141,7 +135,7 @@ async def identity_of(
         check_role(ticket, role)
         path = identity_path(state, ticket.cluster, name or host_name())
         return await enrol(ticket, path, name=name or ""), path
-    path = identity_path(state, find(state, cluster), name or host_name())
+    path = identity_path(state, find_cluster(state, cluster), name or host_name())
     identity = read_identity(path)
     if identity is None or identity.role != role:
         raise StoreUnavailable(
@@ -311,24 +305,29 @@ async def renew(link: Link, identity: Identity, path: Path) -> Identity:
 
 
 async def renew_always(link: Link, identity: Identity, path: Path) -> None:
-    """Let `link` never be without a good token. The first word also enters a unit of `up` in the registry.
+    """Let `link` never be without a good token, and keep the newest at `path`.
 
-    Ends at once where the login is lent. Raises TicketRefused, VersionsDiffer.
+    A unit asks at once, as that also enters one of `up` in the registry, and connects again with what it
+    gets, which may allow more. A client asks when it is due, and shows the newer token when the broker
+    asks for it. Ends at once where the login is not ours. Raises TicketRefused, VersionsDiffer.
     """
     claims = tokens.peek(identity.login.jwt)
     if claims is None or not claims.tagged("role"):
         return
-    known = False
+    asked = identity.role == "client"
     while True:
-        if not known or is_due(identity, time.time()):
+        if not asked or is_due(identity, time.time()):
             try:
                 renewed = await renew(link, identity, path)
             except StoreUnavailable as away:
-                log.info("the token is not renewed yet: %s", away.message)
+                log.info("cannot renew the credential: %s; will retry", away.message)
                 await asyncio.sleep(RENEW_PAUSE_S)
                 continue
-            known = True
+            asked = True
             if renewed != identity:
                 identity = renewed
-                await link.renew(identity.login)
+                if identity.role == "client":
+                    link.login = identity.login
+                else:
+                    await link.renew(identity.login)
         await asyncio.sleep(RENEW_LOOK_S)

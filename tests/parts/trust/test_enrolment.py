@@ -446,17 +446,14 @@ async def test_a_machine_with_a_ticket_keeps_its_name_from_a_unit_of_up(world: W
 
 
 async def test_a_unit_finds_its_identity_by_its_options(world: World, tmp_path: Path) -> None:
-    def find(state: Path, name: str | None) -> str:
-        return name or CLUSTER
-
     state = world.folder.parent
     identity = world.unit("worker-1", "worker", "default")
-    found, path = await identity_of(state, CLUSTER, "worker-1", role="worker", join=None, find=find)
+    found, path = await identity_of(state, CLUSTER, "worker-1", role="worker", join=None)
     assert found == identity and read_identity(path) == identity
     with pytest.raises(StoreUnavailable, match="no worker worker-2 of cluster demo"):
-        await identity_of(state, None, "worker-2", role="worker", join=None, find=find)
+        await identity_of(state, None, "worker-2", role="worker", join=None)
     with pytest.raises(StoreUnavailable, match="no control-plane worker-1"):
-        await identity_of(state, None, "worker-1", role="control-plane", join=None, find=find)
+        await identity_of(state, None, "worker-1", role="control-plane", join=None)
 
 
 async def test_a_unit_joins_by_the_ticket_file_in_the_environment(
@@ -464,15 +461,12 @@ async def test_a_unit_joins_by_the_ticket_file_in_the_environment(
 ) -> None:
     from mvmci.cluster.identity import encode_ticket
 
-    def find(state: Path, name: str | None) -> str:
-        raise AssertionError("the ticket says which cluster")
-
     await world.control_plane()
     (tmp_path / "ticket").write_text(encode_ticket(await world.ticket("worker", "default")) + "\n")
     monkeypatch.setenv("MVMCI_TICKET_FILE", str(tmp_path / "ticket"))
     state = tmp_path / "there"
-    identity, path = await identity_of(state, None, None, role="worker", join=None, find=find)
+    identity, path = await identity_of(state, None, None, role="worker", join=None)
     assert identity.unit == host_name()
     assert path == state / CLUSTER / "units" / host_name() / "identity.json"
     with pytest.raises(Usage, match="for cluster demo, not for x"):
-        await identity_of(state, "x", None, role="worker", join=f"@{tmp_path / 'ticket'}", find=find)
+        await identity_of(state, "x", None, role="worker", join=f"@{tmp_path / 'ticket'}")

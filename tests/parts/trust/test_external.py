@@ -13,8 +13,9 @@ from mvmci.errors import TicketRefused, Usage
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster, remove
 from mvmci.trust.authority import Authority, read_identity
-from mvmci.trust.enrol.client import enrol, identity_path, renew_always
+from mvmci.trust.enrol.client import enrol, renew_always
 from mvmci.trust.enrol.server import EnrolmentServer
+from mvmci.trust.known import identity_path
 from mvmci.trust.registry import make_ticket, read_units, revoke_ticket, revoke_unit
 from tests.harness.broker import ensure
 

@@ -1,0 +1,279 @@
+"""A unit of a cluster: the life that a worker, an executor and a control plane have in common.
+
+    join       who it is: kept on this machine, or got for a ticket
+    connect    to the broker, which is waited for
+    announce   what it is, in presence
+    run        its role; follow the settings and whether it is to drain; renew its credential
+    stop       drain within the grace, hand back what is left, leave
+
+It runs until it is cancelled, its role fails, or its credential is refused. The first cancellation drains
+it; the second cuts that short, and jobs are handed back as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+
+from mvmci import __version__
+from mvmci.cluster.identity import Identity, UnitRole
+from mvmci.engines import open_embedded
+from mvmci.engines.embedded.engine import Embedded
+from mvmci.errors import StoreUnavailable
+from mvmci.jobs.allow import Allow
+from mvmci.store import About, ClusterSettings
+from mvmci.stores import open_cluster
+from mvmci.stores.cached import CachedBlobs
+from mvmci.stores.nats import Cluster
+from mvmci.system.tasks import cancel
+from mvmci.trust.enrol.client import identity_of, renew_always
+from mvmci.trust.known import identity_path
+from mvmci.trust.provision import MemberConfig, read
+
+JOIN_PAUSE_S = 0.5
+CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
+SETTINGS_WAIT_S = 0.2
+LOOK_EVERY_S = 10.0  # at the settings: a word that they changed may be lost
+READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
+READY_EVERY_S = 2.0
+GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
+CACHE_BYTES = 2 << 30
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitOptions:
+    """How a unit was started: where it keeps who it is, how it comes to be somebody, how it stops.
+
+    `config` is the file that `up` or `render` gave it. Who is `patient` waits for a cluster that is not
+    there yet. A drain lasts `grace_ms` at the most.
+    """
+
+    state: Path
+    cluster: str | None = None
+    name: str | None = None
+    config: Path | None = None
+    join: str | None = None
+    patient: bool = False
+    grace_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostOptions(UnitOptions):
+    """The same of a unit on whose host jobs may run. `root` holds slots, compiled code and blobs."""
+
+    root: Path
+    slots: int
+    min_isolation: str = "process"
+    reuse: bool = True
+    token: str = ""  # that executors ask for over HTTP; empty for none
+
+
+async def _nothing(*_: object) -> None:
+    """What a role does that has no jobs of its own."""
+
+
+@dataclass(kw_only=True)
+class Role:
+    """What a unit does. `about` is what others see of it."""
+
+    about: About
+    run: Callable[[], Coroutine[Any, Any, None]]  # until cancelled
+    apply_settings: Callable[[ClusterSettings], Awaitable[None]] = _nothing  # may change `about`
+    drain: Callable[[], Coroutine[Any, Any, None]] = _nothing  # ends when nothing is in work
+    resume: Callable[[], None] = lambda: None
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """One that spends less on each of many small things than the standard library's."""
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+async def join(options: UnitOptions, role: UnitRole) -> tuple[Identity, Path]:
+    """Who a worker or an executor is, and where that is kept. Raises as `identity_of`."""
+    if options.config is not None:
+        given = read(options.config, MemberConfig)
+        path = identity_path(options.state, given.identity.cluster, given.identity.unit)
+        return given.settled(path), path
+    while True:
+        try:
+            return await identity_of(
+                options.state, options.cluster, options.name, role=role, join=options.join
+            )
+        except StoreUnavailable as away:
+            if not options.patient:
+                raise
+            log.info("%s; will retry", away.message)
+        await asyncio.sleep(JOIN_PAUSE_S)
+
+
+def describe(role: UnitRole, **more: Any) -> About:
+    """What a unit tells of itself; `more` is what its role adds."""
+    return About(role=role, host=socket.gethostname(), pid=os.getpid(), version=__version__, **more)
+
+
+def allowed(settings: ClusterSettings) -> Allow:
+    """What the cluster allows workflows."""
+    return Allow(http=settings.allow_http, exec=settings.allow_exec)
+
+
+async def open_host_engine(
+    cluster: Cluster, options: HostOptions, allow: Callable[[], Allow]
+) -> tuple[Embedded, str]:
+    """An engine of this process, whose blobs are kept on this host, and its isolation."""
+    blobs = CachedBlobs(cluster.store.blobs, options.root / "blobs", bytes_max=CACHE_BYTES)
+    engine = open_embedded(
+        replace(cluster.store, blobs=blobs),
+        options.root,
+        allow=allow,
+        slots=options.slots,
+        min_isolation=options.min_isolation,
+        reuse=options.reuse,
+        notice=log.info,
+        now_ms=cluster.clock.now_ms,
+    )
+    try:
+        return engine, await engine.prepare()
+    except BaseException:
+        await engine.close()
+        raise
+
+
+async def run_unit(
+    identity: Identity,
+    path: Path,
+    open_role: Callable[[Cluster], AbstractAsyncContextManager[Role]],
+    *,
+    grace_ms: int,
+    maintains: bool = False,
+) -> NoReturn:
+    """Be the unit `identity`, which is kept at `path`, until cancelled. Who `maintains` makes the streams.
+
+    Raises TicketRefused when the credential is refused, and what ends the role.
+    """
+    cluster = await connect(identity, maintains=maintains)
+    try:
+        log.info("%s has joined %s", identity.unit, identity.cluster)
+        async with open_role(cluster) as role:
+            await cluster.store.presence.describe(role.about)
+            # What is there before the first job stays: the collector need not look at it time and again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GARBAGE_MIN)
+            await _run_parts(
+                role.run(),
+                watch_config(cluster, role),
+                renew_always(cluster.link, identity, path),
+                _until_refused(cluster),
+                _touch_ready_file(cluster),
+                drain=role.drain,
+                grace_s=grace_ms / 1000,
+            )
+    finally:
+        await cluster.close()
+
+
+async def connect(identity: Identity, *, maintains: bool = False) -> Cluster:
+    """The cluster, waited for while its broker is away. Raises TicketRefused."""
+    pauses = chain(CONNECT_PAUSES_S, repeat(CONNECT_PAUSES_S[-1]))
+    while True:
+        try:
+            return await open_cluster(identity, maintains=maintains)
+        except StoreUnavailable as away:
+            log.info("%s; will retry", away.message)
+        await asyncio.sleep(next(pauses))
+
+
+async def _run_parts(
+    *parts: Coroutine[Any, Any, None], drain: Callable[[], Awaitable[None]], grace_s: float
+) -> NoReturn:
+    """Run `parts` until one fails, which is raised, or until cancelled: then `drain` within the grace."""
+    running = [asyncio.create_task(part) for part in parts]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+        failure = next(found for task in running if task.done() and (found := task.exception()) is not None)
+        while isinstance(failure, BaseExceptionGroup):
+            failure = failure.exceptions[0]
+        raise failure
+    except asyncio.CancelledError:
+        log.info("stopping: draining for at most %.0f s", grace_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await drain()
+        raise
+    finally:
+        await cancel(*running)
+
+
+async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
+    """Follow what the cluster wants and allows, and whether this unit is to drain; tell in presence."""
+    presence = cluster.store.presence
+    drain_key = f"drain.{presence.unit}"
+    changed = asyncio.Event()
+    cluster.link.on_reconnect.append(changed.set)
+    for key in ("settings", drain_key):
+        await cluster.config.watch(key, lambda _: changed.set())
+    draining: asyncio.Task[None] | None = None
+    try:
+        while True:
+            changed.clear()
+            with suppress(StoreUnavailable):
+                await role.apply_settings(await read_settings(cluster))
+                wanted = await cluster.config.get(drain_key) is not None
+                if wanted and draining is None:
+                    log.info("draining: no new jobs until `mvmci drain --undo`")
+                    draining = asyncio.create_task(role.drain(), name="drain")
+                elif not wanted and draining is not None:
+                    await cancel(draining)
+                    draining = None
+                    role.resume()
+                    log.info("taking jobs again")
+                state = "draining" if draining is not None else "ready"
+                await presence.describe(msgspec.structs.replace(role.about, state=state))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await changed.wait()
+    finally:
+        await cancel(draining)
+
+
+async def read_settings(cluster: Cluster) -> ClusterSettings:
+    """What the cluster is and allows; waited for while nobody has said it. Raises TicketRefused."""
+    while True:
+        try:
+            found = await cluster.config.settings()
+            if found is not None:
+                return found
+        except StoreUnavailable as away:
+            log.info("cannot read the settings: %s; will retry", away.message)
+        await asyncio.sleep(SETTINGS_WAIT_S)
+
+
+async def _until_refused(cluster: Cluster) -> NoReturn:
+    await cluster.link.refused.wait()
+    assert cluster.link.failure is not None
+    raise cluster.link.failure
+
+
+async def _touch_ready_file(cluster: Cluster) -> None:
+    """While the cluster answers: whoever watches a container looks at the file's time."""
+    file = os.environ.get(READY_FILE)
+    while file:
+        with suppress(StoreUnavailable):
+            if await cluster.config.get("settings") is not None:
+                Path(file).touch()
+        await asyncio.sleep(READY_EVERY_S)
