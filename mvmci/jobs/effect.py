@@ -63,5 +63,5 @@ class Error(Value, frozen=True, kw_only=True, tag="error"):
 
 
 def idempotency_key(job: str, index: int) -> str:
-    """The key of effect `index` of `job`, the same for every holder (PROTOCOL §2)."""
+    """The key of effect `index` of `job`, the same for every holder (docs/protocol.md §2)."""
     return hashlib.sha256(f"{job}/{index}".encode()).hexdigest()

@@ -10,7 +10,7 @@ or foreign message is noticed. Status is folded from the records and stored nowh
     message 4   [lease]                          by the holder of epoch 2: intent 1 was interrupted
     message 5   [result 2, done]                 no record follows a `done`
 
-This module owns the records, the fold, the chain and the verdict on a refused write (PROTOCOL §2).
+This module owns the records, the fold, the chain and the verdict on a refused write (docs/protocol.md §2).
 It knows no store, no engine and no clock.
 """
 
@@ -351,7 +351,7 @@ def verdict(journal: Journal, news: Sequence[Message], *, run: str, epoch: int, 
     """What a refused or unanswered write of holder `run` at `epoch` comes to.
 
     `journal` has absorbed `news`, everything after the sequence that the write expected. The order of
-    the questions carries the promise (PROTOCOL §2): fencing and a foreign end come before "is my
+    the questions carries the promise (docs/protocol.md §2): fencing and a foreign end come before "is my
     message there", or a deposed holder would go on; and that message is no end of mine unless the end
     stands in it.
     """

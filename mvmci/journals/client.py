@@ -1,8 +1,8 @@
 """What a client does with a job: submit it, wait for its end, ask for its end.
 
 The id is the idempotency key: a submit is one message that exists once, however often it is sent. Where
-a job is there already, the same request is success, and another one is "the id is taken" (PROTOCOL §3).
-A client never holds a job, so it waits by reading, and a cancel is a message like any other.
+a job is there already, the same request is success, and another one is "the id is taken" (docs/protocol.md
+§2). A client never holds a job, so it waits by reading, and a cancel is a message like any other.
 """
 
 from __future__ import annotations

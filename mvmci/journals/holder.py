@@ -1,8 +1,8 @@
 """One run of one job: its lease, its view of the journal, and every write that it makes.
 
 A holder writes through `writer.Writer`; whatever that reads, `journal.verdict` says whether this run may
-go on (PROTOCOL §2). It never writes after it was fenced, and what follows a record leaves it only after
-that record is on disk:
+go on (docs/protocol.md §2). It never writes after it was fenced, and what follows a record leaves it only
+after that record is on disk:
 
     intent   is on disk before its effect begins
     result   rides with the next intent or the end, or is written after `RESULT_WAIT_S`

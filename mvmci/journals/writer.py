@@ -2,7 +2,7 @@
 
 Each message is appended by compare-and-set behind the last one that its writer has read. Where somebody
 else was first the store refuses it, and where an answer does not come nobody knows: the message may be
-there, or land later. So nothing but the journal tells what was written (PROTOCOL §2):
+there, or land later. So nothing but the journal tells what was written (docs/protocol.md §2):
 
     is anything still to be written?  -- no -->  over
        | yes                      ^

@@ -4,7 +4,7 @@ A worker has as many loops as it may run jobs at once, each with one job in hand
 nobody has time for. A job gives its permit back when the guest has ended; the end is written behind its back,
 so that the ends of many jobs become durable together. While jobs are so short that fetching them takes
 longer than running them, more loops fetch ahead; a hint that then waits for its permit after all is handed
-back for others. What a hint comes to is decided by the journal alone (PROTOCOL §3):
+back for others. What a hint comes to is decided by the journal alone (docs/protocol.md §3):
 
     ended, or asleep until later      the hint has done its work: acknowledged
     held by a live holder             put off, for whoever is free when it comes again

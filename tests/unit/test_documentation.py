@@ -105,7 +105,7 @@ def test_the_rules_of_the_protocol_page_are_those_of_the_model() -> None:
 def test_each_section_that_the_code_refers_to_exists() -> None:
     headings = re.findall(r"^## (\d+)\.", (ROOT / "docs" / "protocol.md").read_text(), re.MULTILINE)
     for file in [*(ROOT / "mvmci").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
-        for section in re.findall(r"docs/protocol\.md §(\d+)", file.read_text()):
+        for section in re.findall(r"docs/protocol\.md\s+§(\d+)", file.read_text()):
             assert section in headings, file
 
 

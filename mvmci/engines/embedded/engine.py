@@ -3,7 +3,7 @@
 For one job it reads the journal, decides whether there is anything to do, claims it, gets the code
 and the workspace ready, writes the lease, runs the guest, and writes the end. Whatever goes wrong on
 the way becomes an end with a reason, a release, or an exception that leaves the job to the next
-holder. The rules are PROTOCOL §2 to §4.
+holder. The rules are docs/protocol.md §2 to §4.
 """
 
 from __future__ import annotations
