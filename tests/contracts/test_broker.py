@@ -25,7 +25,7 @@ from mvmci.stores.nats import remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.system.ports import check_port, free_port
+from mvmci.system.ports import check_port, choose_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 from tests.harness.broker import Broker, ensure, serve
@@ -193,7 +193,7 @@ async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_
 ) -> None:
     cluster = tmp_path / "demo"
     authority = Authority.create(cluster)
-    port = free_port()
+    port = choose_port(str(tmp_path))
     (cluster / "broker").mkdir()
     (cluster / "broker" / "nats-server_1.ports").write_text("{}")
     parent = await asyncio.create_subprocess_exec(

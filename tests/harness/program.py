@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,12 @@ def _processes(mark: bytes) -> Iterator[str]:
             continue  # gone, or a zombie, which runs no more
         if belongs:
             yield f"{path.name} {command!r}"
+
+
+def at(mvmci: Mvmci, job: str, record: str) -> float:
+    """When the last record of that kind was written, in s since 1970, however late that was heard of."""
+    found = [one["at"] for one in mvmci("history", job, "--json").json if one["record"] == record]
+    return datetime.fromisoformat(found[-1]).timestamp()
 
 
 def assert_sentence(done: Outcome, code: int, *words: str) -> None:

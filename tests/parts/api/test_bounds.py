@@ -212,7 +212,18 @@ async def test_headers_that_do_not_come_are_given_up(
 async def test_who_reads_nothing_is_given_up_and_the_others_are_answered(
     face: Face, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given_up = asyncio.Event()
+    write = jobs.Reader.write
+
+    async def watched(reader: jobs.Reader, chunk: Chunk) -> None:
+        try:
+            await write(reader, chunk)
+        except TimeoutError:
+            given_up.set()
+            raise
+
     monkeypatch.setattr(answers, "WRITE_S", SOON_S)
+    monkeypatch.setattr(jobs.Reader, "write", watched)
     job = (await face.start("hello")).json["ok"]["id"]
     pieces = [
         Chunk(attempt=0, number=number, stream="stdout", data=bytes(1 << 20), at=1) for number in range(32)
@@ -222,7 +233,7 @@ async def test_who_reads_nothing_is_given_up_and_the_others_are_answered(
     writer.write(f"GET /api/workflow/{job}/logs HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     await reader.read(1)
     assert (await face.get("/version")).status == 200
-    await asyncio.sleep(3 * SOON_S)  # while it reads nothing
+    await asyncio.wait_for(given_up.wait(), LONG_S)  # while it reads nothing
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # no more than was on its way
         await asyncio.wait_for(reader.readexactly(32 << 20), LONG_S)
     writer.close()

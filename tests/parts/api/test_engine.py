@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mvmci.jobs.journal import Lease
 from mvmci.journals.reader import load
 from mvmci.stores import open_memory
 from mvmci.stores.nats import open_cluster
+from mvmci.system.ports import choose_port
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.broker import serve as serve_broker
@@ -130,9 +130,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
         cluster = await open_cluster(url, "demo", "x1", maintains=True)
         engine = open_embedded(cluster.store, host_root, allow=Allow, slots=1)
         executor = Executor(engine, cluster.store, slots=1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = choose_port(str(tmp_path))
         serving = asyncio.create_task(serve_http(executor, cluster, "127.0.0.1", port))
 
         async def healthy(status: int) -> Any:

@@ -17,6 +17,7 @@ from mvmci.engines.embedded.effects import http
 from mvmci.engines.embedded.effects.http import Http, HttpClient, HttpResponse
 from mvmci.jobs import effect
 from mvmci.jobs.allow import Allow
+from mvmci.system.ports import choose_port
 
 Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -303,8 +304,7 @@ async def test_an_answer_that_is_not_whole_is_lost(reply: bytes) -> None:
 
 
 async def test_where_nobody_listens_nothing_happened() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = choose_port("a test of http")
     client = HttpClient(lambda: Allow(http=(f"http://127.0.0.1:{port}/*",)))
     assert await client.perform(request(f"http://127.0.0.1:{port}/", "POST")) == effect.Error(
         why="failed",
@@ -330,7 +330,7 @@ async def test_a_server_without_tls_under_https_means_that_nothing_happened() ->
 
 async def test_a_server_that_never_answers_times_out_after_sending() -> None:
     async with serving(never) as server:
-        answer = await HttpClient(lambda: server.allow).perform(request(server.url, timeout_ms=100))
+        answer = await HttpClient(lambda: server.allow).perform(request(server.url, timeout_ms=1000))
     assert why(answer) == "timed-out"
     assert server.connections == 1
 
@@ -344,7 +344,7 @@ async def test_a_server_that_drips_its_answer_times_out() -> None:
             await asyncio.sleep(0.01)
 
     async with serving(drip) as server:
-        answer = await HttpClient(lambda: server.allow).perform(request(server.url, timeout_ms=200))
+        answer = await HttpClient(lambda: server.allow).perform(request(server.url, timeout_ms=1000))
     assert why(answer) == "timed-out"
 
 
@@ -431,8 +431,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 
 
 async def test_a_host_that_is_forgotten_in_one_hop_is_lost_once_anything_was_sent() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = choose_port("a test of http")
     async with serving(to(f"http://127.0.0.1:{port}/")) as server:
         allow = Allow(http=(*server.allow.http, f"http://127.0.0.1:{port}/*"))
         assert why(await HttpClient(lambda: allow).perform(request(server.url))) == "lost"

@@ -29,7 +29,7 @@ from mvmci.roles.reconciler import Reconciler, needs
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
 from tests.conftest import CLUSTER_BYTES
-from tests.harness.waiting import LONG_S, until_done, until_journal
+from tests.harness.waiting import LONG_S, until_done, until_journal, until_true
 from tests.harness.world import script_spec
 from tests.parts.roles.conftest import Place
 
@@ -108,11 +108,12 @@ async def test_a_job_whose_hint_was_taken_by_somebody_who_died_is_run(
     assert await client.store.hints.pull("default", wait_s=LONG_S) is not None  # and it dies
     await place.worker("w1")
     assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
-    assert reconciler.counts.said >= 1
+    await until_true(lambda: reconciler.counts.said >= 1)
 
 
 async def test_a_job_whose_hint_still_waits_is_left_alone(client: Cluster, reconciler: Reconciler) -> None:
     await submit(client.store, await script_spec(client.store, "j", []))
+    await until_true(lambda: reconciler.counts.open == 1)
     await asyncio.sleep(4)
     assert (reconciler.counts.open, reconciler.counts.said) == (1, 0)
 
@@ -195,6 +196,7 @@ async def test_two_reconcilers_write_one_end(place: Place, client: Cluster, reco
     for number in range(10):
         journal = await until_done(client.store, f"j{number}")
         assert journal.state.corrupt is None
+    await until_true(lambda: reconciler.counts.ended + other.counts.ended >= 10)
     await asyncio.sleep(1)
     assert reconciler.counts.ended + other.counts.ended == 10
     running.cancel()

@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +20,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from mvmci.errors import Usage
 from mvmci.roles.balancer import find_haproxy, haproxy_config
-from mvmci.system.ports import free_port
+from mvmci.system.ports import choose_port
 from tests.harness.places import need
 from tests.harness.waiting import LONG_S, until_true
 
@@ -101,7 +100,7 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
     (tmp_path / "demo" / "units").mkdir(parents=True)
     for backend in backends:
         await backend.open()
-    port = free_port()
+    port = choose_port(str(tmp_path))
     command = [sys.executable, "-m", "mvmci", "balancer", "--state", str(tmp_path), "--name", "b-1"]
     command += ["--listen", f"127.0.0.1:{port}"]
     command += [f"--backend=e-{n}=127.0.0.1:{one.port}" for n, one in enumerate(backends)]
@@ -161,9 +160,8 @@ async def test_when_all_are_full_the_worker_hears_so_until_one_is_not(tmp_path: 
 async def test_what_an_executor_says_is_heard_at_once_and_to_the_end(tmp_path: Path) -> None:
     backend = Backend(1)
     async with balanced(tmp_path, backend) as front:
-        began = time.monotonic()
-        assert await front.order() == 200  # its first word was read, and it has not ended
-        assert time.monotonic() - began < 5
+        async with asyncio.timeout(LONG_S):
+            assert await front.order() == 200  # its first word was read, and it has not ended
         backend.done.set()
         assert await front.answers[0].content.read() == b"stepped\n"
 
@@ -183,10 +181,7 @@ async def test_an_executor_that_dies_is_passed_over_and_taken_back(tmp_path: Pat
         async def comes_back() -> bool:
             return await front.order() == 200 and dying.taken > before
 
-        end = time.monotonic() + LONG_S
-        while not await comes_back():
-            assert time.monotonic() < end
-            await asyncio.sleep(0.1)
+        await until_true(comes_back)
 
 
 async def test_who_follows_a_job_on_an_executor_that_fell_silent_hears_of_it(tmp_path: Path) -> None:

@@ -179,17 +179,20 @@ def test_logs_of_one_attempt_can_be_asked_for(mvmci: Mvmci, guest: Guest, attemp
 
 def test_logs_follow_a_running_job_without_gap_or_repetition(mvmci: Mvmci, guest: Guest) -> None:
     job = fresh("follow")
-    running = mvmci.start("run", guest("sleeper"), "--id", job, "--", "15", "200")
+    running = mvmci.start("run", guest("sleeper"), "--id", job, "--", "15")
     running.hears("tick 10\n")
     followers = [mvmci.start("logs", job, "--local", "-f") for _ in range(2)]
     followers[0].hears("tick 50\n")
     followers.append(mvmci.start("logs", job, "--local", "--follow"))
-    assert running.alive
-    assert running.end().code == 0
+    for follower in followers:
+        follower.hears("tick 100\n")
+    assert mvmci("cancel", job, "--local").code == 0
+    ticks = running.end().text.splitlines()
+    assert ticks == [f"tick {number}" for number in range(len(ticks))]
     for follower in followers:
         done = follower.end()
         assert done.code == 0
-        assert done.text.splitlines() == [f"tick {number}" for number in range(200)]
+        assert done.text.splitlines() == ticks
 
 
 def test_logs_of_a_workflow_are_on_stderr_and_once_whatever_happened(mvmci: Mvmci, script: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mvmci.system.ports import choose_port
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
 from tests.harness.program import assert_sentence
@@ -106,8 +107,7 @@ def test_a_port_that_somebody_took_meanwhile_is_named_before_anything_was_change
 
 def test_a_balancer_of_ones_own_in_front_is_used_by_its_url(cluster: Make, guest: Guest) -> None:
     need(shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"), "no haproxy: apt-get install it")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = choose_port("a balancer of one's own")
     url = f"http://127.0.0.1:{port}"
     demo = cluster(ONE + f"access: pool\nexecutors: {{count: 2, url: '{url}'}}\n")
     backends = [f"--backend={name}={listen}" for name, listen in listens(planned(demo)).items()]
