@@ -15,12 +15,13 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Everything: lint, and all tests (unit, contracts, parts, faults, program, foreign)
+# Lint, and all tests but the long ones (under 8 minutes; they wait more than they compute)
 test: lint zipapp examples
-    # Folders are dealt out whole, in their order: the longest come early. Most tests wait more than they compute.
-    # Programs of these tests share a user, and the clean-up of one ends all of it: never two at a time.
-    {{ python }} -m pytest tests/parts/effects
-    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder --ignore=tests/parts/effects
+    {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not soak"
+
+# The tests that take minutes each: faults at random, moves under load, hosts and disks, benchmarks
+soak: zipapp examples
+    {{ python }} -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m soak
 
 # Lint and unit tests (under a minute)
 check: lint

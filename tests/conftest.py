@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import msgspec
 import pytest
 import pytest_asyncio
@@ -26,22 +28,13 @@ from mvmci.stores.nats.link import Link
 from tests.harness.broker import ensure, serve
 from tests.harness.docker import Docker, find_docker
 from tests.harness.places import ZIPAPP, guest_path, need
-from tests.harness.program import Mvmci
+from tests.harness.program import Mvmci, copy_code, steps
 
-# Folders whose tests share compiled guests or users, and so stay on one worker where several run.
-SHARES = {
-    "tests/program/cli": "cli",
-    "tests/program/cluster": "cluster",
-    "tests/program/compose": "compose",
-    "tests/faults/chaos": "chaos",
-    "tests/foreign": "foreign",
-    "tests/faults": "host",
-    "tests/parts/roles": "host",
-    "tests/parts/api": "host",
-    "tests/contracts": "host",
-    "tests/parts/effects": "users",
-    "tests/parts/sandbox": "users",
-}
+# Where several workers run the tests, a file stays on one of them. So do these folders: their programs share
+# a user, and the clean-up of one ends all that the user has.
+TOGETHER = ("tests/parts/effects/", "tests/parts/sandbox/")
+# What takes longest begins first.
+FIRST = ("tests/program/", "tests/faults/", "tests/foreign/", "tests/parts/", "tests/contracts/", "tests/")
 
 # How long an example takes says nothing of ours: the machine may be busy.
 settings.register_profile("mvmci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,16 +52,20 @@ async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
     return (await open_cluster(url, cluster, unit, maintains=True, **options)).store
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next(n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Deal out folders that share something as a whole: marks of xdist do not reach pytest 9's node ids."""
+    """Deal out whole files: marks of xdist do not reach pytest 9's node ids."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Folders(LoadScopeScheduling):
+    class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return next((name for folder, name in SHARES.items() if nodeid.startswith(folder + "/")), nodeid)
+            return "users" if nodeid.startswith(TOGETHER) else nodeid.partition("::")[0]
 
-    return Folders(config, log)
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -84,10 +81,18 @@ def zipapp() -> Path:
 
 @pytest.fixture(scope="session")
 def program(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Mvmci:
-    """The program, with a home for the whole run, so that it unpacks itself once."""
-    home = tmp_path_factory.mktemp("home")
-    (home / ".cache").mkdir()
-    return Mvmci(zipapp, home / "state", home)
+    """The program, with a home for the whole run: it unpacks itself once, and has the workflow compiled.
+
+    Nothing else is to be done with its state directory; `copy_code` takes the code along to another.
+    """
+    run = tmp_path_factory.getbasetemp()
+    home = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "home"
+    found = Mvmci(zipapp, home / "state", home)
+    with filelock.FileLock(f"{home}.lock"):
+        if not home.exists():
+            (home / ".cache").mkdir(parents=True)
+            assert found("run", guest_path("script"), "--input", steps()).code == 0
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +108,11 @@ def script() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def host_root(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where engines in tests keep slots and code, so that each guest is compiled once."""
-    return tmp_path_factory.mktemp("host")
+    folder = tmp_path_factory.mktemp("host")
+    copy_code(program.state, folder)
+    return folder / "_host"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

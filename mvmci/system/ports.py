@@ -21,11 +21,6 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listens on. Raises Usage."""
-    return _bind(address, 0)
-
-
 def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int] = ()) -> int:
     """A port that nobody listens on and that is not `taken`, for what `name` says. Raises Usage.
 

@@ -10,6 +10,8 @@ from typing import Any
 from tests.harness.program import Mvmci, Outcome
 from tests.harness.waiting import until
 
+SMALLEST = "cluster: demo\nworkers: {count: 3, slots: 2}\n"
+
 
 @dataclass(frozen=True)
 class Cluster:

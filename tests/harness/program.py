@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +20,26 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness.waiting import LONG_S, until
+
+STATUS_KEYS = [
+    "id",
+    "queue",
+    "kind",
+    "status",
+    "reason",
+    "attempts",
+    "epoch",
+    "worker",
+    "executor",
+    "exit_code",
+    "result",
+    "response",
+    "progress",
+    "submitted_at",
+    "started_at",
+    "ended_at",
+]
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 _numbers = itertools.count()
 

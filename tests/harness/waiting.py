@@ -11,7 +11,7 @@ from mvmci.jobs.journal import Journal
 from mvmci.journals.reader import load
 from mvmci.store import Store
 
-LONG_S = 120.0
+LONG_S = 300.0
 LOOK_S = 0.02
 
 

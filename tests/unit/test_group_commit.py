@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from mvmci.stores.nats import append
 from mvmci.stores.nats.append import HOLD_MANY, Append, GroupCommit
 from mvmci.stores.nats.link import Link
 from mvmci.stores.nats.parser import Incoming
@@ -64,10 +65,18 @@ class Load:
 
 @pytest.fixture
 async def load() -> Load:
+    """One whose ends come without any pause, by its clock."""
     load = Load()
+    load.commit._clock = lambda: 0.0
     await asyncio.gather(*(load.append() for _ in range(200)))
     await load.sent()
     return load
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
+    """From now on nothing is sent because it has waited for long: the machine may be busy."""
+    monkeypatch.setattr(append, "HOLD_S", 1_000.0)
 
 
 async def test_an_end_goes_at_once_where_ends_are_rare() -> None:
@@ -77,7 +86,7 @@ async def test_an_end_goes_at_once_where_ends_are_rare() -> None:
     await end
 
 
-async def test_under_load_ends_wait_for_each_other_until_there_are_many(load: Load) -> None:
+async def test_under_load_ends_wait_for_each_other_until_there_are_many(load: Load, patient: None) -> None:
     ends = [load.append() for _ in range(HOLD_MANY - 1)]
     assert await load.sent() == []
     ends.append(load.append())
@@ -90,7 +99,9 @@ async def test_no_end_waits_for_long(load: Load) -> None:
     assert await load.sent() == [1]
 
 
-async def test_what_somebody_waits_for_goes_at_once_and_takes_the_ends_along(load: Load) -> None:
+async def test_what_somebody_waits_for_goes_at_once_and_takes_the_ends_along(
+    load: Load, patient: None
+) -> None:
     ends = [load.append() for _ in range(20)]
     assert await load.sent() == []
     await load.append(may_delay=False)
@@ -105,7 +116,7 @@ async def test_the_last_jobs_in_hand_wait_for_nobody(load: Load) -> None:
     await asyncio.gather(*ends)
 
 
-async def test_closing_fails_what_still_waits(load: Load) -> None:
+async def test_closing_fails_what_still_waits(load: Load, patient: None) -> None:
     end = load.append()
     assert await load.sent() == []
     await load.commit.close()

@@ -18,9 +18,10 @@ from tests.harness.server import Server, serving
 
 
 @pytest.fixture(scope="session")
-def mvmci(program: Mvmci) -> Iterator[Mvmci]:
+def mvmci(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mvmci]:
     """The program with the state directory that tests share."""
-    mvmci = replace(program, state=program.home / "local")
+    mvmci = replace(program, state=tmp_path_factory.mktemp("local") / "state")
+    copy_code(program.state, mvmci.state)
     yield mvmci
     mvmci.assert_nothing_runs()
 
@@ -32,11 +33,9 @@ def alone(mvmci: Mvmci, tmp_path: Path) -> Mvmci:
 
 
 @pytest.fixture
-def with_code(alone: Mvmci, mvmci: Mvmci, script: Path) -> Mvmci:
-    """The program with a state directory of its own that has `script` compiled, as a copy."""
-    if not (mvmci.state / "_host" / "code").is_dir():
-        assert mvmci("run", script, "--input", '{"steps": []}').code == 0
-    copy_code(mvmci.state, alone.state)
+def with_code(alone: Mvmci, program: Mvmci) -> Mvmci:
+    """The program with a state directory of its own that has the workflow compiled, as a copy."""
+    copy_code(program.state, alone.state)
     return alone
 
 

@@ -2,77 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Mvmci, assert_sentence, fresh, steps
+from tests.harness.program import STATUS_KEYS, TIME, Mvmci, assert_sentence, fresh, steps
 from tests.harness.server import Server
 
 Guest = Callable[[str], Path]
-STATUS_KEYS = [
-    "id",
-    "queue",
-    "kind",
-    "status",
-    "reason",
-    "attempts",
-    "epoch",
-    "worker",
-    "executor",
-    "exit_code",
-    "result",
-    "response",
-    "progress",
-    "submitted_at",
-    "started_at",
-    "ended_at",
-]
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 READING = ["status", "logs", "history", "artifacts", "replay"]
-
-
-def test_the_status_of_a_command_has_the_promised_keys(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("status")
-    assert mvmci("run", guest("exit"), "--id", job, "--queue", "q-1").code == 0
-    status = mvmci.status(job)
-    assert list(status) == STATUS_KEYS
-    wanted = {
-        "id": job,
-        "queue": "q-1",
-        "kind": "command",
-        "status": "succeeded",
-        "reason": "",
-        "exit_code": 0,
-    }
-    assert wanted.items() <= status.items()
-    assert (status["attempts"], status["epoch"]) == (1, 1)
-    for key in ("submitted_at", "started_at", "ended_at"):
-        assert TIME.fullmatch(status[key])
-    assert status["submitted_at"] <= status["started_at"] <= status["ended_at"]
-
-
-def test_the_status_of_a_workflow_has_its_result_response_and_progress(mvmci: Mvmci, script: Path) -> None:
-    job = fresh("status")
-    several = [{"respond": {"url": "x"}}, {"progress": [1, 2, "half"]}, {"log": "done"}]
-    done = mvmci("run", script, "--id", job, "--input", steps(*several), "--json")
-    assert done.code == 0
-    assert done.json == mvmci.status(job)
-    assert done.json["result"] == [None, None, None]
-    assert done.json["response"] == {"url": "x"}
-    assert done.json["progress"] == {"done": 1, "total": 2, "message": "half"}
-    assert done.json["exit_code"] is None
-
-
-def test_a_result_is_printed_alone_on_stdout(mvmci: Mvmci, script: Path) -> None:
-    done = mvmci("run", script, "--input", steps({"log": "talk"}, {"random": None}))
-    assert done.code == 0
-    nothing, number = done.json
-    assert nothing is None
-    assert 0 <= number < 1 << 64
 
 
 def test_a_large_result_comes_back_whole(mvmci: Mvmci, script: Path) -> None:
@@ -159,17 +99,6 @@ def test_a_workflow_whose_time_was_up_replays_as_far_as_it_came(mvmci: Mvmci, sc
     several = [{"sleep": 1}, {"sleep": 9000}]
     assert mvmci("run", script, "--id", job, "--timeout", "2s", "--input", steps(*several)).code == 124
     assert mvmci("replay", job, "--local").text == "identical\n"
-
-
-def test_a_command_cannot_be_replayed(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("command")
-    assert mvmci("run", guest("exit"), "--id", job).code == 0
-    assert_sentence(mvmci("replay", job, "--local"), 2, f"{job} cannot be replayed: it is a command")
-
-
-@pytest.mark.parametrize("verb", READING)
-def test_an_unknown_id_is_a_usage_error(mvmci: Mvmci, verb: str) -> None:
-    assert_sentence(mvmci(verb, "unknown", "--local"), 2, "there is no job unknown")
 
 
 @pytest.mark.parametrize("verb", READING)

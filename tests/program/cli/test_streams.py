@@ -17,22 +17,6 @@ from tests.harness.waiting import until
 Guest = Callable[[str], Path]
 
 
-def test_both_streams_come_out_apart_and_nothing_else_does(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("streams")
-    done = mvmci("run", guest("hello"), "--id", job, "--", "one", "two words")
-    assert done.code == 0
-    assert done.text == "arg hello.wasm\narg one\narg two words\n"
-    assert [line for line in done.err.splitlines() if "compiling" not in line] == [job, "hello on stderr"]
-
-
-def test_output_is_live(mvmci: Mvmci, guest: Guest) -> None:
-    running = mvmci.start("run", guest("sleeper"), "--", "10")
-    running.hears("tick 3\n")
-    assert running.alive
-    running.signal(signal.SIGINT)
-    assert running.end().code == 130
-
-
 def test_a_guest_has_the_variables_and_files_it_was_given_and_no_others(
     mvmci: Mvmci, guest: Guest, tmp_path: Path
 ) -> None:
@@ -44,13 +28,6 @@ def test_a_guest_has_the_variables_and_files_it_was_given_and_no_others(
     assert done.code == 0
     files = ["file .mvmciignore", "file a", "file b.txt"]
     assert done.text.splitlines() == ["arg hello.wasm", "env A=1", "env B=x=y z", "env C=", *files]
-
-
-def test_nothing_is_written_back_to_the_directory(mvmci: Mvmci, guest: Guest, tmp_path: Path) -> None:
-    (tmp_path / "top.txt").write_text("mine")
-    assert mvmci("run", guest("files"), "--dir", tmp_path).code == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["top.txt"]
-    assert (tmp_path / "top.txt").read_text() == "mine"
 
 
 def test_stdin_is_empty_unless_given(mvmci: Mvmci, guest: Guest) -> None:
@@ -111,23 +88,6 @@ def test_tmp_is_empty_at_first_and_every_job_has_its_own(mvmci: Mvmci, guest: Gu
 # ---- Artifacts
 
 
-def test_artifacts_keep_their_relative_paths(mvmci: Mvmci, guest: Guest, tmp_path: Path) -> None:
-    job = fresh("artifacts")
-    done = mvmci("run", guest("files"), "--id", job, "--artifact", "a/**/*.txt", "--artifact", "m*.txt")
-    assert done.code == 0
-    listed = mvmci("artifacts", job, "--local", "--json").json
-    assert [(one["path"], one["size"]) for one in listed] == [
-        ("a/b/c.txt", 10),
-        ("a/d.txt", 8),
-        ("moved.txt", 17),
-    ]
-    written = mvmci("artifacts", job, "--local", "--output", tmp_path / "new" / "out")
-    assert (written.code, written.text.split()) == (0, ["a/b/c.txt", "a/d.txt", "moved.txt"])
-    assert (tmp_path / "new/out/a/b/c.txt").read_text() == "a/b/c.txt\n"
-    # A second time replaces them.
-    assert mvmci("artifacts", job, "--local", "--output", tmp_path / "new" / "out").code == 0
-
-
 def test_no_artifact_is_a_warning(mvmci: Mvmci, guest: Guest) -> None:
     job = fresh("no-artifacts")
     assert mvmci("run", guest("files"), "--id", job, "--artifact", "*.json").code == 0
@@ -156,13 +116,6 @@ def test_what_a_failed_job_left_is_kept_too(mvmci: Mvmci, guest: Guest) -> None:
 # ---- Logs
 
 
-def test_logs_are_what_was_printed(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("logs")
-    done = mvmci("run", guest("hello"), "--id", job, "--", "one")
-    logs = mvmci("logs", job, "--local")
-    assert (logs.code, logs.out, logs.err) == (0, done.out, "hello on stderr\n")
-
-
 @pytest.mark.parametrize("attempt", ["1", "2"])
 def test_logs_of_one_attempt_can_be_asked_for(mvmci: Mvmci, guest: Guest, attempt: str) -> None:
     job = fresh("attempts")
@@ -175,24 +128,6 @@ def test_logs_of_one_attempt_can_be_asked_for(mvmci: Mvmci, guest: Guest, attemp
     lines = mvmci("logs", job, "--local", "--attempt", attempt).text.splitlines()
     assert lines == (ticks[: len(lines)] if attempt == "1" else ticks)
     assert mvmci("logs", job, "--local").text.splitlines() == ticks
-
-
-def test_logs_follow_a_running_job_without_gap_or_repetition(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("follow")
-    running = mvmci.start("run", guest("sleeper"), "--id", job, "--", "15")
-    running.hears("tick 10\n")
-    followers = [mvmci.start("logs", job, "--local", "-f") for _ in range(2)]
-    followers[0].hears("tick 50\n")
-    followers.append(mvmci.start("logs", job, "--local", "--follow"))
-    for follower in followers:
-        follower.hears("tick 100\n")
-    assert mvmci("cancel", job, "--local").code == 0
-    ticks = running.end().text.splitlines()
-    assert ticks == [f"tick {number}" for number in range(len(ticks))]
-    for follower in followers:
-        done = follower.end()
-        assert done.code == 0
-        assert done.text.splitlines() == ticks
 
 
 def test_logs_of_a_workflow_are_on_stderr_and_once_whatever_happened(mvmci: Mvmci, script: Path) -> None:

@@ -11,22 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import SMALLEST, Cluster
 from tests.harness.program import Mvmci
-
-SMALLEST = "cluster: demo\nworkers: {count: 3, slots: 2}\n"
-
-
-@pytest.fixture(scope="module")
-def demo(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A cluster of three workers that runs; a test that changes it puts it back."""
-    folder = tmp_path_factory.mktemp("demo")
-    found = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
-    found.write(SMALLEST)
-    found.up()
-    yield found
-    found.down()
-    found.assert_nothing_is_left()
 
 
 @pytest.fixture

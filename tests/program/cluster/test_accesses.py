@@ -57,32 +57,21 @@ class Way:
         return pid
 
 
-@pytest.fixture(scope="module")
-def compiled() -> list[Path]:
-    """The state directories so far: guests are compiled in the first, and copied to the others."""
-    return []
-
-
 @pytest.fixture(scope="module", params=ACCESSES)
 def way(
-    request: pytest.FixtureRequest,
-    program: Mvmci,
-    tmp_path_factory: pytest.TempPathFactory,
-    compiled: list[Path],
+    request: pytest.FixtureRequest, program: Mvmci, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Way]:
     folder = tmp_path_factory.mktemp("way")
     cluster = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
     if "HAProxy" in request.param:
         need(Path("/usr/sbin/haproxy").exists(), "no haproxy: apt-get install haproxy")
-    if compiled:
-        copy_code(compiled[0], cluster.mvmci.state)
+    copy_code(program.state, cluster.mvmci.state)
     with serving() as server:
         cluster.write(TOPOLOGY.format(access=ACCESSES[request.param], url=server.url))
         cluster.up()
         yield Way(cluster, request.param, server)
         cluster.down()
     cluster.assert_nothing_is_left()
-    compiled.append(cluster.mvmci.state)
 
 
 def test_its_units_are_seen_and_up_again_changes_nothing(way: Way) -> None:

@@ -21,9 +21,8 @@ from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import is_due
 from tests.harness.cluster import Cluster
-from tests.harness.program import Mvmci, assert_sentence, at, fresh, steps
+from tests.harness.program import STATUS_KEYS, TIME, Mvmci, assert_sentence, at, fresh, steps
 from tests.harness.waiting import until
-from tests.program.cli.test_read import STATUS_KEYS, TIME
 
 Guest = Callable[[str], Path]
 CANCEL_S = 10.0  # two seconds are promised; a loaded machine takes longer
@@ -90,67 +89,6 @@ def test_an_id_of_ones_own_is_kept(mvmci: Mvmci, guest: Guest) -> None:
     job = fresh("own")
     assert submit(mvmci, guest("exit"), "--id", job) == job
     assert mvmci("submit", guest("exit"), "--json").json != [job]
-
-
-@pytest.mark.parametrize(("args", "code"), [([], 0), (["7"], 1)])
-def test_who_waits_gets_both_streams_and_the_end(
-    mvmci: Mvmci, guest: Guest, args: list[str], code: int
-) -> None:
-    job = fresh("streams")
-    name = "exit" if args else "hello"
-    done = mvmci("submit", guest(name), "--id", job, "--wait", "--", *args)
-    said = done.err.splitlines()
-    assert (done.code, said[0]) == (code, job)
-    if not args:
-        assert (done.text, said[1:]) == ("arg hello.wasm\n", ["hello on stderr"])
-    assert mvmci("wait", job).code == code
-
-
-def test_a_job_whose_time_is_up_is_124(mvmci: Mvmci, guest: Guest) -> None:
-    done = mvmci("submit", guest("loop"), "--timeout", "1s", "--wait")
-    assert done.code == 124
-    assert "timed_out: timeout: more than 1s" in done.err
-    assert mvmci("wait", done.err.split()[0]).code == 124
-
-
-def test_with_json_the_streams_are_on_stderr_and_stdout_is_one_status(
-    mvmci: Mvmci, guest: Guest, script: Path
-) -> None:
-    done = mvmci("submit", guest("hello"), "--wait", "--json", "--", "one")
-    assert list(done.json) == STATUS_KEYS
-    assert {"arg one", "hello on stderr"} <= set(done.err.splitlines())
-    done = mvmci("submit", script, "--wait", "--json", "--input", steps({"log": "talk"}, {"random": None}))
-    assert (done.code, done.json["status"], done.json["result"][0]) == (0, "succeeded", None)
-    assert "talk" in done.err.splitlines()
-
-
-def test_the_result_of_a_workflow_is_printed_alone_on_stdout(mvmci: Mvmci, script: Path) -> None:
-    done = mvmci("submit", script, "--wait", "--input", steps({"log": "talk"}, {"sleep": 1}))
-    assert (done.code, done.json) == (0, [None, None])
-
-
-def test_output_is_live(mvmci: Mvmci, guest: Guest, long_jobs: list[str]) -> None:
-    long_jobs.append(fresh("live"))
-    waiting = mvmci.start("submit", guest("sleeper"), "--id", long_jobs[0], "--wait", "--", "10")
-    waiting.hears("tick 30\n")
-    assert waiting.alive
-    waiting.signal(signal.SIGTERM)
-    assert waiting.end().code == 143
-
-
-def test_the_same_order_twice_is_one_job(mvmci: Mvmci, guest: Guest) -> None:
-    job = fresh("twice")
-    order = ["submit", guest("exit"), "--id", job, "--wait", "--", "3"]
-    assert [mvmci(*order).code for _ in range(3)] == [1, 1, 1]
-    assert (kinds(mvmci, job).count("spec"), kinds(mvmci, job).count("lease")) == (1, 1)
-
-
-def test_another_order_under_the_same_id_is_refused(mvmci: Mvmci, guest: Guest) -> None:
-    job = submit(mvmci, guest("exit"), "--id", fresh("taken"))
-    for other in (["--queue", "nobody"], ["--", "one"], ["--env", "A=b"]):
-        done = mvmci("submit", guest("exit"), "--id", job, *other)
-        assert_sentence(done, 2, f"the id {job} is taken by another job")
-    assert_sentence(mvmci("submit", guest("hello"), "--id", job), 2, "is taken by another job")
 
 
 def test_what_is_wrong_with_an_order_is_said_before_a_cluster_is_looked_for(
@@ -223,22 +161,6 @@ def test_of_a_changed_tree_only_what_changed_is_uploaded(demo: Cluster, guest: G
     (tree / "copy").write_bytes((tree / "renamed").read_bytes())
     submit(demo.mvmci, *order)
     assert blobs(demo) == first + BLOB_MESSAGES * 2  # the changed file, and the list
-
-
-def test_a_job_has_the_files_of_its_directory_and_leaves_artifacts(
-    mvmci: Mvmci, guest: Guest, tmp_path: Path
-) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "top.txt").write_text("mine")
-    done = mvmci("submit", guest("files"), "--dir", tmp_path / "in", "--artifact", "**/*.txt", "--wait")
-    assert done.code == 0
-    job = done.err.split()[0]
-    listed = mvmci("artifacts", job, "--json").json
-    assert "a/b/c.txt" in [one["path"] for one in listed]
-    written = mvmci("artifacts", job, "--output", tmp_path / "out")
-    assert written.text.split() == [one["path"] for one in listed]
-    assert (tmp_path / "out/a/b/c.txt").read_text() == "a/b/c.txt\n"
-    assert [path.name for path in (tmp_path / "in").iterdir()] == ["top.txt"]
 
 
 def test_a_worker_fetches_a_tree_once(demo: Cluster, guest: Guest, tree: Path) -> None:
@@ -380,13 +302,6 @@ def test_the_time_of_waiting_can_be_up_while_the_job_goes_on(mvmci: Mvmci, guest
     assert status(mvmci, job)["status"] == "queued"
 
 
-@pytest.mark.parametrize("verb", ["wait", "cancel", "status", "logs", "history", "artifacts", "replay"])
-def test_an_unknown_id_is_a_usage_error(mvmci: Mvmci, verb: str) -> None:
-    done = mvmci(verb, "unknown")
-    assert_sentence(done, 2, "there is no job unknown")
-    assert "--local" not in done.err
-
-
 def test_who_waits_waits_on_while_the_broker_is_away(demo: Cluster, guest: Guest) -> None:
     """Its keeper is stopped meanwhile, or it would be back at once."""
     mvmci = demo.mvmci
@@ -473,18 +388,6 @@ def test_a_cancelled_job_never_runs(mvmci: Mvmci, guest: Guest) -> None:
 # ---- Reading
 
 
-def test_logs_follow_without_gap_or_repetition(mvmci: Mvmci, guest: Guest) -> None:
-    job = submit(mvmci, guest("sleeper"), "--", "15", "150")
-    first = mvmci.start("logs", job, "-f")
-    first.hears("tick 50\n")
-    second = mvmci.start("logs", job, "--follow")
-    for follower in (first, second):
-        done = follower.end()
-        assert (done.code, done.err) == (0, "")
-        assert done.text.splitlines() == [f"tick {number}" for number in range(150)]
-    assert mvmci("logs", job).text.splitlines() == [f"tick {number}" for number in range(150)]
-
-
 def test_logs_follow_a_job_from_before_it_begins(mvmci: Mvmci, guest: Guest) -> None:
     job = submit(mvmci, guest("exit"), *NOBODY)
     following = mvmci.start("logs", job, "-f")
@@ -502,13 +405,6 @@ def test_list_has_the_newest_first_and_can_be_narrowed(mvmci: Mvmci, guest: Gues
     assert mvmci("cancel", *ids[:2]).code == 0
     narrowed = mvmci("list", "--queue", "listed", "--status", "cancelled", "--limit", "1", "--json").json
     assert [one["id"] for one in narrowed] == [ids[1]]
-
-
-def test_history_and_replay_of_a_workflow(mvmci: Mvmci, script: Path) -> None:
-    done = mvmci("submit", script, "--wait", "--input", steps({"sleep": 1}, {"random": None}, {"now": None}))
-    job = done.err.split()[0]
-    assert kinds(mvmci, job) == ["spec", "lease", "intent", "result", "done"]
-    assert mvmci("replay", job).text == "identical\n"
 
 
 def test_a_job_says_why_it_waits(mvmci: Mvmci, guest: Guest, long_jobs: list[str]) -> None:

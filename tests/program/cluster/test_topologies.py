@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mvmci.system.ports import choose_port
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import SMALLEST, Cluster
 from tests.harness.places import need
 from tests.harness.program import assert_sentence
 from tests.harness.waiting import until
-from tests.program.cluster.conftest import SMALLEST
 
 Make = Callable[..., Cluster]
 Guest = Callable[[str], Path]

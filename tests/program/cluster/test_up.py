@@ -24,11 +24,10 @@ from mvmci.runtime import GRACE_S
 from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import SMALLEST, Cluster
 from tests.harness.program import Mvmci, Running, assert_sentence
 from tests.harness.server import serving
 from tests.harness.waiting import LONG_S, until
-from tests.program.cluster.conftest import SMALLEST
 
 Make = Callable[..., Cluster]
 Guest = Callable[[str], Path]
