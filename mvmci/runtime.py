@@ -74,8 +74,7 @@ class Runtime(Protocol):
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         """Stop the units of these names, or all, in the reverse order of their start, and wait.
 
-        Asked twice at once, they get no more grace. False: nothing of that was kept running.
-        Raises MvmciError.
+        False: nothing of that was kept running. Raises MvmciError.
         """
 
     async def forget(self) -> None:

@@ -408,7 +408,7 @@ def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -
     JSON in, JSON out: what somebody can ask for who is on another machine. `run` reads what it begins with,
     `start` and `stop` what is to be done, and `observe` and these two print how the units are then.
     """
-    from mvmci.runtimes.local.supervisor import Desired, supervise
+    from mvmci.runtimes.local.supervisor import Start, supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment, this_program
 
@@ -418,9 +418,9 @@ def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -
     if verb != "run":
         click.echo(run_async(_ask(verb, cluster, told, state)))
         return 0
-    desired = msgspec.json.decode(told, type=Desired)
+    first = msgspec.json.decode(told, type=Start)
     env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
-    asyncio.run(supervise(state / cluster, desired, this_program(), env, ready=_say_ready))
+    asyncio.run(supervise(state / cluster, first, this_program(), env, ready=_say_ready))
     return 0
 
 

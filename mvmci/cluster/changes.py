@@ -107,6 +107,8 @@ def _action(config: UnitConfig, seen: Observed | None, wanted: Sequence[UnitConf
         return Action(kind="restart", unit=unit, why="it was not started by `mvmci up`")
     if seen.config != config:
         return Action(kind="restart", unit=unit, why=", ".join(_differences(seen.config, config, wanted)))
+    if seen.state == "draining":  # whoever stopped it did not come as far as to start it
+        return Action(kind="restart", unit=unit, why="it is being stopped")
     return Action(kind="keep", unit=unit)
 
 

@@ -78,7 +78,7 @@ async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
     _check_port(wanted_broker, facts, found, seen)
     front = deployment.engine if is_url(deployment.engine) and not running.apart else None
     deployment = await placed(deployment, running)
-    configs = configs_of(deployment, found, running, seen, _trust(state, external), external or wanted_broker)
+    configs = configs_of(deployment, found, running, seen, external or _authority(state), wanted_broker)
     moves = bool(seen) and state.applied_deployment().engine != deployment.engine
     return Plan(
         state=state,
@@ -107,12 +107,17 @@ def configs_of(
     found: Topology,
     runtime: Runtime,
     seen: Sequence[Observed],
-    trust: str,
-    broker: BrokerSettings | Login,
+    who: Authority | Login | None,
+    broker: BrokerSettings | None,
 ) -> list[UnitConfig]:
-    """What each unit is to be started with. `broker` is ours, or the login to one of the user's own."""
-    ours = broker if isinstance(broker, BrokerSettings) else None
-    dial = (runtime.dial(broker),) if isinstance(broker, BrokerSettings) else broker.urls
+    """What each unit is to be started with. It believes `who`: nobody, as long as the cluster has no keys, or
+    the login to a broker of the user's own; else `broker` is ours."""
+    if isinstance(who, Login):
+        dial, broker = who.urls, None
+    else:
+        assert broker is not None
+        dial = (runtime.dial(broker),)
+    trust = trust_of(who) if who is not None else ""
     program, by_name = program_digest(), {one.name: one for one in seen}
     return [
         UnitConfig(
@@ -120,7 +125,7 @@ def configs_of(
             program=program,
             dial=() if unit.role in ("broker", "balancer") else dial,
             trust="" if unit.role == "balancer" else trust,
-            broker=ours if unit.role == "broker" else None,
+            broker=broker if unit.role == "broker" else None,
             runtime=runtime.adds(found, unit),
             generation=next_generation(by_name.get(unit.name)),
         )
@@ -128,12 +133,11 @@ def configs_of(
     ]
 
 
-def _trust(state: ClusterState, external: Login | None) -> str:
-    """Whom units are to believe; nobody, as long as the cluster has no keys."""
+def _authority(state: ClusterState) -> Authority | None:
     try:
-        return trust_of(external or Authority.load(state.folder))
+        return Authority.load(state.folder)
     except StoreUnavailable:
-        return ""
+        return None
 
 
 async def check_external(plan: Plan) -> list[str]:

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from mvmci.deploy.access import deployment_of
 from mvmci.deploy.plan import configs_of, external_of, placed, read_file, settings_of
-from mvmci.deploy.state import VERSION, ClusterState
+from mvmci.deploy.state import ClusterState
 from mvmci.deploy.up import make_keys
 from mvmci.runtimes.compose import render
-from mvmci.system.files import write_private
-from mvmci.trust.provision import trust_of
 
 RUNTIME = "compose"
 
@@ -34,14 +32,11 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     deployment = await placed(deployment_of(found, file), runtime)
     state.check_version()
     with state.lock():
-        write_private(state.folder / "version", VERSION.encode())
         authority, facts = make_keys(state, found, deployment, external, RUNTIME)
-        state.keep_facts(facts)
-        known = external or facts.broker
-        assert known is not None
+        who = external or authority
         wanted = render.Wanted(
             cluster=found.cluster,
-            units=tuple(configs_of(deployment, found, runtime, (), trust_of(external or authority), known)),
+            units=tuple(configs_of(deployment, found, runtime, (), who, facts.broker)),
             queues=found.workers.queues,
             compose=found.compose,
             settings=settings_of(found, deployment.engine),

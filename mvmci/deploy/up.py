@@ -44,7 +44,6 @@ from mvmci.stores import open_cluster
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback
 from mvmci.trust.authority import Authority
-from mvmci.trust.provision import trust_of
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
@@ -131,20 +130,9 @@ class Up:
         self._touched = {one.name for one in before} & _named(now)
         if before:
             await self._stop(now)
-        authority, facts = self._make_keys()
-        known = plan.external or facts.broker
-        assert known is not None
-        self._authority, self._configs = (
-            authority,
-            configs_of(
-                plan.deployment,
-                plan.topology,
-                self._runtime,
-                before,
-                trust_of(plan.external or authority),
-                known,
-            ),
-        )
+        authority, facts = make_keys(self._state, plan.topology, plan.deployment, plan.external, plan.runtime)
+        self._authority, who = authority, plan.external or authority
+        self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
         self._touched = _named(now)
         await self._start(now)
         async with self._joined(authority.admin(facts.login)) as cluster:
@@ -176,10 +164,7 @@ class Up:
 
     async def _start(self, actions: Sequence[Action]) -> None:
         """Give units their files and start them. `within` counts anew from then on: images may be built."""
-        names = {
-            one.unit.name for one in actions if one.unit is not None and one.kind in ("start", "restart")
-        }
-        starting = [config for config in self._configs if config.unit.name in names]
+        starting = [config for config in self._configs if config.unit.name in _named(actions)]
         assert self._authority is not None
         self._limit.reschedule(None)
         await self._runtime.provision(
@@ -195,14 +180,6 @@ class Up:
         if starting:
             await self._runtime.start(starting, attached=self._attached)
         await self._watch()
-
-    def _make_keys(self) -> tuple[Authority, Facts]:
-        """The keys of the cluster, and where its broker is."""
-        plan, state = self._plan, self._state
-        write_private(state.folder / "version", VERSION.encode())
-        authority, facts = make_keys(state, plan.topology, plan.deployment, plan.external, plan.runtime)
-        state.keep_facts(facts)
-        return authority, facts
 
     @asynccontextmanager
     async def _joined(self, identity: Identity) -> AsyncIterator[Cluster]:
@@ -384,18 +361,22 @@ def make_keys(
     state: ClusterState, found: Topology, deployment: Deployment, external: Login | None, runtime: str
 ) -> tuple[Authority, Facts]:
     """The keys of a cluster whose folder is locked, and where its broker is. Those that are there stay."""
+    write_private(state.folder / "version", VERSION.encode())
     if external is not None:
         authority = Authority.of_external(state.folder, external)
-        return authority, Facts(login=Login(urls=external.urls), runtime=runtime)
-    authority, settings = Authority.create(state.folder), broker_of(found, state.facts())
-    if settings.port == ANY_PORT:  # one that no unit has
-        listens = [unit.listen.rpartition(":")[2] for unit in deployment.units if unit.listen]
-        taken = [int(port) for port in listens if port.isdecimal()]
-        port = choose_port(f"{state.folder}/{broker.FOLDER}", settings.listen, taken=taken)
-        settings = msgspec.structs.replace(settings, port=port)
-    tls = state.runtime(runtime).apart or not is_loopback(settings.listen)
-    login = authority.login([url_of(settings, tls=tls)], tls=tls)
-    return authority, Facts(login=login, broker=settings, runtime=runtime)
+        facts = Facts(login=Login(urls=external.urls), runtime=runtime)
+    else:
+        authority, settings = Authority.create(state.folder), broker_of(found, state.facts())
+        if settings.port == ANY_PORT:  # one that no unit has
+            listens = [unit.listen.rpartition(":")[2] for unit in deployment.units if unit.listen]
+            taken = [int(port) for port in listens if port.isdecimal()]
+            port = choose_port(f"{state.folder}/{broker.FOLDER}", settings.listen, taken=taken)
+            settings = msgspec.structs.replace(settings, port=port)
+        tls = state.runtime(runtime).apart or not is_loopback(settings.listen)
+        login = authority.login([url_of(settings, tls=tls)], tls=tls)
+        facts = Facts(login=login, broker=settings, runtime=runtime)
+    state.keep_facts(facts)
+    return authority, facts
 
 
 def _named(actions: Sequence[Action]) -> set[str]:

@@ -77,17 +77,17 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
 
     import msgspec
 
-    from mvmci.runtimes.local.supervisor import Desired, Pace, supervise
+    from mvmci.runtimes.local.supervisor import Pace, Start, supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment
 
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)
     program = [sys.executable, "-S", "-E", __file__, json.dumps(pace)]
-    desired = msgspec.json.decode(sys.stdin.buffer.read(), type=Desired)
+    first = msgspec.json.decode(sys.stdin.buffer.read(), type=Start)
     ready = lambda: os.write(1, b"ready\n")  # noqa: E731
     env = clean_environment(root)
-    asyncio.run(supervise(root / args.cluster, desired, program, env, ready=ready, pace=Pace(**pace)))
+    asyncio.run(supervise(root / args.cluster, first, program, env, ready=ready, pace=Pace(**pace)))
 
 
 def unit(said: Path, args: argparse.Namespace) -> None:

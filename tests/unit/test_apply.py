@@ -25,7 +25,6 @@ from mvmci.store import About, ClusterSettings, Member
 from mvmci.system import keys
 from mvmci.system.ports import is_loopback
 from mvmci.trust.authority import Authority
-from mvmci.trust.provision import trust_of
 
 SMALLEST = "cluster: demo\nworkers: {count: 1, slots: 2}\n"
 
@@ -70,8 +69,8 @@ class Place:
         self.state.keep_facts(facts)
         self.state.keep_applied(text.encode(), found.deployment)
         local = self.state.runtime("local")
-        trust, known = trust_of(found.external or authority), found.external or settings
-        configs = configs_of(found.deployment, found.topology, local, (), trust, known)
+        who = found.external or authority
+        configs = configs_of(found.deployment, found.topology, local, (), who, settings)
         self.seen = [
             Observed(name=one.unit.name, role=one.unit.role, host=one.unit.host, state="ready", config=one)
             for one in configs

@@ -538,6 +538,11 @@ def test_a_unit_that_was_given_up_is_started_and_one_that_was_refused_gets_anoth
     assert next_generation(None) == 0
 
 
+def test_a_unit_that_somebody_began_to_stop_is_started_again() -> None:
+    leaving = seen(WORKER, state="draining")
+    assert said(done([leaving], [config(WORKER)])) == ["restart w: it is being stopped"]
+
+
 def test_stops_come_last() -> None:
     actions = done(
         map(seen, [unit("old"), unit("same"), unit("w", "worker", "a")]),

@@ -46,7 +46,7 @@ def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
     told = {"settings": settings_of(found, deployment.engine)} | more
     return Wanted(
         cluster="demo",
-        units=tuple(configs_of(deployment, found, runtime, (), "TRUST", broker)),
+        units=tuple(configs_of(deployment, found, runtime, (), None, broker)),
         queues=found.workers.queues,
         compose=found.compose,
         **told,

@@ -23,7 +23,6 @@ from mvmci.roles.balancer import find_haproxy
 from mvmci.runtime import GRACE_S, Provisioning
 from mvmci.runtimes.local.supervisor import (
     LINE_BYTES_MAX,
-    Desired,
     Report,
     Request,
     Start,
@@ -113,7 +112,7 @@ class Local:
                     async for _ in answers:
                         return
                 await _wait(pidfd)  # its last unit has just ended
-        await self._start_supervisor(Desired(cluster=self.cluster, units=tuple(units)), attached)
+        await self._start_supervisor(Start(units=tuple(units)), attached)
         self._started.set()
 
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
@@ -187,7 +186,7 @@ class Local:
             hint = f"stop what listens there, or remove {self._ports_file}: another is then chosen"
             raise Usage(f"{name} cannot listen where it did: {error.message}", hint=hint) from None
 
-    async def _start_supervisor(self, desired: Desired, attached: bool) -> None:
+    async def _start_supervisor(self, first: Start, attached: bool) -> None:
         """Start one, and wait until it can be asked."""
         command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
         command += ["--attached", str(os.getpid())] if attached else []
@@ -203,7 +202,7 @@ class Local:
                 stderr=stderr,
                 start_new_session=True,
             )
-        if await asyncio.to_thread(_hand_over, process, msgspec.json.encode(desired)):
+        if await asyncio.to_thread(_hand_over, process, msgspec.json.encode(first)):
             process.returncode = 0  # not ours to wait for
             return
         code = await asyncio.to_thread(process.wait)

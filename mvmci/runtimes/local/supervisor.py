@@ -8,7 +8,7 @@ outlives it, however it ends. With its last unit that is stopped it ends, so tha
 program that starts it. Whether a unit does its work, and one that is stopped by SIGSTOP, is not its
 business: presence tells.
 
-    stdin           `Desired`: what it begins with
+    stdin           a `Start`: what it begins with
     SIGTERM         stop all; once more: at once
     supervisor.sock one line of JSON, a `Request`, and `Report`s back, a line each: `start` when it is under
                     way, `stop` when they are gone, `watch` now and whenever something changed
@@ -47,13 +47,6 @@ ANSWER_S = 0.2  # of a port of this machine
 ANSWER_PAUSE_S = 0.05
 
 
-class Desired(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor is started with."""
-
-    cluster: str
-    units: tuple[UnitConfig, ...]
-
-
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     """Keep these running. One that runs, and was started with the same, is left alone."""
 
@@ -61,7 +54,7 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
-    """Stop these, or all. Who is asked twice at once gets no more grace."""
+    """Stop these, or all. Where all are asked while they leave, they get no more grace."""
 
     names: tuple[str, ...] | None = None
     grace_s: float = GRACE_S
@@ -131,14 +124,14 @@ def write(path: Path, value: Any) -> None:
 
 async def supervise(
     folder: Path,
-    desired: Desired,
+    first: Start,
     program: Sequence[str],
     env: Mapping[str, str],
     *,
     ready: Callable[[], None],
     pace: Pace = Pace(),
 ) -> None:
-    """Keep the units of `desired` running, and those that are added, until none is left. Raises LockHeld.
+    """Keep the units of a cluster running, from the `first` on, until none is left. Raises LockHeld.
 
     `program` is what a unit's role and options are put behind; `ready` is called once requests count.
     """
@@ -153,8 +146,8 @@ async def supervise(
     with lock, socket_address(files.socket) as address:
         files.socket.unlink(missing_ok=True)
         async with asyncio.TaskGroup() as tasks:
-            supervisor = Supervisor(files, desired.cluster, program, env, pace, tasks)
-            supervisor.start(desired.units)
+            supervisor = Supervisor(files, program, env, pace, tasks)
+            supervisor.start(first.units)
             server = await asyncio.start_unix_server(supervisor.answer, address, limit=LINE_BYTES_MAX)
             write(files.supervisor, this_process())
             ready()
@@ -172,14 +165,12 @@ class Supervisor:
     def __init__(
         self,
         files: SupervisorFiles,
-        cluster: str,
         program: Sequence[str],
         env: Mapping[str, str],
         pace: Pace,
         tasks: asyncio.TaskGroup,
     ) -> None:
         self.files = files
-        self.cluster = cluster
         self.program = program
         self.env = env
         self.pace = pace
@@ -229,7 +220,7 @@ class Supervisor:
     async def stop(self, names: Collection[str] | None, grace_s: float) -> None:
         """Stop these units, or all, and wait until they are gone."""
         leaving = [unit for unit in self.units.values() if names is None or unit.seen.name in names]
-        if any(unit.wanted is None for unit in leaving):
+        if names is None and any(unit.wanted is None for unit in leaving):
             for unit in leaving:
                 unit.hurry()
         for role in in_stopping_order(unit.seen.role for unit in leaving):
@@ -392,7 +383,7 @@ class UnitProcess:
         given = supervisor.files.config(unit.name)
         who = ["--config", str(given)]
         if unit.role == "balancer":  # it is given nothing, and has a folder
-            who = ["--cluster", supervisor.cluster, "--name", unit.name]
+            who = ["--cluster", supervisor.files.folder.name, "--name", unit.name]
         self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(self._log, "ab", opener=private_opener) as log:
             self._printed_before = log.tell()

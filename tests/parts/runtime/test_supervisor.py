@@ -251,10 +251,10 @@ async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Pl
 
 
 async def test_a_program_that_cannot_be_started_is_tried_again_too(place: Place) -> None:
-    desired = supervisor.Desired(cluster="c", units=(W1,))
+    first = supervisor.Start(units=(W1,))
     pace = supervisor.Pace(**PACE)
     supervise = supervisor.supervise(
-        place.folder, desired, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace
+        place.folder, first, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace
     )
     here = asyncio.create_task(supervise)
     await until_true(lambda: place.units() and place.units()[0].restarts == 2)
@@ -343,10 +343,10 @@ async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
     await place.runs(*CLUSTER)
     before = place.units()
     here = (place.folder / "supervisor.json").read_bytes()
-    desired = supervisor.Desired(cluster="c", units=())
+    first = supervisor.Start(units=())
     with pytest.raises(LockHeld):
         async with asyncio.timeout(LONG_S):
-            await supervisor.supervise(place.folder, desired, ["/bin/true"], {}, ready=lambda: None)
+            await supervisor.supervise(place.folder, first, ["/bin/true"], {}, ready=lambda: None)
     (place.folder / "supervisor.json").unlink()  # and not because a file says so
     with pytest.raises(MvmciError, match="supervisor ended with exit code"):
         await place.local.start(CLUSTER)
@@ -528,7 +528,7 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
     monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
     async with asyncio.TaskGroup() as tasks:
         files = supervisor.SupervisorFiles(tmp_path)
-        one = supervisor.Supervisor(files, "c", ["none"], {}, supervisor.Pace(), tasks)
+        one = supervisor.Supervisor(files, ["none"], {}, supervisor.Pace(), tasks)
         one.start([W1, W3])
         for process in one.units.values():  # as if both had been started
             process.seen = msgspec.structs.replace(process.seen, state="starting", pid=1)

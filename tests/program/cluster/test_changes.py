@@ -73,7 +73,7 @@ def exercise(cluster: Cluster, base: str, builds: Path) -> None:
     # What may be done, which no unit is restarted for; and how much is kept, which the broker is.
     allow = "allow: {exec: [git]}\n"
     assert apply(cluster, MOST + base + PEER + allow) == set()
-    store = "broker: {store: 9GiB}\n"
+    store = "broker: {store: 11GiB}\n"
     assert apply(cluster, MOST + base + PEER + allow + store) == broker
     # Back, and fewer: what is left by workers goes too.
     assert apply(cluster, SMALL + base + allow + store) == {"executor-1", "worker-3", "worker-4"}
