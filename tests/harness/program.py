@@ -125,9 +125,9 @@ class Running:
         self.process.send_signal(signal.SIGKILL)
         self.end()
 
-    def end(self) -> Outcome:
+    def end(self, within_s: float = LONG_S) -> Outcome:
         """Wait for the end."""
-        code = self.process.wait(LONG_S)
+        code = self.process.wait(within_s)
         for reader in self._readers:
             reader.join(LONG_S)
         return Outcome(code, self.said("out"), self.said("err").decode(errors="replace"))
@@ -143,6 +143,7 @@ class Mvmci:
     prefix: tuple[str, ...] = ()  # a program that starts it, as another user for example
     python: str = sys.executable
     env: dict[str, str] = field(default_factory=dict)
+    patience_s: float = LONG_S  # with a verb
 
     def start(
         self,
@@ -161,12 +162,12 @@ class Mvmci:
     ) -> Outcome:
         """Run a verb to its end."""
         if stdin is None:
-            return self.start(*args, cwd=cwd, **env).end()
+            return self.start(*args, cwd=cwd, **env).end(self.patience_s)
         running = self.start(*args, cwd=cwd, stdin=subprocess.PIPE, **env)
         assert running.process.stdin is not None
         with contextlib.suppress(BrokenPipeError), running.process.stdin as pipe:
             pipe.write(stdin)
-        return running.end()
+        return running.end(self.patience_s)
 
     def environment(self, **more: str) -> dict[str, str]:
         ours = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MVMCI_STATE": str(self.state)}

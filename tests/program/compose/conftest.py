@@ -16,12 +16,14 @@ from tests.harness.cluster import Cluster
 from tests.harness.docker import HERE, Docker
 from tests.harness.program import Mvmci
 
+BUILD_S = 900.0  # for a verb that may build an image, on a machine that is busy
+
 
 @pytest.fixture(scope="session")
 def contained(program: Mvmci, docker: Docker) -> Mvmci:
     """The program, which finds the engine."""
     told = {key: value for key, value in docker.environment.items() if key in HERE}
-    return dataclasses.replace(program, env=told)
+    return dataclasses.replace(program, env=told, patience_s=BUILD_S)
 
 
 @pytest.fixture(scope="module")
