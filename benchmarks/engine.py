@@ -27,7 +27,7 @@ from mvmci.jobs.journal import Spec, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.store import Store, keep_text
-from mvmci.stores.memory import Memory
+from mvmci.stores import open_folder
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bench:
     """One engine with one slot on a folder store."""
 
     def __init__(self, folder: Path) -> None:
-        self.store: Store = Memory(folder / "store").store("bench")
+        self.store: Store = open_folder("bench", folder / "store")
         self.host = Host(store=self.store, root=folder / "host", allow=Allow)
         self.engine = Embedded(self.host, slots=1)
         self._number = 0

@@ -1,7 +1,7 @@
 """Where journals, hints, logs, blobs and presence live: five ports, and one object that holds them.
 
-`stores/memory.py` keeps everything in memory or in a folder, for one machine; `stores/nats.py` keeps
-it in JetStream, for a cluster. One suite in `tests/contracts` runs over all of them. A store knows
+`stores/folder.py` keeps everything in a folder, for one machine; `stores/nats/` keeps it in JetStream, for a
+cluster. One suite in `tests/contracts` runs over all of them. A store knows
 nothing of records: journals are bytes in order, and only the compare-and-set makes them safe.
 """
 

@@ -20,13 +20,14 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
-from mvmci.stores.memory import Memory
+from mvmci.stores.folder import Folder
 from mvmci.stores.nats import open_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from tests.harness.broker import ensure, serve
 from tests.harness.docker import Docker, find_docker
+from tests.harness.memory import Memory
 from tests.harness.places import ZIPAPP, guest_path, need
 from tests.harness.program import Mvmci, copy_code, steps
 
@@ -159,10 +160,11 @@ async def place(
             url, cluster, hint_lapse_s=hint_lapse_s, gone_s=gone_s, listens=request.param == LISTENING
         )
         place = Place("jetstream", opens, _damage_in(url, cluster))
+    elif request.param == "folder":
+        folder = tmp_path / "state"
+        place = Place("folder", _opens(Folder(folder)), _damage_file(folder))
     else:
-        folder = tmp_path / "state" if request.param == "folder" else None
-        memory = Memory(folder, hint_lapse_s=hint_lapse_s)
-        place = Place(request.param, _in_memory(memory), _damage_file(folder))
+        place = Place("memory", _opens(Memory(hint_lapse_s=hint_lapse_s)), _damage_file(None))
     yield place
     for store in place.stores:
         await store.close()
@@ -187,9 +189,9 @@ def _in_jetstream(url: str, cluster: str, **options: Any) -> OpenStore:
     return open_store
 
 
-def _in_memory(memory: Memory) -> OpenStore:
+def _opens(place: Memory | Folder) -> OpenStore:
     async def open_store(unit: str) -> Store:
-        return memory.store(unit)
+        return place.store(unit)
 
     return open_store
 

@@ -128,7 +128,7 @@ class Location:
         """
         if self.local:
             folder = self.state / LOCAL_FOLDER
-            store = open_local(folder if folder.exists() else None)
+            store = open_local(folder, make=False)
             try:
                 yield store
             finally:
@@ -150,11 +150,11 @@ def place_options(verb: Callable[..., int]) -> Callable[..., int]:
     return state_option(cluster_option(local_option(with_place)))
 
 
-def open_local(folder: Path | None) -> Store:
-    """The store of `run`, in `folder`, or an empty one in memory. Raises Usage."""
-    from mvmci.stores import open_memory
+def open_local(folder: Path, *, make: bool = True) -> Store:
+    """The store of `run`, in `folder`. Raises Usage."""
+    from mvmci.stores import open_folder
 
-    return open_memory(LOCAL_UNIT, folder)
+    return open_folder(LOCAL_UNIT, folder, make=make)
 
 
 def make_state(state: Path) -> None:

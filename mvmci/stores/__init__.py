@@ -1,4 +1,4 @@
-"""The places where jobs are kept: `memory` (also in a folder) and `nats`. Their contract is `mvmci.store`.
+"""The places where jobs are kept: `folder` and `nats`. Their contract is `mvmci.store`.
 
 Each is imported when it is opened, so that whoever needs one does not load the other.
 """
@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
 
 
-def open_memory(unit: str, folder: Path | None = None) -> Store:
-    """A store of this process alone, or in `folder`, which other processes may share. Raises Usage."""
-    from mvmci.stores.memory import Memory
+def open_folder(unit: str, folder: Path, *, make: bool = True) -> Store:
+    """The store in `folder`, which other processes may share. Raises Usage.
 
-    return Memory(folder).store(unit)
+    One that is not to be made, and is not there, has no jobs.
+    """
+    from mvmci.stores.folder import Folder
+
+    return Folder(folder, make=make).store(unit)
 
 
 async def open_cluster(

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from mvmci.errors import Conflict, NotFound
 from mvmci.store import Delivery, Store, digest_of
-from mvmci.stores.memory import Memory
 from mvmci.stores.nats import remove
 from tests.conftest import open_nats
 from tests.harness.broker import ensure
+from tests.harness.memory import Memory
 
 JOBS = st.sampled_from(["a", "a-b", "b"])
 QUEUES = st.sampled_from(["q", "r"])

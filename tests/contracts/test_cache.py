@@ -13,7 +13,7 @@ import pytest
 from mvmci.errors import NotFound
 from mvmci.store import Blobs, digest_of
 from mvmci.stores.cached import DRAFT_S, CachedBlobs
-from mvmci.stores.memory import Memory
+from tests.harness.memory import Memory
 
 BYTES_MAX = 1 << 20
 PIECE = 50_000

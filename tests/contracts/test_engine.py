@@ -27,7 +27,7 @@ from mvmci.journals.reader import load
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
 from mvmci.store import Store
-from mvmci.stores.memory import Memory
+from tests.harness.memory import Memory
 from tests.harness.places import GUESTS
 from tests.harness.waiting import until_journal
 from tests.harness.world import Counting, Crashed, mortal, script_spec

@@ -14,6 +14,9 @@ from tests.harness.waiting import LONG_S
 LAPSE_S = 2.0
 NEVER_S = 0.3  # so long nothing comes
 
+# A folder has none: with no cluster there is nobody to tell.
+pytestmark = pytest.mark.parametrize("place", ["memory", "jetstream"], indirect=True)
+
 
 @pytest.fixture
 def hint_lapse_s() -> float:

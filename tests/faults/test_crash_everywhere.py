@@ -22,7 +22,7 @@ from mvmci.jobs.journal import AnyRecord, Journal, Result, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.store import Store, load_text
-from mvmci.stores.memory import Memory
+from tests.harness.memory import Memory
 from tests.harness.world import Counting, Crashed, Mortal, Suspicious, Where, mortal, script_spec
 
 APPENDS_MAX = 40

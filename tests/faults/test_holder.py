@@ -37,9 +37,9 @@ from mvmci.journals import writer
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
 from mvmci.store import Chunk, Store
-from mvmci.stores.memory import Memory
 from tests.conftest import Place, open_nats
 from tests.harness.broker import Broker, ensure
+from tests.harness.memory import Memory
 from tests.harness.waiting import LONG_S
 
 JOB = "job"

@@ -21,8 +21,8 @@ from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
 from mvmci.roles.worker import Worker
 from mvmci.store import Store
-from mvmci.stores import open_memory
 from tests.harness.guests import ECHO, workflow
+from tests.harness.memory import open_memory
 from tests.harness.places import GUESTS
 from tests.harness.waiting import LONG_S
 

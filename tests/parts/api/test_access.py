@@ -8,7 +8,7 @@ import pytest
 
 from mvmci.api.openapi import openapi
 from mvmci.errors import Usage
-from mvmci.stores import open_memory
+from tests.harness.memory import open_memory
 from tests.parts.api.conftest import TOKEN, Open
 
 OPEN = ("/version", "/health")

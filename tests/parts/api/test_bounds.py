@@ -12,7 +12,7 @@ from mvmci.api import answers, app, bodies, jobs
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs import module
 from mvmci.store import Chunk
-from mvmci.stores import open_memory
+from tests.harness.memory import open_memory
 from tests.harness.places import GUESTS
 from tests.harness.waiting import LONG_S
 from tests.parts.api.conftest import TOKEN, Face, Open

@@ -20,12 +20,12 @@ from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Lease
 from mvmci.journals.reader import load
-from mvmci.stores import open_memory
 from mvmci.stores.nats import open_cluster
 from mvmci.system.ports import choose_port
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.broker import serve as serve_broker
+from tests.harness.memory import open_memory
 from tests.harness.waiting import LONG_S
 from tests.parts.api.conftest import Face, Open
 

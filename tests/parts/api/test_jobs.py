@@ -18,7 +18,7 @@ from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
 from mvmci.store import Store
-from mvmci.stores import open_memory
+from tests.harness.memory import open_memory
 from tests.harness.places import GUESTS
 from tests.harness.waiting import LONG_S
 from tests.parts.api.conftest import TOKEN, Face, Open

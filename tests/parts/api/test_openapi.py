@@ -14,7 +14,7 @@ from mvmci.api.app import OPEN, make_app
 from mvmci.api.jobs import STREAMS, WAIT_MS, WAIT_MS_MAX, StartRequest
 from mvmci.api.openapi import openapi
 from mvmci.jobs.job import ID_PATTERN
-from mvmci.stores import open_memory
+from tests.harness.memory import open_memory
 from tests.parts.api.conftest import Face, Open
 
 PATHS = openapi()["paths"]

@@ -15,8 +15,8 @@ from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer
-from mvmci.stores.memory import Memory
 from tests.harness import guests
+from tests.harness.memory import Memory
 from tests.harness.waiting import LONG_S
 
 

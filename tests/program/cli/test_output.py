@@ -16,7 +16,7 @@ from mvmci.jobs.journal import Done, Lease, Spec, State, fold
 from mvmci.journals.logs import Watch
 from mvmci.journals.status import waiting
 from mvmci.store import About, Chunk, Member
-from mvmci.stores.memory import Memory
+from tests.harness.memory import Memory
 from tests.harness.waiting import LONG_S
 
 SLOW_S = 0.01
