@@ -24,14 +24,15 @@ import msgspec
 import wasmtime
 
 from benchmarks.processes import ROOT, children
-from mvmci.cli.options import client_of, spread
+from mvmci.cli.options import spread
 from mvmci.cli.submit import SUBMITS_AT_ONCE
 from mvmci.jobs.job import Limits, Payload
 from mvmci.jobs.journal import Done, Entry, Journal, Spec, records_of
 from mvmci.journals.client import submit, until_ended
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Broker
-from mvmci.stores.nats.link import LASTS_MAX, Msg
+from mvmci.stores.nats.link import LASTS_MAX, Incoming
+from mvmci.trust.client import client_of
 
 DIST = ROOT / "dist"
 NAME = "bench"
@@ -194,7 +195,7 @@ class Client:
         left = set(jobs)
         last: deque[str] = deque(maxlen=LASTS_MAX)
 
-        def hear(word: Msg) -> None:
+        def hear(word: Incoming) -> None:
             job = layout.job_of_message(word.subject)
             if job in left:
                 left.remove(job)
