@@ -13,7 +13,7 @@ import msgspec
 
 from mvmci.sandbox import frames
 
-UID = 64123
+UID = 62_000 + os.getpid() % 1_000  # no other process of tests shares it: the clean-up ends all that it has
 CHILD = """
 import os, sys, msgspec
 from mvmci.sandbox import frames, program
