@@ -24,7 +24,7 @@ STDOUT, STDERR = 1, 2
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
 
-class Writer:
+class DescriptorWriter:
     """Writes to descriptors on a thread of its own: a reader that has stopped stops nobody else.
 
     The thread is a daemon, and nothing is buffered on the way, so a write that is stuck for good does
@@ -69,7 +69,7 @@ class Printer(Viewer):
     def __init__(self, stdout: int, stderr: int, *, since: int = 0, attempt: int | None = None) -> None:
         super().__init__(since=since, attempt=attempt)
         self._streams = {"stdout": stdout, "stderr": stderr}
-        self._writer = Writer()
+        self._writer = DescriptorWriter()
 
     async def write(self, chunk: Chunk) -> None:
         await self._writer.write(self._streams[chunk.stream], chunk.data)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.stores.nats.link import Link, Refused, accepted
+from mvmci.stores.nats.link import ApiError, Link, accepted
 from mvmci.stores.nats.parser import Incoming
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
@@ -183,7 +183,7 @@ class GroupCommit:
             for seq, append in enumerate(batch, last - len(batch) + 1):
                 if not append.seq.done():
                     append.seq.set_result(seq)
-        except Refused:
+        except ApiError:
             # One stale member refuses all, and too many open batches refuse any: each for itself.
             for start in range(0, len(batch), PLAIN_MAX):
                 await asyncio.gather(*map(self._publish, batch[start : start + PLAIN_MAX]))
@@ -200,7 +200,7 @@ class GroupCommit:
     async def _publish(self, append: Append) -> None:
         try:
             answer = await self._link.request(append.subject, append.data, headers=append.headers)
-        except Refused as refused:
+        except ApiError as refused:
             _fail(append, _meaning(refused))
         except StoreUnavailable as unavailable:
             _fail(append, unavailable)
@@ -211,7 +211,7 @@ class GroupCommit:
             _fail(append, NoAnswer("the store was closed before it answered"))
 
     async def _commit(self, batch: list[Append]) -> int:
-        """Send `batch` whole; the sequence of its last message. Raises Refused, StoreUnavailable."""
+        """Send `batch` whole; the sequence of its last message. Raises ApiError, StoreUnavailable."""
         batch_id = secrets.token_hex(8)
         to, answer = self._link.expect()
         try:
@@ -230,7 +230,7 @@ class GroupCommit:
             answer.cancel()
 
 
-def _meaning(refused: Refused) -> MvmciError:
+def _meaning(refused: ApiError) -> MvmciError:
     if refused.code in CONFLICTS:
         return Conflict(refused.message)
     if refused.code in FULL:

@@ -21,7 +21,7 @@ import msgspec
 from mvmci.errors import NotFound, StoreFull
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import LASTS_MAX, Link, Refused, Stored
+from mvmci.stores.nats.link import LASTS_MAX, ApiError, Link, Stored
 from mvmci.system.files import private_opener
 
 CHUNK_BYTES = 128 << 10
@@ -129,7 +129,7 @@ class NatsBlobs:
                 options={"max_chunk_size": CHUNK_BYTES},
             )
             await self._tell(info)
-        except Refused as refused:
+        except ApiError as refused:
             if refused.code in FULL:
                 raise StoreFull(refused.message, hint=MAKE_ROOM) from None
             raise

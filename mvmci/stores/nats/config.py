@@ -16,7 +16,7 @@ from mvmci.errors import Conflict
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats.append import CONFLICTS
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
 SETTINGS = "settings"
@@ -85,7 +85,7 @@ class Config:
     async def _write(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         try:
             answer = await self._link.request(self._layout.setting(key), value, headers=headers)
-        except Refused as refused:
+        except ApiError as refused:
             if refused.code in CONFLICTS:
                 raise Conflict(f"{key} was changed by somebody else") from None
             raise

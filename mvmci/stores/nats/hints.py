@@ -23,7 +23,7 @@ from mvmci.errors import MvmciError
 from mvmci.jobs.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Unsubscribe
+from mvmci.stores.nats.link import ApiError, Link, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
@@ -245,7 +245,7 @@ class NatsHints:
                 await self._link.api(f"CONSUMER.INFO.{stream}.{settings['name']}")
                 for stream, settings in self._layout.consumers(queue, self._lapse_s)
             ]
-        except Refused:
+        except ApiError:
             return None
         return Delivered(
             spec=spec["delivered"]["stream_seq"],

@@ -61,7 +61,7 @@ class NoStream(StoreUnavailable):
     """Nobody answers on that subject: the stream is not there, or not yet. Nothing was stored."""
 
 
-class Refused(StoreUnavailable):
+class ApiError(StoreUnavailable):
     """JetStream said no, with a code. Nothing was stored."""
 
     def __init__(self, code: int, description: str) -> None:
@@ -264,7 +264,7 @@ class Link:
         headers: dict[str, str] | None = None,
         wait_s: float = ANSWER_S,
     ) -> dict[str, Any]:
-        """Send and take JetStream's answer: its JSON. Raises NoAnswer, NoStream, Refused."""
+        """Send and take JetStream's answer: its JSON. Raises NoAnswer, NoStream, ApiError."""
         to, answer = self.expect()
         try:
             await self.publish(subject, data, headers=headers, reply=to)
@@ -556,12 +556,12 @@ def _is_refusal(error: BaseException | None) -> bool:
 
 
 def accepted(reply: Incoming) -> dict[str, Any]:
-    """The JSON of an answer of JetStream. Raises Refused."""
+    """The JSON of an answer of JetStream. Raises ApiError."""
     try:
         answer = msgspec.json.decode(reply.data, type=dict[str, Any])
     except msgspec.DecodeError:
         raise NoAnswer(f"the broker answered {reply.data[:80]!r}") from None
     error = answer.get("error")
     if error:
-        raise Refused(error.get("err_code", error.get("code", 0)), error.get("description", ""))
+        raise ApiError(error.get("err_code", error.get("code", 0)), error.get("description", ""))
     return answer

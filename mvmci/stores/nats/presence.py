@@ -26,7 +26,7 @@ from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused
 from mvmci.jobs.journal import Lease
 from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link, Refused, Stored, Unsubscribe
+from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
@@ -344,7 +344,7 @@ class NatsPresence:
         if not self._bucket_there:
             try:
                 await self._link.api(f"STREAM.CREATE.{self._layout.members}", **self._layout.members_stream())
-            except Refused:
+            except ApiError:
                 pass  # it is there with other settings
             self._bucket_there = True
 

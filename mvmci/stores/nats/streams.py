@@ -8,7 +8,7 @@ from mvmci.errors import Usage
 from mvmci.store import HINT_LAPSE_S, ClusterSettings
 from mvmci.stores.nats.hints import make_consumer
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
-from mvmci.stores.nats.link import Link, NoStream, Refused
+from mvmci.stores.nats.link import ApiError, Link, NoStream
 
 NOT_FOUND = 10059
 NOT_MADE = 10049
@@ -24,7 +24,7 @@ async def maintain(link: Link, layout: Layout, settings: ClusterSettings, queues
     for stream in layout.streams(settings.store_bytes, settings.logs_ms):
         try:
             await _make(link, stream)
-        except Refused as refused:
+        except ApiError as refused:
             raise Usage(
                 f"the broker at {link.url} refuses stream {stream['name']}: {refused.message}",
                 hint="nats-server 2.12 or later with JetStream is needed, with room for the streams",
@@ -43,7 +43,7 @@ async def _make(link: Link, stream: dict[str, object]) -> None:
     """Update first: to create one that is there reserves its bytes twice, and may be refused for that."""
     try:
         await link.api(f"STREAM.UPDATE.{stream['name']}", **stream)
-    except Refused as refused:
+    except ApiError as refused:
         if refused.code != NOT_FOUND:
             raise
         await _create(link, stream)
@@ -57,7 +57,7 @@ async def _create(link: Link, stream: dict[str, object]) -> None:
         try:
             await link.api(f"STREAM.CREATE.{stream['name']}", **stream)
             return
-        except Refused as refused:
+        except ApiError as refused:
             if refused.code != NOT_MADE or not left:
                 raise
 
@@ -80,7 +80,7 @@ async def remove(link: Link, layout: Layout) -> None:
     for stream in layout.streams(STORE_BYTES):
         try:
             await link.api(f"STREAM.DELETE.{stream['name']}")
-        except Refused:
+        except ApiError:
             pass  # it is not there
 
 
@@ -90,7 +90,7 @@ async def shortcomings(link: Link) -> list[str]:
         told = await link.api("INFO")
     except NoStream:
         return ["it has no JetStream"]
-    except Refused as refused:
+    except ApiError as refused:
         return [f"JetStream says: {refused.message}"]
     if told.get("api", {}).get("level", 0) < API_LEVEL_MIN:
         return ["it is older than 2.12, and has no atomic batches and no scheduled messages"]
