@@ -518,7 +518,7 @@ async def test_a_follower_of_many_quick_messages_waits_for_none_that_was_only_no
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody tells when a message is stored: who looked too early looks again, and not by the clock alone."""
-    monkeypatch.setattr("mvmci.stores.nats.LOOK_EVERY_S", 10 * LONG_S)
+    monkeypatch.setattr("mvmci.stores.nats.link.LOOK_EVERY_S", 10 * LONG_S)
     store = await open_nats(broker.url, CLUSTER, "u1")
     seen: asyncio.Queue[int] = asyncio.Queue()
 

@@ -258,7 +258,7 @@ async def test_a_follower_begins_after_what_it_knows(open_store: OpenStore) -> N
 
 
 async def test_a_follower_hears_at_once(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mvmci.stores.nats.LOOK_EVERY_S", 10 * LONG_S)  # it has to be told
+    monkeypatch.setattr("mvmci.stores.nats.link.LOOK_EVERY_S", 10 * LONG_S)  # it has to be told
     one, two = await open_store("u1"), await open_store("u2")
     seq = 0
     for number in range(10):
