@@ -26,7 +26,7 @@ from mvmci.jobs.job import check_id, is_digest
 from mvmci.jobs.journal import Journal
 from mvmci.jobs.module import Module
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
-from mvmci.journals.logs import LATE_S, Viewer, Watch, last_attempt, late_s
+from mvmci.journals.logs import LATE_S, OutputWatch, Viewer, last_attempt, late_s
 from mvmci.journals.reader import load
 from mvmci.journals.request import (
     Digests,
@@ -34,7 +34,7 @@ from mvmci.journals.request import (
     JobRequest,
     check_request,
     read_object,
-    request_of,
+    request_from,
     spec_of,
 )
 from mvmci.journals.status import summary_of
@@ -44,7 +44,7 @@ UPLOADS_MAX = 4  # at once; each may take 256 MiB of disk
 MODULES_KNOWN_MAX = 1024
 WAIT_MS = 60_000
 WAIT_MS_MAX = 3_600_000
-WORKFLOW = "run"  # the one that a module has
+_WORKFLOW = "run"  # the one that a module has
 STREAMS = ("stdout", "stderr")
 
 
@@ -95,7 +95,7 @@ class Jobs:
     async def start(self, request: web.Request) -> web.Response:
         """Submit a job. The same request with the same `id` is the same job."""
         body = read_object(await bodies.read_json(request), StartRequest)
-        wanted = request_of(body, JobRequest(), module=bodies.module_name, input=lambda text: text)
+        wanted = request_from(body, JobRequest(), module=bodies.module_name, input=lambda text: text)
         digests = Digests(module=f"sha256:{body.version}")
         if not is_digest(digests.module):
             hint = "it is the 64 digits that `deploy` answered with"
@@ -159,7 +159,7 @@ class Jobs:
             await viewer.show(await self._store.logs.read(journal.job))
             return response
         wait_s = late_s(journal.state, self._now_ms())
-        async with Watch(self._store, journal.job, viewer) as watch:
+        async with OutputWatch(self._store, journal.job, viewer) as watch:
             if not journal.state.ended:
                 await watch.until(until_ended(self._store, journal))
                 wait_s = LATE_S
@@ -227,10 +227,10 @@ def _check_workflow(module: str, what: Module, workflow: str | None) -> None:
         return
     if what.kind == "command":
         raise Usage(f"{module} is a command and has no workflow", hint="leave `workflow` out; give it `args`")
-    if workflow not in (WORKFLOW, module):
+    if workflow not in (_WORKFLOW, module):
         raise Usage(
             f"{module} has no workflow {ascii(workflow)[:80]}",
-            hint=f"it has one, which is called `{WORKFLOW}`",
+            hint=f"it has one, which is called `{_WORKFLOW}`",
         )
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from mvmci.cli.request import STDIN, Files, read_input
+from mvmci.cli.request import STDIN, RequestFiles, read_input
 from mvmci.errors import Usage
-from mvmci.journals.request import CheckedRequest, JobFields, JobRequest, read_object, request_of
+from mvmci.journals.request import CheckedRequest, JobFields, JobRequest, read_object, request_from
 
 BATCH_BYTES_MAX = 256 << 20
 LINES_MAX = 100_000
@@ -43,7 +43,7 @@ class _LineFields(JobFields, kw_only=True, frozen=True):
     stdin: str | UnsetType = UNSET
 
 
-def read_batch(name: str, base: JobRequest, files: Files) -> list[BatchLine]:
+def read_batch(name: str, base: JobRequest, files: RequestFiles) -> list[BatchLine]:
     """The jobs of the file `name`, or of standard input for `-`; `base` has what a line does not say.
 
     Raises Usage, which names every bad line.
@@ -81,7 +81,7 @@ def _texts(shown: str, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _request(text: bytes, base: JobRequest) -> JobRequest:
     """What one line says. Raises Usage."""
-    return request_of(
+    return request_from(
         read_object(text, _LineFields),
         base,
         module=_file,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
 
-LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0
 WIDTH = 200  # of tables, off a terminal
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
 READY_IN, GRACE = "60s", "30s"
@@ -151,7 +151,7 @@ async def _watch(state: ClusterState, view: _View) -> None:
         while not ended.done():
             with suppress(StoreUnavailable, TicketRefused):
                 view.show((await look(state, lambda: client_of(state.folder))).units)
-            await asyncio.wait([ended], timeout=LOOK_EVERY_S)
+            await asyncio.wait([ended], timeout=_LOOK_EVERY_S)
     finally:
         ended.cancel()
 

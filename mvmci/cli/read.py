@@ -42,7 +42,7 @@ from mvmci.jobs.journal import (
 )
 from mvmci.jobs.summary import Summary, rfc3339, summarise
 from mvmci.journals.client import until_ended
-from mvmci.journals.logs import LATE_S, Watch, last_attempt, late_s
+from mvmci.journals.logs import LATE_S, OutputWatch, last_attempt, late_s
 from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
@@ -225,7 +225,7 @@ def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -
         if not following and not journal.state.ended:
             await printer.show(await store.logs.read(job))
         else:
-            async with Watch(store, job, printer) as watch:
+            async with OutputWatch(store, job, printer) as watch:
                 wait_s = late_s(journal.state, time.time_ns() // 1_000_000)
                 if not journal.state.ended:
                     await watch.until(until_ended(store, journal))

@@ -75,7 +75,7 @@ def job_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-class Files:
+class RequestFiles:
     """What requests name: read when they are checked, and then put into a store."""
 
     def __init__(self) -> None:

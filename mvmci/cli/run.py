@@ -32,7 +32,7 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.cli.output import Printer, report, standard_streams
-from mvmci.cli.request import Files, job_options
+from mvmci.cli.request import RequestFiles, job_options
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded
 from mvmci.errors import EXIT_FAILED, LockHeld, Nondeterminism
@@ -40,7 +40,7 @@ from mvmci.jobs import job as jobs
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Entry
 from mvmci.journals.client import mint_id, submit
-from mvmci.journals.logs import Watch
+from mvmci.journals.logs import OutputWatch
 from mvmci.journals.reader import load
 from mvmci.journals.request import CheckedRequest, JobRequest
 from mvmci.store import Store
@@ -71,7 +71,7 @@ def run_verb(
     Exits with 0, with 1 if the job failed, 124 if it timed out. After a crash, or Ctrl-C, the same
     command with --id resumes it.
     """
-    files = Files()
+    files = RequestFiles()
     checked = files.check(msgspec.convert(options, JobRequest))
     allow = Allow(http=allow_http, exec=allow_exec)
     job = checked.request.id or mint_id()
@@ -85,7 +85,7 @@ def run_verb(
 
 
 async def _run(
-    files: Files, checked: CheckedRequest, job: str, allow: Allow, state: Path, as_json: bool
+    files: RequestFiles, checked: CheckedRequest, job: str, allow: Allow, state: Path, as_json: bool
 ) -> int:
     make_state(state)
     store = open_local(state / LOCAL_FOLDER)
@@ -120,7 +120,9 @@ async def _see_through(
         click.echo("it has already ended; this is its recorded result", err=True)
     elif state.lease is not None:
         click.echo(f"resumes after {state.results} recorded effects", err=True)
-    async with Watch(store, job, Printer(*standard_streams(all_on_stderr=as_json), since=since)) as watch:
+    async with OutputWatch(
+        store, job, Printer(*standard_streams(all_on_stderr=as_json), since=since)
+    ) as watch:
         await _until_ended(engine, job, spec_entry, place)
         journal = await load(store, job)
         await watch.rest(journal.state, wait_s=0)

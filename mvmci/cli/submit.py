@@ -29,13 +29,13 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.cli.output import Printer, report, standard_streams, tell_end
-from mvmci.cli.request import Files, job_options, who
+from mvmci.cli.request import RequestFiles, job_options, who
 from mvmci.config.quantity import format_duration
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
 from mvmci.jobs.job import check_id
 from mvmci.jobs.journal import Journal, status
 from mvmci.journals.client import cancel, mint_id, submit, until_ended
-from mvmci.journals.logs import Watch, last_attempt
+from mvmci.journals.logs import OutputWatch, last_attempt
 from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
@@ -91,7 +91,7 @@ def submit_verb(
         return _submit_batch(ctx, place, batch, wait, as_json, options)
     if not options["module"]:
         raise click.UsageError("there is no MODULE, and no --batch", ctx)
-    files = Files()
+    files = RequestFiles()
     checked = files.check(msgspec.convert(options, JobRequest))
     job = checked.request.id or mint_id()
     accepted = False
@@ -122,7 +122,7 @@ async def _see(store: Store, job: str, place: Location, as_json: bool) -> int:
     """Pass on what the job prints until it has ended, and say how."""
     journal = await load(store, job)
     printer = Printer(*standard_streams(all_on_stderr=as_json), since=last_attempt(journal.state))
-    async with Watch(store, job, printer) as watch:
+    async with OutputWatch(store, job, printer) as watch:
         await watch.until(until_ended(store, journal))
         await watch.rest(journal.state)
     return await report(store, journal, place, as_json=as_json)
@@ -152,7 +152,7 @@ def _submit_batch(
         raise click.UsageError("with --batch, the lines name module, arguments, id and stdin", ctx)
     if wait:
         raise click.UsageError("--batch does not wait: give the ids that it prints to `mvmci wait`", ctx)
-    files = Files()
+    files = RequestFiles()
     lines = read_batch(batch, msgspec.convert({**options, "module": ""}, JobRequest), files)
     sending = Sending(lines, files)
     try:
@@ -180,7 +180,7 @@ async def _send(sending: Sending, place: Location, as_json: bool) -> None:
 class Sending:
     """A batch that is being submitted, and what became of each job. `accepted` and the others hold ids."""
 
-    def __init__(self, lines: Sequence[BatchLine], files: Files) -> None:
+    def __init__(self, lines: Sequence[BatchLine], files: RequestFiles) -> None:
         self.ids = [line.checked.request.id or mint_id() for line in lines]
         self.accepted: set[str] = set()
         self._lines = lines

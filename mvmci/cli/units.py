@@ -28,7 +28,7 @@ from mvmci.errors import Usage
 from mvmci.trust.known import find_cluster, find_config
 
 GRACE = "30s"
-API_PORT = 27288
+_API_PORT = 27288
 TOKEN_CHARS_MIN = 16
 T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -122,7 +122,7 @@ def _label(text: str) -> tuple[str, str]:
 @config_option
 @slots_option
 @option(
-    "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {API_PORT}, if absent."
+    "--listen", metavar="HOST[:PORT]", help=f"Answer HTTP there as well. The port is {_API_PORT}, if absent."
 )
 @isolation_options[0]
 @isolation_options[1]
@@ -190,11 +190,11 @@ def _listen(text: str, token: str) -> tuple[str, int]:
 
     host, colon, port = text.rpartition(":")
     if not colon or port.endswith("]"):
-        host, port = text, str(API_PORT)
+        host, port = text, str(_API_PORT)
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
         raise Usage(
-            f"--listen {text!r} is not of the form HOST:PORT", hint=f"for example 127.0.0.1:{API_PORT}"
+            f"--listen {text!r} is not of the form HOST:PORT", hint=f"for example 127.0.0.1:{_API_PORT}"
         )
     if not token and not is_loopback(host):
         raise Usage(
@@ -231,9 +231,9 @@ def control_plane_verb(
 def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
     """Become the cluster's broker: nats-server, with the configuration that `mvmci up` has laid down."""
     from mvmci.roles.broker import FOLDER, become
-    from mvmci.trust.provision import BrokerConfig, read
+    from mvmci.trust.provision import BrokerConfig, read_config
 
-    given = read(config or find_config(state, cluster, "broker-1"), BrokerConfig)
+    given = read_config(config or find_config(state, cluster, "broker-1"), BrokerConfig)
     become(state / given.cluster / FOLDER, given.settings, given.guard())
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 import msgspec
 
-STORE_BYTES = 20 << 30  # more than the streams of a cluster take
+_STORE_BYTES = 20 << 30  # more than the streams of a cluster take
 PAYLOAD_BYTES_MAX = (1 << 20) + (16 << 10)  # a message of the largest size, and its headers
 LOOPBACK = "127.0.0.1"
 ANY_PORT = -1
@@ -19,7 +19,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     listen: str = LOOPBACK
     port: int = ANY_PORT
-    store_bytes: int = STORE_BYTES
+    store_bytes: int = _STORE_BYTES
     synced: bool = True
 
 

@@ -19,7 +19,7 @@ import yaml
 DOCUMENT_BYTES_MAX = 1 << 20
 NODES_MAX = 20_000
 NESTING_MAX = 12
-SHOWN_CHARS_MAX = 60
+_SHOWN_CHARS_MAX = 60
 
 INVALID: Final = object()  # the value of a node that was reported and cannot be used
 Position = tuple[int, int]  # line and column, from 1
@@ -78,8 +78,8 @@ def got(node: Node) -> str:
 def shown(value: Any) -> str:
     """A scalar as the file has it, cut to a length that fits a message."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    text = "".join(c if c.isprintable() else "?" for c in text[: SHOWN_CHARS_MAX + 1])
-    return text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…"
+    text = "".join(c if c.isprintable() else "?" for c in text[: _SHOWN_CHARS_MAX + 1])
+    return text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "…"
 
 
 _PLAIN: Final = (

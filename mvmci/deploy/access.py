@@ -24,7 +24,7 @@ from mvmci.errors import Usage
 
 GROUP = "mvmci.topologies"  # the entry points that give plan functions
 PLUGIN = "mvmci_plugin"  # the module's name that a plugin runs under
-REASON_CHARS_MAX = 300
+_REASON_CHARS_MAX = 300
 
 PlanFunction = Callable[[Topology], Deployment]
 
@@ -153,4 +153,4 @@ def _where(path: Path, error: BaseException) -> str:
 def _said(error: BaseException) -> str:
     """What `error` is, in one line."""
     text = error.msg if isinstance(error, SyntaxError) else str(error)
-    return f"{type(error).__name__}: {' '.join(text.split())}"[:REASON_CHARS_MAX].removesuffix(": ")
+    return f"{type(error).__name__}: {' '.join(text.split())}"[:_REASON_CHARS_MAX].removesuffix(": ")

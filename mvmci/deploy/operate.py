@@ -17,7 +17,7 @@ from mvmci.store import Member
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 
-LOOK_EVERY_S = 0.03
+_LOOK_EVERY_S = 0.03
 DRAIN = ("worker", "executor")  # roles that can be told to
 
 
@@ -71,7 +71,7 @@ async def drain(state: ClusterState, name: str, *, undo: bool) -> None:
         else:
             await cluster.config.put(key, b"{}")
         while not _has_heard(await cluster.store.presence.members(), name, undo):  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
     finally:
         await cluster.close()
 

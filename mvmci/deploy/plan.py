@@ -145,7 +145,7 @@ async def check_external(plan: Plan) -> list[str]:
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
-    return [] if plan.external is None else await check_broker(plan, plan.external)
+    return [] if plan.external is None else await broker_warnings(plan, plan.external)
 
 
 async def check_front(plan: Plan) -> None:
@@ -156,7 +156,7 @@ async def check_front(plan: Plan) -> None:
         await check_executor(plan.front)
 
 
-async def check_broker(plan: Plan, login: Login, system: Login | None = None) -> list[str]:
+async def broker_warnings(plan: Plan, login: Login, system: Login | None = None) -> list[str]:
     """The same for the broker of `login`; of ours, `system` tells whether it syncs."""
     synced = plan.topology.durability == "strict"
     return [f"warning: {text}" for text in await broker.check_broker(login, system, synced=synced)]

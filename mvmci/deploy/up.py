@@ -29,7 +29,7 @@ from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
 from mvmci.cluster.identity import Identity, Login, encode_ticket
 from mvmci.cluster.topology import Topology
-from mvmci.deploy.plan import Plan, broker_of, check_broker, configs_of, make_plan, settings_of
+from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
 from mvmci.errors import LockHeld, MvmciError, PartlyApplied, StoreUnavailable
@@ -49,12 +49,12 @@ if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
 
 READY_S = 60.0
-LOOK_EVERY_S = 0.03  # at presence; how units are, their runtime tells by itself
+_LOOK_EVERY_S = 0.03  # at presence; how units are, their runtime tells by itself
 CRASHES_MAX = 5  # of a unit that was never ready
 TICKET_S = 3600.0
 PROOF_MS = 30_000
 FULL_FOR_S = 1.0  # a cluster is busy and well that is so at two looks
-TAIL_BYTES = 4096
+_TAIL_BYTES = 4096
 
 # The smallest command: it does nothing. As text:
 #
@@ -138,7 +138,7 @@ class Up:
         async with self._joined(authority.admin(facts.login)) as cluster:
             if plan.external is None:
                 system = authority.system_login(facts.login)
-                for warning in await check_broker(plan, cluster.link.login, system):
+                for warning in await broker_warnings(plan, cluster.link.login, system):
                     self._say(warning)
             await self._make(cluster, moves=bool(before))
             await self._move(cluster)
@@ -190,7 +190,7 @@ class Up:
                 cluster = await open_cluster(identity, announce=False)
             except StoreUnavailable:
                 self._look(None)
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(_LOOK_EVERY_S)
         try:
             yield cluster
         finally:
@@ -212,12 +212,12 @@ class Up:
         serving = {unit.name for unit in deployment.units if unit.role in SERVING} - late
         workers = {unit.name for unit in deployment.units if unit.role == "worker"}
         while not serving <= {row.name for row in self._rows if row.state == "ready"}:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
             self._look(await cluster.store.presence.members())
         await cluster.config.put_settings(settings_of(self._plan.topology, deployment.engine))
         there: set[str] = set()
         while not workers <= there:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
             members = await cluster.store.presence.members()
             self._look(members)
             there = {one.unit for one in members if (one.about.engine or EMBEDDED) == deployment.engine}
@@ -235,7 +235,7 @@ class Up:
             leaving = {one.name for one in self._seen} - wanted
             if not leaving and all(row.state == "ready" for row in ours):
                 return
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     # How it goes.
 
@@ -405,7 +405,7 @@ def _is_far(url: str) -> bool:
 def _last_line(log: Path) -> str:
     try:
         with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ""

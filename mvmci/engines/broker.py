@@ -23,9 +23,9 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, NoStream, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
-TAKEN_WITHIN_S = 2.0  # an order that was sent to an executor which died may never be answered
-TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody
-NOBODY = "no executor is there"
+_TAKEN_WITHIN_S = 2.0  # an order that was sent to an executor which died may never be answered
+_TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody
+_NOBODY = "no executor is there"
 
 _words = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
@@ -56,7 +56,7 @@ class BrokerTransport:
         number = secrets.token_hex(8)
         words = self._orders[number] = asyncio.Queue()
         try:
-            for _ in range(TRIES_MAX):
+            for _ in range(_TRIES_MAX):
                 first = await self._first(order, number, words)
                 if not isinstance(first, Rejected):
                     break
@@ -77,7 +77,7 @@ class BrokerTransport:
         try:
             await self._ask(self._layout.ping(order.worker, number), b"", words)
         except NoStream:
-            raise NoCapacity(NOBODY) from None
+            raise NoCapacity(_NOBODY) from None
         raise NoCapacity(BUSY)
 
     async def _ask(self, subject: str, data: bytes, words: asyncio.Queue[Reply | None]) -> Reply | None:
@@ -86,7 +86,7 @@ class BrokerTransport:
         refused.add_done_callback(lambda answer: None if answer.cancelled() else words.put_nowait(None))
         try:
             await self._link.publish(subject, data, reply=to)
-            async with asyncio.timeout(TAKEN_WITHIN_S):
+            async with asyncio.timeout(_TAKEN_WITHIN_S):
                 word = await words.get()
             if word is None and refused.done():
                 refused.result()

@@ -22,12 +22,12 @@ from mvmci.stores.nats.link import Link, Unsubscribe
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-CONNECT_S = 3.0
-TAKEN_WITHIN_S = 5.0
-LINE_BYTES_MAX = 64 << 10
+_CONNECT_S = 3.0
+_TAKEN_WITHIN_S = 5.0
+_LINE_BYTES_MAX = 64 << 10
 NO_SLOT = 503
 FORBIDDEN = (401, 403)
-NOBODY = (502, 503, 504)  # what a balancer says that has nobody behind it
+_NOBODY = (502, 503, 504)  # what a balancer says that has nobody behind it
 
 _words = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
@@ -61,7 +61,7 @@ class HttpTransport:
         assert self._session is not None
         async with contextlib.AsyncExitStack() as leaving:
             try:
-                async with asyncio.timeout(TAKEN_WITHIN_S):
+                async with asyncio.timeout(_TAKEN_WITHIN_S):
                     posting = self._session.post(f"{self._url}/api/engine/run", data=_encode(order))
                     answer = await leaving.enter_async_context(posting)
             except (ClientError, OSError, TimeoutError) as error:
@@ -98,9 +98,9 @@ def open_session(token: str) -> ClientSession:
 
     return ClientSession(
         connector=TCPConnector(limit=0),
-        timeout=ClientTimeout(total=None, sock_connect=CONNECT_S),
+        timeout=ClientTimeout(total=None, sock_connect=_CONNECT_S),
         headers={"Authorization": f"Bearer {token}"} if token else {},
-        read_bufsize=LINE_BYTES_MAX,
+        read_bufsize=_LINE_BYTES_MAX,
     )
 
 
@@ -111,14 +111,14 @@ async def check_executor(url: str, token: str = "") -> None:
     url = url.rstrip("/")
     async with open_session(token) as session:
         try:
-            async with asyncio.timeout(TAKEN_WITHIN_S), session.get(f"{url}/version") as answer:
-                found = await answer.content.read(LINE_BYTES_MAX) if answer.status == 200 else b""
+            async with asyncio.timeout(_TAKEN_WITHIN_S), session.get(f"{url}/version") as answer:
+                found = await answer.content.read(_LINE_BYTES_MAX) if answer.status == 200 else b""
         except (ClientError, OSError, TimeoutError) as error:
             raise Usage(
                 f"no executor can be reached at {url}: {_why(error)}",
                 hint="`executors.url` is that of a balancer which you run; it must answer",
             ) from None
-    if answer.status in NOBODY:
+    if answer.status in _NOBODY:
         return
     try:
         ours = "mvmci" in msgspec.json.decode(found, type=dict[str, object])

@@ -12,7 +12,7 @@ import time
 AHEAD_MAX = 32  # in hand beyond what may run at once, while jobs are short
 SHORT_S = 0.01  # the mean time with a permit below which they are
 TURN_S = 0.1  # after so long in hand without a permit, a job goes back
-MEAN_OVER = 16  # jobs
+_MEAN_OVER = 16  # jobs
 
 
 class Prefetch:
@@ -54,7 +54,7 @@ class Prefetch:
     def _release(self, took_s: float) -> None:
         self.free += 1
         self._slots.release()
-        self._mean_s += (took_s - self._mean_s) / MEAN_OVER
+        self._mean_s += (took_s - self._mean_s) / _MEAN_OVER
         if self._mean_s < SHORT_S:
             self.jobs_are_short.set()
         else:

@@ -28,11 +28,11 @@ from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Store
 
-LOOK_EVERY_S = 0.25  # at an executor that says nothing
+_LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
 GONE_PAUSE_S = 0.1  # that one executor is gone is seen by all at nearly the same time
 AGAIN_S = 1.0  # after so long a job is offered again, whether or not there was a word of a free slot
-AWAY_S = (
+_AWAY_S = (
     4.0  # for so long a job waits for an engine that cannot be reached from here; then for another worker
 )
 BUSY = "executors busy"
@@ -151,7 +151,7 @@ class Remote:
                 away_since, waits = None, none.message
             except EngineAway as away:
                 away_since, waits = away_since or loop.time(), away.message
-                if loop.time() - away_since > AWAY_S:
+                if loop.time() - away_since > _AWAY_S:
                     raise
             await presence.add_hint(order.job, waits)
             with contextlib.suppress(TimeoutError):
@@ -168,7 +168,7 @@ class Remote:
         try:
             strange = 0  # looks in a row
             while strange < LOOKS_MAX:
-                heard, _ = await asyncio.wait((hearing,), timeout=LOOK_EVERY_S)
+                heard, _ = await asyncio.wait((hearing,), timeout=_LOOK_EVERY_S)
                 executor = None if heard else await self._store.presence.find(first.unit, first.incarnation)
                 if executor is None:
                     break

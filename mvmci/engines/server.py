@@ -26,7 +26,7 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
-GROUP = "executors"
+_GROUP = "executors"
 ACCEPT_AFTER_S = 0.05  # what has come out by then need not be reported as accepted
 
 log = logging.getLogger(__name__)
@@ -157,9 +157,9 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
             changed.clear()
             try:
                 if here is None:
-                    here = await link.subscribe(layout.ping("*", "*"), say_here, group=GROUP)
+                    here = await link.subscribe(layout.ping("*", "*"), say_here, group=_GROUP)
                 if executor.open and leave is None:
-                    leave = await link.subscribe(layout.engine("*", "*"), hear, group=GROUP)
+                    leave = await link.subscribe(layout.engine("*", "*"), hear, group=_GROUP)
                     await link.publish(layout.room())
                 elif not executor.open and leave is not None:
                     leaving, leave = leave, None

@@ -24,7 +24,7 @@ MODULE_BYTES_MAX = 256 << 20
 SECTIONS_MAX = 100_000
 ENTRIES_MAX = 100_000  # imports and exports of one module, each
 LEB_BYTES_MAX = 5  # a 32-bit number
-SHOWN_CHARS_MAX = 120
+_SHOWN_CHARS_MAX = 120
 SHOWN_NAMES_MAX = 8
 
 HOST = "mvmci:workflow/host@0.1.0"
@@ -224,7 +224,7 @@ def _not_wasm(head: bytes, name: str) -> errors.BadModule:
 
 def _shown(text: str) -> str:
     """A name out of a hostile file, fit for a terminal and for one line."""
-    cut = text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…"
+    cut = text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "…"
     return "`" + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut) + "`"
 
 

@@ -14,7 +14,7 @@ from mvmci.errors import Nondeterminism
 from mvmci.jobs import effect
 from mvmci.jobs.journal import AnyRecord, Intent, Lease, Result
 
-SHOWN_CHARS_MAX = 200
+_SHOWN_CHARS_MAX = 200
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -103,4 +103,4 @@ class Replay:
 
 def clip(text: str) -> str:
     """As much of `text` as a person needs."""
-    return text if len(text) <= SHOWN_CHARS_MAX else text[: SHOWN_CHARS_MAX - 1] + "…"
+    return text if len(text) <= _SHOWN_CHARS_MAX else text[: _SHOWN_CHARS_MAX - 1] + "…"

@@ -21,8 +21,8 @@ from mvmci.journals.writer import Writer
 from mvmci.store import Store
 from mvmci.system.clock import boottime_s
 
-GIVE_UP_S = 30.0
-AWAY_S = 600.0  # for so long a store that does not answer is waited for, once a job was accepted
+_GIVE_UP_S = 30.0
+_AWAY_S = 600.0  # for so long a store that does not answer is waited for, once a job was accepted
 
 
 def mint_id() -> str:
@@ -43,7 +43,7 @@ async def submit(store: Store, spec: Spec) -> bool:
         return () if journal.tail else (spec,)
 
     try:
-        return await Writer(store, journal, spec.queue).write(wanted, give_up_s=GIVE_UP_S)
+        return await Writer(store, journal, spec.queue).write(wanted, give_up_s=_GIVE_UP_S)
     except StoreFull:
         raise
     except StoreUnavailable as away:
@@ -70,7 +70,7 @@ def _request(spec: Spec) -> Spec:
 
 
 async def until_ended(store: Store, journal: Journal) -> None:
-    """Follow `journal` until its job has ended. A store that is away is waited for, up to `AWAY_S`.
+    """Follow `journal` until its job has ended. A store that is away is waited for, up to `_AWAY_S`.
 
     Raises StoreUnavailable after that.
     """
@@ -86,7 +86,7 @@ async def until_ended(store: Store, journal: Journal) -> None:
                     if ended():
                         return
         except StoreUnavailable:
-            await read_on(store, journal, boottime_s() + AWAY_S)
+            await read_on(store, journal, boottime_s() + _AWAY_S)
 
 
 async def cancel(store: Store, journal: Journal, by: str) -> bool:
@@ -102,7 +102,7 @@ async def cancel(store: Store, journal: Journal, by: str) -> bool:
         return () if journal.state.cancel is not None or journal.state.ended else (asked,)
 
     try:
-        return await Writer(store, journal, journal.state.spec.queue).write(wanted, give_up_s=GIVE_UP_S)
+        return await Writer(store, journal, journal.state.spec.queue).write(wanted, give_up_s=_GIVE_UP_S)
     except StoreFull:
         raise
     except StoreUnavailable as away:

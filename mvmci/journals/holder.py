@@ -38,7 +38,7 @@ from mvmci.system.clock import boottime_s
 RESULT_WAIT_S = 0.005
 PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
 WAITING_MAX = 64  # records
-GIVE_UP_S = 60.0
+_GIVE_UP_S = 60.0
 LOOK_EVERY_S = 1.0
 STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
 
@@ -115,7 +115,7 @@ class Holder:
         """Make everything that waits, and `records` after it, durable as one message.
 
         Raises Fenced, Cancelled (only `finish` may follow), Reread (only before the lease is on disk),
-        and StoreUnavailable after `GIVE_UP_S` without an answer.
+        and StoreUnavailable after `_GIVE_UP_S` without an answer.
         """
         self._unwritten += records
         async with self._writing:
@@ -186,7 +186,7 @@ class Holder:
                 raise Cancelled
             return batch
 
-        await self._writer.write(wanted, give_up_s=GIVE_UP_S, waits_for_room=True)
+        await self._writer.write(wanted, give_up_s=_GIVE_UP_S, waits_for_room=True)
         if self.journal.state.cancel is not None and self.journal.state.done is None:
             raise Cancelled
 
@@ -230,7 +230,7 @@ class Holder:
     async def _look(self) -> None:
         """Absorb what others wrote: a cancel, a newer lease, an end."""
         async with self._writing:
-            await self._writer.look(give_up_s=GIVE_UP_S)
+            await self._writer.look(give_up_s=_GIVE_UP_S)
         if self.journal.state.cancel is not None:
             raise Cancelled
 

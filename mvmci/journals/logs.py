@@ -1,6 +1,6 @@
 """The output of a job for one who looks: each piece once, in order, and all of it before it is over.
 
-A `Viewer` decides which pieces its reader is to see and passes them on; a `Watch` brings it those that
+A `Viewer` decides which pieces its reader is to see and passes them on; a `OutputWatch` brings it those that
 are there and each as it comes, across changes of holder and a store that is away for a while.
 """
 
@@ -78,7 +78,7 @@ class Viewer:
         return counted and self._only in (None, last_attempt(state)) and not self.missing(state)
 
 
-class Watch:
+class OutputWatch:
     """Shows a job's output while it is entered. What became of that is raised when it is left."""
 
     def __init__(self, store: Store, job: str, viewer: Viewer) -> None:

@@ -26,9 +26,9 @@ from mvmci.jobs.module import Module
 from mvmci.store import Store, keep_text
 
 INPUT_BYTES_MAX = 8 << 20
-WORDS_BYTES_MAX = 256 << 10
+_WORDS_BYTES_MAX = 256 << 10
 ATTEMPTS_MAX = 1000
-SHOWN_CHARS_MAX = 300
+_SHOWN_CHARS_MAX = 300
 
 
 class JobRequest(msgspec.Struct, kw_only=True, frozen=True):
@@ -140,9 +140,9 @@ def _check_words(words: tuple[str, ...]) -> None:
     """They stand in the journal's first message, which is UTF-8 and bounded."""
     for word in words:
         _check_text(word)
-    if sum(len(word.encode()) for word in words) > WORDS_BYTES_MAX:
+    if sum(len(word.encode()) for word in words) > _WORDS_BYTES_MAX:
         raise Usage(
-            f"arguments, environment and artifact patterns are over {WORDS_BYTES_MAX >> 10} KiB together",
+            f"arguments, environment and artifact patterns are over {_WORDS_BYTES_MAX >> 10} KiB together",
             hint="pass large values in a file, with --stdin, --input @FILE or --dir",
         )
 
@@ -156,7 +156,7 @@ def _input(typed: str | None, read: Callable[[str], str]) -> str:
     if typed is None:
         return "null"
     _check_text(typed)
-    where = typed[1:SHOWN_CHARS_MAX] if typed.startswith("@") else "--input"  # no JSON begins so
+    where = typed[1:_SHOWN_CHARS_MAX] if typed.startswith("@") else "--input"  # no JSON begins so
     try:
         text = read(typed)
         msgspec.json.decode(text)
@@ -253,7 +253,7 @@ _MEANINGS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def request_of(fields: JobFields, base: JobRequest, **meanings: Callable[[Any], Any]) -> JobRequest:
+def request_from(fields: JobFields, base: JobRequest, **meanings: Callable[[Any], Any]) -> JobRequest:
     """`base`, with what `fields` say instead. Raises Usage, which names the key.
 
     `meanings` are those of the keys that only this kind of fields has; each may raise Usage.

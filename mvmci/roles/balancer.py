@@ -23,7 +23,7 @@ from mvmci.jobs.job import ID_PATTERN
 from mvmci.system.files import write_private
 
 PLACES = (os.defpath, "/usr/local/sbin", "/usr/sbin")  # where it may be beside PATH
-CONNECTIONS_MAX = 2000
+_CONNECTIONS_MAX = 2000
 RETRIES_MIN = 3
 ORDER_BYTES_MAX = 64 << 10  # a request must fit in a buffer, or haproxy could not send it again
 QUIET = "24d"  # a job may say nothing for days, and haproxy counts no longer than this
@@ -81,7 +81,7 @@ def haproxy_config(listen: str, backends: Mapping[str, str]) -> str:
     )
     return f"""\
 global
-    maxconn {CONNECTIONS_MAX}
+    maxconn {_CONNECTIONS_MAX}
     tune.bufsize {ORDER_BYTES_MAX}
     log stdout format raw daemon notice
 {RESOLVERS if named else ""}

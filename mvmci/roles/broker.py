@@ -28,8 +28,8 @@ from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system.files import write_private
 from mvmci.system.ports import check_port, is_loopback
 
-MEMORY_BYTES = 256 << 20
-LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
+_MEMORY_BYTES = 256 << 20
+_LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 FOLDER = "broker"
 
 
@@ -80,7 +80,7 @@ def _is_whole(file: Path, account: str, signer: str) -> bool:
     from mvmci.trust import tokens
 
     try:
-        claims = tokens.read(file.read_text(), signer)
+        claims = tokens.read_token(file.read_text(), signer)
     except (OSError, UnicodeDecodeError):
         return False
     return claims is not None and claims.sub == account
@@ -95,7 +95,7 @@ def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -
         f"max_payload: {PAYLOAD_BYTES_MAX}",
         f"ports_file_dir: {_quoted(folder)}",
         f"log_file: {_quoted(folder / 'nats.log')}",
-        f"logfile_size_limit: {LOG_BYTES_MAX}",
+        f"logfile_size_limit: {_LOG_BYTES_MAX}",
         "logfile_max_num: 2",
     ]
     if settings.name:
@@ -111,7 +111,7 @@ def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -
         f"  store_dir: {_quoted(folder / 'store')}",
         *(["  sync_interval: always"] if settings.synced else []),
         f"  max_file_store: {settings.store_bytes}",
-        f"  max_memory_store: {MEMORY_BYTES}",
+        f"  max_memory_store: {_MEMORY_BYTES}",
         "}",
     ]
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
 """The control plane: makes and keeps what a cluster needs on its broker, enrols, reconciles, forgets.
 
 It keeps nothing of its own: it can be killed at any time, several may run at once, and each is right
-again as soon as it has read the streams.
+again as soon as it has read_config the streams.
 
     maintain      streams, buckets and consumers, also those that a broker has lost
     enrolment     machines that come with a ticket; credentials that are about to expire
@@ -29,9 +29,9 @@ from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.known import find_config, identity_path
-from mvmci.trust.provision import ControlPlaneConfig, make_known, read
+from mvmci.trust.provision import ControlPlaneConfig, make_known, read_config
 
-LOOK_EVERY_S = 2.0
+_LOOK_EVERY_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class ControlPlane:
             except StoreUnavailable as away:
                 log.info("cannot maintain the streams: %s; will retry", away.message)
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(_LOOK_EVERY_S):
                     await self._look.wait()
             except TimeoutError:
                 pass
@@ -108,7 +108,7 @@ async def run_control_plane(options: UnitOptions) -> NoReturn:
     """Be a control plane until cancelled. Raises as `run_unit`, and Usage for what it was given."""
     name = options.name or "control-plane-1"
     file = options.config or find_config(options.state, options.cluster, name)
-    given = read(file, ControlPlaneConfig)
+    given = read_config(file, ControlPlaneConfig)
     path = identity_path(options.state, given.cluster, given.unit)
     open_role = functools.partial(_open_role, given)
     await run_unit(given.identity(path), path, open_role, grace_ms=options.grace_ms, maintains=True)

@@ -34,7 +34,7 @@ from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.hints import Delivered
 from mvmci.stores.nats.journals import Tailed
 
-LOOK_EVERY_S = 0.5
+_LOOK_EVERY_S = 0.5
 PAUSES_S = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between two words for one job; the last is repeated
 NOTICE_S = 2.5  # a hint that was delivered is kept by somebody, who has said so by then
 TIMER_GRACE_MS = 1_500  # a timer fires to the second
@@ -104,7 +104,7 @@ class Reconciler:
                 await self.look()
             except StoreUnavailable as away:
                 log.info("not reconciling: %s", away.message)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Read what is new, and see to every job that needs something. Raises StoreUnavailable."""

@@ -39,12 +39,12 @@ from mvmci.stores.nats import Cluster
 from mvmci.system.tasks import cancel
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
-from mvmci.trust.provision import MemberConfig, read
+from mvmci.trust.provision import MemberConfig, read_config
 
 JOIN_PAUSE_S = 0.5
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
 SETTINGS_WAIT_S = 0.2
-LOOK_EVERY_S = 10.0  # at the settings: a word that they changed may be lost
+_LOOK_EVERY_S = 10.0  # at the settings: a word that they changed may be lost
 READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
 READY_EVERY_S = 2.0
 GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
@@ -106,7 +106,7 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 async def join(options: UnitOptions, role: UnitRole) -> tuple[Identity, Path]:
     """Who a worker or an executor is, and where that is kept. Raises as `identity_of`."""
     if options.config is not None:
-        given = read(options.config, MemberConfig)
+        given = read_config(options.config, MemberConfig)
         path = identity_path(options.state, given.identity.cluster, given.identity.unit)
         return given.settled(path), path
     while True:
@@ -245,7 +245,7 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                 state = "draining" if draining is not None else "ready"
                 await presence.describe(msgspec.structs.replace(role.about, state=state))
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S):
+                async with asyncio.timeout(_LOOK_EVERY_S):
                     await changed.wait()
     finally:
         await cancel(draining)
@@ -259,7 +259,7 @@ async def read_settings(cluster: Cluster) -> ClusterSettings:
             if found is not None:
                 return found
         except StoreUnavailable as away:
-            log.info("cannot read the settings: %s; will retry", away.message)
+            log.info("cannot read_config the settings: %s; will retry", away.message)
         await asyncio.sleep(SETTINGS_WAIT_S)
 
 

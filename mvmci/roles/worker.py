@@ -46,7 +46,7 @@ from mvmci.roles.unit import (
 from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
 from mvmci.stores.nats import Cluster
 
-PULL_S = 30.0
+_PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
 UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
@@ -175,8 +175,8 @@ class Worker:
 
     async def _pull(self) -> Delivery | None:
         if len(self._queues) == 1:
-            return await self._store.hints.pull(self._queues[0], wait_s=PULL_S)
-        pulls = [asyncio.create_task(self._store.hints.pull(queue, wait_s=PULL_S)) for queue in self._queues]
+            return await self._store.hints.pull(self._queues[0], wait_s=_PULL_S)
+        pulls = [asyncio.create_task(self._store.hints.pull(queue, wait_s=_PULL_S)) for queue in self._queues]
         try:
             await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
         finally:

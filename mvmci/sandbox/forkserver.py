@@ -40,12 +40,12 @@ PACKAGES = ("mvmci", "wasmtime", "msgspec")  # what a zygote imports beyond the 
 _BOOTSTRAP = """
 import sys
 sys.path[:0] = sys.argv[2:]
-from mvmci.sandbox.zygote import main
-main(sys.argv[1])
+from mvmci.sandbox.zygote import run_zygote
+run_zygote(sys.argv[1])
 """
 _STATUS_SENTENCES = {
     wire.EXIT_UNCONFINED: "it could not be confined",
-    wire.EXIT_FAILED: "it failed",
+    wire.EXIT_CRASHED: "it failed",
     wire.EXIT_NO_CODE: "the compiled code was missing or was refused",
 }
 
@@ -363,7 +363,7 @@ class ForkServer:
         try:
             space = socket.CMSG_SPACE(zygote.FDS_MAX * 4)
             data, ancillary, _, _ = self._control.recvmsg(
-                zygote.MESSAGE_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC
+                zygote.FORK_BYTES_MAX, space, socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
@@ -375,18 +375,18 @@ class ForkServer:
         fds = array.array("i")
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        match msgspec.json.decode(data, type=zygote.ToParent):
+        match msgspec.json.decode(data, type=zygote.FromZygote):
             case zygote.Ready():
                 self._ready.set_result(None)
             case zygote.Forked(number=number, pid=pid):
                 connection, answer = self._waiting.pop(number)
                 child = self._children[number] = Child(pid, fds[0], connection)
                 answer.set_result(child)
-            case zygote.Refused(number=number, why=why):
+            case zygote.ForkRefused(number=number, why=why):
                 connection, answer = self._waiting.pop(number)
                 connection.close()
                 answer.set_exception(NoSlot(f"no slot process could be made: {why}"))
-            case zygote.Exited(number=number, status=status):
+            case zygote.ChildExited(number=number, status=status):
                 self._children.pop(number).ended(status)
 
     def _bury(self, why: str) -> None:
@@ -451,7 +451,7 @@ def _spawn(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     log = os.memfd_create("zygote-stderr", os.MFD_CLOEXEC)
-    start = zygote.Start(
+    start = zygote.ZygoteStart(
         parent=os.getpid(), network=network, without=without, control=theirs.fileno(), probe=probe
     )
     argument = msgspec.json.encode(start).decode()

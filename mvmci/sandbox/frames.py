@@ -92,7 +92,7 @@ class Respond(Frame, frozen=True, kw_only=True, tag="respond"):
     value: str
 
 
-class Progress(Frame, frozen=True, kw_only=True, tag="progress"):
+class ReportProgress(Frame, frozen=True, kw_only=True, tag="progress"):
     """A workflow says how far it is. No answer."""
 
     done: int
@@ -117,7 +117,7 @@ class Ended(Frame, frozen=True, kw_only=True, tag="ended"):
 
 
 ToSlot = Compile | RunCommand | RunWorkflow | RunProgram | Answer
-ToParent = Call | Log | Respond | Progress | Ended
+ToParent = Call | Log | Respond | ReportProgress | Ended
 
 _encoder = msgspec.json.Encoder()
 to_slot: msgspec.json.Decoder[ToSlot] = msgspec.json.Decoder(ToSlot)

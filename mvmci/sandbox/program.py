@@ -1,12 +1,12 @@
 """The child's side of `exec`: one native program, in a process tree that ends with it.
 
-`supervise` runs in a process that was forked for it, and makes two more:
+`supervise_program` runs in a process that was forked for it, and makes two more:
 
     supervisor ── init ── program ── …
 
 Init is process 1 of a PID namespace where the host has one for us (root, or unprivileged user
 namespaces), and then the kernel kills the whole tree with it. Elsewhere it is a subreaper that finds
-its descendants in /proc and kills them until none is left. In both, when `supervise` returns, the
+its descendants in /proc and kills them until none is left. In both, when `supervise_program` returns, the
 program and everything that it started are dead, daemons with a group of their own too; and when the
 supervisor is killed, or nobody reads the program's standard output any more, they die as well.
 
@@ -43,7 +43,7 @@ THREADS_BEYOND = 1000  # and so many more, so that we see what is growing before
 REPORT_BYTES_MAX = 64 << 10
 REASON_BYTES_MAX = 4000
 HANDOVER_FD = 64  # streams wait at or above this one while they change places
-EXIT_FAILED = 72
+_EXIT_FAILED = 72
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
@@ -56,7 +56,7 @@ class _Tree(msgspec.Struct, frozen=True, kw_only=True):
     others: int = 0  # threads of the same user that are not of this tree
 
 
-def supervise(
+def supervise_program(
     task: frames.RunProgram, streams: tuple[int, int, int], uid: int | None, *, namespaces: bool = True
 ) -> frames.Ended:
     """Run `task` to its end with `streams` as its 0, 1 and 2, as user `uid` where one is given.
@@ -86,7 +86,7 @@ def supervise(
             os.write(tell, msgspec.json.encode(ended)[:REPORT_BYTES_MAX])
             os._exit(0)
         finally:  # whatever happened, init never returns into its caller's code
-            os._exit(EXIT_FAILED)
+            os._exit(_EXIT_FAILED)
     os.close(lifeline)
     os.close(tell)
     os.write(hold, b"%d" % init)
@@ -156,7 +156,7 @@ class _Init:
             linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
         number = os.read(self._lifeline, 16)
         if not number:
-            os._exit(EXIT_FAILED)  # the supervisor is dead already
+            os._exit(_EXIT_FAILED)  # the supervisor is dead already
         self._root = int(number)
         self._private_proc = self._tree.namespace and self._mount()
         wake, poke = os.pipe()
@@ -186,7 +186,7 @@ class _Init:
             except ValueError as error:  # a NUL, or a '=' in the name of a variable
                 _say(held[3], f"{self._task.argv[0]!r}: {error}")
             finally:
-                os._exit(EXIT_FAILED)
+                os._exit(_EXIT_FAILED)
         os.close(say)
         why = os.read(says, REASON_BYTES_MAX)  # the end of file comes with the exec
         os.close(says)

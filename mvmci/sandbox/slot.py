@@ -37,7 +37,7 @@ LOADED_MAX = 4  # workflows that a slot keeps mapped
 MARGIN_BYTES_MIN = 1 << 20
 TEXT_CHARS_MAX = 500
 EXIT_CODE_MAX = 255
-READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 20
 
 OWN = ("log", "now", "random", "respond", "progress")  # functions of the world that are no effects
 GUEST_TMP = "/tmp"  # noqa: S108 - a path inside the guest
@@ -51,7 +51,7 @@ class Exited(Exception):
         self.code = code
 
 
-class Refused(Exception):
+class CallRefused(Exception):
     """A host function does not do what the guest asked; the guest ends in a trap with this text."""
 
 
@@ -73,7 +73,7 @@ class Engines:
         self.preview1.define_func("wasi_snapshot_preview1", "proc_exit", exits, _proc_exit)
         self.preview2 = components.Linker(self.command)
         self.preview2.add_wasip2()
-        self.host = Host()
+        self.host = HostFunctions()
         self.world = components.Linker(self.workflow)
         with self.world.root() as root, root.add_instance(HOST) as instance:
             for name, function in wit.functions().items():
@@ -99,7 +99,7 @@ def _proc_exit(code: int) -> NoReturn:
 _engines: Engines | None = None
 
 
-def prepare() -> None:
+def prepare_slot() -> None:
     """Make the engines, before any fork."""
     global _engines
     # WASI runs on threads of its own; one that waits is enough for one guest.
@@ -107,7 +107,7 @@ def prepare() -> None:
     _engines = Engines()
 
 
-def serve(name: str, socket: int, meter: int, streams: int) -> None:
+def serve_slot(name: str, socket: int, meter: int, streams: int) -> None:
     """Run tasks of profile `name` from `socket` until the parent closes it, or one if it is not reused.
 
     `meter` is the open `/proc/self/statm`, `streams` the first of the descriptors passed to a compile.
@@ -124,7 +124,7 @@ def serve(name: str, socket: int, meter: int, streams: int) -> None:
                 wire.send(socket, workflows.run(task))
                 continue
             case frames.RunCommand() if name == "command":
-                ended = run_command(engines, task, Meter(meter))
+                ended = execute_command(engines, task, Meter(meter))
             case frames.Compile() if name == "compile":
                 ended = compile_module(engines, task, streams, streams + 1)
             case _:
@@ -156,7 +156,7 @@ class Meter:
 # ---- commands
 
 
-def run_command(engines: Engines, task: frames.RunCommand, meter: Meter) -> frames.Ended:
+def execute_command(engines: Engines, task: frames.RunCommand, meter: Meter) -> frames.Ended:
     """Run a WASI program to its end."""
     store = wasmtime.Store(engines.command)
     _limit(store, task.memory_bytes, component=task.component)
@@ -243,7 +243,7 @@ def _map(kind: type[Code], engine: wasmtime.Engine, path: str) -> Code:
 # ---- workflows
 
 
-class Host:
+class HostFunctions:
     """The functions of `mvmci:workflow/host`, for the one workflow that runs."""
 
     socket: int
@@ -280,7 +280,7 @@ class Host:
         self._send(frames.Respond(value=value))
 
     def progress(self, _store: object, done: int, total: int, message: str) -> None:
-        self._send(frames.Progress(done=done, total=total, message=message))
+        self._send(frames.ReportProgress(done=done, total=total, message=message))
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         self._send(frames.Call(request=request))
@@ -295,9 +295,9 @@ class Host:
         try:
             data = frames.encode(frame)
         except ValueError as error:
-            raise Refused(f"what the workflow passes to the host is too large: {error}") from None
+            raise CallRefused(f"what the workflow passes to the host is too large: {error}") from None
         try:
-            wire.write(self.socket, data)
+            wire.write_all(self.socket, data)
         except OSError:
             os._exit(0)
 
@@ -307,10 +307,10 @@ class _Outcome:
 
     def convert_from_c(self, value: Any) -> components.Variant:
         if value.kind != ffi.WASMTIME_COMPONENT_RESULT.value:
-            raise Refused("`run` does not return a result<string, string>")
+            raise CallRefused("`run` does not return a result<string, string>")
         inner = value.of.result.val
         if not inner or inner.contents.kind != ffi.WASMTIME_COMPONENT_STRING.value:
-            raise Refused("`run` does not return a result<string, string>")
+            raise CallRefused("`run` does not return a result<string, string>")
         text = ffi.to_str(inner.contents.of.string)
         ffi.wasmtime_component_val_delete(inner)
         return components.Variant("ok" if value.of.result.is_ok else "err", text)
@@ -369,7 +369,7 @@ class Workflows:
             result = loaded.instantiate(self._engines.world, store)(store, task.input)
             full = result.tag != "ok" and _is_full(self._meter.taken(), task.memory_bytes)
             return _returned(result, full=full)
-        except (wasmtime.WasmtimeError, Refused, MemoryError) as error:
+        except (wasmtime.WasmtimeError, CallRefused, MemoryError) as error:
             return _trapped(error, self._meter.taken(), task.memory_bytes)
         finally:
             store.close()
@@ -446,10 +446,10 @@ def _returned_value(answer: dict[str, Any], type_: wit.Type | None) -> Any:
 
 
 def _error(name: str, function: wit.Function, why: str, text: str) -> components.Variant:
-    """The `effect-error` that a function returns. Raises Refused for one that cannot."""
+    """The `effect-error` that a function returns. Raises CallRefused for one that cannot."""
     error = function.result.parts[1][1] if function.result is not None and function.fails else None
     if error is None:
-        raise Refused(f"{name}: {text or why}")
+        raise CallRefused(f"{name}: {text or why}")
     return components.Variant(why, text if dict(error.parts)[why] is not None else None)
 
 
@@ -474,7 +474,7 @@ def _trapped(error: Exception, size: int, limit: int) -> frames.Ended:
     elif any(phrase in reason for phrase in _OF_LINKING):
         return frames.Ended(outcome="invalid", text=_clip(reason))
     elif "exceeds memory limits" in reason or isinstance(error, MemoryError) or _is_full(size, limit):
-        name = None if isinstance(error, Refused) else "memory"
+        name = None if isinstance(error, CallRefused) else "memory"
     where = _innermost(error, text)
     return frames.Ended(outcome="trap", text=_clip(f"{reason} in `{where}`" if where else reason), limit=name)
 
@@ -516,7 +516,7 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
             if task.component
             else _compile_core(engines, wasm)
         )
-        wire.write(target, code)
+        wire.write_all(target, code)
     except wasmtime.WasmtimeError as error:
         return frames.Ended(outcome="invalid", text=_clip(_flat(str(error))))
     except (BadModule, Invalid) as error:
@@ -533,7 +533,7 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
 def _read_module(source: int) -> bytes:
     check_module_size(os.fstat(source).st_size, name="it")
     parts = []
-    while part := os.read(source, READ_BYTES):
+    while part := os.read(source, _READ_BYTES):
         parts.append(part)
     return b"".join(parts)
 

@@ -1,6 +1,6 @@
 """Blocking frames on a descriptor: the child's side of the socket.
 
-It uses `read` and `write` alone, so that a confined child needs no system call for sockets.
+It uses `read` and `write_all` alone, so that a confined child needs no system call for sockets.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from mvmci.sandbox import frames
 
 # How a child that could not say so in a frame tells its parent what went wrong.
 EXIT_UNCONFINED = 71
-EXIT_FAILED = 72
+EXIT_CRASHED = 72
 EXIT_NO_CODE = 73
 
 
@@ -26,10 +26,10 @@ def read_task(fd: int) -> frames.ToSlot | None:
 
 def send(fd: int, frame: frames.Frame) -> None:
     """Write `frame`, waiting for as long as the parent does not read. Raises ValueError, OSError."""
-    write(fd, frames.encode(frame))
+    write_all(fd, frames.encode(frame))
 
 
-def write(fd: int, data: bytes | bytearray) -> None:
+def write_all(fd: int, data: bytes | bytearray) -> None:
     """Write all of `data`. Raises OSError."""
     view = memoryview(data)
     while view:

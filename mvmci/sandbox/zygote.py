@@ -7,7 +7,7 @@ socket closes or its parent dies, and its children end with it.
 
 On the control socket (SOCK_SEQPACKET, one JSON value a message): `Fork` comes in with the child's
 end of a socket pair and its streams as descriptors; `Forked` goes out with a pidfd, then, once,
-`Exited`. `Ready` is said first.
+`ChildExited`. `Ready` is said first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mvmci.sandbox import confinement, frames, settings, wire
 from mvmci.sandbox.confinement import Profile
 from mvmci.system import linux
 
-MESSAGE_BYTES_MAX = 64 << 10
+FORK_BYTES_MAX = 64 << 10
 FDS_MAX = 8
 SOCKET_FD = 3  # in a child: its socket, its memory meter, and its streams
 METER_FD = 4
@@ -39,7 +39,7 @@ STREAM_FD = 5
 MOVED_FD = 100  # where descriptors wait while they change places
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
+class ZygoteStart(msgspec.Struct, frozen=True, kw_only=True):
     """The one argument of the process."""
 
     parent: int
@@ -63,34 +63,34 @@ class Forked(msgspec.Struct, frozen=True, kw_only=True, tag="forked"):
     pid: int
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+class ForkRefused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
     number: int
     why: str
 
 
-class Exited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
+class ChildExited(msgspec.Struct, frozen=True, kw_only=True, tag="exited"):
     number: int
     status: int  # as waitpid gives it
 
 
-ToParent = Ready | Forked | Refused | Exited
+FromZygote = Ready | Forked | ForkRefused | ChildExited
 
 Probe = Callable[[frozenset[str]], str]
 
 
-def main(argument: str) -> NoReturn:
-    """Serve until the control socket closes. `argument` is a `Start` as JSON."""
-    start = msgspec.json.decode(argument, type=Start)
+def run_zygote(argument: str) -> NoReturn:
+    """Serve until the control socket closes. `argument` is a `ZygoteStart` as JSON."""
+    start = msgspec.json.decode(argument, type=ZygoteStart)
     control = socket.socket(fileno=start.control)
     control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _enlarge_stack()
     # Everything is loaded before the first fork: a confined child can open no file of ours.
     from mvmci.sandbox import slot
-    from mvmci.sandbox.program import supervise
+    from mvmci.sandbox.program import supervise_program
 
     probe = None if start.probe is None else _named(start.probe)
-    slot.prepare()
+    slot.prepare_slot()
     unshared = not start.network and "namespace" not in start.without and confinement.leave_network()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.die_with(start.parent)
@@ -98,7 +98,7 @@ def main(argument: str) -> NoReturn:
     gc.collect()
     gc.freeze()
     control.send(msgspec.json.encode(Ready(network=unshared)))
-    _Nest(control, start, unshared, _Tasks(slot.serve, supervise, probe)).serve()
+    _Nest(control, start, unshared, _Tasks(slot.serve_slot, supervise_program, probe)).serve()
     os._exit(0)
 
 
@@ -127,7 +127,7 @@ class _Tasks(NamedTuple):
 class _Nest:
     """The control loop."""
 
-    def __init__(self, control: socket.socket, start: Start, unshared: bool, tasks: _Tasks) -> None:
+    def __init__(self, control: socket.socket, start: ZygoteStart, unshared: bool, tasks: _Tasks) -> None:
         self._control = control
         self._start = start
         self._unshared = unshared
@@ -148,9 +148,7 @@ class _Nest:
 
     def _request(self) -> bool:
         flags = socket.MSG_CMSG_CLOEXEC
-        data, ancillary, _, _ = self._control.recvmsg(
-            MESSAGE_BYTES_MAX, socket.CMSG_SPACE(FDS_MAX * 4), flags
-        )
+        data, ancillary, _, _ = self._control.recvmsg(FORK_BYTES_MAX, socket.CMSG_SPACE(FDS_MAX * 4), flags)
         if not data:
             return False
         fds = array.array("i")
@@ -160,7 +158,7 @@ class _Nest:
         try:
             pid = os.fork()
         except OSError as error:
-            self._send(Refused(number=request.number, why=f"fork failed: {error.strerror}"))
+            self._send(ForkRefused(number=request.number, why=f"fork failed: {error.strerror}"))
         else:
             if pid == 0:
                 self._become(request.profile, list(fds))
@@ -180,9 +178,9 @@ class _Nest:
         number, pid = self._children.pop(pidfd)
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
-        self._send(Exited(number=number, status=status))
+        self._send(ChildExited(number=number, status=status))
 
-    def _send(self, message: ToParent, *fds: int) -> None:
+    def _send(self, message: FromZygote, *fds: int) -> None:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._control.sendmsg([msgspec.json.encode(message)], rights)
@@ -195,7 +193,7 @@ class _Nest:
         Whatever goes wrong ends in a status that the parent puts into words: the child's own streams
         may belong to a guest.
         """
-        status = wire.EXIT_FAILED
+        status = wire.EXIT_CRASHED
         try:
             # Asked for now it could be somebody else's: the zygote may have died since the fork.
             parent = self._pid
@@ -207,7 +205,7 @@ class _Nest:
             else:
                 status = wire.EXIT_UNCONFINED
                 features = confinement.confine(profile, parent=parent, without=self._start.without)
-                status = wire.EXIT_FAILED
+                status = wire.EXIT_CRASHED
                 self._run(profile, features | ({"network"} if self._unshared else frozenset()))
             status = 0
         finally:

@@ -41,7 +41,7 @@ ADMIN_S = 3600
 SYSTEM_S = 300
 ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
 TICKET_ID_BYTES = 5
-FOLDER = "keys"
+_FOLDER = "keys"
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
@@ -73,7 +73,7 @@ class Authority:
 
         Not for two processes at a time: `up` holds the cluster's lock.
         """
-        place, now = folder / FOLDER, time.time()
+        place, now = folder / _FOLDER, time.time()
         (place / _EXTERNAL).unlink(missing_ok=True)
         for name, kind in _KINDS.items():
             if not (place / name).exists():
@@ -90,13 +90,13 @@ class Authority:
     @staticmethod
     def of_external(folder: Path, login: Login) -> Authority:
         """The same for a broker of the user's own, whose one `login` every unit gets."""
-        write_private(folder / FOLDER / _EXTERNAL, msgspec.json.encode(login))
+        write_private(folder / _FOLDER / _EXTERNAL, msgspec.json.encode(login))
         return Authority.load(folder)
 
     @staticmethod
     def load(folder: Path) -> Authority:
         """The authority of the cluster whose folder is `folder`. Raises StoreUnavailable."""
-        place = folder / FOLDER
+        place = folder / _FOLDER
         try:
             if (place / _EXTERNAL).exists():
                 external = _logins.decode((place / _EXTERNAL).read_bytes())
@@ -279,7 +279,7 @@ class Authority:
 
     def _issued(self, there: Identity) -> tokens.Claims | None:
         """What its token says, if it is one of ours and for its key."""
-        claims = tokens.read(there.login.jwt, self.issuer) if self.external is None else None
+        claims = tokens.read_token(there.login.jwt, self.issuer) if self.external is None else None
         try:
             return claims if claims is not None and claims.sub == keys.public(there.login.seed) else None
         except keys.BadKey:

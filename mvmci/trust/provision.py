@@ -131,7 +131,7 @@ def _without_token(identity: Identity) -> Identity:
 _T = TypeVar("_T", BrokerConfig, ControlPlaneConfig, MemberConfig)
 
 
-def read(path: Path, kind: type[_T]) -> _T:
+def read_config(path: Path, kind: type[_T]) -> _T:
     """What is in the file at `path`. Raises Usage."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
@@ -252,7 +252,7 @@ def _fitting(
         return None
     if authority.external is not None:
         return ticket if ticket.login == authority.external else None
-    ours = tokens.read(ticket.login.jwt, authority.issuer) is not None
+    ours = tokens.read_token(ticket.login.jwt, authority.issuer) is not None
     return ticket if ours and (ticket.login.urls, ticket.login.ca) == (login.urls, login.ca) else None
 
 

@@ -25,7 +25,7 @@ from mvmci.trust import tokens
 from mvmci.trust.authority import Authority
 from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
 
-TRIES_MAX = 20  # of a compare-and-set
+_TRIES_MAX = 20  # of a compare-and-set
 
 
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,7 +79,7 @@ async def change_unit(
 async def _change(
     config: Config, key: str, decoder: msgspec.json.Decoder[_T], step: Callable[[_T | None], _T | None]
 ) -> _T | None:
-    for _ in range(TRIES_MAX):
+    for _ in range(_TRIES_MAX):
         setting = await config.get(key)
         there = _read(decoder, setting)
         changed = step(there)
@@ -189,10 +189,10 @@ async def push_revocations(config: Config, authority: Authority, base: Login) ->
     link = Link(authority.system_login(base), "revoke")
     await link.open()
     try:
-        for _ in range(TRIES_MAX):
+        for _ in range(_TRIES_MAX):
             revoked = await _revoked(config)
             token = (await link.call(CLAIMS_LOOKUP.format(authority.issuer))).decode()
-            claims = tokens.read(token, keys.public(authority.operator))
+            claims = tokens.read_token(token, keys.public(authority.operator))
             if claims is None:
                 raise StoreUnavailable("the broker does not know the account of this cluster")
             if revoked <= claims.revoked:

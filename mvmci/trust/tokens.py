@@ -112,7 +112,7 @@ def tags(kind: str, role: str, queues: Sequence[str]) -> tuple[str, ...]:
     return (f"{kind}:{role}", *(f"{_QUEUE}{queue}" for queue in queues))
 
 
-def read(token: str, issuer: str) -> Claims | None:
+def read_token(token: str, issuer: str) -> Claims | None:
     """What `token` says, if `issuer` signed it. Whether it has expired is not looked at."""
     head, _, signature = token.rpartition(".")
     try:

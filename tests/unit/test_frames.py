@@ -27,7 +27,7 @@ FROM_SLOT = st.one_of(
     st.builds(frames.Call, request=REQUESTS),
     st.builds(frames.Log, level=st.sampled_from(["debug", "info", "warning", "error"]), message=TEXT),
     st.builds(frames.Respond, value=TEXT),
-    st.builds(frames.Progress, done=U32, total=U32, message=TEXT),
+    st.builds(frames.ReportProgress, done=U32, total=U32, message=TEXT),
     st.builds(
         frames.Ended, outcome=st.sampled_from(["ok", "err", "trap"]), text=TEXT, limit=st.none() | TEXT
     ),

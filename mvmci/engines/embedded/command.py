@@ -28,8 +28,8 @@ from mvmci.store import keep_text
 
 PROCESS_BYTES = 512 << 20  # what a slot's process may use beyond its guest's memory
 FILE_SLACK_BYTES = 1 << 30
-READ_BYTES = 64 << 10
-REASON_CHARS_MAX = 4_096
+_READ_BYTES = 64 << 10
+_REASON_CHARS_MAX = 4_096
 
 
 async def run_command(host: Host, holder: Holder, slot: Slot, code: str) -> Done:
@@ -141,12 +141,12 @@ async def _open_stdin(host: Host, slot: Slot, spec: Spec) -> int:
 
 async def _pump(pipe: io.FileIO, stream: str, output: Output) -> None:
     """Pass on what comes through `pipe` until its end."""
-    reader = asyncio.StreamReader(limit=READ_BYTES)
+    reader = asyncio.StreamReader(limit=_READ_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), pipe
     )
     try:
-        while data := await reader.read(READ_BYTES):
+        while data := await reader.read(_READ_BYTES):
             await output.write(stream, data)
     finally:
         transport.close()
@@ -160,13 +160,13 @@ def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:
         case "exit":
             reason = f"exit: {ended.code}"
         case "err":
-            reason = ended.text[:REASON_CHARS_MAX]
+            reason = ended.text[:_REASON_CHARS_MAX]
         case "invalid":
             reason = f"module: {ended.text}"
         case _:
             reason = f"trap: {ended.text}"
     if ended.limit is not None:
-        said = f": {ended.text[:REASON_CHARS_MAX]}" if ended.outcome == "err" else ""
+        said = f": {ended.text[:_REASON_CHARS_MAX]}" if ended.outcome == "err" else ""
         reason = f"{ended.limit}: {_limit_text(ended.limit, limits)}{said}"
     return Done(at=at, status="failed", reason=reason, exit_code=ended.code)
 

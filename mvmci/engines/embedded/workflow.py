@@ -136,7 +136,7 @@ class LiveEffects:
                 await self._output.write("stderr", frame.message.encode() + b"\n")
             case frames.Respond():
                 await self._respond(frame.value)
-            case frames.Progress() if self.replay.live:
+            case frames.ReportProgress() if self.replay.live:
                 message = frame.message[:PROGRESS_CHARS_MAX]
                 at = self._host.now_ms()
                 progress = Progress(at=at, done=frame.done, total=frame.total, message=message)

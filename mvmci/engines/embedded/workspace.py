@@ -45,8 +45,8 @@ COUNTED_MAX = 1_000_000  # where counting stops for a message that says how many
 ARTIFACTS_MAX = 10_000
 PATTERNS_MAX = 100
 SMALL_BYTES_MAX = 256 << 10  # such files pass through memory, larger ones from file to file
-BATCH_MAX = 64  # blobs under way at a time
-READ_BYTES = 1 << 20
+_BATCH_MAX = 64  # blobs under way at a time
+_READ_BYTES = 1 << 20
 WATCH_INTERVAL_S = 0.1
 WATCH_INTERVAL_S_MAX = 5.0
 WATCH_SHARE = 10  # watching takes at most one part in so many of the time
@@ -273,7 +273,7 @@ def _digest(root: int, path: str) -> tuple[str, Stamp]:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(0, "it is no longer a file")
         digest = hashlib.sha256()
-        while data := os.read(fd, READ_BYTES):
+        while data := os.read(fd, _READ_BYTES):
             go_on()
             digest.update(data)
         if _stamp(os.fstat(fd)) != _stamp(status):
@@ -297,8 +297,8 @@ async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blo
         if await _keep(root, path, blobs) != digest:
             raise BadWorkspace(f"{directory}: {tree.shown_path(path)} changed while it was read")
 
-    for start in range(0, len(todo), BATCH_MAX):
-        await _all(*(keep(digest, path) for digest, path in todo[start : start + BATCH_MAX]))
+    for start in range(0, len(todo), _BATCH_MAX):
+        await _all(*(keep(digest, path) for digest, path in todo[start : start + _BATCH_MAX]))
 
 
 async def _all(*transfers: Awaitable[T]) -> list[T]:
@@ -336,8 +336,8 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
     try:
         found = await in_thread(_matching, root, wanted)
         artifacts = []
-        for start in range(0, len(found), BATCH_MAX):
-            batch = found[start : start + BATCH_MAX]
+        for start in range(0, len(found), _BATCH_MAX):
+            batch = found[start : start + _BATCH_MAX]
             digests = await _all(*(_keep(root, path, blobs) for path, _ in batch))
             for (path, size), digest in zip(batch, digests, strict=True):
                 artifacts.append(Artifact(path=path, digest=digest, size=size))
@@ -376,8 +376,8 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
         await in_thread(_lay_directories, root, value, owner)
         files = [entry for entry in value.entries if entry.kind == "file"]
         small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
-        for start in range(0, len(small), BATCH_MAX):
-            batch = small[start : start + BATCH_MAX]
+        for start in range(0, len(small), _BATCH_MAX):
+            batch = small[start : start + _BATCH_MAX]
             contents = await _all(*(blobs.get(entry.digest) for entry in batch))
             await in_thread(_write_files, root, batch, contents, owner)
         for entry in files:

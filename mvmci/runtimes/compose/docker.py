@@ -24,7 +24,7 @@ from mvmci.errors import MvmciError, Usage
 
 API_MIN = (1, 40)  # of Docker 19.03
 COMPOSE_MIN = (1, 29)
-ANSWER_S = 30.0
+_ANSWER_S = 30.0
 WORDS_CHARS_MAX = 500
 EVENTS_SINCE = "5m"
 LINES = 2  # of what a program said before it failed: the last may say what, and not of which
@@ -293,11 +293,11 @@ def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=ANSWER_S,
+            timeout=_ANSWER_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise MvmciError(f"`{' '.join(command[:3])}` does not answer within {ANSWER_S:.0f} s") from None
+        raise MvmciError(f"`{' '.join(command[:3])}` does not answer within {_ANSWER_S:.0f} s") from None
     except OSError as error:
         raise MvmciError(f"`{command[0]}` cannot be started: {error.strerror}") from None
 

@@ -46,12 +46,12 @@ API_PORT = 27288
 GIVEN = "/run/secrets"  # where a container finds its secrets
 TOKEN, TOKEN_BYTES = "engine.token", 32  # what executors want to see over HTTP
 STATE = "/var/lib/mvmci"
-READY = "/tmp/mvmci-ready"  # noqa: S108 (of a container, and nobody else is there)
+_READY = "/tmp/mvmci-ready"  # noqa: S108 (of a container, and nobody else is there)
 SPARE_BYTES = 512 << 20  # what a container takes beside its jobs
 JOB_BYTES = 1 << 30  # of a job that does not say how much
 BROKER_BYTES = 1 << 30
-PROCESSES_MAX = 4096
-HURRY_S = 10  # from the end of a unit's grace to SIGKILL
+_PROCESSES_MAX = 4096
+_HURRY_S = 10  # from the end of a unit's grace to SIGKILL
 UNIT, ROLE, CONFIG = "mvmci.unit", "mvmci.role", "mvmci.config"  # labels of containers
 JOINING: tuple[Role, ...] = ("executor", "worker")
 _NUMBERED = re.compile(r"(.+)-([1-9][0-9]*)")
@@ -305,14 +305,14 @@ def _service(one: Service, all_: Sequence[Service], wanted: Wanted) -> dict[str,
         "command": _literal(list(_command(one, wanted))),
         "init": one.role != "broker",  # the server is the first process, and finds that by itself
         "restart": "unless-stopped",
-        "stop_grace_period": f"{int(GRACE_S) + HURRY_S}s",
+        "stop_grace_period": f"{int(GRACE_S) + _HURRY_S}s",
         "depends_on": _before(one, all_),
         "networks": ["cluster", BORDER] if one.role == "broker" and _is_apart(wanted) else ["cluster"],
         "volumes": [f"{'broker' if one.role == 'broker' else 'state'}:{STATE}"],
         "secrets": _secrets(one, wanted),
         "healthcheck": {"test": ["CMD-SHELL", _health(one)], "interval": "5s", "timeout": "5s", "retries": 3},
         "mem_limit": _memory(one, wanted),
-        "pids_limit": PROCESSES_MAX,
+        "pids_limit": _PROCESSES_MAX,
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],
         "logging": {"driver": "json-file", "options": {"max-size": "16m", "max-file": "2"}},
@@ -365,7 +365,7 @@ def _health(one: Service) -> str:
         return f"ls {STATE}/*/broker/nats-server_*.ports"
     if one.role == "balancer":
         return f"bash -c '</dev/tcp/127.0.0.1/{API_PORT}'"
-    return f'test -n "$$(find {READY} -mmin -0.5)"'
+    return f'test -n "$$(find {_READY} -mmin -0.5)"'
 
 
 def _memory(one: Service, wanted: Wanted) -> int:
@@ -411,7 +411,7 @@ def dockerfile(wanted: Wanted) -> str:
 
 def _dockerfile(wanted: Wanted, *, balancer: bool) -> str:
     user = os.geteuid() or USER
-    recipe = _DOCKERFILE.format(base=wanted.compose.base, user=user, state=STATE, ready=READY)
+    recipe = _DOCKERFILE.format(base=wanted.compose.base, user=user, state=STATE, ready=_READY)
     return recipe + (_BALANCER.format(user=user) if balancer else "")
 
 

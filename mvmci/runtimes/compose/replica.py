@@ -12,7 +12,7 @@ import struct
 import time
 
 SERVER = ("127.0.0.11", 53)  # Docker's own, in every network that has a name
-ANSWER_S = 2.0
+_ANSWER_S = 2.0
 TRIES = 5
 PAUSE_S = 0.5
 POINTER, INTERNET = 12, 1
@@ -75,7 +75,7 @@ def _own_address() -> str:
 def _ask(address: str) -> bytes:
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.settimeout(ANSWER_S)
+            asking.settimeout(_ANSWER_S)
             asking.sendto(question(address), SERVER)
             return asking.recv(2048)
     except OSError:

@@ -28,9 +28,9 @@ from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
 from mvmci.trust.authority import Authority
 
-LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
-HURRY_S = 5  # from the second SIGTERM to SIGKILL
-REASON_CHARS_MAX = 300
+_LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
+_HURRY_S = 5  # from the second SIGTERM to SIGKILL
+_REASON_CHARS_MAX = 300
 _STATES: dict[str, State] = {"created": "starting", "running": "starting", "paused": "starting"}
 _ENDED = ("created", "exited", "dead")  # Docker does not start them by itself
 
@@ -94,7 +94,7 @@ class Containers:
                     before = seen
                     yield seen
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_EVERY_S):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
                         await changed.wait()
         finally:
             listening.cancel()
@@ -172,7 +172,7 @@ class Containers:
         self._leaving |= {one.id for one in containers}
         for role in in_stopping_order(_role(one) for one in containers):
             ids = [one.id for one in containers if _role(one) == role]
-            await docker.stop(ids, grace_s, HURRY_S)
+            await docker.stop(ids, grace_s, _HURRY_S)
 
 
 def _unit(one: Container) -> str:
@@ -199,7 +199,7 @@ async def _reason(one: Container) -> str:
         return "it was never started"
     errors = [line for line in await docker.last_words(one.id) if line.startswith("Error: ")]
     said = errors[-1].removeprefix("Error: ") if errors else f"ended with exit code {one.exit_code}"
-    return said[:REASON_CHARS_MAX]
+    return said[:_REASON_CHARS_MAX]
 
 
 def _ms(rfc3339: str) -> int:

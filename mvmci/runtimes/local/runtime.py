@@ -36,8 +36,8 @@ from mvmci.system.ports import check_port, choose_port, is_loopback
 from mvmci.system.processes import Known, clean_environment, open_alive, this_program
 from mvmci.trust.provision import make_config
 
-READY = b"ready\n"
-WORDS_BYTES_MAX = 2000
+_READY = b"ready\n"
+_WORDS_BYTES_MAX = 2000
 
 _reports = msgspec.json.Decoder(Report)
 
@@ -206,7 +206,7 @@ class Local:
             process.returncode = 0  # not ours to wait for
             return
         code = await asyncio.to_thread(process.wait)
-        words = log.read_text(errors="replace")[-WORDS_BYTES_MAX:]
+        words = log.read_text(errors="replace")[-_WORDS_BYTES_MAX:]
         raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
 
 
@@ -217,7 +217,7 @@ def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> bool:
     with process.stdout as said:
         with contextlib.suppress(BrokenPipeError), process.stdin as told:
             told.write(data)
-        return said.readline() == READY
+        return said.readline() == _READY
 
 
 async def _wait(pidfd: int) -> None:

@@ -41,8 +41,8 @@ from mvmci.system.processes import this_process
 
 LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
 LOG_BYTES_MAX = 16 << 20
-TAIL_BYTES = 4096
-REASON_CHARS_MAX = 300
+_TAIL_BYTES = 4096
+_REASON_CHARS_MAX = 300
 ANSWER_S = 0.2  # of a port of this machine
 ANSWER_PAUSE_S = 0.05
 
@@ -449,12 +449,12 @@ class UnitProcess:
             with self._log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 since = self._printed_before if size >= self._printed_before else 0
-                log.seek(max(since, size - TAIL_BYTES))
+                log.seek(max(since, size - _TAIL_BYTES))
                 lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return ""
         errors = [line for line in lines if line.startswith("Error: ")]
-        return errors[-1].removeprefix("Error: ")[:REASON_CHARS_MAX] if errors else ""
+        return errors[-1].removeprefix("Error: ")[:_REASON_CHARS_MAX] if errors else ""
 
 
 def _how(code: int) -> str:

@@ -29,14 +29,14 @@ from mvmci.stores.nats.link import ApiError, Link, accepted
 from mvmci.stores.nats.parser import Incoming
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
-BATCH_MAX = 256
+_BATCH_MAX = 256
 BATCHES_MAX = 2
 PLAIN_MAX = 16
 HOLD_S = 0.1
 HOLD_MANY = 128
 HOLD_MIN = 20  # so many ends have to be expected within HOLD_S
 OTHERS_MIN = 4  # and so many jobs be in hand that have not ended
-MEAN_OVER = 16  # appends
+_MEAN_OVER = 16  # appends
 PAUSE_S_MAX = 1.0  # a longer pause between two ends says no more than this one
 
 WRONG_LAST_SEQUENCE = 10071
@@ -93,7 +93,7 @@ class GroupCommit:
         if append.may_delay:
             now = self._clock()
             pause_s = min(now - self._ended_at, PAUSE_S_MAX)
-            self._pause_s += (pause_s - self._pause_s) / MEAN_OVER
+            self._pause_s += (pause_s - self._pause_s) / _MEAN_OVER
             self._ended_at = now
         self._schedule()
         return await append.seq
@@ -160,7 +160,7 @@ class GroupCommit:
         first: dict[str, Append] = {}
         for append in self._pending:
             first.setdefault(append.job, append)
-            if len(first) == BATCH_MAX:
+            if len(first) == _BATCH_MAX:
                 break
         return list(first.values())
 

@@ -25,7 +25,7 @@ from mvmci.stores.nats.link import LASTS_MAX, ApiError, Link, Stored
 from mvmci.system.files import private_opener
 
 CHUNK_BYTES = 128 << 10
-CHUNKS_IN_FLIGHT = 16
+_CHUNKS_IN_FLIGHT = 16
 FILE_BYTES = 1 << 20
 TOUCH_AGE_MS = 6 * 3600 * 1000  # far below the age at which blobs are swept: clocks may be wrong
 
@@ -248,7 +248,7 @@ def _groups(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     for piece in pieces:
         group.append(piece)
-        if len(group) == CHUNKS_IN_FLIGHT:
+        if len(group) == _CHUNKS_IN_FLIGHT:
             yield group
             group = []
     if group:

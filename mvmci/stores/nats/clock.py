@@ -16,8 +16,8 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from mvmci.system.clock import boottime_ns
 
-ASK_EVERY_S = 60.0
-ASK_AGAIN_S = 0.5  # while nothing is known
+_ASK_EVERY_S = 60.0
+_ASK_AGAIN_S = 0.5  # while nothing is known
 ROUND_NS_MAX = 1_000_000_000  # an answer that took longer says little
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -48,7 +48,7 @@ class Clock:
 
     async def _ask_always(self) -> None:
         while True:
-            await asyncio.sleep(ASK_EVERY_S if self._known else ASK_AGAIN_S)
+            await asyncio.sleep(_ASK_EVERY_S if self._known else _ASK_AGAIN_S)
             await self._try()
 
     async def _try(self) -> None:

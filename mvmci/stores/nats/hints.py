@@ -28,7 +28,7 @@ from mvmci.stores.nats.parser import Incoming
 
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
-ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
+_ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
 ASK_SHARE = 4  # of the pulls that wait, the how manieth part may be without a request
 NO_CONSUMER_PAUSE_S = 0.5
 
@@ -156,7 +156,7 @@ class _Queue:
                 consumer.until.extend([now + PULL_S + PULL_GRACE_S] * more)
                 self._start(functools.partial(self._request, consumer, more))
         if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(ASK_EVERY_S, self._look_again)
+            self._look = asyncio.get_running_loop().call_later(_ASK_EVERY_S, self._look_again)
 
     def _look_again(self) -> None:
         self._look = None

@@ -37,14 +37,14 @@ for _name in _hidden:
     del sys.modules[_name]
 
 ANSWER_S = 5.0
-CONNECT_S = 5.0
+_CONNECT_S = 5.0
 RECONNECT_PAUSE_S = 0.2
 CLOSE_S = 2.0
 PING_EVERY_S = 10
 PINGS_OUT_MAX = 2
 EVERYTHING = ">"  # as a subject, all of a stream: the server need not look at each message's own then
 READ_MESSAGES = 1_000  # of one page
-READ_BYTES = 4 << 20
+_READ_BYTES = 4 << 20
 LASTS_MAX = 500  # the server answers for up to 1,024
 READ_STALL_S = 2.0
 READ_TRIES = 3  # pages in a row that bring nothing new
@@ -119,7 +119,7 @@ class Link:
         connecting = asyncio.ensure_future(self._connect())
         refused = asyncio.ensure_future(self.refused.wait())
         try:
-            await asyncio.wait([connecting, refused], timeout=CONNECT_S, return_when="FIRST_COMPLETED")
+            await asyncio.wait([connecting, refused], timeout=_CONNECT_S, return_when="FIRST_COMPLETED")
             if not connecting.done():
                 raise TimeoutError
             connecting.result()
@@ -348,7 +348,12 @@ class Link:
         """
         tries = 0
         while True:
-            ask = {"seq": after + 1, "next_by_subj": subject, "batch": READ_MESSAGES, "max_bytes": READ_BYTES}
+            ask = {
+                "seq": after + 1,
+                "next_by_subj": subject,
+                "batch": READ_MESSAGES,
+                "max_bytes": _READ_BYTES,
+            }
             page, more = await self._page(stream, ask)
             for stored in page:
                 yield stored

@@ -14,7 +14,7 @@ from mvmci.store import Chunk
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 
-CHUNKS_IN_FLIGHT = 64
+_CHUNKS_IN_FLIGHT = 64
 
 _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
@@ -29,8 +29,8 @@ class NatsLogs:
 
     async def append(self, job: str, queue: str, chunks: Sequence[Chunk]) -> None:
         subject = self._layout.log(job, queue)
-        for start in range(0, len(chunks), CHUNKS_IN_FLIGHT):
-            group = chunks[start : start + CHUNKS_IN_FLIGHT]
+        for start in range(0, len(chunks), _CHUNKS_IN_FLIGHT):
+            group = chunks[start : start + _CHUNKS_IN_FLIGHT]
             await self._link.request_all(subject, [_encode(chunk) for chunk in group])
 
     async def read(self, job: str) -> list[Chunk]:

@@ -40,7 +40,7 @@ from mvmci.trust.registry import (
     read_units,
 )
 
-GROUP = "control-plane"
+_GROUP = "control-plane"
 NAMES_MAX = 1_000  # units of one host's name
 UPHOLD_PAUSE_S = 2.0
 
@@ -89,8 +89,8 @@ class EnrolmentServer:
     async def start(self) -> None:
         """EnrolReply from now on. Raises StoreUnavailable."""
         link, layout = self._cluster.link, self._cluster.layout
-        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, GROUP))
-        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, GROUP))
+        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, _GROUP))
+        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, _GROUP))
         if self._authority.external is None:
             self._upholding = asyncio.create_task(self._uphold(), name="push_revocations revocations")
 
@@ -186,7 +186,7 @@ class EnrolmentServer:
         """The role and queues in the ticket's token, which we signed; None where a login is lent."""
         if self._authority.external is not None:
             return None
-        claims = tokens.read(ask.token, self._authority.issuer)
+        claims = tokens.read_token(ask.token, self._authority.issuer)
         role = claims.tagged("enrol") if claims is not None else ""
         if claims is None or claims.name != ticket or role not in TICKET_ROLES:
             raise _Refused("the request does not show its ticket")
@@ -219,7 +219,7 @@ class EnrolmentServer:
         """A newer token for a unit that shows its own, or that one while it is good."""
         if self._authority.external is not None:
             return _answer(unit=name)
-        claims = tokens.read(ask.token, self._authority.issuer)
+        claims = tokens.read_token(ask.token, self._authority.issuer)
         role = claims.tagged("role") if claims is not None else ""
         if claims is None or claims.name != name or not role:
             raise _Refused(f"the request does not show a token of {name}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mvmci.cli.batch import read_batch
-from mvmci.cli.request import Files
+from mvmci.cli.request import RequestFiles
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.job import Limits
 from mvmci.journals.reader import load
@@ -86,7 +86,7 @@ async def test_a_started_job_is_the_one_that_the_command_line_would_submit(
     assert spec.limits == Limits(
         timeout_ms=300_000, memory_bytes=64 << 20, output_bytes=4096, workspace_bytes=1 << 20, attempts=2
     )
-    files, batch = Files(), tmp_path / "batch.jsonl"
+    files, batch = RequestFiles(), tmp_path / "batch.jsonl"
     batch.write_text(json.dumps({**line, "module": str(GUESTS / "hello.wasm")}))
     [read] = read_batch(str(batch), JobRequest(), files)
     await files.keep(face.store)

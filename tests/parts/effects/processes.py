@@ -25,7 +25,7 @@ if user:
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
-ended = program.supervise(task, streams, uid, namespaces=sys.argv[3] == "True")
+ended = program.supervise_program(task, streams, uid, namespaces=sys.argv[3] == "True")
 os.write(int(sys.argv[4]), msgspec.json.encode(ended))
 """
 

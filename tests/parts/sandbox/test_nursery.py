@@ -34,9 +34,9 @@ class Zygote:
 
     async def refuse(self) -> None:
         """Refuse the next request, as on a host that is out of processes."""
-        data = await asyncio.get_running_loop().sock_recv(self.socket, zygote.MESSAGE_BYTES_MAX)
+        data = await asyncio.get_running_loop().sock_recv(self.socket, zygote.FORK_BYTES_MAX)
         number = msgspec.json.decode(data, type=zygote.Fork).number
-        self.socket.send(msgspec.json.encode(zygote.Refused(number=number, why="fork failed")))
+        self.socket.send(msgspec.json.encode(zygote.ForkRefused(number=number, why="fork failed")))
 
     def fill(self) -> int:
         """Leave no room for another request; how many messages that took."""
@@ -50,7 +50,7 @@ class Zygote:
     def drain(self, count: int) -> None:
         """Read what `fill` wrote."""
         for _ in range(count):
-            self.socket.recv(zygote.MESSAGE_BYTES_MAX)
+            self.socket.recv(zygote.FORK_BYTES_MAX)
 
 
 @pytest.fixture

@@ -415,7 +415,7 @@ async def test_what_a_workflow_says_comes_in_order_and_only_effects_wait(nursery
         assert [await child.receive() for _ in range(4)] == [
             frames.Log(level="warning", message="hi"),
             frames.Respond(value="hi"),
-            frames.Progress(done=1, total=2, message="hi"),
+            frames.ReportProgress(done=1, total=2, message="hi"),
             frames.Call(request=Sleep(ms=5000).fields()),
         ]
         await child.send(frames.Answer(now_ms=6000, value=Slept().fields()))
@@ -435,7 +435,9 @@ async def test_time_and_chance_come_from_the_journal_alone(nursery):
             await child.receive()
             await child.send(frames.Answer(now_ms=123_456, value=Slept().fields()))
             said = await child.receive()
-            assert said == frames.Progress(done=123_456, total=Chance(7).next() & 0xFFFFFFFF, message="{}")
+            assert said == frames.ReportProgress(
+                done=123_456, total=Chance(7).next() & 0xFFFFFFFF, message="{}"
+            )
             assert (await child.receive()).outcome == "ok"
 
 

@@ -412,7 +412,7 @@ async def test_what_a_unit_may_do_is_renewed_from_its_token_whatever_the_registr
     record = {"key": keys.public(old.login.seed), "role": "admin", "since": 1}
     await admin.config.put("unit.worker-1", msgspec.json.encode(record))
     new = await renew(cluster.link, old, path)
-    claims = tokens.read(new.login.jwt, world.authority.issuer)
+    claims = tokens.read_token(new.login.jwt, world.authority.issuer)
     assert claims is not None and (claims.tagged("role"), claims.queues) == ("worker", ("default",))
 
 

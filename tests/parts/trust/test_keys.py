@@ -234,13 +234,13 @@ def test_credentials_are_read_as_nsc_writes_them() -> None:
 def test_a_token_is_believed_only_from_who_signed_it(authority: Authority, tmp_path: Path) -> None:
     public = keys.public(keys.new_seed("user"))
     token = authority.mint(public, "u1", "worker", ("default", "gpu"), 60)
-    claims = tokens.read(token, authority.issuer)
+    claims = tokens.read_token(token, authority.issuer)
     assert claims is not None
     assert (claims.sub, claims.name, claims.tagged("role"), claims.queues) == (
         public, "u1", "worker", ("default", "gpu"),
     )  # fmt: skip
     other = Authority.create(tmp_path / "other")
-    assert tokens.read(token, other.issuer) is None
+    assert tokens.read_token(token, other.issuer) is None
     head, body, signature = token.split(".")
     richer = tokens._b64(tokens._unpadded(body).replace(b"role:worker", b"role:admin"))
     for tampered in (
@@ -251,7 +251,7 @@ def test_a_token_is_believed_only_from_who_signed_it(authority: Authority, tmp_p
         "é.é.é",
         "a.b.c",
     ):
-        assert tokens.read(tampered, authority.issuer) is None
+        assert tokens.read_token(tampered, authority.issuer) is None
     assert tokens.peek(token) == claims
     assert tokens.peek("rubbish") is None
 
@@ -281,7 +281,7 @@ def test_a_token_only_lists_what_is_allowed(authority: Authority) -> None:
 def test_an_accounts_token_takes_keys_away_whatever_the_clocks_say(authority: Authority) -> None:
     gone = keys.public(keys.new_seed("user"))
     token = authority.account_token({gone}, after=authority.now() + 3600)
-    claims = tokens.read(token, keys.public(authority.operator))
+    claims = tokens.read_token(token, keys.public(authority.operator))
     assert claims is not None and claims.revoked == {gone}
     assert claims.iat > authority.now() + 3600
 

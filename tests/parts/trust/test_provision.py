@@ -39,7 +39,7 @@ def authority(tmp_path: Path) -> Authority:
 def test_a_ticket_is_for_any_number_of_uses_and_for_ever(authority: Authority) -> None:
     text, record = ticket_for(authority, "worker", ["default"], INSIDE, "")
     ticket = decode_ticket(text)
-    claims = tokens.read(ticket.login.jwt, authority.issuer)
+    claims = tokens.read_token(ticket.login.jwt, authority.issuer)
     assert claims is not None
     assert (ticket.expires_at, claims.exp, record.expires_at, record.uses) == (0, 0, 0, 0)
     assert (record.role, record.queues, record.key) == ("worker", ("default",), claims.sub)
@@ -121,7 +121,7 @@ def test_a_control_plane_gives_out_what_the_machine_with_the_keys_would(
     identity = plane.identity(tmp_path / "identity.json")
     assert identity == plane.identity(tmp_path / "identity.json")
     assert identity.login.seed == plane.seed
-    assert tokens.read(identity.login.jwt, authority.issuer) is not None
+    assert tokens.read_token(identity.login.jwt, authority.issuer) is not None
 
 
 @pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
@@ -206,4 +206,4 @@ def test_a_file_that_is_not_what_was_rendered_is_refused(
     if data is not None:
         file.write_bytes(data)
     with pytest.raises(Usage, match="cannot be read"):
-        provision.read(file, kind)
+        provision.read_config(file, kind)

@@ -13,7 +13,7 @@ import pytest
 from mvmci.cli.output import Printer
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Done, Lease, Spec, State, fold
-from mvmci.journals.logs import Watch
+from mvmci.journals.logs import OutputWatch
 from mvmci.journals.status import waiting
 from mvmci.store import About, Chunk, Member
 from tests.harness.memory import Memory
@@ -72,7 +72,7 @@ async def test_all_is_written_before_it_is_over(reader: Reader) -> None:
     pieces = [bytes([number]) * 10 * PIECE for number in range(4)]
     await store.logs.append("j", "q", [chunk(number, data) for number, data in enumerate(pieces)])
     printer = Printer(reader.end, reader.end)
-    async with Watch(store, "j", printer) as watch:
+    async with OutputWatch(store, "j", printer) as watch:
         await watch.rest(ended(len(pieces)))
         assert len(reader.data) >= sum(map(len, pieces)) - 2 * PIECE  # the rest is in the pipe
     assert reader.close() == b"".join(pieces)
@@ -82,7 +82,7 @@ async def test_output_that_its_end_has_overtaken_is_waited_for(
     reader: Reader, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Memory().store("u1")
-    async with Watch(store, "j", Printer(reader.end, reader.end)) as watch:
+    async with OutputWatch(store, "j", Printer(reader.end, reader.end)) as watch:
         resting = asyncio.create_task(watch.rest(ended(2), wait_s=2 * LONG_S))
         for number in range(2):
             await asyncio.sleep(0.3)
@@ -97,7 +97,7 @@ async def test_output_that_its_end_has_overtaken_is_waited_for(
 async def test_output_that_never_comes_is_told(reader: Reader, capsys: pytest.CaptureFixture[str]) -> None:
     store = Memory().store("u1")
     await store.logs.append("j", "q", [chunk(0, b"0")])
-    async with Watch(store, "j", Printer(reader.end, reader.end)) as watch:
+    async with OutputWatch(store, "j", Printer(reader.end, reader.end)) as watch:
         await watch.rest(ended(3), wait_s=0.2)
     assert reader.close() == b"0"
     assert capsys.readouterr().err == "warning: 2 pieces of the output of 3 are lost\n"
@@ -110,7 +110,7 @@ async def test_a_new_attempt_starts_over_and_an_older_one_is_heard_no_more(
     several = [(1, 0, b"a"), (1, 1, b"b"), (2, 0, b"A"), (1, 2, b"c"), (2, 1, b"B"), (1, 3, b"d")]
     for attempt, number, data in several:
         await store.logs.append("j", "q", [chunk(number, data, attempt=attempt)])
-    async with Watch(store, "j", Printer(reader.end, reader.end)) as watch:
+    async with OutputWatch(store, "j", Printer(reader.end, reader.end)) as watch:
         await watch.rest(ended(2, epoch=2))
     assert reader.close() == b"abAB"
     assert capsys.readouterr().err == "attempt 2: it starts over\n"
@@ -121,7 +121,7 @@ async def test_of_one_attempt_only_that_is_shown(reader: Reader, attempt: int, w
     store = Memory().store("u1")
     for of, number, data in [(1, 0, b"a"), (2, 0, b"A"), (1, 1, b"b"), (2, 1, b"B")]:
         await store.logs.append("j", "q", [chunk(number, data, attempt=of)])
-    async with Watch(store, "j", Printer(reader.end, reader.end, attempt=attempt)) as watch:
+    async with OutputWatch(store, "j", Printer(reader.end, reader.end, attempt=attempt)) as watch:
         await watch.rest(ended(2, epoch=2), wait_s=0)
     assert reader.close() == wanted
 
@@ -141,7 +141,7 @@ async def test_a_store_that_is_away_is_asked_again(reader: Reader, monkeypatch: 
     monkeypatch.setattr(store.logs, "follow", away)
     monkeypatch.setattr("mvmci.journals.logs.AGAIN_S", 0.01)
     await store.logs.append("j", "q", [chunk(number, b"%d" % number) for number in range(5)])
-    async with Watch(store, "j", Printer(reader.end, reader.end)) as watch:
+    async with OutputWatch(store, "j", Printer(reader.end, reader.end)) as watch:
         await watch.rest(ended(5))
     assert (reader.close(), asked) == (b"01234", 3)
 
@@ -153,7 +153,7 @@ async def test_who_shows_to_nobody_stops_waiting() -> None:
     await store.logs.append("j", "q", [chunk(0, b"0")])
 
     async def watch() -> None:
-        async with Watch(store, "j", Printer(end, end)) as watching:
+        async with OutputWatch(store, "j", Printer(end, end)) as watching:
             await watching.until(asyncio.sleep(2 * LONG_S))
 
     async with asyncio.timeout(LONG_S):

@@ -27,14 +27,14 @@ from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot, SlotDied
-from mvmci.sandbox.program import DEFAULT_PATH, supervise
+from mvmci.sandbox.program import DEFAULT_PATH, supervise_program
 
-__all__ = ["LimitReached", "run_program", "supervise"]
+__all__ = ["LimitReached", "run_program", "supervise_program"]
 
-PROCESSES_MAX = 256
+_PROCESSES_MAX = 256
 OUTPUT_BYTES_MAX = 4 << 20  # both streams together: an answer stands in the journal and crosses a socket
 ESCAPED_BYTES_MAX = 12 << 20  # the same, with control characters counted as JSON writes them
-READ_BYTES = 64 << 10
+_READ_BYTES = 64 << 10
 KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell
 
@@ -90,7 +90,7 @@ async def run_program(
     tmp: str | None = None,
     output_bytes_max: int = OUTPUT_BYTES_MAX,
     file_bytes: int,
-    processes_max: int = PROCESSES_MAX,
+    processes_max: int = _PROCESSES_MAX,
     time_left_s: float | None = None,
     on_output: OnOutput | None = None,
 ) -> Exit | effect.Error:
@@ -275,7 +275,7 @@ class _Streams:
     def _read(self, stream: str) -> bool:
         """Read once; whether there was something."""
         try:
-            data = os.read(self._readers[stream], READ_BYTES)
+            data = os.read(self._readers[stream], _READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
@@ -296,7 +296,7 @@ class _Streams:
     def _write(self) -> None:
         try:
             while self._stdin:
-                self._stdin = self._stdin[os.write(self._writer, self._stdin[:READ_BYTES]) :]
+                self._stdin = self._stdin[os.write(self._writer, self._stdin[:_READ_BYTES]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:

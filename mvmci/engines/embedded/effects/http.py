@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 SECRET_HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "x-api-key"})
 REDACTED = "(redacted)"
 RESPONSE_BYTES_MAX = 4 << 20
-ESCAPED_BYTES_MAX = 12 << 20  # the body written as JSON; what is longer goes as base64
+_ESCAPED_BYTES_MAX = 12 << 20  # the body written as JSON; what is longer goes as base64
 HEADER_BYTES_MAX = 64 << 10
 HEADERS_MAX = 100
 REDIRECTS_MAX = 10
-TIMEOUT_MS = 60_000  # where a request says none
+_TIMEOUT_MS = 60_000  # where a request says none
 TIMEOUT_MS_MAX = 3_600_000
-READ_BYTES = 64 << 10
-CONNECTIONS_MAX = 256  # of one client at a time
+_READ_BYTES = 64 << 10
+_CONNECTIONS_MAX = 256  # of one client at a time
 
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\U0010ffff]*")
@@ -117,7 +117,7 @@ class Ends(Exception):
         self.error = effect.Error(why=why, text=text)
 
 
-async def resolve(host: str, port: int) -> list[str]:
+async def resolve_host(host: str, port: int) -> list[str]:
     """What the system's resolver says."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(address[0]) for *_, address in found]
@@ -126,15 +126,15 @@ async def resolve(host: str, port: int) -> list[str]:
 class HttpClient:
     """Performs requests, as far as `allow` allows them. `resolve` is for tests."""
 
-    def __init__(self, allow: Callable[[], Allow], *, resolve: Resolve = resolve) -> None:
+    def __init__(self, allow: Callable[[], Allow], *, resolve: Resolve = resolve_host) -> None:
         self._allow = allow
         self._resolve = resolve
-        self._permits = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._permits = asyncio.Semaphore(_CONNECTIONS_MAX)
 
     async def perform(self, request: Http, key: str | None = None) -> HttpResponse | effect.Error:
         """The answer to `request`; `key` goes out as `Idempotency-Key`. Raises nothing that is expected."""
         hop = _Hop()
-        timeout_ms = min(request.timeout_ms or TIMEOUT_MS, TIMEOUT_MS_MAX)
+        timeout_ms = min(request.timeout_ms or _TIMEOUT_MS, TIMEOUT_MS_MAX)
         try:
             headers = _headers(request, key)
             async with asyncio.timeout(timeout_ms / 1000), self._permits:
@@ -293,7 +293,7 @@ async def _body(answer: aiohttp.ClientResponse, hop: _Hop) -> bytes:
     if sum(len(name) + len(value) for name, value in answer.raw_headers) > HEADER_BYTES_MAX:
         raise Ends("lost", f"{hop.name}: the headers are over the limit of {HEADER_BYTES_MAX} bytes")
     body = bytearray()
-    async for data in answer.content.iter_chunked(READ_BYTES):
+    async for data in answer.content.iter_chunked(_READ_BYTES):
         if decoder is None:
             body += data
         else:
@@ -320,7 +320,7 @@ def _response(answer: aiohttp.ClientResponse, body: bytes) -> HttpResponse:
         (_text(name), _text(value)) for name, value in answer.raw_headers if _text(name).lower() not in gone
     )
     escaped = len(body) + 5 * sum(body.count(byte) for byte in range(0x20))
-    if escaped <= ESCAPED_BYTES_MAX:
+    if escaped <= _ESCAPED_BYTES_MAX:
         try:
             return HttpResponse(status=answer.status, headers=headers, body=body.decode())
         except UnicodeDecodeError:
