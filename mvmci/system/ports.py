@@ -44,18 +44,12 @@ def _is_free(address: str, port: int) -> bool:
 
 def check_port(address: str, port: int) -> None:
     """See that a broker could listen there. Raises Usage."""
-    _bind(address, port)
-
-
-def _bind(address: str, port: int) -> int:
     try:
         info = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(info[0], info[1], info[2]) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(info[4])
             probe.listen()
-            bound: int = probe.getsockname()[1]
-            return bound
     except OSError as error:
         why, hint = _NO_PORT.get(error.errno or 0, (f"cannot be used ({error.strerror})", ""))
         raise Usage(

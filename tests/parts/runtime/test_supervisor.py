@@ -478,7 +478,7 @@ async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
 
 
 async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "PORTS", range(23_000, 23_020))
+    monkeypatch.setattr(ports, "PORT_RANGE", range(23_000, 23_020))
     chosen = [(await place.local.place(unit(f"e-{number}", LISTENS).unit)).listen for number in range(10)]
     assert len(set(chosen)) == 10
 
