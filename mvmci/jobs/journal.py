@@ -281,7 +281,7 @@ class Journal:
 
     def extend(self, entry: Entry, message_id: str, records: Sequence[AnyRecord]) -> None:
         """Take in the message of `entry`, which is known to stand next: what `encode` made, once stored."""
-        self.tail, self.head = entry.seq, _hash(entry.data)
+        self.tail, self.head = entry.seq, hashlib.sha256(entry.data).hexdigest()
         self.ids.add(message_id)
         self.records += records
         for record in records:
@@ -325,10 +325,6 @@ def records_of(entry: Entry) -> tuple[AnyRecord, ...]:
 
 def _sum(prev: str, message_id: str, body: bytes | msgspec.Raw) -> str:
     return hashlib.sha256(f"{prev} {message_id} ".encode() + bytes(body)).hexdigest()
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def kind_of(records: Sequence[AnyRecord]) -> MessageKind:

@@ -177,7 +177,7 @@ class _Init:
         except OSError as error:
             return frames.Ended(outcome="invalid", text=f"no process could be made: {error.strerror}")
         if program == 0:
-            held = [_moved(fd) for fd in (*self._streams, say)]
+            held = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HANDOVER_FD) for fd in (*self._streams, say)]
             try:
                 self._become(held)
             except OSError as error:
@@ -357,10 +357,6 @@ def _ended(code: int) -> frames.Ended:
 
 def _say(fd: int, text: str) -> None:
     os.write(fd, text.encode(errors="replace")[:REASON_BYTES_MAX])
-
-
-def _moved(fd: int) -> int:
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HANDOVER_FD)
 
 
 def _first_closed(directory: str, uid: int) -> str | None:

@@ -266,7 +266,8 @@ async def make_known(cluster: Cluster, plane: ControlPlaneConfig) -> None:
     while True:
         try:
             if plane.settings is not None:
-                await _make(cluster, plane.settings)
+                await cluster.maintain(plane.settings)  # again is free
+                await cluster.config.put_settings(plane.settings)
             for ticket, record in plane.tickets.items():
                 await change_ticket(cluster.config, ticket, functools.partial(_first, record))
             return
@@ -278,9 +279,3 @@ async def make_known(cluster: Cluster, plane: ControlPlaneConfig) -> None:
 def _first(new: TicketRecord, there: TicketRecord | None) -> TicketRecord | None:
     """What stands there stays: it says who used the ticket, and whether it was revoked."""
     return new if there is None else None
-
-
-async def _make(cluster: Cluster, settings: ClusterSettings) -> None:
-    """The streams, and what the cluster is and allows. Again is free."""
-    await cluster.maintain(settings)
-    await cluster.config.put_settings(settings)

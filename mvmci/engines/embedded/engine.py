@@ -278,13 +278,11 @@ class Embedded:
             if spec.kind == "command":
                 return await run_command(host, holder, slot, code)
             started_at = holder.journal.state.started_at or holder.lease.at
-            published = 0 if run.spec_entry is not None else await self._published(spec.id)
+            # How many pieces of its output earlier holders gave out.
+            earlier = () if run.spec_entry is not None else await host.store.logs.read(spec.id)
+            published = max((chunk.number + 1 for chunk in earlier), default=0)
             live = LiveEffects(host, holder, slot, published=published)
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
-
-    async def _published(self, job: str) -> int:
-        """How many pieces of a workflow's output earlier holders gave out."""
-        return max((chunk.number + 1 for chunk in await self._host.store.logs.read(job)), default=0)
 
     def _done(self, end: End, reason: str) -> Done:
         return Done(at=self._host.now_ms(), status=end, reason=reason)
