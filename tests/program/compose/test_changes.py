@@ -18,5 +18,6 @@ def test_what_is_said_of_containers_alone_restarts_those_that_it_is_for(
     cluster: Cluster, docker: Docker
 ) -> None:
     base = f"runtime: compose\ncompose: {{base: '{docker.base}', memory: 640MiB}}\n"
+    base += "broker: {store: 11GiB}\n"  # a broker that is given less does not take its streams again
     done = apply(cluster, "cluster: demo\nworkers: {count: 2, slots: 1}\n" + base)
     assert {"worker-1", "worker-2"} <= done
