@@ -55,14 +55,14 @@ async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
     """
     from mvmci.engines.remote import Remote
 
-    door: BrokerTransport | HttpTransport
+    transport: BrokerTransport | HttpTransport
     if where == "broker":
         from mvmci.engines.broker import BrokerTransport
 
-        door = BrokerTransport(cluster.link, cluster.layout, cluster.store.presence.unit)
+        transport = BrokerTransport(cluster.link, cluster.layout, cluster.store.presence.unit)
     else:
         from mvmci.engines.http import HttpTransport
 
-        door = HttpTransport(where, token, cluster.link, cluster.layout)
-    await door.open()
-    return Remote(cluster.store, door)
+        transport = HttpTransport(where, token, cluster.link, cluster.layout)
+    await transport.open()
+    return Remote(cluster.store, transport)

@@ -1,7 +1,7 @@
 """The way to executors over HTTP: by name on one network, or through one URL in front of many.
 
-The answer to `POST /api/engine/run` is streamed: one word a line, `Taken` at once and the rest when the
-run has come out. 503 says that no slot is free, also where a balancer says it for all that it knows.
+The answer to `POST /api/engine/run` is streamed: one reply a line, `Accepted` at once and the rest when
+the run has come out. 503 says that no slot is free, also where a balancer says it for all that it knows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
 _CONNECT_S = 3.0
-_TAKEN_WITHIN_S = 5.0
+_REPLY_WITHIN_S = 5.0
 _LINE_BYTES_MAX = 64 << 10
 NO_SLOT = 503
 FORBIDDEN = (401, 403)
-_NOBODY = (502, 503, 504)  # what a balancer says that has nobody behind it
+_NO_BACKEND = (502, 503, 504)  # what a balancer says that has nobody behind it
 
-_words = msgspec.json.Decoder(Reply)
+_replies = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -41,7 +41,7 @@ class HttpTransport:
         self._token = token
         self._link = link
         self._layout = layout
-        self._room = asyncio.Event()
+        self._capacity = asyncio.Event()
         self._answers: set[ClientResponse] = set()
         self._leave: Unsubscribe | None = None
         self._session: ClientSession | None = None
@@ -49,20 +49,20 @@ class HttpTransport:
     async def open(self) -> None:
         """Raises StoreUnavailable. Whether somebody answers at the URL is seen when a job is sent."""
         self._session = open_session(self._token)
-        self._leave = await self._link.subscribe(self._layout.room(), lambda _: self._make_room())
+        self._leave = await self._link.subscribe(self._layout.capacity(), lambda _: self._on_capacity())
 
-    def room(self) -> asyncio.Event:
-        return self._room
+    def capacity(self) -> asyncio.Event:
+        return self._capacity
 
     @contextlib.asynccontextmanager
-    async def send(self, order: RunRequest) -> AsyncGenerator[AsyncIterator[Reply]]:
+    async def send(self, request: RunRequest) -> AsyncGenerator[AsyncIterator[Reply]]:
         from aiohttp import ClientError
 
         assert self._session is not None
         async with contextlib.AsyncExitStack() as leaving:
             try:
-                async with asyncio.timeout(_TAKEN_WITHIN_S):
-                    posting = self._session.post(f"{self._url}/api/engine/run", data=_encode(order))
+                async with asyncio.timeout(_REPLY_WITHIN_S):
+                    posting = self._session.post(f"{self._url}/api/engine/run", data=_encode(request))
                     answer = await leaving.enter_async_context(posting)
             except (ClientError, OSError, TimeoutError) as error:
                 raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None
@@ -79,7 +79,7 @@ class HttpTransport:
     def disconnect(self) -> None:
         for answer in self._answers:
             answer.close()
-        self._make_room()
+        self._on_capacity()
 
     async def close(self) -> None:
         if self._leave is not None:
@@ -87,9 +87,9 @@ class HttpTransport:
         if self._session is not None:
             await self._session.close()
 
-    def _make_room(self) -> None:
-        self._room.set()
-        self._room = asyncio.Event()
+    def _on_capacity(self) -> None:
+        self._capacity.set()
+        self._capacity = asyncio.Event()
 
 
 def open_session(token: str) -> ClientSession:
@@ -111,14 +111,14 @@ async def check_executor(url: str, token: str = "") -> None:
     url = url.rstrip("/")
     async with open_session(token) as session:
         try:
-            async with asyncio.timeout(_TAKEN_WITHIN_S), session.get(f"{url}/version") as answer:
+            async with asyncio.timeout(_REPLY_WITHIN_S), session.get(f"{url}/version") as answer:
                 found = await answer.content.read(_LINE_BYTES_MAX) if answer.status == 200 else b""
         except (ClientError, OSError, TimeoutError) as error:
             raise Usage(
                 f"no executor can be reached at {url}: {_why(error)}",
                 hint="`executors.url` is that of a balancer which you run; it must answer",
             ) from None
-    if answer.status in _NOBODY:
+    if answer.status in _NO_BACKEND:
         return
     try:
         ours = "mvmci" in msgspec.json.decode(found, type=dict[str, object])
@@ -136,7 +136,7 @@ async def _iterate(answer: ClientResponse) -> AsyncIterator[Reply]:
 
     with contextlib.suppress(ClientError, OSError, ValueError, msgspec.DecodeError):
         async for line in answer.content:
-            yield _words.decode(line)
+            yield _replies.decode(line)
 
 
 def _why(error: BaseException) -> str:

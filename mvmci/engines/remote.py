@@ -1,7 +1,7 @@
 """An engine in another process, an executor: how a worker sends it jobs and learns what became of them.
 
-There are two doors to executors, the broker (`engines/broker`) and HTTP (`engines/http`); what is here
-is the same for both. A word from an executor is a hint like any other: the journal decides. A word that
+There are two ways to executors, the broker (`engines/broker`) and HTTP (`engines/http`); what is here
+is the same for both. A reply from an executor is a hint like any other: the journal decides. A reply that
 is lost, an executor that dies or a connection that breaks come to the same: the worker sends the job
 again, and whichever executor takes it reads in the journal whether there is anything left to do.
 
@@ -31,10 +31,8 @@ from mvmci.store import Store
 _LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
 GONE_PAUSE_S = 0.1  # that one executor is gone is seen by all at nearly the same time
-AGAIN_S = 1.0  # after so long a job is offered again, whether or not there was a word of a free slot
-_AWAY_S = (
-    4.0  # for so long a job waits for an engine that cannot be reached from here; then for another worker
-)
+AGAIN_S = 1.0  # after so long a job is offered again, whether or not a slot was said to be free
+_AWAY_S = 4.0  # for so long a job waits for an engine out of reach; then for another worker
 BUSY = "executors busy"
 
 
@@ -46,28 +44,28 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     spec_seq: int = 0
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="taken"):
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="accepted"):
     """That executor, in that incarnation, sees to the job."""
 
     unit: Id
     incarnation: Id
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="stepped"):
-    """The run came out so: a `Outcome`."""
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="finished"):
+    """The run came out so: an `Outcome`."""
 
     kind: Literal["ended", "released", "held", "fenced"]
     until: int = 0
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="failed"):
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="failed"):
     """The executor could not do it, and says why."""
 
     why: Literal["not-found", "unavailable", "other"]
     message: str
 
 
-class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="word", tag="busy"):
+class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="rejected"):
     """It has no free slot after all."""
 
 
@@ -85,30 +83,30 @@ class NoCapacity(MvmciError):
 class Transport(Protocol):
     """A way to executors."""
 
-    def send(self, order: RunRequest) -> AbstractAsyncContextManager[AsyncIterator[Reply]]:
+    def send(self, request: RunRequest) -> AbstractAsyncContextManager[AsyncIterator[Reply]]:
         """Offer a job to whichever executor has a free slot; on entry, one has taken it or none did.
 
-        What is iterated are the words about it: `Accepted`, unless it comes out at once, and `Finished` or
-        `Failed`; the end without these means that nothing more will be heard. Leaving early ends the
+        What is iterated are the replies: `Accepted`, unless it comes out at once, and `Finished` or
+        `Failed`; the end without these means that nothing more will come. Leaving early ends the
         listening, not the job. Raises NoCapacity, EngineAway, StoreUnavailable.
         """
 
-    def room(self) -> asyncio.Event:
-        """It is set at the next word that an executor has a free slot, and by `hang_up`."""
+    def capacity(self) -> asyncio.Event:
+        """It is set when an executor next says that it has a free slot, and by `disconnect`."""
 
     def disconnect(self) -> None:
-        """Let nothing more be heard of the jobs that were sent."""
+        """Let no more replies come about the jobs that were sent."""
 
     async def close(self) -> None:
         """Leave; jobs go on."""
 
 
 class Remote:
-    """The port `mvmci.engine.Engine` of a worker whose engine is behind `door`."""
+    """The port `mvmci.engine.Engine` of a worker whose engine is reached by `transport`."""
 
-    def __init__(self, store: Store, door: Transport) -> None:
+    def __init__(self, store: Store, transport: Transport) -> None:
         self._store = store
-        self._door = door
+        self._transport = transport
         self._draining = False
 
     async def run(
@@ -126,81 +124,81 @@ class Remote:
         """
         del on_slot_free  # the slot is the executor's
         seq = spec_entry.seq if spec_entry is not None else 0
-        order = RunRequest(job=job, worker=worker or self._store.presence.unit, spec_seq=seq)
+        request = RunRequest(job=job, worker=worker or self._store.presence.unit, spec_seq=seq)
         while not self._draining:
-            step = await self._offer(order)
-            if step is not None:
-                return step
-            order = msgspec.structs.replace(order, spec_seq=0)
+            outcome = await self._offer(request)
+            if outcome is not None:
+                return outcome
+            request = msgspec.structs.replace(request, spec_seq=0)
             await asyncio.sleep(GONE_PAUSE_S)
         return Outcome("released")
 
-    async def _offer(self, order: RunRequest) -> Outcome | None:
+    async def _offer(self, request: RunRequest) -> Outcome | None:
         """Wait until an executor takes the job, and follow it. None: nothing more is heard of it."""
         presence = self._store.presence
         loop = asyncio.get_running_loop()
         waits, away_since = "", None
         while not self._draining:
-            room = self._door.room()
+            capacity = self._transport.capacity()
             try:
-                async with self._door.send(order) as words:
+                async with self._transport.send(request) as replies:
                     if waits:
-                        await presence.add_hint(order.job)
-                    return await self._follow(order.job, words)
+                        await presence.add_hint(request.job)
+                    return await self._follow(request.job, replies)
             except NoCapacity as none:
                 away_since, waits = None, none.message
             except EngineAway as away:
                 away_since, waits = away_since or loop.time(), away.message
                 if loop.time() - away_since > _AWAY_S:
                     raise
-            await presence.add_hint(order.job, waits)
+            await presence.add_hint(request.job, waits)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(AGAIN_S):
-                    await room.wait()
+                    await capacity.wait()
         return None
 
-    async def _follow(self, job: str, words: AsyncIterator[Reply]) -> Outcome | None:
+    async def _follow(self, job: str, replies: AsyncIterator[Reply]) -> Outcome | None:
         """What the executor says at the end; None when it went away, or knows nothing of the job."""
-        first = await anext(words, None)
+        first = await anext(replies, None)
         if not isinstance(first, Accepted):
-            return _step(first)
-        hearing = asyncio.ensure_future(anext(words, None))
+            return _outcome(first)
+        next_reply = asyncio.ensure_future(anext(replies, None))
         try:
             strange = 0  # looks in a row
             while strange < LOOKS_MAX:
-                heard, _ = await asyncio.wait((hearing,), timeout=_LOOK_EVERY_S)
-                executor = None if heard else await self._store.presence.find(first.unit, first.incarnation)
+                replied, _ = await asyncio.wait((next_reply,), timeout=_LOOK_EVERY_S)
+                executor = None if replied else await self._store.presence.find(first.unit, first.incarnation)
                 if executor is None:
                     break
                 holds = (held.partition("@")[0] for held in executor.holds)
                 strange = 0 if job in holds else strange + 1
-            return _step(hearing.result()) if hearing.done() else None
+            return _outcome(next_reply.result()) if next_reply.done() else None
         finally:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            next_reply.cancel()
+            await asyncio.gather(next_reply, return_exceptions=True)
 
     def drain(self, yes: bool = True) -> None:
         """Let every job go at once, or take jobs again."""
         self._draining = yes
         if yes:
-            self._door.disconnect()
+            self._transport.disconnect()
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`: the executors go on."""
         self.drain()
-        await self._door.close()
+        await self._transport.close()
 
 
-def _step(word: Reply | None) -> Outcome | None:
+def _outcome(reply: Reply | None) -> Outcome | None:
     """Raises what the executor raised."""
-    match word:
+    match reply:
         case Finished():
-            return Outcome(word.kind, word.until)
+            return Outcome(reply.kind, reply.until)
         case Failed(why="not-found"):
-            raise NotFound(word.message)
+            raise NotFound(reply.message)
         case Failed(why="unavailable"):
-            raise StoreUnavailable(word.message)
+            raise StoreUnavailable(reply.message)
         case Failed():
-            raise MvmciError(word.message)
+            raise MvmciError(reply.message)
         case _:
             return None

@@ -109,7 +109,7 @@ class Executor:
             spec_entry = (
                 await self._journals.first(request.job, request.spec_seq) if request.spec_seq else None
             )
-            step = await self.engine.run(
+            outcome = await self.engine.run(
                 request.job, spec_entry=spec_entry, worker=request.worker, on_slot_free=on_slot_free
             )
         except NotFound as gone:
@@ -121,7 +121,7 @@ class Executor:
             return Failed(why="other", message=failure.message)
         finally:
             on_slot_free()
-        return Finished(kind=step.kind, until=step.until)
+        return Finished(kind=outcome.kind, until=outcome.until)
 
     def _count(self, run: asyncio.Task[Finished | Failed]) -> None:
         out = None if run.cancelled() or run.exception() else run.result()
@@ -137,30 +137,30 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
     changed = asyncio.Event()
     executor.on_change.append(changed.set)
     link.on_reconnect.append(changed.set)
-    told: set[asyncio.Task[None]] = set()
+    replying: set[asyncio.Task[None]] = set()
 
-    def begin(answer: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(answer)
-        told.add(task)
-        task.add_done_callback(told.discard)
+    def begin(reply: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(reply)
+        replying.add(task)
+        task.add_done_callback(replying.discard)
 
-    def hear(message: Incoming) -> None:
+    def on_request(message: Incoming) -> None:
         begin(_process(executor, link, layout, message))
 
-    def say_here(message: Incoming) -> None:
+    def on_ping(message: Incoming) -> None:
         begin(_reply(link, layout, message, Rejected()))
 
-    here: Unsubscribe | None = None
+    unping: Unsubscribe | None = None
     leave: Unsubscribe | None = None
     try:
         while True:
             changed.clear()
             try:
-                if here is None:
-                    here = await link.subscribe(layout.ping("*", "*"), say_here, group=_GROUP)
+                if unping is None:
+                    unping = await link.subscribe(layout.ping("*", "*"), on_ping, group=_GROUP)
                 if executor.open and leave is None:
-                    leave = await link.subscribe(layout.engine("*", "*"), hear, group=_GROUP)
-                    await link.publish(layout.room())
+                    leave = await link.subscribe(layout.engine("*", "*"), on_request, group=_GROUP)
+                    await link.publish(layout.capacity())
                 elif not executor.open and leave is not None:
                     leaving, leave = leave, None
                     await leaving()
@@ -170,12 +170,12 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
     finally:
         executor.on_change.remove(changed.set)
         link.on_reconnect.remove(changed.set)
-        for one in (leave, here):
+        for one in (leave, unping):
             if one is not None:
                 await one()
-        for task in told:
+        for task in replying:
             task.cancel()
-        await asyncio.gather(*told, return_exceptions=True)
+        await asyncio.gather(*replying, return_exceptions=True)
 
 
 async def _process(executor: Executor, link: Link, layout: Layout, message: Incoming) -> None:

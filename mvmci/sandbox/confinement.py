@@ -51,7 +51,7 @@ THREADS_MAX = 512  # of a slot that may have threads, where its uid is its own
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a child is for, and what it may have. Paths are relative to the nursery's root."""
+    """What a child is for, and what it may have. Paths are relative to the fork server's root."""
 
     name: Literal["command", "workflow", "compile", "program", "layers", "probe"]
     uid: int | None = None

@@ -6,7 +6,7 @@ child sends is decoded within bounds or ends it; and that a signal goes to the v
 forked, never to a number that was used again. It does not perform effects and does not judge what a
 guest says. It belongs to one event loop.
 
-A zygote that died is not brought back: `fork` says so, and the caller starts another nursery.
+A zygote that died is not brought back: `fork` says so, and the caller starts another fork server.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class NoSlot(MvmciError):
     """This host makes no process now; nothing has begun."""
 
 
-class NurseryDied(MvmciError):
+class ForkServerDied(MvmciError):
     """The process that slots are forked from is gone."""
 
 
@@ -200,7 +200,7 @@ class Child:
         return died(f"the slot process {self._killed_for or _sentence(status)}")
 
     def ended(self, status: int) -> None:
-        """Called by the nursery, once, when it is known to have ended."""
+        """Called by the fork server, once, when it is known to have ended."""
         if not self._ended.done():
             self._ended.set_result(status)
             os.close(self.pidfd)
@@ -248,21 +248,21 @@ class ForkServer:
 
         With `network` its children keep the host's network: for programs, not for guests. `without`
         names layers of confinement to leave out, and `probe` a `module:function` for children of
-        profile `probe` to run: both are for tests. Raises IsolationUnavailable, NurseryDied.
+        profile `probe` to run: both are for tests. Raises IsolationUnavailable, ForkServerDied.
         """
         assert without <= confinement.LAYERS
-        nursery = cls(root, *_spawn(root, network, without, probe))
-        asyncio.get_running_loop().add_reader(nursery._control, nursery._on_message)
+        forkserver = cls(root, *_spawn(root, network, without, probe))
+        asyncio.get_running_loop().add_reader(forkserver._control, forkserver._on_message)
         try:
             async with asyncio.timeout(START_S_MAX):
-                await nursery._ready
-                nursery.features = await nursery._layers()
+                await forkserver._ready
+                forkserver.features = await forkserver._layers()
         except BaseException as error:
-            await nursery.close()
+            await forkserver.close()
             if isinstance(error, TimeoutError):
-                raise NurseryDied(f"the slots' zygote did not start within {START_S_MAX:.0f} s") from None
+                raise ForkServerDied(f"the slots' zygote did not start within {START_S_MAX:.0f} s") from None
             raise
-        return nursery
+        return forkserver
 
     @property
     def alive(self) -> bool:
@@ -271,7 +271,7 @@ class ForkServer:
 
     @property
     def isolation(self) -> str:
-        """The level, one of `confinement.LEVELS`, that slots of this nursery reach."""
+        """The level, one of `confinement.LEVELS`, that slots of this fork server reach."""
         return confinement.level(self.features)
 
     def slot_uid(self, index: int) -> int | None:
@@ -282,10 +282,10 @@ class ForkServer:
         """A new child, confined and ready for its first task.
 
         `streams` are the descriptors that its task uses: three for a command or a program, module and
-        target for a compile. The caller keeps (and closes) its own. Raises NoSlot, NurseryDied.
+        target for a compile. The caller keeps (and closes) its own. Raises NoSlot, ForkServerDied.
         """
         if self._died is not None:
-            raise NurseryDied(self._died)
+            raise ForkServerDied(self._died)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         self._number += 1
@@ -310,7 +310,7 @@ class ForkServer:
 
     async def close(self) -> None:
         """Kill every child and the zygote, and wait until they are gone."""
-        self._bury("the nursery was closed")
+        self._mark_dead("the fork server was closed")
         for child in list(self._children.values()):
             child.kill()
         self._process.kill()
@@ -328,8 +328,8 @@ class ForkServer:
             except BlockingIOError:
                 await self._writable()
             except OSError:
-                self._bury(self._last_words())
-                raise NurseryDied(cast(str, self._died)) from None
+                self._mark_dead(self._last_words())
+                raise ForkServerDied(cast(str, self._died)) from None
 
     async def _writable(self) -> None:
         ready = asyncio.Event()
@@ -370,7 +370,7 @@ class ForkServer:
         except OSError:
             data, ancillary = b"", []
         if not data:
-            self._bury(self._last_words())
+            self._mark_dead(self._last_words())
             return
         fds = array.array("i")
         for _, _, payload in ancillary:
@@ -389,8 +389,8 @@ class ForkServer:
             case zygote.ChildExited(number=number, status=status):
                 self._children.pop(number).ended(status)
 
-    def _bury(self, why: str) -> None:
-        """The zygote is gone, or goes now: nobody else will be born, and its children die with it."""
+    def _mark_dead(self, why: str) -> None:
+        """The zygote is gone, or goes now: it forks no more, and its children die with it."""
         if self._died is not None:
             return
         self._died = why
@@ -399,12 +399,12 @@ class ForkServer:
         asyncio.get_running_loop().remove_writer(self._control)
         self._control.close()
         if not self._ready.done():
-            self._ready.set_exception(NurseryDied(why))
+            self._ready.set_exception(ForkServerDied(why))
             self._ready.exception()  # looked at, whether or not somebody waits
         for connection, answer in self._waiting.values():
             connection.close()
             if not answer.done():
-                answer.set_exception(NurseryDied(why))
+                answer.set_exception(ForkServerDied(why))
                 answer.exception()
         self._waiting.clear()
         for child in self._children.values():
@@ -414,7 +414,7 @@ class ForkServer:
         """Learn of the end of a child that has nobody left to report it: it was killed."""
         loop = asyncio.get_running_loop()
         pidfd = child.pidfd
-        child.kill()  # the kernel does it too, unless the child was born just now
+        child.kill()  # the kernel does it too, unless the child was forked just now
 
         def gone() -> None:
             loop.remove_reader(pidfd)

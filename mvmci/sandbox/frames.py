@@ -20,7 +20,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame"):
     """Base of all frames."""
 
 
-# From the parent to a slot. Paths are relative to the root directory that the nursery was given.
+# From the parent to a slot. Paths are relative to the root directory that the fork server was given.
 
 
 class Compile(Frame, frozen=True, kw_only=True, tag="compile"):

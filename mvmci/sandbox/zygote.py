@@ -98,7 +98,7 @@ def run_zygote(argument: str) -> NoReturn:
     gc.collect()
     gc.freeze()
     control.send(msgspec.json.encode(Ready(network=unshared)))
-    _Nest(control, start, unshared, _Tasks(slot.serve_slot, supervise_program, probe)).serve()
+    _ControlLoop(control, start, unshared, _Tasks(slot.serve_slot, supervise_program, probe)).serve()
     os._exit(0)
 
 
@@ -124,7 +124,7 @@ class _Tasks(NamedTuple):
     probe: Probe | None
 
 
-class _Nest:
+class _ControlLoop:
     """The control loop."""
 
     def __init__(self, control: socket.socket, start: ZygoteStart, unshared: bool, tasks: _Tasks) -> None:

@@ -75,7 +75,7 @@ def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish, subscribe = _engine(layout, unit, queues)
     return (
         [*publish, *_pulls(layout, queues), layout.engine(unit, "*"), layout.ping(unit, "*")],
-        [*subscribe, layout.reply(unit, "*"), layout.room()],
+        [*subscribe, layout.reply(unit, "*"), layout.capacity()],
     )
 
 
@@ -84,7 +84,7 @@ def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish, subscribe = _engine(layout, unit, queues)
     submits = [layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues]
     return (
-        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.reply("*", "*"), layout.room()],
+        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.reply("*", "*"), layout.capacity()],
         [
             *subscribe,
             layout.engine("*", "*"),

@@ -57,7 +57,7 @@ class Crashed(Exception):
     """The process is dead: nothing that it asks of the store happens any more."""
 
 
-Where = Callable[[int, Sequence[AnyRecord]], bool]  # the how many-th append, and its records
+Where = Callable[[int, Sequence[AnyRecord]], bool]  # the number of the append, and its records
 
 
 class Mortal:

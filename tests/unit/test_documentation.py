@@ -61,10 +61,10 @@ def test_each_path_that_a_page_names_exists(page: Path) -> None:
 def test_the_subjects_of_the_protocol_are_those_of_the_layout() -> None:
     layout = Layout("cluster")
     parts = {"job": "<id>", "queue": "<queue>", "kind": "<kind>", "unit": "<unit>", "worker": "<worker>"}
-    parts |= {"order": "<order>", "ticket": "<ticket>", "incarnation": "<incarnation>"}
+    parts |= {"request": "<request>", "ticket": "<ticket>", "incarnation": "<incarnation>"}
     named = set(SUBJECT.findall((ROOT / "docs" / "protocol.md").read_text())) - {"<cluster>.job.<id>.>"}
     of_streams = ("message", "ready", "timer", "log", "member")
-    others = ("engine", "ping", "reply", "room", "enrol", "renew")
+    others = ("engine", "ping", "reply", "capacity", "enrol", "renew")
     subjects = {layout.setting(">")}
     for name in of_streams + others:
         subject = getattr(layout, name)

@@ -61,13 +61,13 @@ class CompileFailed(MvmciError):
 
 
 class CodeCache:
-    """The host's compiled code under `root`, which lies in the nursery's root."""
+    """The host's compiled code under `root`, which lies in the fork server's root."""
 
-    def __init__(self, root: Path, nursery: ForkServer) -> None:
-        self._nursery = nursery
+    def __init__(self, root: Path, forkserver: ForkServer) -> None:
+        self._forkserver = forkserver
         self._directory = root / "code"
         self._folder = str(self._directory)
-        self._relative = str(self._directory.relative_to(nursery.root))
+        self._relative = str(self._directory.relative_to(forkserver.root))
         self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
         self._directory.chmod(0o711)
         self._host_key = _host_key(root / "code.key")
@@ -82,7 +82,7 @@ class CodeCache:
     async def get(
         self, digest: str, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
     ) -> str:
-        """The path, relative to the nursery's root, of the code of module `digest`.
+        """The path, relative to the fork server's root, of the code of module `digest`.
 
         `fetch` writes the module's file, and is called only if it must be compiled. Raises BadModule
         if it cannot run here, CompileFailed if compiling took too long or too much.
@@ -166,12 +166,12 @@ class CodeCache:
     async def _run(self, task: frames.Compile, source: int, target: int) -> None:
         profile = Profile(
             name="compile",
-            uid=confinement.COMPILE_UID if "uid" in self._nursery.features else None,
+            uid=confinement.COMPILE_UID if "uid" in self._forkserver.features else None,
             threads=True,
             data_bytes=COMPILE_DATA_BYTES_MAX,
             file_bytes=CODE_FILE_BYTES_MAX,
         )
-        child = await self._nursery.fork(profile, (source, target))
+        child = await self._forkserver.fork(profile, (source, target))
         try:
             async with asyncio.timeout(COMPILE_S_MAX):
                 await child.send(task)

@@ -1,7 +1,7 @@
 """What an engine has at hand to run guests: the processes that fork them, the code cache, what effects share.
 
 Everything is opened when it is first needed, so that a command never pays for what effects need. A
-nursery that died is replaced when it is next asked for.
+fork server that died is replaced when it is next asked for.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Host:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def guests(self) -> ForkServer:
-        """The nursery of slots. Raises IsolationUnavailable below `min_isolation`."""
+        """The fork server of slots. Raises IsolationUnavailable below `min_isolation`."""
         guests = self._guests
         if guests is None or not guests.alive:
             guests = await self._start_guests()
@@ -70,16 +70,16 @@ class Host:
                 self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
                 self.root.chmod(0o711)
                 dead, self._guests, self._code = self._guests, None, None
-                await _bury(dead)
+                await _close(dead)
                 self._guests = await ForkServer.start(self.root, without=self.without)
             return self._guests
 
     async def programs(self) -> ForkServer:
-        """The nursery of native programs: with the host's network, without a slot's confinement."""
+        """The fork server of native programs: with the host's network, without a slot's confinement."""
         async with self._opening:
             if self._programs is None or not self._programs.alive:
                 dead, self._programs = self._programs, None
-                await _bury(dead)
+                await _close(dead)
                 self._programs = await ForkServer.start(self.root, network=True, without=self.without)
             return self._programs
 
@@ -108,10 +108,10 @@ class Host:
 
     async def close(self) -> None:
         """End every process."""
-        for nursery in (self._guests, self._programs):
-            await _bury(nursery)
+        for forkserver in (self._guests, self._programs):
+            await _close(forkserver)
 
 
-async def _bury(nursery: ForkServer | None) -> None:
-    if nursery is not None:
-        await nursery.close()
+async def _close(forkserver: ForkServer | None) -> None:
+    if forkserver is not None:
+        await forkserver.close()

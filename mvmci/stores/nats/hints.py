@@ -29,7 +29,7 @@ from mvmci.stores.nats.parser import Incoming
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
 _ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
-ASK_SHARE = 4  # of the pulls that wait, the how manieth part may be without a request
+ASK_SHARE = 4  # of the pulls that wait, one in so many may be without a request
 NO_CONSUMER_PAUSE_S = 0.5
 
 

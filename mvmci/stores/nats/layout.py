@@ -90,21 +90,21 @@ class Layout:
     def renew(self, unit: str) -> str:
         return f"{self.cluster}.renew.{unit}"
 
-    def ping(self, worker: str, order: str) -> str:
+    def ping(self, worker: str, request: str) -> str:
         """Where executors listen also while they have no free slot, only to say that they are there."""
-        return f"{self.cluster}.ping.{worker}.{order}"
+        return f"{self.cluster}.ping.{worker}.{request}"
 
-    def engine(self, worker: str, order: str) -> str:
+    def engine(self, worker: str, request: str) -> str:
         """Where executors with a free slot listen for jobs."""
-        return f"{self.cluster}.engine.{worker}.{order}"
+        return f"{self.cluster}.engine.{worker}.{request}"
 
-    def room(self) -> str:
+    def capacity(self) -> str:
         """Where an executor says that it has a free slot again."""
-        return f"{self.cluster}.room"
+        return f"{self.cluster}.capacity"
 
-    def reply(self, worker: str, order: str) -> str:
-        """Where a worker is told what becomes of an order of its own."""
-        return f"{self.cluster}.reply.{worker}.{order}"
+    def reply(self, worker: str, request: str) -> str:
+        """Where a worker hears what becomes of a request of its own."""
+        return f"{self.cluster}.reply.{worker}.{request}"
 
     def member(self, unit: str, incarnation: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}.{incarnation}"

@@ -57,8 +57,12 @@ async def test_an_order_is_answered_with_its_words_each_when_it_is_known(face: F
         assert (answer.status, answer.content_type) == (200, "application/x-ndjson")
         taken = json.loads(await answer.content.readline())
         assert not (await load(face.store, "j")).state.ended
-        assert (taken["word"], taken["unit"]) == ("taken", "x1")
-        assert json.loads(await answer.content.readline()) == {"word": "stepped", "kind": "ended", "until": 0}
+        assert (taken["reply"], taken["unit"]) == ("accepted", "x1")
+        assert json.loads(await answer.content.readline()) == {
+            "reply": "finished",
+            "kind": "ended",
+            "until": 0,
+        }
         assert await answer.read() == b""
     lease = (await load(face.store, "j")).state.lease
     assert lease is not None
@@ -67,7 +71,7 @@ async def test_an_order_is_answered_with_its_words_each_when_it_is_known(face: F
 
 async def test_what_is_no_job_is_told_in_a_word(face: Face) -> None:
     (failed,) = (await face.post(RUN, order("nobody"))).body.splitlines()
-    assert json.loads(failed)["word"] == "failed"
+    assert json.loads(failed)["reply"] == "failed"
     assert json.loads(failed)["why"] == "not-found"
 
 

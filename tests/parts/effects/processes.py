@@ -1,4 +1,4 @@
-"""Starts `supervise` in a process of its own, as the nursery does, and finds what it left behind."""
+"""Starts `supervise` in a process of its own, as the fork server does, and finds what it left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The effect `exec`, through a real nursery: streams, limits, time, and nothing left behind."""
+"""The effect `exec`, through a real fork server: streams, limits, time, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.parts.effects.processes import UID, alive
 class Runner:
     """Runs programs in `<root>/work`."""
 
-    def __init__(self, nursery: ForkServer, uid: int | None) -> None:
-        self.nursery = nursery
+    def __init__(self, forkserver: ForkServer, uid: int | None) -> None:
+        self.forkserver = forkserver
         self.uid = uid
 
     async def __call__(
@@ -39,7 +39,7 @@ class Runner:
     ) -> Exit | effect.Error:
         limits: dict[str, Any] = {"file_bytes": 1 << 20, "processes_max": 16, **(how or {})}
         return await run_program(
-            self.nursery,
+            self.forkserver,
             Exec(argv=argv, **request),
             directory="work",
             tmp="tmp",
@@ -56,9 +56,9 @@ async def run(tmp_path: Path) -> AsyncIterator[Runner]:
         (tmp_path / name).mkdir(mode=0o700)
         if uid:
             os.chown(tmp_path / name, uid, uid)
-    nursery = await ForkServer.start(tmp_path, network=True)
-    yield Runner(nursery, uid)
-    await nursery.close()
+    forkserver = await ForkServer.start(tmp_path, network=True)
+    yield Runner(forkserver, uid)
+    await forkserver.close()
 
 
 @contextmanager
@@ -78,8 +78,8 @@ async def test_a_program_answers_with_its_code_and_both_streams(run: Runner) -> 
     script = 'cat; echo "$A:$MVMCI_IDEMPOTENCY_KEY:$1" >&2; touch "$TMPDIR/x" "$HOME/y"; exit 3'
     answer = await run("sh", "-c", script, "sh", "b c", stdin="héllo", env=(("A", "a"),), key="k")
     assert answer == Exit(code=3, stdout="héllo", stderr="a:k:b c\n")
-    assert (run.nursery.root / "tmp/x").exists()
-    assert (run.nursery.root / "work/y").exists()
+    assert (run.forkserver.root / "tmp/x").exists()
+    assert (run.forkserver.root / "work/y").exists()
 
 
 async def test_a_program_that_dies_of_a_signal_has_the_code_of_a_shell(run: Runner) -> None:
@@ -138,7 +138,7 @@ async def test_what_cannot_be_started_did_not_happen(
 
 
 async def test_a_path_that_a_workflow_sets_does_not_change_which_program_runs(run: Runner) -> None:
-    planted = run.nursery.root / "work/true"
+    planted = run.forkserver.root / "work/true"
     planted.write_text("#!/bin/sh\necho planted\n")
     planted.chmod(0o755)
     assert await run("true", env=(("PATH", str(planted.parent)),)) == Exit(code=0)
@@ -197,7 +197,7 @@ async def test_a_supervisor_that_is_killed_means_that_it_may_have_happened(run: 
     how = {"on_output": lambda stream, data: started.set()}
     task = asyncio.create_task(run("sh", "-c", f"echo up; sleep 1000; : {marker}", how=how))
     await started.wait()
-    for child in run.nursery._children.values():
+    for child in run.forkserver._children.values():
         child.kill()
     answer = await task
     assert isinstance(answer, effect.Error)

@@ -152,19 +152,19 @@ async def test_a_word_that_is_lost_is_made_up_for_by_asking_again(
 ) -> None:
     await place.executor("x1")
     worker = await place.remote_worker("w1")
-    door = worker.engine._door  # type: ignore[attr-defined]
-    hear, heard = door._hear, []
+    transport = worker.engine._transport  # type: ignore[attr-defined]
+    hear, heard = transport._on_reply, []
 
-    def lose_the_second(told: object) -> None:
-        heard.append(told)
+    def lose_the_second(message: object) -> None:
+        heard.append(message)
         if len(heard) != 2:
-            hear(told)
+            hear(message)
 
-    monkeypatch.setattr(door, "_hear", hear)
-    await door.close()
-    door._hear = lose_the_second
-    door._leaving.clear()
-    await door.open()
+    monkeypatch.setattr(transport, "_on_reply", hear)
+    await transport.close()
+    transport._on_reply = lose_the_second
+    transport._leaving.clear()
+    await transport.open()
     await submit(client.store, await script_spec(client.store, "j", []))
     await until_done(client.store, "j")
     async with asyncio.timeout(LONG_S):

@@ -15,7 +15,7 @@ Start = Callable[..., Awaitable[ForkServer]]
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A nursery's root: every user may enter it, by name only."""
+    """A forkserver's root: every user may enter it, by name only."""
     path = tmp_path / "root"
     path.mkdir(mode=0o711)
     path.chmod(0o711)
@@ -32,12 +32,12 @@ async def start(root: Path) -> AsyncIterator[Start]:
         return started[-1]
 
     yield begin
-    for nursery in started:
-        await nursery.close()
+    for forkserver in started:
+        await forkserver.close()
 
 
 @pytest.fixture
-async def nursery(start: Start) -> ForkServer:
+async def forkserver(start: Start) -> ForkServer:
     return await start()
 
 

@@ -46,8 +46,8 @@ def echo(tmp_path: Path) -> Module:
     return Module(tmp_path / "echo.wasm", ECHO)
 
 
-async def runs(nursery: ForkServer, path: str) -> bool:
-    child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0), readable=(path,)))
+async def runs(forkserver: ForkServer, path: str) -> bool:
+    child = await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(0), readable=(path,)))
     await child.send(
         frames.RunWorkflow(code=path, input="x", memory_bytes=1 << 20, fuel=10**6, seed=1, now_ms=1)
     )
@@ -56,28 +56,28 @@ async def runs(nursery: ForkServer, path: str) -> bool:
     return ended == frames.Ended(outcome="ok", text="x")
 
 
-async def test_a_module_is_compiled_once_and_its_code_runs_in_a_slot(nursery, root, echo):
-    cache = CodeCache(root, nursery)
+async def test_a_module_is_compiled_once_and_its_code_runs_in_a_slot(forkserver, root, echo):
+    cache = CodeCache(root, forkserver)
     path = await echo.get(cache)
     assert await echo.get(cache) == path
-    assert await echo.get(CodeCache(root, nursery)) == path, "another process finds it"
+    assert await echo.get(CodeCache(root, forkserver)) == path, "another process finds it"
     assert echo.compiles == 1
-    assert await runs(nursery, path)
+    assert await runs(forkserver, path)
 
 
-async def test_all_who_wait_share_one_compile(nursery, root, echo):
-    one, other = CodeCache(root, nursery), CodeCache(root, nursery)
+async def test_all_who_wait_share_one_compile(forkserver, root, echo):
+    one, other = CodeCache(root, forkserver), CodeCache(root, forkserver)
     paths = await asyncio.gather(*[echo.get(cache) for cache in (one, one, one, other, other)])
     assert len(set(paths)) == 1
     assert echo.compiles == 1
 
 
-async def test_one_who_gives_up_does_not_end_the_compile_of_the_others(nursery, root, echo):
-    cache = CodeCache(root, nursery)
+async def test_one_who_gives_up_does_not_end_the_compile_of_the_others(forkserver, root, echo):
+    cache = CodeCache(root, forkserver)
     first, second = asyncio.ensure_future(echo.get(cache)), asyncio.ensure_future(echo.get(cache))
     await asyncio.sleep(0)
     first.cancel()
-    assert await runs(nursery, await second)
+    assert await runs(forkserver, await second)
     assert echo.compiles == 1
 
 
@@ -93,43 +93,43 @@ def flip(path: Path, at: int) -> None:
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["in another process", "in the same process"])
 @pytest.mark.parametrize("at", [0, 5000, -1])
-async def test_code_with_a_flipped_byte_is_made_anew_and_never_run(nursery, root, echo, fresh, at):
-    cache = CodeCache(root, nursery)
+async def test_code_with_a_flipped_byte_is_made_anew_and_never_run(forkserver, root, echo, fresh, at):
+    cache = CodeCache(root, forkserver)
     path = root / await echo.get(cache)
     before = path.read_bytes()
     flip(path, at % len(before))
-    again = root / await echo.get(CodeCache(root, nursery) if fresh else cache)
+    again = root / await echo.get(CodeCache(root, forkserver) if fresh else cache)
     assert echo.compiles == 2
     assert again.read_bytes()[at] == before[at]
 
 
-async def test_code_under_another_name_is_not_taken(nursery, root, echo, tmp_path):
-    cache = CodeCache(root, nursery)
+async def test_code_under_another_name_is_not_taken(forkserver, root, echo, tmp_path):
+    cache = CodeCache(root, forkserver)
     other = Module(tmp_path / "other.wasm", guests.workflow("unreachable"))
     mine, theirs = root / await echo.get(cache), root / await other.get(cache)
     os.replace(theirs, mine)
     os.replace(theirs.with_suffix(".mac"), mine.with_suffix(".mac"))
-    assert await runs(nursery, await echo.get(cache))
+    assert await runs(forkserver, await echo.get(cache))
     assert echo.compiles == 2
 
 
 @pytest.mark.parametrize("suffix", [".mac", ".cwasm"])
-async def test_code_whose_files_are_missing_is_made_anew(nursery, root, echo, suffix):
-    path = root / await echo.get(CodeCache(root, nursery))
+async def test_code_whose_files_are_missing_is_made_anew(forkserver, root, echo, suffix):
+    path = root / await echo.get(CodeCache(root, forkserver))
     path.with_suffix(suffix).unlink()
-    assert await runs(nursery, await echo.get(CodeCache(root, nursery)))
+    assert await runs(forkserver, await echo.get(CodeCache(root, forkserver)))
     assert echo.compiles == 2
 
 
-async def test_code_of_another_host_s_key_is_not_taken(nursery, root, echo):
-    await echo.get(CodeCache(root, nursery))
+async def test_code_of_another_host_s_key_is_not_taken(forkserver, root, echo):
+    await echo.get(CodeCache(root, forkserver))
     (root / "code.key").unlink()
-    await echo.get(CodeCache(root, nursery))
+    await echo.get(CodeCache(root, forkserver))
     assert echo.compiles == 2
 
 
-async def test_a_setting_or_a_machine_that_differs_has_code_of_its_own(nursery, root, echo, monkeypatch):
-    cache = CodeCache(root, nursery)
+async def test_a_setting_or_a_machine_that_differs_has_code_of_its_own(forkserver, root, echo, monkeypatch):
+    cache = CodeCache(root, forkserver)
     paths = {await echo.get(cache)}
     monkeypatch.setitem(settings.WORKFLOW, "max_wasm_stack", settings.WORKFLOW_STACK_BYTES + 1)
     paths.add(code._key(echo.digest, True, True))
@@ -139,18 +139,18 @@ async def test_a_setting_or_a_machine_that_differs_has_code_of_its_own(nursery, 
     assert len(paths) == 4
 
 
-async def test_the_key_is_ours_alone_and_the_code_is_the_world_s_to_map(nursery, root, echo):
-    path = root / await echo.get(CodeCache(root, nursery))
+async def test_the_key_is_ours_alone_and_the_code_is_the_world_s_to_map(forkserver, root, echo):
+    path = root / await echo.get(CodeCache(root, forkserver))
     assert stat.S_IMODE((root / "code.key").stat().st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o444
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o711
     (root / "code.key").chmod(0o644)
     with pytest.raises(MvmciError, match="not a key of ours alone"):
-        CodeCache(root, nursery)
+        CodeCache(root, forkserver)
 
 
-async def test_a_module_that_cannot_run_is_refused_to_everyone_and_leaves_nothing(nursery, root, tmp_path):
-    cache = CodeCache(root, nursery)
+async def test_a_module_that_cannot_run_is_refused_to_everyone_and_leaves_nothing(forkserver, root, tmp_path):
+    cache = CodeCache(root, forkserver)
     bad = Module(tmp_path / "bad.wasm", b"\0asm\x0d\0\1\0\xff")
     outcomes = await asyncio.gather(bad.get(cache), bad.get(cache), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [BadModule, BadModule]
@@ -159,31 +159,31 @@ async def test_a_module_that_cannot_run_is_refused_to_everyone_and_leaves_nothin
         await bad.get(cache)
 
 
-async def test_a_compile_that_takes_too_long_or_too_much_is_ended(nursery, root, echo, monkeypatch):
+async def test_a_compile_that_takes_too_long_or_too_much_is_ended(forkserver, root, echo, monkeypatch):
     monkeypatch.setattr(code, "COMPILE_S_MAX", 0.0)
     with pytest.raises(CompileFailed):
-        await echo.get(CodeCache(root, nursery))
+        await echo.get(CodeCache(root, forkserver))
     monkeypatch.undo()
     monkeypatch.setattr(code, "COMPILE_DATA_BYTES_MAX", 1 << 20)
     with pytest.raises((CompileFailed, BadModule)):
-        await echo.get(CodeCache(root, nursery))
+        await echo.get(CodeCache(root, forkserver))
     monkeypatch.undo()
     monkeypatch.setattr(code, "CODE_FILE_BYTES_MAX", 100)
     with pytest.raises(BadModule, match="larger than is allowed"):
-        await echo.get(CodeCache(root, nursery))
+        await echo.get(CodeCache(root, forkserver))
 
 
 Make = Callable[[int], Awaitable[Path]]
 
 
 async def test_the_longest_unused_code_goes_first_and_never_what_is_in_use(
-    nursery, root, tmp_path, monkeypatch
+    forkserver, root, tmp_path, monkeypatch
 ):
     modules = [
         Module(tmp_path / f"{n}.wasm", guests.workflow(f"(drop (i32.const {n})) {guests.ECHO}"))
         for n in range(4)
     ]
-    earlier = CodeCache(root, nursery)
+    earlier = CodeCache(root, forkserver)
     old = [root / await module.get(earlier) for module in modules[:3]]
     for age, path in enumerate(old):
         os.utime(path.with_suffix(".mac"), (0, time.time() - 10_000 + age))
@@ -191,7 +191,7 @@ async def test_the_longest_unused_code_goes_first_and_never_what_is_in_use(
     left.mkdir()
     busy.mkdir()
     with filelock.FileLock(root / "code" / "lock-4"):
-        cache = CodeCache(root, nursery)
+        cache = CodeCache(root, forkserver)
     assert not left.exists(), "somebody was killed while writing it"
     assert busy.exists(), "somebody else is at work there"
     used = root / await modules[0].get(cache)  # the oldest, but in use here

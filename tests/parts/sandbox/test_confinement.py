@@ -18,7 +18,7 @@ import pytest
 from mvmci.errors import MvmciError
 from mvmci.sandbox import confinement, frames
 from mvmci.sandbox.confinement import LAYERS, LEVELS, Profile, level
-from mvmci.sandbox.forkserver import ForkServer, NurseryDied, SlotDied
+from mvmci.sandbox.forkserver import ForkServer, ForkServerDied, SlotDied
 
 THIEF = "tests.parts.sandbox.thief:run"
 DATA_BYTES = 512 << 20
@@ -84,25 +84,25 @@ def landlock_abi() -> int:
     return int(libc.syscall(confinement.LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1))
 
 
-async def steal(nursery: ForkServer, root: Path, attempts: list[str], port: int = 0) -> dict[str, str]:
+async def steal(forkserver: ForkServer, root: Path, attempts: list[str], port: int = 0) -> dict[str, str]:
     """The thief's outcomes; an attempt that ends its process is `done`."""
     for index, name in enumerate(("mine", "other")):
         (root / name).mkdir(mode=0o700, exist_ok=True)
-        uid = nursery.slot_uid(index)
+        uid = forkserver.slot_uid(index)
         if uid is not None:
             os.chown(root / name, uid, uid)
     (root / "other" / "secret").write_text("secret")
-    other = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(1)))
+    other = await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(1)))
     victims = {"attempts": attempts, "parent": os.getpid(), "slot": other.pid, "port": port}
     (root / "thief.json").write_text(json.dumps(victims))
     profile = Profile(
         name="probe",
-        uid=nursery.slot_uid(0),
+        uid=forkserver.slot_uid(0),
         readable=("thief.json",),
         writable=("mine",),
         data_bytes=DATA_BYTES,
     )
-    child = await nursery.fork(profile)
+    child = await forkserver.fork(profile)
     try:
         ended = await child.receive()
         assert isinstance(ended, frames.Ended)
@@ -116,18 +116,18 @@ async def steal(nursery: ForkServer, root: Path, attempts: list[str], port: int 
 
 @pytest.mark.parametrize("without", WITHOUT, ids=lambda layers: "without " + "+".join(sorted(layers)))
 async def test_a_thief_is_refused_whatever_a_layer_that_is_there_denies(start, root, without):
-    nursery = await start(without=without, probe=THIEF)
-    present = ALWAYS - without | {"no-new-privs"} | ({"namespace"} & nursery.features)
-    if "uid" not in nursery.features:
+    forkserver = await start(without=without, probe=THIEF)
+    present = ALWAYS - without | {"no-new-privs"} | ({"namespace"} & forkserver.features)
+    if "uid" not in forkserver.features:
         present -= {"uid"}
-    if "network" not in nursery.features:
+    if "network" not in forkserver.features:
         present -= {"namespace"}
     if "landlock" in present:
         present |= {f"landlock {n}" for n in range(landlock_abi() + 1)}
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        outcomes = await steal(nursery, root, [n for n in REFUSED_BY if n != "run another program"], port)
-    outcomes |= await steal(nursery, root, ["run another program"])
+        outcomes = await steal(forkserver, root, [n for n in REFUSED_BY if n != "run another program"], port)
+    outcomes |= await steal(forkserver, root, ["run another program"])
     held = {name for name, layers in REFUSED_BY.items() if layers & present}
     assert {name: outcomes[name] for name in held if not outcomes[name].startswith("refused")} == {}
     if without == LAYERS:
@@ -137,9 +137,9 @@ async def test_a_thief_is_refused_whatever_a_layer_that_is_there_denies(start, r
 
 
 async def test_a_slot_has_its_directory_no_environment_and_no_descriptor_beyond_its_own(start, root):
-    nursery = await start(probe=THIEF)
+    forkserver = await start(probe=THIEF)
     names = ["use its own directory", "dump its environment", "list its descriptors"]
-    outcomes = await steal(nursery, root, names)
+    outcomes = await steal(forkserver, root, names)
     assert outcomes["use its own directory"] == "done: wrote 1 bytes"
     assert set(json.loads(outcomes["dump its environment"].removeprefix("done: "))) <= {
         "TOKIO_WORKER_THREADS",
@@ -149,23 +149,23 @@ async def test_a_slot_has_its_directory_no_environment_and_no_descriptor_beyond_
 
 
 async def test_a_program_with_threads_may_start_them_and_no_process(start, root):
-    nursery = await start(probe="tests.parts.sandbox.threads:run")
-    child = await nursery.fork(Profile(name="probe", uid=nursery.slot_uid(0), threads=True))
+    forkserver = await start(probe="tests.parts.sandbox.threads:run")
+    child = await forkserver.fork(Profile(name="probe", uid=forkserver.slot_uid(0), threads=True))
     ended = await child.receive()
     await child.close()
     assert json.loads(ended.text) == {"thread": "ran", "fork": "PermissionError", "vfork": "PermissionError"}
 
 
 @pytest.mark.usefixtures("needs_root")
-async def test_root_on_a_host_with_everything_is_isolated(nursery):
-    assert nursery.isolation == "isolated"
-    assert nursery.features == {"uid", "no-new-privs", "rlimits", "landlock", "seccomp", "network"}
+async def test_root_on_a_host_with_everything_is_isolated(forkserver):
+    assert forkserver.isolation == "isolated"
+    assert forkserver.features == {"uid", "no-new-privs", "rlimits", "landlock", "seccomp", "network"}
 
 
 async def test_a_layer_that_is_left_out_is_not_reported(start):
     for layer, feature in (("landlock", "landlock"), ("seccomp", "seccomp"), ("namespace", "network")):
-        nursery = await start(without=frozenset({layer}))
-        assert feature not in nursery.features
+        forkserver = await start(without=frozenset({layer}))
+        assert feature not in forkserver.features
 
 
 def test_levels_are_ordered_by_what_they_deny():
@@ -212,24 +212,26 @@ async def ended(*pidfds: int) -> None:
         os.close(pidfd)
 
 
-async def test_no_slot_outlives_its_nursery(start):
-    nursery = await start()
-    children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(3)]
+async def test_no_slot_outlives_its_fork_server(start):
+    forkserver = await start()
+    children = [await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(i))) for i in range(3)]
     pidfds = [os.pidfd_open(child.pid) for child in children]
-    os.kill(nursery._process.pid, signal.SIGKILL)
+    os.kill(forkserver._process.pid, signal.SIGKILL)
     await ended(*pidfds)
     for child in children:
         with pytest.raises(SlotDied, match="SIGKILL"):
             await child.receive()
-    with pytest.raises(NurseryDied, match="zygote ended"):
-        await nursery.fork(Profile(name="workflow"))
+    with pytest.raises(ForkServerDied, match="zygote ended"):
+        await forkserver.fork(Profile(name="workflow"))
 
 
-async def test_a_slot_that_is_just_being_born_does_not_outlive_its_nursery_either(start):
+async def test_a_slot_that_is_just_being_forked_does_not_outlive_its_fork_server_either(start):
     for _ in range(8):
-        nursery = await start()
-        children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(4)]
-        nursery._process.kill()
+        forkserver = await start()
+        children = [
+            await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(i))) for i in range(4)
+        ]
+        forkserver._process.kill()
         async with asyncio.timeout(30):
             for child in children:
                 await child.wait()
@@ -241,15 +243,15 @@ from pathlib import Path
 from mvmci.sandbox.forkserver import ForkServer
 from mvmci.sandbox.confinement import Profile
 async def main():
-    nursery = await ForkServer.start(Path(sys.argv[1]))
-    children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(3)]
-    print(nursery._process.pid, *[child.pid for child in children], flush=True)
+    forkserver = await ForkServer.start(Path(sys.argv[1]))
+    children = [await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(i))) for i in range(3)]
+    print(forkserver._process.pid, *[child.pid for child in children], flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
 """
 
 
-async def test_neither_nursery_nor_slots_outlive_their_parent(root):
+async def test_neither_fork_server_nor_slots_outlive_their_parent(root):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", PARENT, str(root), stdout=subprocess.PIPE, env=environment
@@ -262,17 +264,17 @@ async def test_neither_nursery_nor_slots_outlive_their_parent(root):
     await ended(*pidfds)
 
 
-async def test_a_child_ends_when_its_parent_lets_go_of_the_socket(nursery):
-    child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
+async def test_a_child_ends_when_its_parent_lets_go_of_the_socket(forkserver):
+    child = await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(0)))
     child.disconnect()
     assert await child.wait() == 0
 
 
-async def test_closing_a_nursery_leaves_nothing(start):
-    nursery = await start()
-    children = [await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(i))) for i in range(3)]
-    pidfds = [os.pidfd_open(pid) for pid in (nursery._process.pid, *[child.pid for child in children])]
-    await nursery.close()
+async def test_closing_a_fork_server_leaves_nothing(start):
+    forkserver = await start()
+    children = [await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(i))) for i in range(3)]
+    pidfds = [os.pidfd_open(pid) for pid in (forkserver._process.pid, *[child.pid for child in children])]
+    await forkserver.close()
     assert all(select.select([pidfd], [], [], 0)[0] for pidfd in pidfds)
     for pidfd in pidfds:
         os.close(pidfd)
@@ -281,21 +283,21 @@ async def test_closing_a_nursery_leaves_nothing(start):
 async def test_nurseries_leave_no_descriptor_behind(root):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        nursery = await ForkServer.start(root)
-        await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
-        await nursery.close()
+        forkserver = await ForkServer.start(root)
+        await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(0)))
+        await forkserver.close()
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_nursery_that_cannot_start_says_why_in_one_sentence(tmp_path):
+async def test_a_fork_server_that_cannot_start_says_why_in_one_sentence(tmp_path):
     with pytest.raises(MvmciError) as failed:
         await ForkServer.start(tmp_path, probe="tests.parts.sandbox.absent:run")
     assert "tests.parts.sandbox.absent" in failed.value.message
     assert "\n" not in failed.value.message
 
 
-async def test_a_slot_that_cannot_be_confined_never_runs(nursery):
-    child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0), readable=("absent",)))
+async def test_a_slot_that_cannot_be_confined_never_runs(forkserver):
+    child = await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(0), readable=("absent",)))
     with pytest.raises(SlotDied, match="could not be confined"):
         await child.receive()
     await child.close()

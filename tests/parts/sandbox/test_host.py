@@ -42,20 +42,20 @@ async def spec_of(host: Host, wasm: bytes) -> Spec:
     )
 
 
-async def kill(nursery: ForkServer) -> None:
+async def kill(forkserver: ForkServer) -> None:
     """Kill the zygote, as the kernel does when memory is short, and wait until that is known."""
-    child = await nursery.fork(Profile(name="workflow", uid=nursery.slot_uid(0)))
-    os.kill(nursery._process.pid, signal.SIGKILL)
+    child = await forkserver.fork(Profile(name="workflow", uid=forkserver.slot_uid(0)))
+    os.kill(forkserver._process.pid, signal.SIGKILL)
     async with asyncio.timeout(LONG_S):
         await child.wait()
 
 
-async def test_a_nursery_that_died_is_replaced_for_the_next_job(host: Host) -> None:
+async def test_a_fork_server_that_died_is_replaced_for_the_next_job(host: Host) -> None:
     await host.compiled(await spec_of(host, guests.command("(call $exit (i32.const 1))")))
     for get in (host.guests, host.programs):
-        nursery = await get()
-        await kill(nursery)
-        assert not nursery.alive
+        forkserver = await get()
+        await kill(forkserver)
+        assert not forkserver.alive
         assert (await get()).alive
     path = await host.compiled(await spec_of(host, guests.command("(call $exit (i32.const 2))")))
     assert (host.root / path).exists(), "the code cache forks from the new one"

@@ -342,7 +342,7 @@ async def test_a_token_of_another_version_is_renewed_when_its_unit_comes(
     await world.control_plane()
     path = world.folder / "units" / "worker-1" / "identity.json"
     with monkeypatch.context() as older:
-        older.setattr(Layout, "room", lambda self: f"{self.cluster}.elsewhere")
+        older.setattr(Layout, "capacity", lambda self: f"{self.cluster}.elsewhere")
         old = world.unit("worker-1", "worker", "default")
     cluster = await world.open(old)
     new = await renew(cluster.link, old, path)

@@ -1,6 +1,6 @@
 """The effect `exec`: one native program, from its request to its answer.
 
-A program is started by the supervisor (`program.py`) in a child of the nursery. This module finds the
+A program is started by the supervisor (`program.py`) in a child of the fork server. This module finds the
 executable, feeds and reads the streams, and keeps the limits on time and output. When `run_program`
 returns or raises, nothing that the program started is alive; only where the supervisor itself was killed
 may that take a moment longer.
@@ -81,7 +81,7 @@ class Exec(Effect, frozen=True, kw_only=True, tag="exec"):
 
 
 async def run_program(
-    nursery: ForkServer,
+    forkserver: ForkServer,
     request: Exec,
     *,
     directory: str,
@@ -94,16 +94,16 @@ async def run_program(
     time_left_s: float | None = None,
     on_output: OnOutput | None = None,
 ) -> Exit | effect.Error:
-    """Run `request` in `directory` (and `tmp`), both relative to the nursery's root, as user `uid`.
+    """Run `request` in `directory` (and `tmp`), both relative to the fork server's root, as user `uid`.
 
     `key` is the idempotency key of an idempotent request. The time is up after the request's own
     timeout or after `time_left_s`, what comes first. `on_output` hears the name of a stream and what
     came through it. Whether the program is allowed was decided before.
 
-    Raises LimitReached for `output` and `processes`, NurseryDied when nothing can be started any more.
+    Raises LimitReached for `output` and `processes`, ForkServerDied when nothing can be started any more.
     """
     try:
-        task = _task(nursery, request, directory, tmp, key, file_bytes, processes_max)
+        task = _task(forkserver, request, directory, tmp, key, file_bytes, processes_max)
     except ValueError as wrong:
         return effect.Error(why="failed", text=str(wrong))
     timeouts = [request.timeout_ms / 1000] if request.timeout_ms else []
@@ -111,7 +111,10 @@ async def run_program(
     streams = _Streams(request.stdin.encode(), min(output_bytes_max, OUTPUT_BYTES_MAX), on_output)
     profile = Profile(name="program", uid=uid)
     try:
-        async with asyncio.timeout(min(timeouts, default=None)), _started(nursery, profile, streams) as child:
+        async with (
+            asyncio.timeout(min(timeouts, default=None)),
+            _started(forkserver, profile, streams) as child,
+        ):
             ended = await _converse(child, task, streams)
     except TimeoutError:
         return effect.Error(why="timed-out", text=f"{request.argv[0]} was killed: its time was up")
@@ -123,7 +126,7 @@ async def run_program(
 
 
 def _task(
-    nursery: ForkServer,
+    forkserver: ForkServer,
     request: Exec,
     directory: str,
     tmp: str | None,
@@ -145,7 +148,7 @@ def _task(
         raise ValueError("an argument with a NUL in it cannot be passed")
     env = {"PATH": search}
     if tmp is not None:
-        env["TMPDIR"] = str(nursery.root / tmp)
+        env["TMPDIR"] = str(forkserver.root / tmp)
     env |= dict(request.env)
     if key is not None:
         env["MVMCI_IDEMPOTENCY_KEY"] = key
@@ -179,13 +182,13 @@ async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) ->
 
 
 @contextlib.asynccontextmanager
-async def _started(nursery: ForkServer, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
+async def _started(forkserver: ForkServer, profile: Profile, streams: _Streams) -> AsyncIterator[Child]:
     """A child that has `streams`; at the end it is gone, and so is everything beneath it.
 
     The supervisor kills when its output is closed, and ends when all are dead. Raises NoSlot.
     """
     try:
-        child = await nursery.fork(profile, streams.theirs)
+        child = await forkserver.fork(profile, streams.theirs)
     except BaseException:
         streams.close()
         raise

@@ -15,7 +15,7 @@ from mvmci.engines.embedded.effects.exec import Exec, run_program
 from mvmci.jobs import effect
 from mvmci.sandbox import zygote
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import ForkServer, NoSlot, NurseryDied
+from mvmci.sandbox.forkserver import ForkServer, ForkServerDied, NoSlot
 from tests.harness.waiting import LONG_S
 
 MESSAGES_MAX = 100_000
@@ -23,14 +23,14 @@ PROFILE = Profile(name="workflow", uid=None)
 
 
 class Zygote:
-    """The other end of a nursery's control socket, in the hands of the test."""
+    """The other end of a fork server's control socket, in the hands of the test."""
 
     def __init__(self, root: Path) -> None:
         control, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         control.setblocking(False)
         self.socket.setblocking(False)
-        self.nursery = ForkServer(root, subprocess.Popen(["sleep", "inf"]), control, -1)
-        asyncio.get_running_loop().add_reader(control, self.nursery._on_message)
+        self.forkserver = ForkServer(root, subprocess.Popen(["sleep", "inf"]), control, -1)
+        asyncio.get_running_loop().add_reader(control, self.forkserver._on_message)
 
     async def refuse(self) -> None:
         """Refuse the next request, as on a host that is out of processes."""
@@ -42,7 +42,7 @@ class Zygote:
         """Leave no room for another request; how many messages that took."""
         for count in range(MESSAGES_MAX):
             try:
-                self.nursery._control.send(b"{}")
+                self.forkserver._control.send(b"{}")
             except BlockingIOError:
                 return count
         raise AssertionError("there is always room")
@@ -57,12 +57,12 @@ class Zygote:
 async def slow(root: Path) -> AsyncIterator[Zygote]:
     made = Zygote(root)
     yield made
-    await made.nursery.close()
+    await made.forkserver.close()
     made.socket.close()
 
 
 async def test_a_fork_that_is_refused_is_no_end_of_a_slot(slow: Zygote) -> None:
-    forking = asyncio.create_task(slow.nursery.fork(PROFILE))
+    forking = asyncio.create_task(slow.forkserver.fork(PROFILE))
     await slow.refuse()
     with pytest.raises(NoSlot, match="no slot process could be made: fork failed"):
         await forking
@@ -71,7 +71,7 @@ async def test_a_fork_that_is_refused_is_no_end_of_a_slot(slow: Zygote) -> None:
 async def test_a_program_whose_fork_is_refused_did_not_happen(slow: Zygote) -> None:
     request = Exec(argv=("true",))
     running = asyncio.create_task(
-        run_program(slow.nursery, request, directory="work", uid=None, key=None, file_bytes=1)
+        run_program(slow.forkserver, request, directory="work", uid=None, key=None, file_bytes=1)
     )
     await slow.refuse()
     answer = await running
@@ -84,7 +84,7 @@ async def test_forks_that_wait_for_a_slow_zygote_all_go_out_and_nothing_is_watch
 ) -> None:
     loop = asyncio.get_running_loop()
     filled = slow.fill()
-    forking = [asyncio.create_task(slow.nursery.fork(PROFILE)) for _ in range(3)]
+    forking = [asyncio.create_task(slow.forkserver.fork(PROFILE)) for _ in range(3)]
     await asyncio.sleep(0)
     forking.pop().cancel()  # the others still hear of it
     await asyncio.sleep(0)
@@ -94,13 +94,13 @@ async def test_forks_that_wait_for_a_slow_zygote_all_go_out_and_nothing_is_watch
             await slow.refuse()
         refused = await asyncio.gather(*forking, return_exceptions=True)
     assert all(isinstance(one, NoSlot) for one in refused)
-    assert not loop.remove_writer(slow.nursery._control), "the loop would never rest again"
+    assert not loop.remove_writer(slow.forkserver._control), "the loop would never rest again"
 
 
 async def test_a_fork_that_waits_for_a_zygote_that_dies_hears_of_it(slow: Zygote) -> None:
     slow.fill()
-    forking = asyncio.create_task(slow.nursery.fork(PROFILE))
+    forking = asyncio.create_task(slow.forkserver.fork(PROFILE))
     await asyncio.sleep(0)
     slow.socket.close()
-    with pytest.raises(NurseryDied):
+    with pytest.raises(ForkServerDied):
         await forking
