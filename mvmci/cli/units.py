@@ -33,11 +33,17 @@ TOKEN_CHARS_MIN = 16
 T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-grace_option = option("--grace", type=Duration(), default=GRACE, show_default=True, help="To finish in.")
+grace_option = option(
+    "--grace",
+    type=Duration(),
+    default=GRACE,
+    show_default=True,
+    help="How long jobs may take to finish once it stops.",
+)
 token_option = option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Holds the word that executors want to hear over HTTP. Make it mode 600.",
+    help="A file with the token that executors ask for over HTTP. Make it mode 600.",
 )
 isolation_options = (
     option(
@@ -45,7 +51,7 @@ isolation_options = (
         type=click.Choice(["process", "filtered", "confined", "isolated"]),
         default="process",
         show_default=True,
-        help="Refuse to run below it.",
+        help="Refuse to run with less.",
     ),
     option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
 )
@@ -53,13 +59,13 @@ join_option = option(
     "--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before."
 )
 slots_option = option(
-    "--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as processors, if absent."
+    "--slots", type=click.IntRange(1, 1024), help="Jobs at once. The number of processors, if absent."
 )
 name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
 replica_option = option(
     "--replica-of",
     metavar="SERVICE",
-    help="This is one of several containers of that compose service, and named by its number.",
+    help="One of several containers of that compose service, named by its number.",
 )
 patient_option = option("--patient", is_flag=True, help="Wait for a cluster that is not there yet.")
 config_option = option(

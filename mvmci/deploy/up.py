@@ -43,6 +43,7 @@ from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback
+from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
@@ -148,8 +149,7 @@ class Up:
                 await self._until_ready(cluster)
                 await self._until_proved(cluster, proving, job)
             finally:
-                proving.cancel()
-                await asyncio.gather(proving, return_exceptions=True)
+                await cancel(proving)
             facts = self._reached(facts)
             self._state.keep_facts(facts)
             await self._write_ticket(authority, facts, cluster)
@@ -257,9 +257,7 @@ class Up:
         await first.wait()
 
     async def _watch_no_more(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await cancel(self._watching)
 
     def _update(self) -> None:
         """Take in what is seen, and show it. Before presence is heard, only of what is done to units."""

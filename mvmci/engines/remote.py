@@ -27,6 +27,7 @@ from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Store
+from mvmci.system.tasks import cancel
 
 _LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
@@ -174,8 +175,7 @@ class Remote:
                 strange = 0 if job in holds else strange + 1
             return _outcome(next_reply.result()) if next_reply.done() else None
         finally:
-            next_reply.cancel()
-            await asyncio.gather(next_reply, return_exceptions=True)
+            await cancel(next_reply)
 
     def drain(self, yes: bool = True) -> None:
         """Let every job go at once, or take jobs again."""

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -25,6 +24,7 @@ from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
+from mvmci.system.tasks import TaskSet
 
 _GROUP = "executors"
 ACCEPT_AFTER_S = 0.05  # what has come out by then need not be reported as accepted
@@ -137,18 +137,13 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
     changed = asyncio.Event()
     executor.on_change.append(changed.set)
     link.on_reconnect.append(changed.set)
-    replying: set[asyncio.Task[None]] = set()
-
-    def begin(reply: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(reply)
-        replying.add(task)
-        task.add_done_callback(replying.discard)
+    replies = TaskSet()
 
     def on_request(message: Incoming) -> None:
-        begin(_process(executor, link, layout, message))
+        replies.start(_process(executor, link, layout, message))
 
     def on_ping(message: Incoming) -> None:
-        begin(_reply(link, layout, message, Rejected()))
+        replies.start(_reply(link, layout, message, Rejected()))
 
     unping: Unsubscribe | None = None
     leave: Unsubscribe | None = None
@@ -173,9 +168,7 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
         for one in (leave, unping):
             if one is not None:
                 await one()
-        for task in replying:
-            task.cancel()
-        await asyncio.gather(*replying, return_exceptions=True)
+        await replies.close()
 
 
 async def _process(executor: Executor, link: Link, layout: Layout, message: Incoming) -> None:

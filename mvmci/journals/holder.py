@@ -34,6 +34,7 @@ from mvmci.jobs.journal import (
 from mvmci.journals.writer import Writer
 from mvmci.store import Chunk, Store
 from mvmci.system.clock import boottime_s
+from mvmci.system.tasks import TaskSet, cancel
 
 RESULT_WAIT_S = 0.005
 PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
@@ -75,7 +76,7 @@ class Holder:
         self._held_back: deque[tuple[int, Chunk]] = deque()
         self._chunks = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._flushing: set[asyncio.Task[None]] = set()
+        self._flushing = TaskSet()
         self._looking: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
         self._look_timer = loop.call_later(LOOK_EVERY_S, self._begin_to_watch)  # most jobs end before
@@ -163,10 +164,7 @@ class Holder:
         """Stop what runs in the background. What was not written is not written."""
         self._stop_timer()
         self._look_timer.cancel()
-        for task in (self._looking, *self._flushing):
-            if task is not None:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+        await cancel(self._looking, *self._flushing.tasks)
         if not self._failure.cancel() and not self._failure.cancelled():
             self._failure.exception()  # nobody is left who would await it
 
@@ -245,9 +243,7 @@ class Holder:
 
     def _flush(self) -> None:
         self._timer = None
-        task = asyncio.create_task(self._guard(self.write))
-        self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
+        self._flushing.start(self._guard(self.write))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

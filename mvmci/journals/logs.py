@@ -16,6 +16,7 @@ from typing import Self
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import State
 from mvmci.store import Chunk, Store
+from mvmci.system.tasks import cancel
 
 LATE_S = 10.0  # output that its end has overtaken comes so much later at most
 AGAIN_S = 0.5  # before the logs of a store that is away are asked for again
@@ -118,8 +119,7 @@ class OutputWatch:
                 self._following.result()
             await waiting
         finally:
-            waiting.cancel()
-            await asyncio.gather(waiting, return_exceptions=True)
+            await cancel(waiting)
 
     async def rest(self, state: State, wait_s: float = LATE_S) -> None:
         """Show what an ended job has printed and is not here yet; say so if some of it does not come."""

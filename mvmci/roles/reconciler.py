@@ -103,7 +103,7 @@ class Reconciler:
             try:
                 await self.look()
             except StoreUnavailable as away:
-                log.info("not reconciling: %s", away.message)
+                log.info("cannot reconcile: %s; will retry", away.message)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def look(self) -> None:
@@ -117,7 +117,7 @@ class Reconciler:
         self.counts.open = len(self._open) + sum(map(len, self._waiting.values()))
         for job, one in list(self._open.items()):
             if one.next_at <= self.clock():
-                await self._see_to(job, one, delivered, looked_at)
+                await self._process(job, one, delivered, looked_at)
 
     def _take(self, told: Tailed) -> None:
         """Take in a message by its subject alone: most jobs end before anybody has to read them.
@@ -151,7 +151,7 @@ class Reconciler:
                 self._open[first] = waiting.pop(first)
         return delivered
 
-    async def _see_to(
+    async def _process(
         self, job: str, one: _Open, delivered: dict[str, Delivered], looked_at: set[str]
     ) -> None:
         one.journal.absorb(entry for entry in one.news if entry.seq > one.journal.tail)
@@ -171,11 +171,11 @@ class Reconciler:
         if need == "nothing":
             one.alone_since = None
         elif need == "ready":
-            await self._say(job, one, at_once=state.held)
+            await self._send_hint(job, one, at_once=state.held)
         else:
             await self._end(job, one, need)
 
-    async def _say(self, job: str, one: _Open, *, at_once: bool) -> None:
+    async def _send_hint(self, job: str, one: _Open, *, at_once: bool) -> None:
         now = self.clock()
         if one.alone_since is None:
             one.alone_since = now
@@ -185,7 +185,7 @@ class Reconciler:
         one.next_at = now + PAUSES_S[min(one.said, len(PAUSES_S) - 1)]
         one.said += 1
         self.counts.said += 1
-        log.info("%s: nobody is at work on it; said so again", job)
+        log.info("job %s: nobody is working on it; sent a new hint", job)
 
     async def _end(self, job: str, one: _Open, end: End) -> None:
         """Write the end, unless somebody else has written anything meanwhile."""
@@ -201,6 +201,7 @@ class Reconciler:
         writer = Writer(self.cluster.store, journal, one.queue)
         if await writer.write(lambda: (done,) if journal.tail == tail else (), give_up_s=0.0):
             self.counts.ended += 1
+            log.info("job %s %s: nobody was working on it", job, end)
 
 
 def _looked_at(members: list[Member]) -> set[str]:

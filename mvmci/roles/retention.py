@@ -78,7 +78,7 @@ class Retention:
         stale = [blob for blob in old if blob.name not in named]
         for blob in stale:
             await self.cluster.blobs.remove(blob)
-        log.info("of %d blobs that are old, %d were named by nothing and are gone", len(old), len(stale))
+        log.info("removed %d unreferenced blobs of %d old ones", len(stale), len(old))
 
     async def _named(self) -> set[str]:
         """Every blob that a journal names, and those that a tree or a list of artifacts names."""
@@ -109,7 +109,7 @@ async def _always(step: Callable[[], Awaitable[None]], every_s: Callable[[], flo
         try:
             await step()
         except StoreUnavailable as away:
-            log.info("forgetting nothing: %s", away.message)
+            log.info("cannot remove what is old: %s; will retry", away.message)
         since = time.monotonic()
         while time.monotonic() - since < every_s():  # noqa: ASYNC110 (`up` may make it less meanwhile)
             await asyncio.sleep(PASS_S_MIN)

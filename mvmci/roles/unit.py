@@ -28,6 +28,7 @@ import msgspec
 
 from mvmci import __version__
 from mvmci.cluster.identity import Identity, UnitRole
+from mvmci.config.quantity import format_duration
 from mvmci.engines import open_embedded
 from mvmci.engines.embedded.engine import Embedded
 from mvmci.errors import StoreUnavailable
@@ -181,7 +182,7 @@ async def run_unit(
                 _until_refused(cluster),
                 _touch_ready_file(cluster),
                 drain=role.drain,
-                grace_s=grace_ms / 1000,
+                grace_ms=grace_ms,
             )
     finally:
         await cluster.close()
@@ -199,7 +200,7 @@ async def connect(identity: Identity, *, maintains: bool = False) -> Cluster:
 
 
 async def _run_parts(
-    *parts: Coroutine[Any, Any, None], drain: Callable[[], Awaitable[None]], grace_s: float
+    *parts: Coroutine[Any, Any, None], drain: Callable[[], Awaitable[None]], grace_ms: int
 ) -> NoReturn:
     """Run `parts` until one fails, which is raised, or until cancelled: then `drain` within the grace."""
     running = [asyncio.create_task(part) for part in parts]
@@ -210,9 +211,9 @@ async def _run_parts(
             failure = failure.exceptions[0]
         raise failure
     except asyncio.CancelledError:
-        log.info("stopping: draining for at most %.0f s", grace_s)
+        log.info("stopping: draining for at most %s", format_duration(grace_ms))
         with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
+            async with asyncio.timeout(grace_ms / 1000):
                 await drain()
         raise
     finally:

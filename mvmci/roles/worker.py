@@ -7,7 +7,7 @@ longer than running them, more loops fetch ahead; a hint that then waits for its
 back for others. What a hint comes to is decided by the journal alone (docs/protocol.md §3):
 
     ended, or asleep until later      the hint has done its work: acknowledged
-    held by a live holder             put off, for whoever is free when it comes again
+    held by a live holder             redelivered later, to whoever is free then
     let go by this engine, draining   handed back, for another worker
     fenced                            left alone: another holder is at work
 
@@ -45,6 +45,7 @@ from mvmci.roles.unit import (
 )
 from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
 from mvmci.stores.nats import Cluster
+from mvmci.system.tasks import cancel
 
 _PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
@@ -180,9 +181,7 @@ class Worker:
         try:
             await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for pull in pulls:
-                pull.cancel()
-            await asyncio.gather(*pulls, return_exceptions=True)
+            await cancel(*pulls)
         found = [pull.result() for pull in pulls if not pull.cancelled()]
         hints = [hint for hint in found if hint is not None]
         for hint in hints[1:]:

@@ -24,7 +24,8 @@ async def cancel(*tasks: asyncio.Future[Any] | None) -> None:
     there = [task for task in tasks if task is not None]
     for task in there:
         task.cancel()
-    await asyncio.gather(*there, return_exceptions=True)
+    if there:
+        await asyncio.gather(*there, return_exceptions=True)
 
 
 class TaskSet:

@@ -272,7 +272,7 @@ async def make_known(cluster: Cluster, plane: ControlPlaneConfig) -> None:
                 await change_ticket(cluster.config, ticket, functools.partial(_first, record))
             return
         except StoreUnavailable as away:
-            log.info("tickets are not known yet: %s", away.message)
+            log.info("cannot record the tickets: %s; will retry", away.message)
         await asyncio.sleep(KNOWN_PAUSE_S)
 
 

@@ -39,6 +39,7 @@ from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import known, load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied
 from mvmci.store import load_text
+from mvmci.system.tasks import cancel
 
 LEASE_WAIT_S = 0.25  # a first delivery that ends sooner is written in one message
 LET_GO_S = 2.0
@@ -92,10 +93,7 @@ class Embedded:
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`."""
-        runs = list(self._runs.values())
-        for run in runs:
-            run.cancel()
-        await asyncio.gather(*runs, return_exceptions=True)
+        await cancel(*self._runs.values())
         await self.slots.close()
         await self._host.close()
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from mvmci.engines.embedded import workspace
 from mvmci.errors import LockHeld
 from mvmci.sandbox.forkserver import Child, ForkServer
+from mvmci.system.tasks import TaskSet
 
 SLOTS_MAX = 1_000  # on one root, over all processes
 RUNS_MAX = 1_000  # of one warm process, before it is replaced
@@ -85,7 +86,7 @@ class Slots:
         self._free: list[Slot] = []
         self.all: list[Slot] = []
         self._permits = asyncio.Semaphore(count)
-        self._cleaning: set[asyncio.Task[None]] = set()
+        self._cleaning = TaskSet()
 
     @asynccontextmanager
     async def take(self, guests: ForkServer) -> AsyncIterator[Slot]:
@@ -103,9 +104,7 @@ class Slots:
             yield slot
         finally:
             if slot.used:
-                task = asyncio.create_task(self._clean(slot))
-                self._cleaning.add(task)
-                task.add_done_callback(self._cleaning.discard)
+                self._cleaning.start(self._clean(slot))
             else:
                 self._free.append(slot)
                 self._permits.release()
@@ -135,7 +134,7 @@ class Slots:
 
     async def close(self) -> None:
         """Kill what is warm, empty the directories, give the numbers back."""
-        await asyncio.gather(*self._cleaning, return_exceptions=True)
+        await asyncio.gather(*self._cleaning.tasks, return_exceptions=True)
         for slot in self.all:
             await slot.discard()
             await asyncio.to_thread(slot.prepare)

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import MvmciError, Usage
+from mvmci.system.tasks import cancel
 
 API_MIN = (1, 40)  # of Docker 19.03
 COMPOSE_MIN = (1, 29)
@@ -219,8 +220,7 @@ async def stop(ids: Sequence[str], grace_s: float, hurry_s: int) -> None:
                 await run(["docker", "kill", "--signal", "TERM", *ids])
         await stopping
     finally:
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
+        await cancel(stopping)
     await run(["docker", "rm", "--force", *ids])
 
 

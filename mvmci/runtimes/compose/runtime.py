@@ -26,6 +26,7 @@ from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
+from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 
 _LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
@@ -97,8 +98,7 @@ class Containers:
                     async with asyncio.timeout(_LOOK_EVERY_S):
                         await changed.wait()
         finally:
-            listening.cancel()
-            await asyncio.gather(listening, return_exceptions=True)
+            await cancel(listening)
 
     async def provision(self, provisioning: Provisioning) -> None:
         topology = provisioning.topology

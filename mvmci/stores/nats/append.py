@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
 from mvmci.stores.nats.link import ApiError, Link, accepted
 from mvmci.stores.nats.parser import Incoming
+from mvmci.system.tasks import TaskSet
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
 _BATCH_MAX = 256
@@ -80,7 +80,7 @@ class GroupCommit:
         self._batches = 0
         self._plain = 0
         self._scheduled = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._clock = asyncio.get_running_loop().time
         self._ended_at = float("-inf")  # the last short job
         self._pause_s = PAUSE_S_MAX  # between two of them, in the mean
@@ -101,9 +101,7 @@ class GroupCommit:
     async def close(self) -> None:
         if self._hold is not None:
             self._hold.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         for append in self._pending:
             _fail(append, StoreUnavailable("the store was closed"))
 
@@ -125,11 +123,11 @@ class GroupCommit:
             first = self._first_of_each_job()
             if len(first) >= BATCH_MIN and self._batches < BATCHES_MAX:
                 self._batches += 1
-                self._start(self._send_batch(first))
+                self._tasks.start(self._send_batch(first))
             elif len(first) < BATCH_MIN and not self._batches and self._plain < PLAIN_MAX:
                 del first[1:]
                 self._plain += 1
-                self._start(self._send_plain(first[0]))
+                self._tasks.start(self._send_plain(first[0]))
             else:
                 return
             self._in_flight += len(first)
@@ -163,11 +161,6 @@ class GroupCommit:
             if len(first) == _BATCH_MAX:
                 break
         return list(first.values())
-
-    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(sending)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _send_plain(self, append: Append) -> None:
         try:

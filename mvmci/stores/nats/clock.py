@@ -15,6 +15,7 @@ from mvmci.errors import MvmciError
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from mvmci.system.clock import boottime_ns
+from mvmci.system.tasks import cancel
 
 _ASK_EVERY_S = 60.0
 _ASK_AGAIN_S = 0.5  # while nothing is known
@@ -38,9 +39,7 @@ class Clock:
         self._asking = asyncio.create_task(self._ask_always(), name="clock")
 
     async def close(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        await cancel(self._asking)
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""

@@ -25,6 +25,7 @@ from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
+from mvmci.system.tasks import TaskSet
 
 PULL_S = 10.0  # JetStream looks through all requests that wait at each that comes: they are to be few
 PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives is lost
@@ -85,7 +86,7 @@ class _Queue:
         self._asking = False
         self._look: asyncio.TimerHandle | None = None
         self._unsubscribe: list[Unsubscribe] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet()
         self._opened = False
         self._opening = asyncio.Lock()
         self._clock = asyncio.get_running_loop().time
@@ -105,9 +106,7 @@ class _Queue:
     async def close(self) -> None:
         if self._look is not None:
             self._look.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         for unsubscribe in self._unsubscribe:
             await unsubscribe()
 
@@ -207,9 +206,7 @@ class _Queue:
         self._ask_soon()
 
     def _start(self, step: Callable[[], Awaitable[None]]) -> None:
-        task = asyncio.create_task(_best_effort(step))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(_best_effort(step))
 
 
 def _give_up(waiting: asyncio.Future[_Delivery | None]) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
 from mvmci.stores.nats.parser import Incoming, ShortCut
-from mvmci.system.tasks import to_its_end
+from mvmci.system.tasks import cancel, to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
 _hidden = {"aiohttp": None} if "aiohttp" not in sys.modules else {}
@@ -124,8 +124,7 @@ class Link:
                 raise TimeoutError
             connecting.result()
         except BaseException as error:
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
+            await cancel(connecting)
             await self.close()
             if not isinstance(error, TimeoutError | OSError | nats.errors.Error):
                 raise
@@ -201,9 +200,7 @@ class Link:
     async def _close(self) -> None:
         self._closed = True
         self._up.clear()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await cancel(*self._serving)
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._client.close()

@@ -28,6 +28,7 @@ from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
+from mvmci.system.tasks import cancel
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -113,8 +114,7 @@ class NatsPresence:
 
     async def close(self) -> None:
         if self._announcer is not None:
-            self._announcer.cancel()
-            await asyncio.gather(self._announcer, return_exceptions=True)
+            await cancel(self._announcer)
             await self._leave()
         if self._unsubscribe is not None:
             await self._unsubscribe()

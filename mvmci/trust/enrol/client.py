@@ -257,7 +257,7 @@ def _said(**what: str) -> EnrolRequest:
 
 
 async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
-    """EnrolRequest until somebody answers, for `ASK_S`. Raises VersionsDiffer, StoreUnavailable."""
+    """Ask until somebody answers, for `ASK_S`. Raises VersionsDiffer, StoreUnavailable."""
     until = time.monotonic() + ASK_S
     while True:
         try:
@@ -288,7 +288,7 @@ def is_due(identity: Identity, now: float) -> bool:
 
 
 async def renew(link: Link, identity: Identity, path: Path) -> Identity:
-    """EnrolRequest for a newer token, and keep what comes at `path`. It is the same while that is good.
+    """Ask for a newer token, and keep what comes at `path`. It is the same while that is good.
 
     Raises TicketRefused, VersionsDiffer, StoreUnavailable.
     """

@@ -28,6 +28,7 @@ from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.link import Unsubscribe
 from mvmci.system import keys
+from mvmci.system.tasks import cancel
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, life_s
 from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Because, EnrolReply, EnrolRequest
@@ -42,7 +43,7 @@ from mvmci.trust.registry import (
 
 _GROUP = "control-plane"
 NAMES_MAX = 1_000  # units of one host's name
-UPHOLD_PAUSE_S = 2.0
+PUSH_PAUSE_S = 2.0
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -84,33 +85,31 @@ class EnrolmentServer:
         self._urls = tuple(urls)
         self._now = now
         self._unsubscribe: list[Unsubscribe] = []
-        self._upholding: asyncio.Task[None] | None = None
+        self._pushing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """EnrolReply from now on. Raises StoreUnavailable."""
+        """Answer from now on. Raises StoreUnavailable."""
         link, layout = self._cluster.link, self._cluster.layout
         self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, _GROUP))
         self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, _GROUP))
         if self._authority.external is None:
-            self._upholding = asyncio.create_task(self._uphold(), name="push_revocations revocations")
+            self._pushing = asyncio.create_task(self._push_revocations(), name="push revocations")
 
     async def close(self) -> None:
-        """EnrolReply no more."""
+        """Answer no more."""
         for unsubscribe in self._unsubscribe:
             await unsubscribe()
-        if self._upholding is not None:
-            self._upholding.cancel()
-            await asyncio.gather(self._upholding, return_exceptions=True)
+        await cancel(self._pushing)
 
-    async def _uphold(self) -> None:
+    async def _push_revocations(self) -> None:
         """A power cut may have taken the broker's last revocations; it has not taken those of CONFIG."""
         while True:
             try:
                 await push_revocations(self._config, self._authority, self._cluster.link.login)
                 return
             except StoreUnavailable as away:
-                log.info("revocations are not looked at yet: %s", away.message)
-            await asyncio.sleep(UPHOLD_PAUSE_S)
+                log.info("cannot check the revocations: %s; will retry", away.message)
+            await asyncio.sleep(PUSH_PAUSE_S)
 
     async def _enrol(self, subject: str, data: bytes) -> bytes:
         ticket = subject.rpartition(".")[2]
@@ -156,7 +155,11 @@ class EnrolmentServer:
                 raise _Refused(f"{name} was revoked", because="key")
         if ask.name:
             if not is_id(ask.name):
-                raise _Refused("the name that is wanted is none", hint="choose another one", because="name")
+                raise _Refused(
+                    "that is not a valid name",
+                    hint="choose another one",
+                    because="name",
+                )
             wanted = UnitRecord(key=ask.key, role="worker")
             self._claim(ask.name, wanted, await self._present(), units.get(ask.name))
         return own

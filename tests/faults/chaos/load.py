@@ -178,7 +178,7 @@ class Report:
         """What the units say of themselves."""
         text = "".join(path.read_text(errors="replace") for path in folder.glob("units/*/log"))
         self.counts["fenced"] += text.count("another holder has taken over")
-        self.counts["said again"] += text.count("nobody is at work on it; said so again")
+        self.counts["said again"] += text.count("nobody is working on it; sent a new hint")
 
     def print(self, name: str) -> None:
         """Print it, and write it to where MVMCI_CHAOS_REPORT says."""

@@ -91,6 +91,25 @@ def test_an_id_of_ones_own_is_kept(mvmci: Mvmci, guest: Guest) -> None:
     assert mvmci("submit", guest("exit"), "--json").json != [job]
 
 
+def test_workers_log_when_a_job_began_and_how_it_ended(demo: Cluster, guest: Guest) -> None:
+    """A job that is over at once has one line."""
+    long, short = (
+        submit(demo.mvmci, guest("loop"), "--timeout", "1s"),
+        submit(demo.mvmci, guest("exit"), "--", "3"),
+    )
+    assert (demo.mvmci("wait", long).code, demo.mvmci("wait", short).code) == (124, 1)
+
+    def lines(job: str) -> list[str]:
+        logs = (path.read_text() for path in (demo.folder / "units").glob("worker-*/log"))
+        return [line for log in logs for line in log.splitlines() if f"job {job} " in line]
+
+    until(lambda: len(lines(long)) == 2 and lines(short), lambda: lines(long) + lines(short))
+    began, ended = lines(long)
+    assert began.endswith(f"INFO job {long} began (attempt 1)")
+    assert re.search(rf"INFO job {long} timed_out in [1-9][0-9]*\.[0-9]{{2}} s \(attempt 1\)$", ended)
+    assert re.search(rf"INFO job {short} failed in [0-9]+\.[0-9]{{2}} s \(attempt 1\)$", lines(short)[-1])
+
+
 def test_what_is_wrong_with_an_order_is_said_before_a_cluster_is_looked_for(
     program: Mvmci, tmp_path: Path
 ) -> None:
