@@ -151,9 +151,9 @@ def test_another_count_touches_only_those_that_come_or_go(demo: Cluster, guest: 
     assert list(demo.pids()) == UNITS
 
 
-def sleepers(cluster: Cluster, guest: Guest, count: int) -> list[str]:
-    """So many jobs of 5 s, which may be tried once."""
-    line = json.dumps({"module": str(guest("sleeper")), "args": ["50", "100"], "attempts": 1}) + "\n"
+def sleepers(cluster: Cluster, guest: Guest, count: int, ticks: int = 100) -> list[str]:
+    """So many jobs of 50 ms a tick, which may be tried once."""
+    line = json.dumps({"module": str(guest("sleeper")), "args": ["50", str(ticks)], "attempts": 1}) + "\n"
     return cluster.mvmci("submit", "--batch", "-", stdin=(count * line).encode()).text.split()
 
 
@@ -250,7 +250,7 @@ def test_a_silent_unit_is_not_ready(demo: Cluster) -> None:
 
 
 def test_a_drained_worker_finishes_its_jobs_and_takes_no_more(demo: Cluster, guest: Guest) -> None:
-    jobs = sleepers(demo, guest, 6)
+    jobs = sleepers(demo, guest, 6, ticks=400)
     until(lambda: all(demo.units()[name]["busy"] for name in WORKERS[:2]), demo.ps)
     for name in WORKERS[:2]:
         done = demo.mvmci("drain", name)
