@@ -260,7 +260,7 @@ async def read_settings(cluster: Cluster) -> ClusterSettings:
             if found is not None:
                 return found
         except StoreUnavailable as away:
-            log.info("cannot read_config the settings: %s; will retry", away.message)
+            log.info("cannot read the settings: %s; will retry", away.message)
         await asyncio.sleep(SETTINGS_WAIT_S)
 
 

@@ -14,10 +14,9 @@ import time
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from mvmci.cluster.identity import Identity
+from mvmci.runtimes.local.supervisor import SupervisorFiles
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client, Report
@@ -127,13 +126,14 @@ async def put_behind_proxies(cluster: Cluster, closing: AsyncExitStack) -> dict[
     for name, pid in pids(cluster.folder).items():
         if name.startswith("broker"):
             continue
-        path = cluster.folder / "units" / name / "identity.json"
-        identity = msgspec.json.decode(path.read_bytes(), type=Identity)
-        proxy = await closing.enter_async_context(Proxy(identity.login.urls[0]).serve())
-        login = msgspec.structs.replace(identity.login, urls=(proxy.url,))
-        path.write_bytes(msgspec.json.encode(msgspec.structs.replace(identity, login=login)))
+        path = SupervisorFiles(cluster.folder).config(name)
+        config = json.loads(path.read_bytes())
+        login = config.get("identity", config)["login"]  # a control plane makes its own identity
+        proxy = await closing.enter_async_context(Proxy(login["urls"][0]).serve())
+        login["urls"] = [proxy.url]
+        path.write_text(json.dumps(config))
         proxies[name] = proxy
-        os.kill(pid, 9)  # it comes back with the identity that it finds
+        os.kill(pid, 9)  # it comes back and dials where the file says
     return proxies
 
 

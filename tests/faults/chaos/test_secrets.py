@@ -21,7 +21,8 @@ from tests.faults.chaos.outside import Outside
 from tests.harness.waiting import LONG_S
 
 HEADER = "Bearer planted-7f3a9c51d2e84b06"
-KEPT_IN = ("keys", "ticket", "identity.json", "client.json")  # what lies there is meant to be secret
+# What lies there is meant to be secret.
+KEPT_IN = ("keys", "ticket", "identity.json", "config.json", "client.json")
 TOPOLOGY = """
 cluster: demo
 workers: {{count: 2, slots: 2}}
