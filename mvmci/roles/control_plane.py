@@ -1,7 +1,7 @@
 """The control plane: makes and keeps what a cluster needs on its broker, enrols, reconciles, forgets.
 
 It keeps nothing of its own: it can be killed at any time, several may run at once, and each is right
-again as soon as it has read_config the streams.
+again as soon as it has read the streams.
 
     maintain      streams, buckets and consumers, also those that a broker has lost
     enrolment     machines that come with a ticket; credentials that are about to expire
