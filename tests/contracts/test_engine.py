@@ -1,415 +1,308 @@
-"""What every engine promises, by real guests: it ends jobs, lets go of sleepers, obeys cancels, gives up."""
+"""What every engine promises to the worker that has it: one in this process, and executors by either way.
+
+Jobs are kept on a broker. A way is an engine of one kind, with the executor that it needs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
-import signal
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mvmci.engines.embedded import command
-from mvmci.engines.embedded.code import _stat
-from mvmci.engines.embedded.engine import Embedded
-from mvmci.engines.embedded.host import Host
-from mvmci.engines.embedded.limits import LimitReached, first
-from mvmci.errors import Nondeterminism, NotFound, Usage
+from mvmci.api.app import Api, serve_api
+from mvmci.engine import Engine
+from mvmci.engines import open_embedded, open_remote
+from mvmci.engines.server import Executor, serve_requests
+from mvmci.errors import NotFound
 from mvmci.jobs.allow import Allow
-from mvmci.jobs.job import Limits
-from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
-from mvmci.journals.client import submit
+from mvmci.jobs.journal import AnyRecord, Intent, Journal, Lease, MessageKind, status
+from mvmci.journals.client import cancel, submit
 from mvmci.journals.reader import load
-from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
-from mvmci.store import Store
-from tests.harness.memory import Memory
-from tests.harness.places import GUESTS
-from tests.harness.waiting import until_journal
-from tests.harness.world import Counting, Crashed, mortal, script_spec
+from mvmci.store import Journals, Store
+from mvmci.stores.nats import Cluster, open_cluster, remove
+from tests.conftest import CLUSTER_BYTES
+from tests.harness.broker import ensure
+from tests.harness.waiting import LOOK_S, until_journal, until_true
+from tests.harness.world import Counting, command_spec, script_spec
 
+KINDS = ("embedded", "broker", "http")
 HOUR_MS = 3_600_000
+ALLOW = Allow(http=("http://127.0.0.1:*/*",))
 
-Make = Callable[[Store], Embedded]
+
+class Holding:
+    """Journals that hold up the ends of jobs until `let_go` is set."""
+
+    def __init__(self, inner: Journals) -> None:
+        self._inner = inner
+        self.held: set[str] = set()
+        self.let_go = asyncio.Event()
+        self.let_go.set()
+
+    async def append(self, job: str, kind: MessageKind, queue: str, data: bytes, **options: Any) -> int:
+        if kind == "done" and not self.let_go.is_set():
+            self.held.add(job)
+            await self.let_go.wait()
+        return await self._inner.append(job, kind, queue, data, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
-class Clock:
-    """The engine's wall clock, which a test may put forward."""
+@dataclasses.dataclass
+class Way:
+    """An engine of one kind, and the cluster that it is in."""
 
-    def __init__(self) -> None:
-        self.ahead_ms = 0
+    engine: Engine
+    store: Store  # a client's
+    journals: Holding  # of whoever runs jobs
+    join: Callable[[str], Awaitable[Cluster]]
+    close: Callable[[], Awaitable[None]]  # the engine, and its executor
 
-    def __call__(self) -> int:
-        return time.time_ns() // 1_000_000 + self.ahead_ms
+    async def submit(self, job: str, *steps: dict[str, Any]) -> None:
+        await submit(self.store, await script_spec(self.store, job, steps))
+
+    async def ended(self, job: str) -> Journal:
+        """The journal of `job`, whose run has ended it."""
+        journal = await load(self.store, job)
+        assert journal.state.done is not None
+        return journal
+
+    async def status(self, job: str) -> str:
+        return status((await load(self.store, job)).state)[0]
+
+
+@contextlib.asynccontextmanager
+async def way_to_an_engine(kind: str, broker_url: str, root: Path, folder: Path) -> AsyncIterator[Way]:
+    name = f"t-{secrets.token_hex(4)}"
+    await ensure(broker_url, name, store_bytes=CLUSTER_BYTES)
+    async with contextlib.AsyncExitStack() as cluster_stack:
+        cluster_stack.push_async_callback(remove, broker_url, name)
+        engines = await cluster_stack.enter_async_context(contextlib.AsyncExitStack())
+
+        async def join(unit: str, **options: Any) -> Cluster:
+            cluster = await open_cluster(broker_url, name, unit, **options)
+            cluster_stack.push_async_callback(cluster.close)
+            return cluster
+
+        runs = await join("runs")
+        journals = Holding(runs.store.journals)
+        store = dataclasses.replace(runs.store, journals=journals)
+        engine: Engine = open_embedded(store, root, allow=lambda: ALLOW, slots=1)
+        engines.push_async_callback(engine.close)
+        if kind != "embedded":
+            executor = Executor(engine, store, slots=1)
+            if kind == "broker":
+                serving = asyncio.create_task(serve_requests(executor, runs.link, runs.layout))
+                engines.push_async_callback(_stop, serving)
+                where = "broker"
+            else:
+                api = Api(store=store, executor=executor, folder=folder, now_ms=runs.clock.now_ms)
+                port = await engines.enter_async_context(serve_api(api, "127.0.0.1", 0))
+                where = f"http://127.0.0.1:{port}"
+            engine = await open_remote(await join("worker"), where)
+            engines.push_async_callback(engine.close)
+        client = await join("client", announce=False)
+        yield Way(engine, client.store, journals, join, engines.aclose)
+        journals.let_go.set()
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture(params=KINDS)
+async def way(
+    request: pytest.FixtureRequest, broker_url: str, host_root: Path, tmp_path: Path
+) -> AsyncIterator[Way]:
+    async with way_to_an_engine(request.param, broker_url, host_root, tmp_path) as way:
+        yield way
 
 
 @pytest.fixture
-def memory() -> Memory:
-    return Memory()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def make(host_root: Path, clock: Clock) -> AsyncIterator[Make]:
-    """Makes engines, and closes them at the end."""
-    made: list[Embedded] = []
-
-    def make(store: Store) -> Embedded:
-        allow = Allow(http=("http://127.0.0.1:*/*",))
-        made.append(Embedded(Host(store=store, root=host_root, allow=lambda: allow, now_ms=clock), slots=2))
-        return made[-1]
-
-    yield make
-    for engine in made:
-        await engine.close()
-
-
-async def command_spec(store: Store, job: str, guest: str, limits: Limits | None = None) -> Spec:
-    return Spec(
-        at=1_000,
-        id=job,
-        queue="default",
-        kind="command",
-        module=await store.blobs.put_file(GUESTS / f"{guest}.wasm"),
-        name=f"{guest}.wasm",
-        component=False,
-        limits=limits or Limits(),
-        seed=1,
-        by="test",
-    )
-
-
-async def cancel(store: Store, job: str) -> None:
-    """What a client does: one more message, by compare-and-set."""
-    journal = await load(store, job)
-    data = journal.encode([Cancel(at=1, by="me")], "cancel")
-    await store.journals.append(job, "cancel", "default", data, expect=journal.tail)
-
-
-def has_result(records: Sequence[AnyRecord], index: int) -> bool:
-    return any(isinstance(record, Result) and record.index == index for record in records)
+async def outside() -> AsyncIterator[Counting]:
+    async with Counting().serve() as server:
+        yield server
+        server.answers.set()
 
 
 def count(journal: Journal, kind: type[AnyRecord]) -> int:
     return sum(isinstance(record, kind) for record in journal.records)
 
 
-async def test_a_fresh_job_that_ends_quickly_is_written_in_one_message(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
+def post(outside: Counting, path: str) -> dict[str, Any]:
+    return {"http": {"method": "POST", "url": f"{outside.url}/{path}"}}
+
+
+def children() -> set[int]:
+    """The processes whose parent this one is."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                found |= {int(entry.name)} if int(fields[1]) == os.getpid() else set()
+    return found
+
+
+async def test_a_command_and_a_workflow_run_to_their_ends(way: Way) -> None:
+    await submit(way.store, await command_spec(way.store, "c", "hello"))
+    await way.submit("w", {"now": True})
+    for job in ("c", "w"):
+        assert (await way.engine.run(job)).kind == "ended"
+        assert status((await way.ended(job)).state)[0] == "succeeded"
+
+
+async def test_a_first_delivery_that_ends_quickly_is_written_in_one_message(way: Way) -> None:
     for job in ("compiles", "j"):
-        await submit(store, await script_spec(store, job, []))
-        await engine.run(job, spec_entry=(await store.journals.read(job))[0])
-    journal = await load(store, "j")
-    assert status(journal.state)[0] == "succeeded"
-    assert journal.tail == 2
+        await way.submit(job)
+        (spec_entry,) = await way.store.journals.read(job)
+        assert (await way.engine.run(job, spec_entry=spec_entry)).kind == "ended"
+    assert len(await way.store.journals.read("j")) == 2
 
 
-async def test_a_job_that_nobody_submitted_is_not_found(memory: Memory, make: Make) -> None:
+async def test_a_job_that_nobody_submitted_is_not_found(way: Way) -> None:
     with pytest.raises(NotFound):
-        await make(memory.store("w")).run("nobody")
+        await way.engine.run("nobody")
 
 
-async def test_an_ended_job_is_not_run_again(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await script_spec(store, "j", []))
-    await engine.run("j")
-    tail = (await load(store, "j")).tail
-    assert (await engine.run("j")).kind == "ended"
-    assert (await load(store, "j")).tail == tail
+async def test_an_ended_job_is_not_run_again(way: Way) -> None:
+    await way.submit("j")
+    await way.engine.run("j")
+    tail = (await way.ended("j")).tail
+    assert (await way.engine.run("j")).kind == "ended"
+    assert (await way.ended("j")).tail == tail
 
 
-async def test_a_second_call_for_a_job_follows_the_first(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await script_spec(store, "j", [{"sleep": 200}]))
-    first, second = await asyncio.gather(engine.run("j"), engine.run("j"))
-    assert (first.kind, second.kind) == ("ended", "ended")
-    assert count(await load(store, "j"), Lease) == 1
+async def test_two_calls_for_a_job_follow_one_run(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"))
+    outside.answers.clear()
+    first = asyncio.create_task(way.engine.run("j"))
+    await outside.asked.wait()
+    second = asyncio.create_task(way.engine.run("j"))
+    await asyncio.wait((second,), timeout=10 * LOOK_S)  # one that looks for itself finds a live holder
+    outside.answers.set()
+    assert [outcome.kind for outcome in await asyncio.gather(first, second)] == ["ended", "ended"]
+    assert count(await way.ended("j"), Lease) == 1
+    assert outside.counts == {"POST /a": 1}
 
 
-async def test_a_job_that_a_live_holder_has_is_left_to_it(memory: Memory, make: Make) -> None:
-    one, other = memory.store("one"), memory.store("other")
-    await submit(one, await script_spec(one, "j", [{"sleep": 1_000}]))
-    running = asyncio.create_task(make(one).run("j"))
-    await until_journal(one, "j", lambda journal: journal.state.held)
-    assert (await make(other).run("j")).kind == "held"
-    assert (await running).kind == "ended"
-    assert (await load(one, "j")).state.epoch == 1
+async def test_a_long_sleep_is_released_until_the_time_that_its_intent_named(way: Way) -> None:
+    await way.submit("j", {"sleep": HOUR_MS // 2})
+    outcome = await way.engine.run("j")
+    intent = next(one for one in (await load(way.store, "j")).records if isinstance(one, Intent))
+    assert (outcome.kind, outcome.until) == ("released", intent.at + HOUR_MS // 2)
+    assert await way.status("j") == "suspended"
+    assert (await way.engine.run("j")).kind == "released", "too early is too early"
+    assert count(await load(way.store, "j"), Lease) == 1
+    await way.submit("next")
+    assert (await way.engine.run("next")).kind == "ended", "its slot is free"
 
 
-async def test_a_long_sleep_frees_the_slot_and_ends_at_the_time_that_its_intent_named(
-    memory: Memory, make: Make, clock: Clock
+async def test_a_job_that_a_live_holder_has_is_left_to_it(
+    way: Way, outside: Counting, host_root: Path
 ) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    limits = Limits(timeout_ms=10 * HOUR_MS)
-    steps = [{"now": True}, {"sleep": HOUR_MS}, {"now": True}]
-    await submit(store, await script_spec(store, "j", steps, limits=limits))
-    asleep = await engine.run("j")
-    assert asleep.kind == "released"
-    assert (await engine.run("j")).kind == "released", "too early is too early"
-    journal = await load(store, "j")
-    intent = next(record for record in journal.records if isinstance(record, Intent))
-    assert asleep.until == intent.at + HOUR_MS
-    assert status(journal.state) == ("suspended", "sleep")
-    assert count(journal, Released) == 1
-    clock.ahead_ms = HOUR_MS
-    assert (await engine.run("j")).kind == "ended"
-    journal = await load(store, "j")
-    assert status(journal.state)[0] == "succeeded"
-    assert (journal.state.attempts, journal.state.epoch) == (1, 2)
-    assert await engine.verify("j") == 1
+    await way.submit("j", post(outside, "a"))
+    outside.answers.clear()
+    rival = open_embedded((await way.join("rival")).store, host_root, allow=lambda: ALLOW, slots=1)
+    running = asyncio.create_task(rival.run("j"))
+    await outside.asked.wait()
+    assert (await way.engine.run("j")).kind == "held"
+    outside.answers.set()
+    assert (await running).kind == "ended"
+    await rival.close()
+    assert count(await way.ended("j"), Lease) == 1
 
 
-async def test_a_first_delivery_that_comes_late_does_nothing_again(memory: Memory, make: Make) -> None:
-    store, crashing = memory.store("w"), memory.store("dies")
-    async with Counting().serve() as server:
-        steps = [{"http": {"method": "POST", "url": f"{server.url}/a"}}]
-        await submit(store, await script_spec(store, "j", steps))
-        dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "before")
-        with contextlib.suppress(Crashed):
-            await make(dying).run("j")
-        await crashing.close()
-        engine = make(store)
-        late = await engine.run("j", spec_entry=(await store.journals.read("j"))[0])
-        assert late.kind == "fenced", "by the holder that it knew nothing of"
-        await engine.run("j")
-        assert status((await load(store, "j")).state)[0] == "succeeded"
-        assert server.counts == {"POST /a": 1}
+async def test_an_engine_that_is_deposed_writes_nothing_more(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"), post(outside, "b"))
+    outside.answers.clear()
+    running = asyncio.create_task(way.engine.run("j"))
+    await outside.asked.wait()
+    journal = await load(way.store, "j")
+    newer = Lease(at=1, epoch=2, unit="rival", incarnation="i", run="r", why="recovered")
+    data = journal.encode([newer], "m")
+    seq = await way.store.journals.append("j", "run", "default", data, expect=journal.tail)
+    outside.answers.set()
+    assert (await running).kind == "fenced"
+    assert (await load(way.store, "j")).tail == seq
+    assert outside.counts == {"POST /a": 1}
 
 
-async def test_waiting_for_a_slot_is_not_counted_as_time(memory: Memory, host_root: Path) -> None:
-    store = memory.store("w")
-    engine = Embedded(Host(store=store, root=host_root, allow=Allow), slots=1)
-    await submit(store, await script_spec(store, "long", [{"sleep": 1_500}]))
-    await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=1_000)))
-    await asyncio.gather(engine.run("long"), engine.run("j"))
-    await engine.close()
-    assert status((await load(store, "j")).state)[0] == "succeeded"
+async def test_draining_lets_a_workflow_go_and_nothing_is_done_twice(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"), post(outside, "b"))
+    outside.answers.clear()
+    running = asyncio.create_task(way.engine.run("j"))
+    await outside.asked.wait()
+    way.engine.drain()
+    outside.answers.set()
+    outcome = await running
+    assert (outcome.kind, outcome.until) == ("released", 0)
+    way.engine.drain(False)
+    assert (await way.engine.run("j")).kind == "ended"
+    assert status((await way.ended("j")).state)[0] == "succeeded"
+    assert outside.counts == {"POST /a": 1, "POST /b": 1}
 
 
-async def test_time_is_up_for_a_sleeper_as_well(memory: Memory, make: Make, clock: Clock) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await script_spec(store, "j", [{"sleep": HOUR_MS}], limits=Limits(timeout_ms=60_000)))
-    asleep = await engine.run("j")
-    assert asleep.until == (await load(store, "j")).state.deadline_ms
-    clock.ahead_ms = 60_000
-    await engine.run("j")
-    assert status((await load(store, "j")).state)[0] == "timed_out"
+async def test_while_it_drains_an_engine_begins_no_effect(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"))
+    way.engine.drain()
+    assert (await way.engine.run("j")).kind == "released"
+    assert not outside.counts
+
+
+async def test_a_cancel_before_the_first_lease_is_the_end(way: Way) -> None:
+    await way.submit("j")
+    await cancel(way.store, await load(way.store, "j"), "me")
+    assert (await way.engine.run("j")).kind == "ended"
+    assert await way.status("j") == "cancelled"
+    assert count(await load(way.store, "j"), Lease) == 0
 
 
 @pytest.mark.parametrize("kind", ["command", "workflow"])
-async def test_a_cancel_ends_a_running_job(memory: Memory, make: Make, kind: str) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    spec = (
-        await command_spec(store, "j", "loop")
-        if kind == "command"
-        else await script_spec(store, "j", [{"loop": True}])
-    )
-    await submit(store, spec)
-    running = asyncio.create_task(engine.run("j"))
-    await until_journal(store, "j", lambda journal: journal.state.held)
-    await cancel(store, "j")
+async def test_a_cancel_ends_a_running_job(way: Way, kind: str) -> None:
+    if kind == "command":
+        await submit(way.store, await command_spec(way.store, "j", "loop"))
+    else:
+        await way.submit("j", {"loop": True})
+    running = asyncio.create_task(way.engine.run("j"))
+    await until_journal(way.store, "j", lambda journal: journal.state.held)
+    await cancel(way.store, await load(way.store, "j"), "me")
     assert (await running).kind == "ended"
-    assert status((await load(store, "j")).state) == ("cancelled", "cancelled by me")
+    assert status((await way.ended("j")).state) == ("cancelled", "cancelled by me")
 
 
-async def test_a_cancel_before_the_first_lease_is_the_end(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    await submit(store, await script_spec(store, "j", []))
-    await cancel(store, "j")
-    assert (await make(store).run("j")).kind == "ended"
-    journal = await load(store, "j")
-    assert status(journal.state)[0] == "cancelled"
-    assert count(journal, Lease) == 0
+async def test_a_slot_is_free_while_the_end_of_its_job_is_being_written(way: Way) -> None:
+    for job in ("a", "b"):
+        await way.submit(job)
+    way.journals.let_go.clear()
+    running = [asyncio.create_task(way.engine.run(job)) for job in ("a", "b")]
+    await until_true(lambda: way.journals.held == {"a", "b"})
+    way.journals.let_go.set()
+    assert [outcome.kind for outcome in await asyncio.gather(*running)] == ["ended", "ended"]
 
 
-async def test_a_cancelled_job_whose_holder_died_is_not_run_again(memory: Memory, make: Make) -> None:
-    store, crashing = memory.store("w"), memory.store("dies")
-    async with Counting().serve() as server:
-        steps = [{"http": {"url": f"{server.url}/a"}}]
-        await submit(store, await script_spec(store, "j", steps))
-        dying, _ = mortal(crashing, lambda number, records: True, "after")
-        with contextlib.suppress(Crashed):
-            await make(dying).run("j")
-        await crashing.close()
-        await cancel(store, "j")
-        assert (await make(store).run("j")).kind == "ended"
-        assert status((await load(store, "j")).state)[0] == "cancelled"
-        assert not server.counts
-
-
-async def test_a_job_that_loses_every_holder_is_given_up(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    await submit(store, await command_spec(store, "j", "files", Limits(attempts=3)))
-    for unit in ("a", "b", "c"):
-        crashing = memory.store(unit)
-        dying, journals = mortal(crashing, lambda number, records: True, "after")
-        with contextlib.suppress(Crashed):
-            await make(dying).run("j")
-        assert journals.crashed
-        await crashing.close()
-    assert (await make(store).run("j")).kind == "ended"
-    assert status((await load(store, "j")).state) == ("errored", "attempts: 3 holders were lost")
-
-
-async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await command_spec(store, "j", "loop"))
-    running = asyncio.create_task(engine.run("j"))
-    await until_journal(store, "j", lambda journal: journal.state.held)
-    await engine.close()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
-    state = (await load(store, "j")).state
-    assert status(state) == ("queued", "drained")
-    assert state.lost == 0
-
-
-async def test_a_command_is_not_replayed(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await command_spec(store, "c", "files"))
-    await engine.run("c")
-    with pytest.raises(Usage, match="cannot be replayed"):
-        await engine.verify("c")
-
-
-async def test_a_workflow_that_asks_for_something_else_than_its_journal_says_is_errored(
-    memory: Memory, make: Make
+@pytest.mark.parametrize("kind", KINDS)
+async def test_closing_leaves_no_process_and_lets_jobs_go(
+    broker_url: str, host_root: Path, tmp_path: Path, outside: Counting, kind: str
 ) -> None:
-    store, crashing = memory.store("w"), memory.store("dies")
-    await submit(store, await script_spec(store, "j", [{"sleep": 1}, {"sleep": 500}]))
-    dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "after")
-    with contextlib.suppress(Crashed):
-        await make(dying).run("j")
-    await crashing.close()
-    # The module of the job is another one now: its journal says what the old one asked for.
-    journal = await load(store, "j")
-    forged = Memory()
-    forge = forged.store("w")
-    spec = await script_spec(forge, "j", [{"sleep": 7}, {"sleep": 500}])
-    copy = Journal("j")
-    for number, records in enumerate([[spec], journal.records[1:]], 1):
-        data = copy.encode(records, f"m{number}")
-        kind = "spec" if number == 1 else "run"
-        await forge.journals.append("j", kind, "default", data, expect=copy.tail)
-        copy.absorb(await forge.journals.read("j", copy.tail))
-    assert (await make(forge).run("j")).kind == "ended"
-    name, reason = status((await load(forge, "j")).state)
-    assert name == "errored"
-    assert reason == "nondeterminism: effect 0: expected sleep 1 ms, got sleep 7 ms"
-    with pytest.raises(Nondeterminism):
-        await make(forge).verify("j")
-
-
-async def test_a_warm_process_that_was_killed_while_idle_fails_no_job(memory: Memory, make: Make) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    for job in ("first", "second"):
-        await submit(store, await script_spec(store, job, []))
-        await engine.run(job)
-        assert status((await load(store, job)).state)[0] == "succeeded"
-        for slot in engine.slots.all:
-            if slot.warm is not None:
-                os.kill(slot.warm.pid, signal.SIGKILL)
-                await slot.warm.wait()
-
-
-def pipes() -> set[str]:
-    """The pipes that this process has open."""
-    fds = Path("/proc/self/fd").iterdir()
-    return {link for fd in fds if (link := os.readlink(fd) if fd.is_symlink() else "").startswith("pipe:")}
-
-
-async def test_a_job_whose_guest_is_stopped_before_its_first_output_leaves_no_pipe(
-    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await command_spec(store, "j", "files"))
-
-    async def stop(guest: Coroutine[Any, Any, Any], *guards: Any) -> Any:
-        """Cancels what reads the streams before its first step."""
-        if not isinstance(guards[0], asyncio.Task):
-            return await first(guest, *guards)
-        guest.close()
-        for guard in guards:
-            guard.cancel()
-        await asyncio.gather(*guards, return_exceptions=True)
-        raise LimitReached("output", "test")
-
-    before = pipes()
-    with monkeypatch.context() as patched:
-        patched.setattr(command, "first", stop)
-        await engine.run("j")
-    assert status((await load(store, "j")).state) == ("failed", "output: test")
-    assert pipes() == before
-
-
-async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_holder(
-    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    await submit(store, await command_spec(store, "j", "files"))
-
-    async def refuse(self: ForkServer, profile: Profile, streams: Sequence[int] = ()) -> Child:
-        if profile.name == "command":
-            raise NoSlot("no slot process could be made: fork failed")
-        return await fork(self, profile, streams)
-
-    fork = ForkServer.fork
-    before = pipes()
-    with monkeypatch.context() as patched:
-        patched.setattr(ForkServer, "fork", refuse)
-        with pytest.raises(NoSlot):
-            await engine.run("j")
-    assert pipes() == before, "the guest's streams are closed"
-    assert (await load(store, "j")).state.done is None
-    await engine.run("j")
-    assert status((await load(store, "j")).state)[0] == "succeeded"
-
-
-@pytest.mark.parametrize("how", ["missing", "refused"])
-async def test_code_that_is_gone_when_the_slot_wants_it_is_made_anew(
-    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    store = memory.store("w")
-    engine = make(store)
-    for job in ("j", "next"):
-        await submit(store, await command_spec(store, job, "files"))
-
-    async def lose(self: Host, spec: Spec, *, refused: bool = False) -> str:
-        """The code is gone, or another than was verified, as soon as the engine has its name."""
-        path = await compiled(self, spec, refused=refused)
-        if not refused:
-            file = self.root / path
-            file.unlink()
-            if how == "refused":
-                file.write_bytes(b"nonsense")
-                assert self._code is not None
-                self._code._verified[file.stem] = _stat(file.stat())
-        return path
-
-    compiled = Host.compiled
-    with monkeypatch.context() as patched:
-        patched.setattr(Host, "compiled", lose)
-        await engine.run("j")
-    await engine.run("next")
-    for job in ("j", "next"):
-        assert status((await load(store, job)).state)[0] == "succeeded"
-        assert count(await load(store, job), Lease) == 1
+    before = children()
+    async with way_to_an_engine(kind, broker_url, host_root, tmp_path) as way:
+        await way.submit("j", post(outside, "a"))
+        outside.answers.clear()
+        running = asyncio.create_task(way.engine.run("j"))
+        await outside.asked.wait()
+        assert children() - before
+        await way.close()
+        with contextlib.suppress(asyncio.CancelledError):
+            assert (await running).kind == "released"
+        assert children() - before == set()
+        assert await way.status("j") == "queued"

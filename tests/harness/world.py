@@ -27,12 +27,15 @@ class Counting:
         self.keys: dict[str, set[str]] = defaultdict(set)
         self.url = ""
         self.asked = asyncio.Event()  # set by every request, for whoever clears it
+        self.answers = asyncio.Event()  # cleared by whoever holds requests up
+        self.answers.set()
 
     async def _answer(self, request: web.Request) -> web.Response:
         await request.read()
         name = f"{request.method} {request.path}"
         self.counts[name] += 1
         self.asked.set()
+        await self.answers.wait()
         if "Idempotency-Key" in request.headers:
             self.keys[name].add(request.headers["Idempotency-Key"])
         return web.Response(text="yes")
@@ -139,6 +142,22 @@ def mortal(store: Store, where: Where, when: str) -> tuple[Store, Mortal]:
     """`store`, dying at an append."""
     journals = Mortal(store.journals, where, when)
     return dataclasses.replace(store, journals=journals), journals
+
+
+async def command_spec(store: Store, job: str, guest: str, limits: Limits | None = None) -> Spec:
+    """The spec of a job that is a command of tests/guests/commands."""
+    return Spec(
+        at=1_000,
+        id=job,
+        queue="default",
+        kind="command",
+        module=await store.blobs.put_file(GUESTS / f"{guest}.wasm"),
+        name=f"{guest}.wasm",
+        component=False,
+        limits=limits or Limits(),
+        seed=1,
+        by="test",
+    )
 
 
 async def script_spec(

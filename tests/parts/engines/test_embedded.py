@@ -1,0 +1,338 @@
+"""What an engine promises that is reached by a call, beyond the contract: time, attempts, replay, slots."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvmci.engines.embedded import command
+from mvmci.engines.embedded.code import _stat
+from mvmci.engines.embedded.engine import Embedded
+from mvmci.engines.embedded.host import Host
+from mvmci.engines.embedded.limits import LimitReached, first
+from mvmci.errors import Nondeterminism, Usage
+from mvmci.jobs.allow import Allow
+from mvmci.jobs.job import Limits
+from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
+from mvmci.journals.client import submit
+from mvmci.journals.reader import load
+from mvmci.sandbox.confinement import Profile
+from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
+from mvmci.store import Store
+from tests.harness.memory import Memory
+from tests.harness.waiting import until_journal
+from tests.harness.world import Counting, Crashed, command_spec, mortal, script_spec
+
+HOUR_MS = 3_600_000
+
+Make = Callable[[Store], Embedded]
+
+
+class Clock:
+    """The engine's wall clock, which a test may put forward."""
+
+    def __init__(self) -> None:
+        self.ahead_ms = 0
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1_000_000 + self.ahead_ms
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def make(host_root: Path, clock: Clock) -> AsyncIterator[Make]:
+    """Makes engines, and closes them at the end."""
+    made: list[Embedded] = []
+
+    def make(store: Store) -> Embedded:
+        allow = Allow(http=("http://127.0.0.1:*/*",))
+        made.append(Embedded(Host(store=store, root=host_root, allow=lambda: allow, now_ms=clock), slots=2))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        await engine.close()
+
+
+async def cancel(store: Store, job: str) -> None:
+    """What a client does: one more message, by compare-and-set."""
+    journal = await load(store, job)
+    data = journal.encode([Cancel(at=1, by="me")], "cancel")
+    await store.journals.append(job, "cancel", "default", data, expect=journal.tail)
+
+
+def has_result(records: Sequence[AnyRecord], index: int) -> bool:
+    return any(isinstance(record, Result) and record.index == index for record in records)
+
+
+def count(journal: Journal, kind: type[AnyRecord]) -> int:
+    return sum(isinstance(record, kind) for record in journal.records)
+
+
+async def test_a_fresh_job_that_ends_quickly_is_written_in_one_message(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("compiles", "j"):
+        await submit(store, await script_spec(store, job, []))
+        await engine.run(job, spec_entry=(await store.journals.read(job))[0])
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "succeeded"
+    assert journal.tail == 2
+
+
+async def test_a_long_sleep_frees_the_slot_and_ends_at_the_time_that_its_intent_named(
+    memory: Memory, make: Make, clock: Clock
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    limits = Limits(timeout_ms=10 * HOUR_MS)
+    steps = [{"now": True}, {"sleep": HOUR_MS}, {"now": True}]
+    await submit(store, await script_spec(store, "j", steps, limits=limits))
+    asleep = await engine.run("j")
+    assert asleep.kind == "released"
+    assert (await engine.run("j")).kind == "released", "too early is too early"
+    journal = await load(store, "j")
+    intent = next(record for record in journal.records if isinstance(record, Intent))
+    assert asleep.until == intent.at + HOUR_MS
+    assert status(journal.state) == ("suspended", "sleep")
+    assert count(journal, Released) == 1
+    clock.ahead_ms = HOUR_MS
+    assert (await engine.run("j")).kind == "ended"
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "succeeded"
+    assert (journal.state.attempts, journal.state.epoch) == (1, 2)
+    assert await engine.verify("j") == 1
+
+
+async def test_a_first_delivery_that_comes_late_does_nothing_again(memory: Memory, make: Make) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    async with Counting().serve() as server:
+        steps = [{"http": {"method": "POST", "url": f"{server.url}/a"}}]
+        await submit(store, await script_spec(store, "j", steps))
+        dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "before")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        await crashing.close()
+        engine = make(store)
+        late = await engine.run("j", spec_entry=(await store.journals.read("j"))[0])
+        assert late.kind == "fenced", "by the holder that it knew nothing of"
+        await engine.run("j")
+        assert status((await load(store, "j")).state)[0] == "succeeded"
+        assert server.counts == {"POST /a": 1}
+
+
+async def test_waiting_for_a_slot_is_not_counted_as_time(memory: Memory, host_root: Path) -> None:
+    store = memory.store("w")
+    engine = Embedded(Host(store=store, root=host_root, allow=Allow), slots=1)
+    await submit(store, await script_spec(store, "long", [{"sleep": 1_500}]))
+    await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=1_000)))
+    await asyncio.gather(engine.run("long"), engine.run("j"))
+    await engine.close()
+    assert status((await load(store, "j")).state)[0] == "succeeded"
+
+
+async def test_time_is_up_for_a_sleeper_as_well(memory: Memory, make: Make, clock: Clock) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await script_spec(store, "j", [{"sleep": HOUR_MS}], limits=Limits(timeout_ms=60_000)))
+    asleep = await engine.run("j")
+    assert asleep.until == (await load(store, "j")).state.deadline_ms
+    clock.ahead_ms = 60_000
+    await engine.run("j")
+    assert status((await load(store, "j")).state)[0] == "timed_out"
+
+
+async def test_a_cancelled_job_whose_holder_died_is_not_run_again(memory: Memory, make: Make) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    async with Counting().serve() as server:
+        steps = [{"http": {"url": f"{server.url}/a"}}]
+        await submit(store, await script_spec(store, "j", steps))
+        dying, _ = mortal(crashing, lambda number, records: True, "after")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        await crashing.close()
+        await cancel(store, "j")
+        assert (await make(store).run("j")).kind == "ended"
+        assert status((await load(store, "j")).state)[0] == "cancelled"
+        assert not server.counts
+
+
+async def test_a_job_that_loses_every_holder_is_given_up(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    await submit(store, await command_spec(store, "j", "files", Limits(attempts=3)))
+    for unit in ("a", "b", "c"):
+        crashing = memory.store(unit)
+        dying, journals = mortal(crashing, lambda number, records: True, "after")
+        with contextlib.suppress(Crashed):
+            await make(dying).run("j")
+        assert journals.crashed
+        await crashing.close()
+    assert (await make(store).run("j")).kind == "ended"
+    assert status((await load(store, "j")).state) == ("errored", "attempts: 3 holders were lost")
+
+
+async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "loop"))
+    running = asyncio.create_task(engine.run("j"))
+    await until_journal(store, "j", lambda journal: journal.state.held)
+    await engine.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    state = (await load(store, "j")).state
+    assert status(state) == ("queued", "drained")
+    assert state.lost == 0
+
+
+async def test_a_command_is_not_replayed(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "c", "files"))
+    await engine.run("c")
+    with pytest.raises(Usage, match="cannot be replayed"):
+        await engine.verify("c")
+
+
+async def test_a_workflow_that_asks_for_something_else_than_its_journal_says_is_errored(
+    memory: Memory, make: Make
+) -> None:
+    store, crashing = memory.store("w"), memory.store("dies")
+    await submit(store, await script_spec(store, "j", [{"sleep": 1}, {"sleep": 500}]))
+    dying, _ = mortal(crashing, lambda number, records: has_result(records, 0), "after")
+    with contextlib.suppress(Crashed):
+        await make(dying).run("j")
+    await crashing.close()
+    # The module of the job is another one now: its journal says what the old one asked for.
+    journal = await load(store, "j")
+    forged = Memory()
+    forge = forged.store("w")
+    spec = await script_spec(forge, "j", [{"sleep": 7}, {"sleep": 500}])
+    copy = Journal("j")
+    for number, records in enumerate([[spec], journal.records[1:]], 1):
+        data = copy.encode(records, f"m{number}")
+        kind = "spec" if number == 1 else "run"
+        await forge.journals.append("j", kind, "default", data, expect=copy.tail)
+        copy.absorb(await forge.journals.read("j", copy.tail))
+    assert (await make(forge).run("j")).kind == "ended"
+    name, reason = status((await load(forge, "j")).state)
+    assert name == "errored"
+    assert reason == "nondeterminism: effect 0: expected sleep 1 ms, got sleep 7 ms"
+    with pytest.raises(Nondeterminism):
+        await make(forge).verify("j")
+
+
+async def test_a_warm_process_that_was_killed_while_idle_fails_no_job(memory: Memory, make: Make) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("first", "second"):
+        await submit(store, await script_spec(store, job, []))
+        await engine.run(job)
+        assert status((await load(store, job)).state)[0] == "succeeded"
+        for slot in engine.slots.all:
+            if slot.warm is not None:
+                os.kill(slot.warm.pid, signal.SIGKILL)
+                await slot.warm.wait()
+
+
+def pipes() -> set[str]:
+    """The pipes that this process has open."""
+    fds = Path("/proc/self/fd").iterdir()
+    return {link for fd in fds if (link := os.readlink(fd) if fd.is_symlink() else "").startswith("pipe:")}
+
+
+async def test_a_job_whose_guest_is_stopped_before_its_first_output_leaves_no_pipe(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "files"))
+
+    async def stop(guest: Coroutine[Any, Any, Any], *guards: Any) -> Any:
+        """Cancels what reads the streams before its first step."""
+        if not isinstance(guards[0], asyncio.Task):
+            return await first(guest, *guards)
+        guest.close()
+        for guard in guards:
+            guard.cancel()
+        await asyncio.gather(*guards, return_exceptions=True)
+        raise LimitReached("output", "test")
+
+    before = pipes()
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "first", stop)
+        await engine.run("j")
+    assert status((await load(store, "j")).state) == ("failed", "output: test")
+    assert pipes() == before
+
+
+async def test_a_job_for_which_the_host_makes_no_process_is_left_to_the_next_holder(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await command_spec(store, "j", "files"))
+
+    async def refuse(self: ForkServer, profile: Profile, streams: Sequence[int] = ()) -> Child:
+        if profile.name == "command":
+            raise NoSlot("no slot process could be made: fork failed")
+        return await fork(self, profile, streams)
+
+    fork = ForkServer.fork
+    before = pipes()
+    with monkeypatch.context() as patched:
+        patched.setattr(ForkServer, "fork", refuse)
+        with pytest.raises(NoSlot):
+            await engine.run("j")
+    assert pipes() == before, "the guest's streams are closed"
+    assert (await load(store, "j")).state.done is None
+    await engine.run("j")
+    assert status((await load(store, "j")).state)[0] == "succeeded"
+
+
+@pytest.mark.parametrize("how", ["missing", "refused"])
+async def test_code_that_is_gone_when_the_slot_wants_it_is_made_anew(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    for job in ("j", "next"):
+        await submit(store, await command_spec(store, job, "files"))
+
+    async def lose(self: Host, spec: Spec, *, refused: bool = False) -> str:
+        """The code is gone, or another than was verified, as soon as the engine has its name."""
+        path = await compiled(self, spec, refused=refused)
+        if not refused:
+            file = self.root / path
+            file.unlink()
+            if how == "refused":
+                file.write_bytes(b"nonsense")
+                assert self._code is not None
+                self._code._verified[file.stem] = _stat(file.stat())
+        return path
+
+    compiled = Host.compiled
+    with monkeypatch.context() as patched:
+        patched.setattr(Host, "compiled", lose)
+        await engine.run("j")
+    await engine.run("next")
+    for job in ("j", "next"):
+        assert status((await load(store, job)).state)[0] == "succeeded"
+        assert count(await load(store, job), Lease) == 1
