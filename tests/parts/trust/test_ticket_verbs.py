@@ -85,7 +85,7 @@ async def test_a_ticket_is_for_a_worker_of_the_clusters_queues_once_within_an_ho
     ticket = decode_ticket(made.out)
     assert (ticket.role, ticket.queues) == ("worker", ("default", "slow"))
     assert made.err.startswith(f"{ticket.id}: for one machine, as worker, until ")
-    assert "only this machine can use it" in made.err
+    assert "only this machine can use the ticket" in made.err
     [row] = (await mvmci(state, "ticket", "ls", "--json")).json
     assert (row["id"], row["uses"], row["used"], row["state"]) == (ticket.id, 1, 0, "open")
 
