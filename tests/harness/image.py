@@ -63,7 +63,9 @@ def _pack(suite: str, archive: Path) -> None:
         tree, part = Path(folder) / "tree", Path(folder) / "tar"
         included = f"--include={','.join(INCLUDED)}"
         made = subprocess.run(
-            ["debootstrap", "--variant=minbase", included, suite, tree, mirror(suite)],
+            # It mounts /proc in there. In mounts of its own, none is left for a later removal to walk into
+            # when this is killed.
+            ["unshare", "--mount", "debootstrap", "--variant=minbase", included, suite, tree, mirror(suite)],
             capture_output=True,
             text=True,
             check=False,
