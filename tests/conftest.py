@@ -31,9 +31,14 @@ from tests.harness.memory import Memory
 from tests.harness.places import ZIPAPP, guest_path, need
 from tests.harness.program import Mvmci, copy_code, steps
 
-# Where several workers run the tests, a file stays on one of them. So do these folders: their programs share
-# a user, and the clean-up of one ends all that the user has.
-TOGETHER = ("tests/parts/effects/", "tests/parts/sandbox/")
+# Where several workers run the tests, a file stays on one of them. So do folders that share something:
+# programs share a user, and the clean-up of one ends all that the user has; containers share the project of
+# one cluster.
+TOGETHER = {
+    "tests/parts/effects/": "users",
+    "tests/parts/sandbox/": "users",
+    "tests/program/compose/": "containers",
+}
 # What takes longest begins first.
 FIRST = ("tests/program/", "tests/faults/", "tests/foreign/", "tests/parts/", "tests/contracts/", "tests/")
 
@@ -64,7 +69,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "users" if nodeid.startswith(TOGETHER) else nodeid.partition("::")[0]
+            shared = (what for folder, what in TOGETHER.items() if nodeid.startswith(folder))
+            return next(shared, nodeid.partition("::")[0])
 
     return Files(config, log)
 

@@ -59,7 +59,7 @@ class World:
         self.runtime = self.open()
         self._authority = Authority.create(root / NAME)
         text = f"cluster: {NAME}\nworkers: {{slots: 1}}\ncompose: {{base: '{base}'}}\n"
-        self._topology = topology.load(text, name="a.yaml")
+        self._topology = topology.read_topology(text, name="a.yaml")
         self._wanted: dict[str, UnitConfig] = {}
 
     def open(self) -> Runtime:

@@ -29,7 +29,7 @@ from tests.faults.chaos import without
 from tests.faults.chaos.crew import LAPSE_S, Crew, crew
 from tests.faults.chaos.outside import again, once
 from tests.harness.program import Mvmci
-from tests.harness.waiting import LONG_S
+from tests.harness.waiting import LONG_S, until_journal
 
 JOB = "j"
 NOT_ENDED, NEVER_S = "it has not ended", 10.0  # what is longer on its way than that does not come
@@ -98,6 +98,9 @@ async def a_write_is_lost_and_then_its_writer(team: Crew) -> None:
     hand = await team.worker("w1")
     await team.submit(JOB, [once(outside, JOB, number) for number in range(4)])
     await gate.arrived.wait()
+    # Without a rule the effect may come before its intent: whose answer is not what is to be lost.
+    await until_journal(hand.cluster.store, JOB, lambda journal: journal.state.lease)
+    await hand.cluster.store.journals.read(JOB)  # by the same line, on which that answer went before
     hand.proxy.hole()
     gate.may_go.set()
     await hand.proxy.until_held(f".job.{JOB}.run.")

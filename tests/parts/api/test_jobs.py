@@ -42,6 +42,7 @@ async def curl(*args: str | Path, token: str = TOKEN) -> tuple[int, bytes]:
     return int(err), out
 
 
+@pytest.mark.parametrize("place", ["memory", "jetstream"], indirect=True)  # where there are hints
 async def test_curl_alone_deploys_a_module_starts_it_waits_for_it_and_reads_its_logs(
     store: Store, open_face: Open
 ) -> None:

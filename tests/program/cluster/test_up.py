@@ -725,9 +725,9 @@ def test_init_writes_a_cluster_and_a_job_that_work(cluster: Make, tmp_path: Path
     assert mvmci("validate", "ci/topology.yaml", "ci/hello/hello.wasm", cwd=tmp_path).code == 0
     assert mvmci("run", "ci/hello/hello.wasm", cwd=tmp_path).text == "hello from mvmci\n"
     (tmp_path / "ci" / "hello" / "hello.wat").write_text("mine")
-    assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/topology.yaml is there already")
+    assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/topology.yaml already exists")
     (tmp_path / "ci" / "topology.yaml").unlink()
-    assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/hello/hello.wat is there already")
+    assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/hello/hello.wat already exists")
     assert (tmp_path / "ci" / "hello" / "hello.wat").read_text() == "mine"
     assert not (tmp_path / "ci" / "topology.yaml").exists()
 
