@@ -23,9 +23,9 @@ def until(there: Callable[[], object], told: Callable[[], object] = lambda: "") 
         time.sleep(LOOK_S)
 
 
-async def until_true(there: Callable[[], object | Awaitable[object]]) -> None:
+async def until_true(there: Callable[[], object | Awaitable[object]], within_s: float = LONG_S) -> None:
     """`until`, beside other tasks; `there` may be asynchronous."""
-    async with asyncio.timeout(LONG_S):
+    async with asyncio.timeout(within_s):
         while True:
             found = there()
             if inspect.isawaitable(found):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.outside import Outside, Steps
 from tests.harness.broker import ensure
 from tests.harness.proxy import Proxy
-from tests.harness.waiting import LONG_S
+from tests.harness.waiting import LONG_S, until_true
 from tests.harness.world import script_spec
 
 QUEUE = "default"
@@ -56,6 +56,12 @@ class Crew:
     client: Cluster
     stack: AsyncExitStack
     jobs: list[Job]
+    slip_s: float = 1.0  # how long what is not to happen is given to happen
+
+    async def slip(self, happened: Callable[[], object | Awaitable[object]]) -> None:
+        """Give it time to happen, where a rule that forbids it may be missing."""
+        with suppress(TimeoutError):
+            await until_true(happened, self.slip_s)
 
     async def worker(self, unit: str) -> Hand:
         """A worker at work."""

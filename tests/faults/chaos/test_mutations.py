@@ -22,7 +22,7 @@ from mvmci.cli.options import HOST_FOLDER
 from mvmci.errors import NoAnswer
 from mvmci.jobs.journal import Entry, Intent, Journal, Message, Result, Verdict, verdict
 from mvmci.journals import holder, writer
-from mvmci.journals.reader import read_on
+from mvmci.journals.reader import load, read_on
 from mvmci.roles import worker
 from mvmci.stores.nats.append import Append
 from tests.faults.chaos import without
@@ -72,7 +72,12 @@ async def a_holder_falls_silent(team: Crew) -> None:
     await team.worker("w2")
     await their_effect.arrived.wait()
     silent.proxy.heal()
-    await asyncio.sleep(1.0)  # for as much as a holder can do that should do nothing
+
+    async def went_on() -> bool:
+        journal = await load(team.client.store, JOB)
+        return len(outside.asked[f"/{JOB}/once/3"]) > 1 or journal.state.corrupt is not None
+
+    await team.slip(went_on)
     their_effect.may_go.set()
 
 
@@ -105,7 +110,7 @@ async def a_write_is_lost_and_then_its_writer(team: Crew) -> None:
     gate.may_go.set()
     await hand.proxy.until_held(f".job.{JOB}.run.")
     hand.proxy.cut()
-    await asyncio.sleep(1.0)  # for as much as it can do without an answer
+    await team.slip(lambda: outside.asked[f"/{JOB}/once/1"])
     await team.worker("w2")
 
 
@@ -224,6 +229,7 @@ async def test_without_one_of_the_rules_the_fault_is_found(
     team: Crew, monkeypatch: Patch, rule: Callable[[Patch], None], scene: Scene, words: str
 ) -> None:
     rule(monkeypatch)
+    team.slip_s = LONG_S  # it happens, as late as it may be
     faults = await play(team, scene, NEVER_S if words == NOT_ENDED else LONG_S)
     print(*faults, sep="\n")
     assert any(words in fault for fault in faults)

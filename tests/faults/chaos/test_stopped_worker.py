@@ -51,11 +51,8 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
     for name in others:
         done = await asyncio.to_thread(cluster.mvmci, "drain", name)
         assert done.code == 0, done
-    await client.command("sleeper", "100", "30", job="ticks")
+    await client.command("sleeper", "300", "30", job="ticks")  # 9 s: it has to be met in its middle
     assert unit_of(await until_journal(store, "ticks", lambda journal: journal.state.lease)) == stopped
-    for name in others:
-        done = await asyncio.to_thread(cluster.mvmci, "drain", name, "--undo")
-        assert done.code == 0, done
 
     worker = pids(cluster.folder)[stopped]
     await until_true(lambda: len(sandboxes(worker)) == 2)  # a lease may come before its guest is forked
@@ -64,6 +61,9 @@ async def test_a_stopped_worker_writes_nothing_more_its_sandboxes_die_and_it_joi
     signal_all(whole, signal.SIGSTOP)
     began = time.monotonic()
     try:
+        for name in others:
+            done = await asyncio.to_thread(cluster.mvmci, "drain", name, "--undo")
+            assert done.code == 0, done
         journals = [
             await until_journal(store, job, lambda journal: journal.state.epoch == 2)
             for job in ("flow", "ticks")
