@@ -73,6 +73,7 @@ async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
     facts, running = state.facts(), state.runtime(runtime)
     await running.check()
     _check_same_broker(state, facts, found, runtime)
+    _check_store(state, found)
     seen = await running.observe()
     wanted_broker = broker_of(found, facts)
     _check_port(wanted_broker, facts, found, seen)
@@ -201,6 +202,20 @@ def _check_same_broker(state: ClusterState, facts: Facts | None, found: Topology
         raise Usage(
             f"cluster {state.cluster} cannot change to {other}: its jobs lie in the broker that it has",
             hint=f"`mvmci down --cluster {state.cluster} --purge` forgets them",
+        )
+
+
+def _check_store(state: ClusterState, found: Topology) -> None:
+    """Raises Usage for a broker of ours that would come back with less than its streams reserve."""
+    applied = state.applied()
+    if applied is None or found.broker.url is not None:
+        return
+    was, becomes = applied.broker.store_bytes, found.broker.store_bytes
+    if becomes < was:
+        raise Usage(
+            f"broker.store of {state.cluster} can only grow: it is {format_size(was)}, "
+            f"which its streams reserve, and the file says {format_size(becomes)}",
+            hint=f"write `store: {format_size(was)}`, or `mvmci down --cluster {state.cluster} --purge`",
         )
 
 

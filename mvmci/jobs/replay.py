@@ -53,7 +53,7 @@ def steps(records: Iterable[AnyRecord]) -> list[RecordedEffect]:
         match record:
             case Intent():
                 found.append(RecordedEffect(record))
-            case Result():
+            case Result() if record.index < len(found):  # a tombstone has results whose intents are gone
                 found[record.index].result = record
             case Lease() if found:
                 last = found[-1]

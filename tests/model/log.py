@@ -65,7 +65,7 @@ class Log:
         self.journal = Journal(JOB)
         self.messages: list[Message] = self.journal.absorb(entries)
         self.state: State = self.journal.state
-        self.steps: list[RecordedEffect] = steps(self.journal.records) if self.state.spec else []
+        self.steps: list[RecordedEffect] = steps(self.journal.records)
         self.view = view_of(self.steps)
         self.ended = status(self.state)[0] if self.state.ended else ""
         self.faults = _faults(self)

@@ -147,11 +147,21 @@ async def test_what_the_broker_keeps_restarts_the_broker_alone(place: Place) -> 
     assert await place.lines(f"{SMALLEST}durability: relaxed\n") == [
         "restart broker-1 durability becomes relaxed"
     ]
-    assert await place.lines(f"{SMALLEST}broker: {{store: 2GiB}}\n") == [
-        "broker.store becomes 2GiB",
-        "restart broker-1 its store becomes 2GiB",
+    assert await place.lines(f"{SMALLEST}broker: {{store: 20GiB}}\n") == [
+        "broker.store becomes 20GiB",
+        "restart broker-1 its store becomes 20GiB",
     ]
     assert (await place.plan(f"{SMALLEST}durability: relaxed\n")).disturbs
+
+
+async def test_a_store_that_would_be_smaller_than_its_streams_is_refused_before_anything_is_changed(
+    place: Place,
+) -> None:
+    """JetStream would not bring them back (its error 10047), and the cluster would stay down."""
+    await place.applied(f"{SMALLEST}broker: {{store: 20GiB}}\n")
+    with pytest.raises(Usage, match=r"can only grow: it is 20GiB, .* and the file says 10GiB"):
+        await place.plan()
+    assert await place.lines(f"{SMALLEST}broker: {{store: 20GiB}}\n") == []
 
 
 async def test_a_broker_that_moves_restarts_all_and_keeps_its_port_unless_the_file_names_one(

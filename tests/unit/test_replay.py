@@ -12,8 +12,8 @@ from mvmci.engines.embedded.effects.http import Http, HttpResponse
 from mvmci.engines.embedded.effects.sleep import Sleep
 from mvmci.errors import Nondeterminism
 from mvmci.jobs import effect
-from mvmci.jobs.journal import AnyRecord, Intent, Lease, Released, Result
-from mvmci.jobs.replay import Live, Recorded, Replay
+from mvmci.jobs.journal import AnyRecord, Done, Intent, Lease, Released, Result
+from mvmci.jobs.replay import Live, Recorded, RecordedEffect, Replay, steps
 from mvmci.sandbox.determinism import Chance, VirtualClock
 
 GET = Http(method="GET", url="http://x/a")
@@ -96,6 +96,12 @@ def test_a_replay_that_consumed_everything_may_end() -> None:
     replay = replay_of([lease(1), intent(0, GET), result(0)])
     replay.ask(GET)
     replay.finish()
+
+
+def test_a_tombstone_has_no_effects_though_its_end_shares_a_message_with_a_result() -> None:
+    done = Done(at=200, status="succeeded")
+    assert steps([result(0), done]) == []
+    assert steps([result(1), intent(2, RUN), result(2), done]) == [RecordedEffect(intent(2, RUN))]
 
 
 def test_virtual_time_is_that_of_the_last_record_and_a_tick_for_every_look() -> None:
