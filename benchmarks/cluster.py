@@ -23,7 +23,7 @@ from benchmarks.figures import Line, percentile
 from benchmarks.processes import cpu_of, resident_mb, start, stop
 from benchmarks.program import Client, Cluster, step, tiny
 from mvmci.jobs.journal import Lease, records_of
-from mvmci.journals.client import cancel, submit, until_ended
+from mvmci.journals.client import cancel_job, submit, until_ended
 
 WORKERS = 3
 NOTICE_S_MAX = 60.0
@@ -191,7 +191,7 @@ class Lines:
             await self._lease(client, spec.id, 2)
             times.append(time.perf_counter() - began)
             journal = await client.journal(spec.id)
-            await cancel(client.store, journal, "bench")
+            await cancel_job(client.store, journal, "bench")
             await until_ended(client.store, journal)
         return Line(what="a worker killed: its job runs elsewhere", values=times, unit="s", limit=5)
 

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.folder import Folder
-from mvmci.stores.nats import open_cluster, remove
+from mvmci.stores.nats import dial_cluster, remove
 from mvmci.stores.nats.blobs import _token as blob_token
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
@@ -55,7 +55,7 @@ OpenStore = Callable[[str], Awaitable[Store]]
 
 async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
     """The store of `cluster`, for somebody who may make what is missing there."""
-    return (await open_cluster(url, cluster, unit, maintains=True, **options)).store
+    return (await dial_cluster(url, cluster, unit, maintains=True, **options)).store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ from mvmci.errors import NotFound, NotYet, StoreFull, Usage
 from mvmci.jobs.job import check_id, is_digest
 from mvmci.jobs.journal import Journal
 from mvmci.jobs.module import Module
-from mvmci.journals.client import cancel, mint_id, submit, until_ended
+from mvmci.journals.client import cancel_job, mint_id, submit, until_ended
 from mvmci.journals.logs import LATE_S, OutputWatch, Viewer, last_attempt, late_s
 from mvmci.journals.reader import load
 from mvmci.journals.request import (
@@ -144,7 +144,7 @@ class Jobs:
         journal = await self._load(request)
         if journal.state.spec is not None:
             self._check_queue(journal.state.spec.queue)
-        await cancel(self._store, journal, self._who(request))
+        await cancel_job(self._store, journal, self._who(request))
         return await self._summary(journal)
 
     async def logs(self, request: web.Request) -> web.StreamResponse:

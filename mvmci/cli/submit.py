@@ -34,7 +34,7 @@ from mvmci.config.quantity import format_duration
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
 from mvmci.jobs.job import check_id
 from mvmci.jobs.journal import Journal, status
-from mvmci.journals.client import cancel, mint_id, submit, until_ended
+from mvmci.journals.client import cancel_job, mint_id, submit, until_ended
 from mvmci.journals.logs import OutputWatch, last_attempt
 from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
@@ -294,7 +294,7 @@ def cancel_verb(ids: tuple[str, ...], place: Location, as_json: bool) -> int:
             by = who()
 
             async def one(journal: Journal) -> None:
-                await cancel(store, journal, by)
+                await cancel_job(store, journal, by)
 
             await spread(one, journals, at_once=JOURNALS_AT_ONCE)
             for journal in journals:

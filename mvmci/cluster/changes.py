@@ -10,11 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from mvmci.cluster.deployment import BROKER, EMBEDDED, ROLES, SERVING, Role, Unit, UnitConfig
+from mvmci.cluster.deployment import BROKER, EMBEDDED, ROLES, SERVING, RoleName, Unit, UnitConfig
 from mvmci.config.quantity import format_size
 from mvmci.errors import EXIT_REFUSED
 
-State = Literal["starting", "ready", "draining", "down"]
+UnitState = Literal["starting", "ready", "draining", "down"]
 AFTER_MOVE = "once no worker uses it"
 
 
@@ -25,9 +25,9 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    role: Role
+    role: RoleName
     host: str
-    state: State = "down"
+    state: UnitState = "down"
     config: UnitConfig | None = None  # what it was started with; None: that is not known
     pid: int | None = None
     restarts: int = 0  # after a crash, since it was started
@@ -159,6 +159,6 @@ def _unit_differences(was: Unit, unit: Unit) -> Iterator[str]:
     yield from (f"with {option}" for option in unit.options if option not in was.options)
 
 
-def in_stopping_order(roles: Iterable[Role]) -> list[Role]:
+def in_stopping_order(roles: Iterable[RoleName]) -> list[RoleName]:
     """Workers first and the broker last: what others let go must be written down."""
     return sorted(set(roles), key=ROLES.index, reverse=True)

@@ -27,10 +27,10 @@ UNITS_MAX = 10_000
 EMBEDDED, BROKER = "embedded", "broker"
 LISTENS = "--listen={listen}"  # the option of a unit that others dial
 
-Role = Literal["broker", "control-plane", "executor", "balancer", "worker"]
+RoleName = Literal["broker", "control-plane", "executor", "balancer", "worker"]
 # The order of their start.
-ROLES: tuple[Role, ...] = ("broker", "control-plane", "executor", "balancer", "worker")
-SERVING: tuple[Role, ...] = ("executor", "balancer")  # those that workers may be in the middle of using
+ROLES: tuple[RoleName, ...] = ("broker", "control-plane", "executor", "balancer", "worker")
+SERVING: tuple[RoleName, ...] = ("executor", "balancer")  # those that workers may be in the middle of using
 
 _HOLE = re.compile(r"\{(?:listen|address:([^{}]+))\}")
 _URL = re.compile(r"https?://[^@\s{}]+")
@@ -40,7 +40,7 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """One process of a cluster. `options` are those of its verb, without names and secrets."""
 
     name: str
-    role: Role
+    role: RoleName
     host: str
     options: tuple[str, ...] = ()
 
@@ -82,7 +82,9 @@ class UnitConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 # ---- What deployments are built of
 
 
-def deal(name: str, role: Role, count: int, hosts: Sequence[str], options: tuple[str, ...]) -> Iterator[Unit]:
+def deal(
+    name: str, role: RoleName, count: int, hosts: Sequence[str], options: tuple[str, ...]
+) -> Iterator[Unit]:
     """`count` units, dealt round `hosts` in order: `worker-1`, `worker-2`, …"""
     for number in range(count):
         yield Unit(name=f"{name}-{number + 1}", role=role, host=hosts[number % len(hosts)], options=options)
@@ -141,7 +143,7 @@ def _isolation(topology: Topology) -> Iterator[str]:
 # ---- Whether a cluster can come of one: a stranger's topology may have made it
 
 
-def check(deployment: Deployment, hosts: Collection[str]) -> None:
+def check_deployment(deployment: Deployment, hosts: Collection[str]) -> None:
     """Raises Usage when no cluster on `hosts` can come of `deployment`."""
     _check_form(deployment)
     by_name: dict[str, Unit] = {}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvmci.cluster.deployment import Deployment, check, hosts_of
+from mvmci.cluster.deployment import Deployment, check_deployment, hosts_of
 from mvmci.cluster.topology import Topology
 from mvmci.errors import Usage
 
@@ -134,7 +134,7 @@ def _checked(function: PlanFunction, found: Topology, where: str, path: Path | N
             hint="from mvmci.cluster.deployment import Deployment",
         )
     try:
-        check(plan, hosts_of(found))
+        check_deployment(plan, hosts_of(found))
     except Usage as error:
         raise Usage(f"{where}: {error.message}", hint=error.hint) from None
     return plan

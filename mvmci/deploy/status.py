@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from mvmci.cluster.changes import Observed, State
+from mvmci.cluster.changes import Observed, UnitState
 from mvmci.cluster.deployment import ROLES, Unit
 from mvmci.store import Member
 
@@ -22,7 +22,7 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: str
     host: str
-    state: State
+    state: UnitState
     pid: int | None = None
     slots: int = 0
     busy: int = 0

@@ -89,7 +89,7 @@ async def until_ended(store: Store, journal: Journal) -> None:
             await read_on(store, journal, boottime_s() + _AWAY_S)
 
 
-async def cancel(store: Store, journal: Journal, by: str) -> bool:
+async def cancel_job(store: Store, journal: Journal, by: str) -> bool:
     """Let the job of `journal` end as cancelled. Whether this call asked for it; else it was not needed.
 
     Where no holder is at work that is its end; else its holder ends it as soon as it looks. Raises

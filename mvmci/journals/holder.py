@@ -40,7 +40,7 @@ RESULT_WAIT_S = 0.005
 PUBLISH_PAUSES_S = (0.1, 0.5, 1.0, 2.0, 5.0)  # for the rest of the output, after the end
 WAITING_MAX = 64  # records
 _GIVE_UP_S = 60.0
-LOOK_EVERY_S = 1.0
+WATCH_EVERY_S = 1.0
 STALE_S = 3.0  # after so long without a word from the store, a holder looks before it acts
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Holder:
         self._flushing = TaskSet()
         self._looking: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        self._look_timer = loop.call_later(LOOK_EVERY_S, self._begin_to_watch)  # most jobs end before
+        self._look_timer = loop.call_later(WATCH_EVERY_S, self._begin_to_watch)  # most jobs end before
         self._answered_at = boottime_s()
 
     @property
@@ -239,7 +239,7 @@ class Holder:
         while True:
             await self._guard(self._look)
             await self._guard(lambda: self._publish(self._durable))
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(WATCH_EVERY_S)
 
     def _flush(self) -> None:
         self._timer = None

@@ -19,7 +19,7 @@ from mvmci.store import Chunk, Store
 from mvmci.system.tasks import cancel
 
 LATE_S = 10.0  # output that its end has overtaken comes so much later at most
-AGAIN_S = 0.5  # before the logs of a store that is away are asked for again
+FOLLOW_AGAIN_S = 0.5  # before the logs of a store that is away are asked for again
 
 
 class Viewer:
@@ -108,7 +108,7 @@ class OutputWatch:
                     async for chunk in chunks:
                         await self._viewer.show([chunk])
             except StoreUnavailable:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(FOLLOW_AGAIN_S)
 
     async def until(self, event: Awaitable[None]) -> None:
         """Wait for `event`, or until nobody can be shown anything any more."""

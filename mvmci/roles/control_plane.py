@@ -24,7 +24,7 @@ import msgspec
 from mvmci.errors import StoreUnavailable
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
-from mvmci.roles.unit import Role, UnitOptions, describe, read_settings, run_unit
+from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
 from mvmci.trust.enrol.server import EnrolmentServer
@@ -121,6 +121,6 @@ async def _open_role(given: ControlPlaneConfig, cluster: Cluster) -> AsyncIterat
     await enrolment.start()
     control = ControlPlane(cluster, clock_ms=cluster.clock.now_ms)
     try:
-        yield Role(about=describe("control-plane"), run=control.run)
+        yield Role(about=about_unit("control-plane"), run=control.run)
     finally:
         await enrolment.close()

@@ -15,8 +15,8 @@ from mvmci.engines.server import Executor, serve_requests
 from mvmci.roles.unit import (
     HostOptions,
     Role,
+    about_unit,
     allowed,
-    describe,
     join,
     open_host_engine,
     read_settings,
@@ -66,7 +66,7 @@ async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Clus
 
     try:
         yield Role(
-            about=describe("executor", slots=options.slots, isolation=isolation),
+            about=about_unit("executor", slots=options.slots, isolation=isolation),
             run=run,
             apply_settings=apply_settings,
             drain=executor.drain,

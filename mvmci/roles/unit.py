@@ -122,7 +122,7 @@ async def join(options: UnitOptions, role: UnitRole) -> tuple[Identity, Path]:
         await asyncio.sleep(JOIN_PAUSE_S)
 
 
-def describe(role: UnitRole, **more: Any) -> About:
+def about_unit(role: UnitRole, **more: Any) -> About:
     """What a unit tells of itself; `more` is what its role adds."""
     return About(role=role, host=socket.gethostname(), pid=os.getpid(), version=__version__, **more)
 

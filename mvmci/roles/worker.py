@@ -36,8 +36,8 @@ from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.roles.unit import (
     HostOptions,
     Role,
+    about_unit,
     allowed,
-    describe,
     join,
     open_host_engine,
     read_settings,
@@ -285,7 +285,7 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
     engine, isolation = await open_engine(settings)
     worker = Worker(cluster.store, engine, queues=queues, slots=options.slots)
     role = Role(
-        about=describe(
+        about=about_unit(
             "worker",
             slots=options.slots,
             queues=queues,

@@ -34,7 +34,7 @@ async def open_cluster(
     """
     from mvmci.stores import nats
 
-    return await nats.open_cluster(
+    return await nats.dial_cluster(
         identity.login,
         identity.cluster,
         unit or identity.unit,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mvmci.errors import Conflict, StoreUnavailable
-from mvmci.stores.nats import Cluster, open_cluster, remove
+from mvmci.stores.nats import Cluster, dial_cluster, remove
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.waiting import LONG_S
@@ -19,7 +19,7 @@ from tests.harness.waiting import LONG_S
 async def cluster(broker_url: str) -> AsyncIterator[Cluster]:
     name = f"t-{secrets.token_hex(4)}"
     await ensure(broker_url, name, store_bytes=CLUSTER_BYTES)
-    found = await open_cluster(broker_url, name, "u1")
+    found = await dial_cluster(broker_url, name, "u1")
     yield found
     await found.close()
     await remove(broker_url, name)

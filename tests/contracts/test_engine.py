@@ -23,10 +23,10 @@ from mvmci.engines.server import Executor, serve_requests
 from mvmci.errors import NotFound
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import AnyRecord, Intent, Journal, Lease, MessageKind, status
-from mvmci.journals.client import cancel, submit
+from mvmci.journals.client import cancel_job, submit
 from mvmci.journals.reader import load
 from mvmci.store import Journals, Store
-from mvmci.stores.nats import Cluster, open_cluster, remove
+from mvmci.stores.nats import Cluster, dial_cluster, remove
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.waiting import LOOK_S, until_journal, until_true
@@ -88,7 +88,7 @@ async def way_to_an_engine(kind: str, broker_url: str, root: Path, folder: Path)
         engines = await cluster_stack.enter_async_context(contextlib.AsyncExitStack())
 
         async def join(unit: str, **options: Any) -> Cluster:
-            cluster = await open_cluster(broker_url, name, unit, **options)
+            cluster = await dial_cluster(broker_url, name, unit, **options)
             cluster_stack.push_async_callback(cluster.close)
             return cluster
 
@@ -261,7 +261,7 @@ async def test_while_it_drains_an_engine_begins_no_effect(way: Way, outside: Cou
 
 async def test_a_cancel_before_the_first_lease_is_the_end(way: Way) -> None:
     await way.submit("j")
-    await cancel(way.store, await load(way.store, "j"), "me")
+    await cancel_job(way.store, await load(way.store, "j"), "me")
     assert (await way.engine.run("j")).kind == "ended"
     assert await way.status("j") == "cancelled"
     assert count(await load(way.store, "j"), Lease) == 0
@@ -275,7 +275,7 @@ async def test_a_cancel_ends_a_running_job(way: Way, kind: str) -> None:
         await way.submit("j", {"loop": True})
     running = asyncio.create_task(way.engine.run("j"))
     await until_journal(way.store, "j", lambda journal: journal.state.held)
-    await cancel(way.store, await load(way.store, "j"), "me")
+    await cancel_job(way.store, await load(way.store, "j"), "me")
     assert (await running).kind == "ended"
     assert status((await way.ended("j")).state) == ("cancelled", "cancelled by me")
 

@@ -13,7 +13,7 @@ import pytest
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Lease, MessageKind
 from mvmci.store import GONE_S, Chunk, Store
-from mvmci.stores.nats import open_cluster
+from mvmci.stores.nats import dial_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link, Stored
 from mvmci.stores.nats.parser import Incoming
@@ -384,7 +384,7 @@ async def test_nobody_is_gone_for_a_reader_that_cannot_read(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    cluster = await open_cluster(broker.url, CLUSTER, "u1", clock=clock)
+    cluster = await dial_cluster(broker.url, CLUSTER, "u1", clock=clock)
     reader, holder = cluster.store, await open_nats(broker.url, CLUSTER, "u2")
     assert await reader.presence.live("a", lease_of(holder))
 
@@ -441,7 +441,7 @@ async def test_the_death_of_the_announcer_is_not_kept_secret(
 
 
 async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Broker) -> None:
-    cluster = await open_cluster(broker.url, CLUSTER, "u1", announce=False)
+    cluster = await dial_cluster(broker.url, CLUSTER, "u1", announce=False)
     journals, link = cluster.store.journals, cluster.link
     written = [0]
     for number in range(300):
@@ -506,7 +506,7 @@ async def test_a_first_word_that_is_never_answered_is_said_again_and_keeps_nobod
     words: asyncio.Queue[Incoming] = asyncio.Queue()
     leave = await link.subscribe(layout.member("*", "*"), words.put_nowait)
     async with asyncio.timeout(LONG_S):
-        cluster = await open_cluster(broker.url, "unmade", "u1", gone_s=10 * LONG_S)
+        cluster = await dial_cluster(broker.url, "unmade", "u1", gone_s=10 * LONG_S)
         for _ in range(2):
             assert layout.member_of((await words.get()).subject)[0] == "u1"
     await leave()

@@ -22,7 +22,7 @@ import pytest
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import Observed
-from mvmci.cluster.deployment import LOCAL_HOST, Role, Unit, UnitConfig
+from mvmci.cluster.deployment import LOCAL_HOST, RoleName, Unit, UnitConfig
 from mvmci.runtime import Provisioning, Runtime
 from mvmci.runtimes.compose import docker as docker_line
 from mvmci.runtimes.compose.runtime import Containers
@@ -37,7 +37,7 @@ RUNTIMES = ("local", "compose")
 NAME = "contract"
 
 
-def config(name: str, *options: str, role: Role = "worker", **more: Any) -> UnitConfig:
+def config(name: str, *options: str, role: RoleName = "worker", **more: Any) -> UnitConfig:
     queue = ("--queue=default",) if role == "worker" else ()
     unit = Unit(name=name, role=role, host=LOCAL_HOST, options=(*queue, *options))
     return UnitConfig(unit=unit, dial=("tls://broker-a:4222",), program="a build", **more)

@@ -14,7 +14,7 @@ import pytest
 
 from mvmci.errors import Conflict, IdTaken, NoAnswer, StoreUnavailable
 from mvmci.jobs.journal import AnyRecord, Cancel, Done, Entry, Journal, Lease, Progress, Spec, kind_of, status
-from mvmci.journals.client import cancel, submit, until_ended
+from mvmci.journals.client import cancel_job, submit, until_ended
 from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.conftest import OpenStore, Place
@@ -112,7 +112,7 @@ class Losing:
 async def test_a_cancel_ends_a_job_at_once_that_nobody_holds(store: Store) -> None:
     await submit(store, spec())
     journal = await load(store, "j")
-    assert await cancel(store, journal, "me")
+    assert await cancel_job(store, journal, "me")
     assert status(journal.state) == status((await load(store, "j")).state) == ("cancelled", "cancelled by me")
 
 
@@ -120,7 +120,7 @@ async def test_a_cancel_of_a_held_job_stands_in_its_journal_for_the_holder(store
     await submit(store, spec())
     journal = await load(store, "j")
     await write(store, journal, lease())
-    assert await cancel(store, await load(store, "j"), "me")
+    assert await cancel_job(store, await load(store, "j"), "me")
     found = (await load(store, "j")).state
     assert (status(found)[0], found.cancel is not None) == ("running", True)
 
@@ -130,8 +130,8 @@ async def test_a_second_cancel_writes_nothing(store: Store, held: bool) -> None:
     await submit(store, spec())
     if held:
         await write(store, await load(store, "j"), lease())
-    assert await cancel(store, await load(store, "j"), "me")
-    assert not await cancel(store, await load(store, "j"), "you")
+    assert await cancel_job(store, await load(store, "j"), "me")
+    assert not await cancel_job(store, await load(store, "j"), "you")
     assert [type(record) for record in (await load(store, "j")).records].count(Cancel) == 1
 
 
@@ -140,7 +140,7 @@ async def test_a_cancel_of_an_ended_job_writes_nothing(store: Store) -> None:
     old = await load(store, "j")
     journal = await load(store, "j")
     await write(store, journal, lease(), Done(at=1, status="succeeded"))
-    assert not await cancel(store, old, "me")
+    assert not await cancel_job(store, old, "me")
     assert status(old.state)[0] == "succeeded"
     assert (await load(store, "j")).tail == journal.tail
 
@@ -151,7 +151,7 @@ async def test_a_cancel_goes_behind_whatever_was_written_meanwhile(store: Store)
     journal = await load(store, "j")
     await write(store, journal, lease())
     await write(store, journal, Progress(at=1, done=1, total=2, message=""))
-    assert await cancel(store, old, "me")
+    assert await cancel_job(store, old, "me")
     found = await load(store, "j")
     assert (found.state.corrupt, type(found.records[-1])) == (None, Cancel)
 
@@ -170,7 +170,7 @@ async def test_a_cancel_gets_in_between_the_messages_of_a_busy_holder(open_store
     working = asyncio.create_task(work())
     try:
         async with asyncio.timeout(20):
-            assert await cancel(two, await load(two, "j"), "me")
+            assert await cancel_job(two, await load(two, "j"), "me")
         with pytest.raises(Conflict):
             await working
     finally:
@@ -181,7 +181,7 @@ async def test_a_cancel_gets_in_between_the_messages_of_a_busy_holder(open_store
 async def test_a_cancel_without_an_answer_is_sent_again_and_exists_once(store: Store, landed: bool) -> None:
     await submit(store, spec())
     losing = Losing(store, landed=landed)
-    assert await cancel(dataclasses.replace(store, journals=losing), await load(store, "j"), "me")
+    assert await cancel_job(dataclasses.replace(store, journals=losing), await load(store, "j"), "me")
     assert losing.asked == (1 if landed else 2)
     assert [type(record) for record in (await load(store, "j")).records] == [Spec, Cancel]
 
@@ -191,7 +191,7 @@ async def test_of_many_that_cancel_at_once_one_has_asked(open_store: OpenStore) 
     await submit(stores[0], spec())
     journals = [await load(store, "j") for store in stores]
     pairs = zip(stores, journals, strict=True)
-    asked = await asyncio.gather(*(cancel(store, journal, "me") for store, journal in pairs))
+    asked = await asyncio.gather(*(cancel_job(store, journal, "me") for store, journal in pairs))
     assert sum(asked) == 1
     assert all(journal.state.cancel is not None for journal in journals)
 

@@ -23,9 +23,9 @@ FILE = "cluster: demo\nruntime: compose\nworkers: {}\n"
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    docker.check.cache_clear()
+    docker.check_docker.cache_clear()
     yield
-    docker.check.cache_clear()
+    docker.check_docker.cache_clear()
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_whichever_compose_is_there_does(
 ) -> None:
     program("docker", engine(plugin))
     program("docker-compose", alone)
-    assert docker.check().command == command
+    assert docker.check_docker().command == command
 
 
 @pytest.mark.parametrize("ours", [False, True])

@@ -18,10 +18,10 @@ from mvmci.cluster.deployment import (
     UNITS_MAX,
     Deployment,
     Place,
-    Role,
+    RoleName,
     Unit,
     UnitConfig,
-    check,
+    check_deployment,
     deal,
     hosts_of,
     listening,
@@ -38,7 +38,7 @@ def planned(text: str) -> Deployment:
     found = topology.read_topology(text, name="a.yaml", accesses=ACCESSES)
     module: Any = importlib.import_module(f"topologies.{found.access.replace('-', '_')}")
     plan: Deployment = module.plan(found)
-    check(plan, hosts_of(found))
+    check_deployment(plan, hosts_of(found))
     return plan
 
 
@@ -249,7 +249,7 @@ def test_a_move_between_two_accesses_leaves_broker_control_plane_and_workers_alo
             assert {one.role for one in touched(was.units, becomes.units)} <= {"executor", "balancer"}
 
 
-# ---- check
+# ---- check_deployment
 
 
 def unit(name: str, role: str = "worker", host: str = LOCAL_HOST, *options: str) -> Unit:
@@ -337,7 +337,7 @@ BAD: dict[str, tuple[Deployment, str]] = {
 def test_a_plan_that_can_be_no_cluster_is_refused(name: str) -> None:
     plan, sentence = BAD[name]
     with pytest.raises(Usage) as caught:
-        check(plan, [LOCAL_HOST])
+        check_deployment(plan, [LOCAL_HOST])
     assert caught.value.message == sentence
     assert caught.value.hint or name in ("too many", "control character")
 
@@ -345,7 +345,7 @@ def test_a_plan_that_can_be_no_cluster_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["../up", "Worker", "", "a b", "-x", "x" * 64])
 def test_a_strangers_plan_names_no_unit_so_that_it_would_leave_its_folder(name: str) -> None:
     with pytest.raises(Usage, match="name"):
-        check(Deployment(units=(CONTROL, unit(name))), [LOCAL_HOST])
+        check_deployment(Deployment(units=(CONTROL, unit(name))), [LOCAL_HOST])
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_a_strangers_plan_names_no_unit_so_that_it_would_leave_its_folder(name: 
 )
 def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Deployment, where: str) -> None:
     with pytest.raises(Usage, match="the plan is malformed: ") as caught:
-        check(plan, [LOCAL_HOST])
+        check_deployment(plan, [LOCAL_HOST])
     assert where in caught.value.message
 
 
@@ -377,7 +377,7 @@ def test_a_plan_that_holds_something_else_than_it_says_is_refused(plan: Deployme
     ],
 )
 def test_a_strangers_plan_may_be_anything_that_can_work(plan: Deployment) -> None:
-    check(plan, [LOCAL_HOST, "other"])
+    check_deployment(plan, [LOCAL_HOST, "other"])
 
 
 # ---- resolve
@@ -552,7 +552,7 @@ def test_stops_come_last() -> None:
 
 
 def test_a_stop_goes_from_the_workers_to_the_broker() -> None:
-    roles: list[Role] = ["broker", "worker", "executor", "worker", "control-plane", "balancer"]
+    roles: list[RoleName] = ["broker", "worker", "executor", "worker", "control-plane", "balancer"]
     assert in_stopping_order(roles) == ["worker", "balancer", "executor", "control-plane", "broker"]
 
 

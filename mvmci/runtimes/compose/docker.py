@@ -56,7 +56,7 @@ class Container(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @functools.cache
-def check() -> Compose:
+def check_docker() -> Compose:
     """The compose program to use. Raises Usage when Docker is not there, will not let us, or is too old."""
     if shutil.which("docker") is None:
         raise Usage(

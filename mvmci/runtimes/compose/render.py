@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Role, Unit, UnitConfig
+from mvmci.cluster.deployment import RoleName, Unit, UnitConfig
 from mvmci.cluster.identity import decode_ticket
 from mvmci.cluster.topology import ComposeSection
 from mvmci.config import strict_yaml
@@ -53,7 +53,7 @@ BROKER_BYTES = 1 << 30
 _PROCESSES_MAX = 4096
 _HURRY_S = 10  # from the end of a unit's grace to SIGKILL
 UNIT, ROLE, CONFIG = "mvmci.unit", "mvmci.role", "mvmci.config"  # labels of containers
-JOINING: tuple[Role, ...] = ("executor", "worker")
+JOINING: tuple[RoleName, ...] = ("executor", "worker")
 _NUMBERED = re.compile(r"(.+)-([1-9][0-9]*)")
 
 
@@ -61,7 +61,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     """One service of the compose file. `config` is that of its unit; None: its containers are numbered."""
 
     name: str
-    role: Role
+    role: RoleName
     count: int
     options: tuple[str, ...]
     config: UnitConfig | None = None
@@ -393,7 +393,7 @@ def _literal(value: Any) -> Any:
     return [_literal(one) for one in value] if isinstance(value, list) else value.replace("$", "$$")
 
 
-def _stage(role: Role) -> str:
+def _stage(role: RoleName) -> str:
     """The part of the Dockerfile that makes the image of a role: one for all but a balancer."""
     return "balancer" if role == "balancer" else "unit"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.changes import Observed, State, in_stopping_order
-from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, Role, Unit, UnitConfig
+from mvmci.cluster.changes import Observed, UnitState, in_stopping_order
+from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning
@@ -32,7 +32,7 @@ from mvmci.trust.authority import Authority
 _LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
 _HURRY_S = 5  # from the second SIGTERM to SIGKILL
 _REASON_CHARS_MAX = 300
-_STATES: dict[str, State] = {"created": "starting", "running": "starting", "paused": "starting"}
+_STATES: dict[str, UnitState] = {"created": "starting", "running": "starting", "paused": "starting"}
 _ENDED = ("created", "exited", "dead")  # Docker does not start them by itself
 
 
@@ -48,7 +48,7 @@ class Containers:
         self._leaving: set[str] = set()  # the ids of those that are being stopped
 
     async def check(self) -> None:
-        await asyncio.to_thread(docker.check)
+        await asyncio.to_thread(docker.check_docker)
         render.check_program()
         ours = ""
         with contextlib.suppress(StoreUnavailable):
@@ -112,7 +112,7 @@ class Containers:
         images = render.render(self._folder, provisioning.authority, wanted, starting)
         for image, service in images.items():
             if not await docker.has_image(image):
-                await docker.check()(self._folder, "build", service)
+                await docker.check_docker()(self._folder, "build", service)
 
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         del attached  # Docker keeps them running, and whoever ends us brings them down first
@@ -126,7 +126,7 @@ class Containers:
         names = [render.service_name(one.unit.name) for one in units]
         if names:
             start = ("up", "-d", "--no-build", "--no-recreate", "--no-deps")
-            await docker.check()(self._folder, *start, *names)
+            await docker.check_docker()(self._folder, *start, *names)
 
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         there = await docker.containers(self._project)
@@ -141,7 +141,7 @@ class Containers:
 
     async def _seen(self, one: Container) -> Observed:
         config = _config(one)
-        state: State = _STATES.get(one.state, "down")
+        state: UnitState = _STATES.get(one.state, "down")
         code = one.exit_code if state == "down" else None
         if state == "starting" and one.restarts and one.health != "healthy":
             code = await docker.last_exit(one.id)
@@ -180,7 +180,7 @@ def _unit(one: Container) -> str:
     return one.labels.get(render.UNIT) or f"{one.service}-{one.number}"
 
 
-def _role(one: Container) -> Role:
+def _role(one: Container) -> RoleName:
     told = one.labels.get(render.ROLE, "")
     return next((role for role in ROLES if role == told), "worker")
 

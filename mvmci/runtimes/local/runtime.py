@@ -24,10 +24,10 @@ from mvmci.runtime import GRACE_S, Provisioning
 from mvmci.runtimes.local.supervisor import (
     LINE_BYTES_MAX,
     Report,
-    Request,
     Start,
     Stop,
     SupervisorFiles,
+    SupervisorRequest,
     Watch,
     socket_address,
 )
@@ -145,7 +145,7 @@ class Local:
             if pidfd is not None:
                 os.close(pidfd)
 
-    async def _ask(self, request: Request) -> AsyncGenerator[Report, None]:
+    async def _ask(self, request: SupervisorRequest) -> AsyncGenerator[Report, None]:
         """What the supervisor answers; nothing if it ends."""
         try:
             with socket_address(self.files.socket) as address:

@@ -10,8 +10,8 @@ business: presence tells.
 
     stdin           a `Start`: what it begins with
     SIGTERM         stop all; once more: at once
-    supervisor.sock one line of JSON, a `Request`, and `Report`s back, a line each: `start` when it is under
-                    way, `stop` when they are gone, `watch` now and whenever something changed
+    supervisor.sock one line of JSON, a `SupervisorRequest`, and `Report`s back, a line each: `start` when it
+                    is under way, `stop` when they are gone, `watch` now and whenever something changed
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
 LOG_BYTES_MAX = 16 << 20
 _TAIL_BYTES = 4096
 _REASON_CHARS_MAX = 300
-ANSWER_S = 0.2  # of a port of this machine
+PORT_ANSWER_S = 0.2  # of a port of this machine
 ANSWER_PAUSE_S = 0.05
 
 
@@ -64,7 +64,7 @@ class Watch(msgspec.Struct, frozen=True, kw_only=True, tag="watch"):
     """Tell how they are, for as long as somebody listens."""
 
 
-Request = Start | Stop | Watch
+SupervisorRequest = Start | Stop | Watch
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,7 +73,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     units: list[Observed]
 
 
-_requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
+_requests: msgspec.json.Decoder[SupervisorRequest] = msgspec.json.Decoder(SupervisorRequest)
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,7 @@ class UnitProcess:
         host, _, port = listen.rpartition(":")
         while True:
             with contextlib.suppress(OSError, ValueError, TimeoutError):
-                async with asyncio.timeout(ANSWER_S):
+                async with asyncio.timeout(PORT_ANSWER_S):
                     _, writer = await asyncio.open_connection(host, int(port))
                 writer.close()
                 break

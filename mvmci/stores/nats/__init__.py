@@ -1,6 +1,6 @@
 """The store of a cluster: JetStream, on a broker that syncs every write.
 
-`open_cluster` is the way in. Nobody outside of this folder names a stream or asks JetStream: who looks
+`dial_cluster` is the way in. Nobody outside of this folder names a stream or asks JetStream: who looks
 after a cluster says what it wants of it.
 
     maintain    Cluster.maintain, Cluster.lacks       streams, buckets and consumers
@@ -73,13 +73,13 @@ class Cluster:
 async def remove(login: Login | str, cluster: str) -> None:
     """Delete every stream of `cluster` with all that is in them. Raises StoreUnavailable, TicketRefused."""
     async with _linked(login, f"{cluster}/remove") as link:
-        await streams.remove(link, Layout(cluster))
+        await streams.delete_streams(link, Layout(cluster))
 
 
 async def shortcomings(login: Login) -> list[str]:
     """What the broker of `login` lacks for a cluster. Raises StoreUnavailable, TicketRefused."""
     async with _linked(login, "check") as link:
-        return await streams.shortcomings(link)
+        return await streams.missing_features(link)
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ async def _linked(login: Login | str, name: str) -> AsyncIterator[Link]:
         await link.close()
 
 
-async def open_cluster(
+async def dial_cluster(
     login: Login | str,
     cluster: str,
     unit: str,

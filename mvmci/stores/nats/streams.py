@@ -75,7 +75,7 @@ async def lacks(link: Link, layout: Layout, queues: Iterable[str]) -> bool:
     return False
 
 
-async def remove(link: Link, layout: Layout) -> None:
+async def delete_streams(link: Link, layout: Layout) -> None:
     """Delete every stream with all that is in it. Raises StoreUnavailable."""
     for stream in layout.streams(STORE_BYTES):
         try:
@@ -84,7 +84,7 @@ async def remove(link: Link, layout: Layout) -> None:
             pass  # it is not there
 
 
-async def shortcomings(link: Link) -> list[str]:
+async def missing_features(link: Link) -> list[str]:
     """What a broker, or the account on it, does not offer that a cluster needs. Raises StoreUnavailable."""
     try:
         told = await link.api("INFO")

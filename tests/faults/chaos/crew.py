@@ -21,7 +21,7 @@ from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.worker import Worker
-from mvmci.stores.nats import Cluster, open_cluster, remove
+from mvmci.stores.nats import Cluster, dial_cluster, remove
 from mvmci.stores.nats.streams import make_consumers
 from tests.conftest import CLUSTER_BYTES
 from tests.faults.chaos.judge import Job, judge
@@ -98,7 +98,7 @@ class Crew:
         return await judge(self.client.store, self.jobs, self.outside, within_s)
 
     async def _join(self, unit: str, url: str) -> Cluster:
-        cluster = await open_cluster(url, self.name, unit, gone_s=GONE_S, hint_lapse_s=LAPSE_S)
+        cluster = await dial_cluster(url, self.name, unit, gone_s=GONE_S, hint_lapse_s=LAPSE_S)
         self.stack.push_async_callback(cluster.close)
         return cluster
 
@@ -120,7 +120,7 @@ async def crew(url: str, root: Path) -> AsyncIterator[Crew]:
     async with AsyncExitStack() as stack:
         stack.push_async_callback(remove, url, name)
         outside = await stack.enter_async_context(Outside().serve())
-        client = await open_cluster(url, name, "client", announce=False)
+        client = await dial_cluster(url, name, "client", announce=False)
         stack.push_async_callback(client.close)
         await make_consumers(client.link, client.layout, QUEUE, LAPSE_S)
         yield Crew(url, name, root, outside, client, stack, [])

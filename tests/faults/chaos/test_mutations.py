@@ -41,7 +41,7 @@ Patch = pytest.MonkeyPatch
 async def team(broker_url: str, program: Mvmci, monkeypatch: Patch) -> AsyncIterator[Crew]:
     monkeypatch.setattr(worker, "KEEP_EVERY_S", LAPSE_S / 4)
     # A holder looks every second, and then waits with its writes: here it is to be in the middle of one.
-    monkeypatch.setattr(holder, "LOOK_EVERY_S", LONG_S)
+    monkeypatch.setattr(holder, "WATCH_EVERY_S", LONG_S)
     async with crew(broker_url, program.state / HOST_FOLDER) as found:
         yield found
 

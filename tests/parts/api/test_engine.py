@@ -20,7 +20,7 @@ from mvmci.engines.server import Executor
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Lease
 from mvmci.journals.reader import load
-from mvmci.stores.nats import open_cluster
+from mvmci.stores.nats import dial_cluster
 from mvmci.system.ports import choose_port
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
@@ -131,7 +131,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
     async with contextlib.AsyncExitStack() as broker, ClientSession() as session:
         url = await broker.enter_async_context(serve_broker(tmp_path / "broker"))
         await ensure(url, "demo", store_bytes=CLUSTER_BYTES)
-        cluster = await open_cluster(url, "demo", "x1", maintains=True)
+        cluster = await dial_cluster(url, "demo", "x1", maintains=True)
         engine = open_embedded(cluster.store, host_root, allow=Allow, slots=1)
         executor = Executor(engine, cluster.store, slots=1)
         port = choose_port(str(tmp_path))

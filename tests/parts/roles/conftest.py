@@ -17,7 +17,7 @@ from mvmci.engines.server import Executor, serve_requests
 from mvmci.jobs.allow import Allow
 from mvmci.roles.worker import Worker
 from mvmci.store import About
-from mvmci.stores.nats import Cluster, open_cluster, remove
+from mvmci.stores.nats import Cluster, dial_cluster, remove
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 
@@ -34,7 +34,7 @@ class Place:
     closing: list[Callable[[], Awaitable[Any]]] = field(default_factory=list)
 
     async def join(self, unit: str, **options: Any) -> Cluster:
-        cluster = await open_cluster(self.url, self.name, unit, **options)
+        cluster = await dial_cluster(self.url, self.name, unit, **options)
         self.closing.append(cluster.close)
         return cluster
 

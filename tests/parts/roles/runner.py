@@ -14,7 +14,7 @@ from pathlib import Path
 from mvmci.engines import open_embedded
 from mvmci.roles.worker import Worker
 from mvmci.stores import nats as stores
-from mvmci.stores.nats import open_cluster
+from mvmci.stores.nats import dial_cluster
 from mvmci.stores.nats.append import GroupCommit
 from tests.parts.roles.conftest import ALLOW
 
@@ -39,7 +39,7 @@ class Holding(GroupCommit):
 async def main(url: str, name: str, unit: str, root: str, held: str = "0") -> None:
     Holding.many = int(held)
     stores.GroupCommit = Holding  # type: ignore[misc]
-    cluster = await open_cluster(url, name, unit)
+    cluster = await dial_cluster(url, name, unit)
     engine = open_embedded(cluster.store, Path(root), allow=lambda: ALLOW, slots=4)
     print("ready", flush=True)
     await Worker(cluster.store, engine, queues=("default",), slots=4).run()

@@ -25,7 +25,7 @@ from mvmci.cluster.deployment import (
     LISTENS,
     LOCAL_HOST,
     Deployment,
-    Role,
+    RoleName,
     Unit,
     UnitConfig,
     listening,
@@ -43,7 +43,7 @@ from tests.harness.waiting import LONG_S, until_true
 PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
 
 
-def unit(name: str, *options: str, role: Role = "worker") -> UnitConfig:
+def unit(name: str, *options: str, role: RoleName = "worker") -> UnitConfig:
     return UnitConfig(unit=Unit(name=name, role=role, host=LOCAL_HOST, options=options))
 
 
@@ -516,7 +516,7 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     assert place.status("w-1").state == "starting"
     await place.local.start((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
     await until_true(lambda: "b-2 began" in place.order())
-    await asyncio.sleep(2 * supervisor.ANSWER_S)
+    await asyncio.sleep(2 * supervisor.PORT_ANSWER_S)
     assert place.status("b-2").state == "starting"
 
 
@@ -541,7 +541,7 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
 async def test_who_is_on_another_machine_can_ask_the_same_of_the_program(place: Place, verb: str) -> None:
     """JSON in, JSON out, over whatever carries that."""
     await place.runs(BROKER, W1)
-    ask: dict[str, supervisor.Request | None] = {
+    ask: dict[str, supervisor.SupervisorRequest | None] = {
         "observe": None,
         "start": supervisor.Start(units=(BROKER, W2)),
         "stop": supervisor.Stop(names=("w-1",), grace_s=5),

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.deployment import Role, Unit, UnitConfig
+from mvmci.cluster.deployment import RoleName, Unit, UnitConfig
 from mvmci.cluster.identity import Login, decode_ticket
 from mvmci.errors import Usage
 from mvmci.system import keys
@@ -76,7 +76,7 @@ def test_a_ticket_of_other_keys_is_replaced(authority: Authority, tmp_path: Path
     assert ticket_for(authority, "worker", ["default"], INSIDE, text)[0] != text
 
 
-def config(role: Role, **more: Any) -> UnitConfig:
+def config(role: RoleName, **more: Any) -> UnitConfig:
     unit = Unit(name=f"{role}-1", role=role, host="local", options=("--queue=default",))
     told = {"dial": INSIDE.urls} | more
     return UnitConfig(unit=unit, **told)
@@ -127,7 +127,7 @@ def test_a_control_plane_gives_out_what_the_machine_with_the_keys_would(
 @pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
 @pytest.mark.parametrize("there", [b"nonsense", b"{}"])
 def test_the_same_again_is_the_same_file_and_nonsense_is_replaced(
-    role: Role, there: bytes, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    role: RoleName, there: bytes, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = BROKER if role == "broker" else config(role)
     first = made(authority, wanted, there)
@@ -142,7 +142,7 @@ def test_a_broker_that_is_to_be_another_gets_another_file(authority: Authority) 
 
 @pytest.mark.parametrize(("role", "kind"), [("worker", MemberConfig), ("control-plane", ControlPlaneConfig)])
 def test_a_unit_keeps_its_key_over_all_changes_but_that_of_its_generation(
-    role: Role, kind: Any, authority: Authority
+    role: RoleName, kind: Any, authority: Authority
 ) -> None:
     def seed(data: bytes) -> str:
         found = msgspec.json.decode(data, type=kind)

@@ -139,7 +139,7 @@ async def test_a_store_that_is_away_is_asked_again(reader: Reader, monkeypatch: 
                 raise StoreUnavailable("away")
 
     monkeypatch.setattr(store.logs, "follow", away)
-    monkeypatch.setattr("mvmci.journals.logs.AGAIN_S", 0.01)
+    monkeypatch.setattr("mvmci.journals.logs.FOLLOW_AGAIN_S", 0.01)
     await store.logs.append("j", "q", [chunk(number, b"%d" % number) for number in range(5)])
     async with OutputWatch(store, "j", Printer(reader.end, reader.end)) as watch:
         await watch.rest(ended(5))
