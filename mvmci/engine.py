@@ -15,8 +15,8 @@ import msgspec
 from mvmci.jobs.journal import Entry
 
 
-class Outcome(msgspec.Struct, frozen=True):
-    """How one run of a job came out.
+class Outcome(msgspec.Struct, frozen=True, tag_field="reply", tag="finished"):
+    """How one run of a job came out; an executor replies with it.
 
     `ended`: there is nothing more to do. `released`: it sleeps until `until` (ms since 1970), or it
     was let go for another holder (`until` 0). `held`: a live holder is at work on it. `fenced`: this

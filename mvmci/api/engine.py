@@ -16,7 +16,8 @@ from aiohttp import web
 
 from mvmci.api.answers import NDJSON, WRITE_S, HttpError
 from mvmci.api.bodies import read_json
-from mvmci.engines.remote import Failed, Finished, Full, Reply, RunRequest
+from mvmci.engine import Outcome
+from mvmci.engines.remote import Failed, NoCapacity, Reply, RunRequest
 from mvmci.errors import Usage
 
 _requests = msgspec.json.Decoder(RunRequest)
@@ -35,10 +36,10 @@ class JobRunner(Protocol):
     def free(self) -> int:
         """Slots in which nothing runs."""
 
-    async def take(self, request: RunRequest) -> asyncio.Task[Finished | Failed]:
-        """Begin to run a job, or follow it if that has begun. Raises Full."""
+    async def take(self, request: RunRequest) -> asyncio.Task[Outcome | Failed]:
+        """Begin to run a job, or follow it if that has begun. Raises NoCapacity."""
 
-    def replies(self, running: asyncio.Task[Finished | Failed]) -> AsyncIterator[Reply]:
+    def replies(self, running: asyncio.Task[Outcome | Failed]) -> AsyncIterator[Reply]:
         """What its worker is told of it."""
 
 
@@ -51,8 +52,8 @@ async def run_job(runner: JobRunner, request: web.Request) -> web.StreamResponse
         raise Usage(f"the body is no request to run a job: {bad}") from None
     try:
         running = await runner.take(wanted)
-    except Full as full:
-        raise HttpError(503, full.message, hint="another executor may have one") from None
+    except NoCapacity as none:
+        raise HttpError(503, none.message, hint="another executor may have one") from None
     response = web.StreamResponse()
     response.content_type = NDJSON
     await response.prepare(request)

@@ -343,21 +343,17 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, state: Path) -> int:
     """Stop all that `up` started. What jobs left stays, and the next `up` goes on with it."""
     from mvmci.deploy.operate import down
+    from mvmci.deploy.plan import read_file
     from mvmci.deploy.state import ClusterState
 
-    found = ClusterState(state, find_cluster(state, _named(file) if file is not None else cluster))
+    if file is not None:
+        cluster = read_file(file)[1].cluster
+    found = ClusterState(state, find_cluster(state, cluster))
     ran = run_async(down(found, grace_s=grace / 1000, purge=purge))
     click.echo(f"{found.cluster} is down" if ran else f"nothing of {found.cluster} was running")
     if purge:
         click.echo(f"{found.folder} was removed")
     return 0
-
-
-def _named(file: Path) -> str:
-    """The cluster of a file. Raises Usage."""
-    from mvmci.deploy.plan import read_file
-
-    return read_file(file)[1].cluster
 
 
 # ---- drain

@@ -75,15 +75,10 @@ def changes(
     pairs = [(config, by_name.pop(config.unit.name, None)) for config in wanted]
     keeps_old = moves and not any(_surroundings_differ(config, there) for config, there in pairs)
     actions = [_action(config, there, wanted) for config, there in pairs]
-    actions += [
-        Action(kind="stop", unit=one.config.unit if one.config is not None else _unit(one))
-        for one in by_name.values()
-    ]
+    for one in by_name.values():
+        unit = Unit(name=one.name, role=one.role, host=one.host) if one.config is None else one.config.unit
+        actions.append(Action(kind="stop", unit=unit))
     return [_timed(action, engine) if keeps_old else action for action in actions]
-
-
-def _unit(seen: Observed) -> Unit:
-    return Unit(name=seen.name, role=seen.role, host=seen.host)
 
 
 def _timed(action: Action, engine: str) -> Action:

@@ -86,12 +86,10 @@ def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:
     """Whether the worker is as it was told to be; one that left has no jobs either."""
     for member in members:
         if member.unit == name:
-            return member.about.state == "ready" if undo else _is_drained(member)
+            if undo:
+                return member.about.state == "ready"
+            return member.about.state == "draining" and not member.holds and not member.keeps
     return True
-
-
-def _is_drained(member: Member) -> bool:
-    return member.about.state == "draining" and not member.holds and not member.keeps
 
 
 async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:

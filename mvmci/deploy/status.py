@@ -52,8 +52,8 @@ def rows(
 
     `members` is None when nobody could be asked. `here` is what units of this machine give as their host.
     """
-    by_name = {status.name: status for status in seen}
-    units = [by_name.pop(unit.name, _down(unit)) for unit in planned] + list(by_name.values())
+    down = [Observed(name=unit.name, role=unit.role, host=unit.host) for unit in planned]
+    units = list(({one.name: one for one in down} | {one.name: one for one in seen}).values())
     known = {unit.name for unit in units}
     joined = [
         _with_word(UnitRow(name=one.unit, role=one.about.role, host=one.about.host, state="ready"), one, here)
@@ -63,10 +63,6 @@ def rows(
     order = {str(role): place for place, role in enumerate(ROLES)}
     joined.sort(key=lambda row: (order[row.role], row.name))
     return [_row(unit, members, here, now_ms) for unit in units] + joined
-
-
-def _down(unit: Unit) -> Observed:
-    return Observed(name=unit.name, role=unit.role, host=unit.host)
 
 
 def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:

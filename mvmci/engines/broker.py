@@ -18,7 +18,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
-from mvmci.engines.remote import BUSY, Failed, Finished, NoCapacity, Rejected, Reply, RunRequest
+from mvmci.engine import Outcome
+from mvmci.engines.remote import BUSY, Failed, NoCapacity, Rejected, Reply, RunRequest
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, NoStream, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
@@ -120,4 +121,4 @@ async def _iterate(first: Reply | None, replies: asyncio.Queue[Reply | None]) ->
     reply = first
     while reply is not None:
         yield reply
-        reply = await replies.get() if not isinstance(reply, Finished | Failed) else None
+        reply = await replies.get() if not isinstance(reply, Outcome | Failed) else None

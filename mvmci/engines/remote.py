@@ -9,7 +9,7 @@ again, and whichever executor takes it reads in the journal whether there is any
     RunRequest(job) ------------------>  a slot is free: takes it, runs it as its holder
       <------------------ Accepted     unless it comes out at once
                                     (no slot is free: Rejected; the worker keeps the hint and waits)
-      <---------------- Finished     the run has come out so
+      <----------------- Outcome     the run has come out so
 """
 
 from __future__ import annotations
@@ -52,13 +52,6 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag
     incarnation: Id
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="finished"):
-    """The run came out so: an `Outcome`."""
-
-    kind: Literal["ended", "released", "held", "fenced"]
-    until: int = 0
-
-
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="failed"):
     """The executor could not do it, and says why."""
 
@@ -70,15 +63,14 @@ class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag
     """It has no free slot after all."""
 
 
-Reply = Accepted | Finished | Failed | Rejected
-
-
-class Full(MvmciError):
-    """An executor has no free slot."""
+Reply = Accepted | Outcome | Failed | Rejected
 
 
 class NoCapacity(MvmciError):
-    """No executor takes a job now; the message says why, to complete `waiting: …`."""
+    """No slot is free for a job now, at one executor or at any; the message says why.
+
+    An executor says so by `Rejected`, or by 503 over HTTP. What a worker is told completes `waiting: …`.
+    """
 
 
 class Transport(Protocol):
@@ -87,7 +79,7 @@ class Transport(Protocol):
     def send(self, request: RunRequest) -> AbstractAsyncContextManager[AsyncIterator[Reply]]:
         """Offer a job to whichever executor has a free slot; on entry, one has taken it or none did.
 
-        What is iterated are the replies: `Accepted`, unless it comes out at once, and `Finished` or
+        What is iterated are the replies: `Accepted`, unless it comes out at once, and `Outcome` or
         `Failed`; the end without these means that nothing more will come. Leaving early ends the
         listening, not the job. Raises NoCapacity, EngineAway, StoreUnavailable.
         """
@@ -192,8 +184,8 @@ class Remote:
 def _outcome(reply: Reply | None) -> Outcome | None:
     """Raises what the executor raised."""
     match reply:
-        case Finished():
-            return Outcome(reply.kind, reply.until)
+        case Outcome():
+            return reply
         case Failed(why="not-found"):
             raise NotFound(reply.message)
         case Failed(why="unavailable"):

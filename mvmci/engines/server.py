@@ -16,9 +16,9 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from mvmci.engine import Engine
+from mvmci.engine import Engine, Outcome
 from mvmci.engines.prefetch import Permit, Prefetch
-from mvmci.engines.remote import Accepted, Failed, Finished, Full, Rejected, Reply, RunRequest
+from mvmci.engines.remote import Accepted, Failed, NoCapacity, Rejected, Reply, RunRequest
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
@@ -47,7 +47,7 @@ class Executor:
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
         self._journals = store.journals
         self._prefetch = Prefetch(slots)
-        self._running: dict[str, asyncio.Task[Finished | Failed]] = {}
+        self._running: dict[str, asyncio.Task[Outcome | Failed]] = {}
 
     @property
     def free(self) -> int:
@@ -59,8 +59,8 @@ class Executor:
         """Whether a job would be taken now."""
         return self._prefetch.accepting and not self.draining
 
-    async def take(self, request: RunRequest) -> asyncio.Task[Finished | Failed]:
-        """Begin to run a job, or follow it if that has begun; how it comes out. Raises Full."""
+    async def take(self, request: RunRequest) -> asyncio.Task[Outcome | Failed]:
+        """Begin to run a job, or follow it if that has begun; how it comes out. Raises NoCapacity."""
         if request.job in self._running:
             return self._running[request.job]
         permit = self._prefetch.permit()
@@ -70,7 +70,7 @@ class Executor:
             if request.job in self._running:
                 return self._running[request.job]
             self.counts["refused"] += 1
-            raise Full("this executor is draining" if self.draining else "there is no free slot")
+            raise NoCapacity("this executor is draining" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
         running = asyncio.create_task(self._run(request, permit), name=f"run {request.job}")
@@ -79,7 +79,7 @@ class Executor:
         running.add_done_callback(self._count)
         return running
 
-    async def replies(self, running: asyncio.Task[Finished | Failed]) -> AsyncIterator[Reply]:
+    async def replies(self, running: asyncio.Task[Outcome | Failed]) -> AsyncIterator[Reply]:
         """What its worker is told of a job that was taken. Who stops listening does not stop the job."""
         done, _ = await asyncio.wait((running,), timeout=ACCEPT_AFTER_S)
         if not done:
@@ -100,7 +100,7 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, request: RunRequest, permit: Permit) -> Finished | Failed:
+    async def _run(self, request: RunRequest, permit: Permit) -> Outcome | Failed:
         def on_slot_free() -> None:
             permit.end()
             self._changed()
@@ -109,7 +109,7 @@ class Executor:
             spec_entry = (
                 await self._journals.first(request.job, request.spec_seq) if request.spec_seq else None
             )
-            outcome = await self.engine.run(
+            return await self.engine.run(
                 request.job, spec_entry=spec_entry, worker=request.worker, on_slot_free=on_slot_free
             )
         except NotFound as gone:
@@ -121,11 +121,10 @@ class Executor:
             return Failed(why="other", message=failure.message)
         finally:
             on_slot_free()
-        return Finished(kind=outcome.kind, until=outcome.until)
 
-    def _count(self, run: asyncio.Task[Finished | Failed]) -> None:
+    def _count(self, run: asyncio.Task[Outcome | Failed]) -> None:
         out = None if run.cancelled() or run.exception() else run.result()
-        self.counts[out.kind if isinstance(out, Finished) else "failed"] += 1
+        self.counts[out.kind if isinstance(out, Outcome) else "failed"] += 1
 
     def _changed(self) -> None:
         for call in self.on_change:
@@ -177,7 +176,7 @@ async def _process(executor: Executor, link: Link, layout: Layout, message: Inco
     try:
         request = msgspec.structs.replace(_requests.decode(message.data), worker=worker)
         running = await executor.take(request)
-    except (Full, msgspec.DecodeError):
+    except (NoCapacity, msgspec.DecodeError):
         await _reply(link, layout, message, Rejected())
         return
     async for reply in executor.replies(running):

@@ -145,12 +145,6 @@ class Worker:
         while self._pulling:
             self._pulling.pop().cancel()
 
-    def _rest(self) -> None:
-        """Leave hints to other workers for a while."""
-        self._rested.clear()
-        self._call_off()
-        asyncio.get_running_loop().call_later(AWAY_REST_S, self._rested.set)
-
     def _done(self, task: asyncio.Task[None]) -> None:
         self._unrecorded.release()
         if not task.cancelled():
@@ -212,7 +206,9 @@ class Worker:
         except EngineAway as away:
             log.warning("job %s: %s; left for another worker", hint.job, away.message)
             await hint.redeliver(AWAY_PAUSE_S)
-            self._rest()
+            self._rested.clear()
+            self._call_off()
+            asyncio.get_running_loop().call_later(AWAY_REST_S, self._rested.set)
             return
         except MvmciError as failure:
             log.warning("job %s: %s; will retry in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)

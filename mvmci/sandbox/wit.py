@@ -92,7 +92,8 @@ class _Reader:
         while self._next != "}":
             word = self._take()
             if word in ("record", "variant", "enum") and self._next != ":":
-                self._define(word)
+                name = self._take()
+                self._types[name] = Type(word, tuple(self._list("{", "}")), name)
             else:
                 self._expect(":")
                 found[word] = self._function()
@@ -107,10 +108,6 @@ class _Reader:
             result = self._type()
         self._expect(";")
         return Function(parameters, result)
-
-    def _define(self, kind: str) -> None:
-        name = self._take()
-        self._types[name] = Type(kind, tuple(self._list("{", "}")), name)
 
     def _list(self, start: str, end: str) -> Iterator[tuple[str, Type | None]]:
         """`name: type`, `case(type)` or `case`, with commas between."""

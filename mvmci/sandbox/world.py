@@ -58,7 +58,8 @@ def _text(type_: Any, depth: int) -> str:
         case "RecordType":
             return "record{" + ",".join(f"{name}:{_text(field, down)}" for name, field in type_.fields) + "}"
         case "VariantType":
-            return "variant{" + ",".join(_case(name, payload, down) for name, payload in type_.cases) + "}"
+            cases = (one if part is None else f"{one}({_text(part, down)})" for one, part in type_.cases)
+            return "variant{" + ",".join(cases) + "}"
         case "EnumType":
             return "enum{" + ",".join(type_.names) + "}"
         case "ResultType":
@@ -66,7 +67,3 @@ def _text(type_: Any, depth: int) -> str:
             return f"result<{','.join(arms)}>"
         case name:
             return name.removesuffix("Type").lower()
-
-
-def _case(name: str, payload: Any, depth: int) -> str:
-    return name if payload is None else f"{name}({_text(payload, depth)})"

@@ -89,7 +89,13 @@ class CodeCache:
         """
         key = self._key(digest, component, workflow)
         if not self._is_fresh(key):
-            await self._share(key, functools.partial(self._provide, key, component, workflow, fetch))
+            task = self._running.get(key)
+            if task is None:  # once for all who wait; it goes on when one of them gives up
+                task = asyncio.create_task(self._provide(key, component, workflow, fetch))
+                self._running[key] = task
+                task.add_done_callback(lambda _: self._running.pop(key))
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            await asyncio.shield(task)
         self._verified[key] = self._verified.pop(key)
         self._touch(key)
         return f"{self._relative}/{key}.cwasm"
@@ -99,15 +105,6 @@ class CodeCache:
         key = self._key(digest, component, workflow)
         if self._is_fresh(key):
             self._path(key, "cwasm").unlink(missing_ok=True)
-
-    async def _share(self, key: Key, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` for `key` once for all who wait; it goes on when one of them gives up."""
-        task = self._running.get(key)
-        if task is None:
-            task = self._running[key] = asyncio.ensure_future(_await(work))
-            task.add_done_callback(lambda _: self._running.pop(key))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        await asyncio.shield(task)
 
     async def _provide(
         self, key: Key, component: bool, workflow: bool, fetch: Callable[[Path], Awaitable[None]]
@@ -274,10 +271,6 @@ class _Descriptor:
 
     def close(self) -> None:
         os.close(self._fd)
-
-
-async def _await(work: Callable[[], Awaitable[None]]) -> None:
-    await work()
 
 
 def _stat(found: os.stat_result) -> Stat:

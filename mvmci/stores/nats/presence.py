@@ -292,21 +292,20 @@ class NatsPresence:
             return  # it has said nothing since
         self._heard.pop(who, None)  # the last that spoke stands last
         self._heard[who] = heard
-        if len(self._heard) > self._remembered_max:
-            self._forget(self._clock())
-
-    def _forget(self, now: float) -> None:
-        """Let go of those that were silent for long: every restart is another incarnation."""
-        self._heard = {key: heard for key, heard in self._heard.items() if now - heard.at < FORGET_S}
-        self._read_at = {who: at for who, at in self._read_at.items() if who == _ALL or who in self._heard}
-        self._remembered_max = max(REMEMBERED_MIN, 2 * len(self._heard))
+        if len(self._heard) > self._remembered_max:  # every restart is another incarnation
+            now, read_at = self._clock(), self._read_at
+            self._heard = {key: heard for key, heard in self._heard.items() if now - heard.at < FORGET_S}
+            self._read_at = {key: at for key, at in read_at.items() if key == _ALL or key in self._heard}
+            self._remembered_max = max(REMEMBERED_MIN, 2 * len(self._heard))
 
     async def _announce_always(self) -> None:
         pause_s = min(ANNOUNCE_PAUSE_S, self._every_s)
         spare = SPARE_WORDS
         while True:
             await asyncio.sleep(pause_s)
-            await _until(self._changed if spare else self._pressing, self._every_s - pause_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._every_s - pause_s):
+                    await (self._changed if spare else self._pressing).wait()
             spare = max(spare - 1, 0) if self._changed.is_set() else min(spare + 1, SPARE_WORDS)
             await self._announce()
 
@@ -326,7 +325,9 @@ class NatsPresence:
         try:
             if self._maintains:
                 await self._make_bucket()
-            seq = await self._say(member, self._gone_s / 2 if wait_s is None else wait_s)
+            own, data = self._layout.member(self.unit, self.incarnation), msgspec.json.encode(member)
+            within_s = self._gone_s / 2 if wait_s is None else wait_s
+            seq = int((await self._link.request(own, data, wait_s=within_s))["seq"])
         except TicketRefused:
             return  # the link is over, and whoever watches it ends this unit
         except StoreUnavailable:
@@ -348,19 +349,8 @@ class NatsPresence:
                 pass  # it is there with other settings
             self._bucket_there = True
 
-    async def _say(self, member: Member, wait_s: float) -> int:
-        own = self._layout.member(self.unit, self.incarnation)
-        answer = await self._link.request(own, msgspec.json.encode(member), wait_s=wait_s)
-        return int(answer["seq"])
-
     def _check(self) -> None:
         """The announcer must not die unnoticed: others would take this unit's jobs."""
         announcer = self._announcer
         if announcer is not None and announcer.done() and not announcer.cancelled():
             raise MvmciError(f"{self.unit} can no longer say that it is there") from announcer.exception()
-
-
-async def _until(event: asyncio.Event, within_s: float) -> None:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(within_s):
-            await event.wait()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mvmci.engines import open_embedded, open_remote
-from mvmci.engines.remote import Full, RunRequest
+from mvmci.engines.remote import NoCapacity, RunRequest
 from mvmci.jobs.journal import Journal, Lease, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
@@ -61,7 +61,7 @@ async def test_full_executors_are_passed_over_and_a_job_waits_while_all_are(
         for job in ("a", "b"):
             await until_journal(client.store, job, lambda journal: journal.state.lease is not None)
         assert [executor.free for executor in executors] == [0, 0], "each has one"
-        with pytest.raises(Full):
+        with pytest.raises(NoCapacity):
             await executors[0].take(RunRequest(job="c", worker="w1"))
         await submit(client.store, await script_spec(client.store, "c", [post]))
         await reasoned(client.store, "c", "waiting: executors busy")
