@@ -186,6 +186,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     waits: dict[str, str] = {}
     about: About = About()
 
+    @property
+    def jobs(self) -> set[str]:
+        """The ids of the jobs that it holds."""
+        return {held.partition("@")[0] for held in self.holds}
+
 
 class Presence(Protocol):
     """Who is there, and which jobs they are at work on."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -46,6 +45,7 @@ from mvmci.journals.logs import LATE_S, OutputWatch, last_attempt, late_s
 from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
+from mvmci.system.clock import wall_clock_ms
 
 TOLD_CHARS_MAX = 200
 PAYLOADS_AT_ONCE = 64
@@ -226,7 +226,7 @@ def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -
             await printer.show(await store.logs.read(job))
         else:
             async with OutputWatch(store, job, printer) as watch:
-                wait_s = late_s(journal.state, time.time_ns() // 1_000_000)
+                wait_s = late_s(journal.state, wall_clock_ms())
                 if not journal.state.ended:
                     await watch.until(until_ended(store, journal))
                     wait_s = LATE_S

@@ -10,7 +10,6 @@ import getpass
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mvmci.journals.request import (
     spec_of,
 )
 from mvmci.store import Store
+from mvmci.system.clock import wall_clock_ms
 
 STDIN_BYTES_MAX = 256 << 20
 FILES_BYTES_MAX = 1 << 30  # modules and standard inputs of all jobs together: they are held in memory
@@ -139,7 +139,7 @@ class RequestFiles:
             stdin=self._digests[request.stdin] if request.stdin is not None else None,
             tree=self._digests[request.dir] if request.dir is not None else None,
         )
-        return await spec_of(checked, job, digests, store, at=time.time_ns() // 1_000_000, by=who())
+        return await spec_of(checked, job, digests, store, at=wall_clock_ms(), by=who())
 
 
 def read_input(name: str, bytes_max: int) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +43,7 @@ from mvmci.journals.logs import OutputWatch
 from mvmci.journals.reader import load
 from mvmci.journals.request import CheckedRequest, JobRequest
 from mvmci.store import Store
+from mvmci.system.clock import wall_clock_ms
 
 
 @click.command(
@@ -134,7 +134,7 @@ async def _until_ended(engine: Engine, job: str, spec_entry: Entry | None, place
         spec_entry = None
         if step.kind == "held":
             raise _held(job, place)
-        await asyncio.sleep(max(0, step.until - time.time_ns() // 1_000_000) / 1000)
+        await asyncio.sleep(max(0, step.until - wall_clock_ms()) / 1000)
 
 
 def _held(job: str, place: Location) -> LockHeld:

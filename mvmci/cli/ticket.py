@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import ssl
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, e
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
+from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.known import CLIENT, find_cluster
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _state(record: TicketRecord) -> str:
     """Whether it can be used now, and if not, why."""
     if record.revoked:
         return "revoked"
-    if record.expires_at and record.expires_at <= time.time() * 1000:
+    if record.expires_at and record.expires_at <= wall_clock_ms():
         return "expired"
     return "used" if record.uses and len(record.used_by) >= record.uses else "open"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Sequence
 
 from mvmci.cluster.changes import Observed
@@ -15,6 +14,7 @@ from mvmci.errors import NotFound, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S
 from mvmci.store import Member
 from mvmci.stores import open_cluster
+from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.authority import Authority
 
 _LOOK_EVERY_S = 0.03
@@ -43,7 +43,7 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
         cluster=state.cluster,
         access=applied.access if applied is not None else None,
         runtime=facts.runtime if facts is not None else None,
-        units=rows(planned, seen, members, here=socket.gethostname(), now_ms=time.time_ns() // 1_000_000),
+        units=rows(planned, seen, members, here=socket.gethostname(), now_ms=wall_clock_ms()),
     )
 
 

@@ -15,7 +15,6 @@ import contextlib
 import getpass
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from mvmci.errors import LockHeld, Usage, VersionsDiffer
 from mvmci.jobs.summary import rfc3339
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_runtime
+from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 
 VERSION = "1"
@@ -142,7 +142,7 @@ class ClusterState:
             ) from None
         lock, file = self._acquire(), self.folder / "lock"
         try:
-            since = rfc3339(time.time_ns() // 1_000_000)
+            since = rfc3339(wall_clock_ms())
             file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
             yield
         finally:

@@ -98,7 +98,7 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
         state=about.state,
         pid=row.pid or (about.pid if about.host == here else None),
         slots=about.slots,
-        busy=len({held.partition("@")[0] for held in member.holds} | set(member.keeps)),
+        busy=len(member.jobs | set(member.keeps)),
         queues=about.queues,
         isolation=about.isolation or None,
         version=about.version or None,

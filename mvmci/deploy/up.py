@@ -15,7 +15,6 @@ import asyncio
 import ipaddress
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +40,7 @@ from mvmci.roles import broker
 from mvmci.runtime import Provisioning
 from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
+from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback
 from mvmci.system.tasks import cancel
@@ -262,7 +262,7 @@ class Up:
     def _update(self) -> None:
         """Take in what is seen, and show it. Before presence is heard, only of what is done to units."""
         wanted, here = self._plan.deployment.units, socket.gethostname()
-        self._rows = rows(wanted, self._seen, self._members, here=here, now_ms=_now_ms())
+        self._rows = rows(wanted, self._seen, self._members, here=here, now_ms=wall_clock_ms())
         known = self._members is not None
         states = ("starting", "ready", "draining", "down") if self._configs else ("draining", "down")
         self._show(
@@ -302,7 +302,7 @@ class Up:
     async def _prove(self, store: Store, job: str) -> None:
         """Run a job that does nothing. Raises MvmciError when it did not."""
         spec = Spec(
-            at=_now_ms(),
+            at=wall_clock_ms(),
             id=job,
             queue=self._plan.topology.workers.queues[0],
             kind="command",
@@ -386,9 +386,7 @@ def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:
     """Whether every engine that workers use has its slots full of jobs other than `job`."""
     role = "worker" if engine == EMBEDDED else "executor"
     engines = [one for one in members if one.about.role == role]
-    return bool(engines) and all(
-        len({held.partition("@")[0] for held in one.holds} - {job}) >= one.about.slots for one in engines
-    )
+    return bool(engines) and all(len(one.jobs - {job}) >= one.about.slots for one in engines)
 
 
 def _is_far(url: str) -> bool:
@@ -408,7 +406,3 @@ def _last_line(log: Path) -> str:
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

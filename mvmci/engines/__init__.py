@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mvmci.engine import Engine
 from mvmci.jobs.allow import Allow
 from mvmci.store import Store
+from mvmci.system.clock import wall_clock_ms
 
 if TYPE_CHECKING:
     from mvmci.engines.embedded.engine import Embedded
@@ -26,15 +27,14 @@ def open_embedded(
     min_isolation: str = "process",
     reuse: bool = True,
     notice: Callable[[str], None] = lambda _: None,
-    now_ms: Callable[[], int] | None = None,
+    now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Embedded:
     """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work.
 
-    `allow` is asked at every effect what workflows may do. `now_ms` is since 1970; by this machine's clock,
-    if absent.
+    `allow` is asked at every effect what workflows may do. `now_ms` is since 1970.
     """
     from mvmci.engines.embedded.engine import Embedded
-    from mvmci.engines.embedded.host import Host, wall_clock_ms
+    from mvmci.engines.embedded.host import Host
 
     host = Host(
         store=store,
@@ -43,7 +43,7 @@ def open_embedded(
         min_isolation=min_isolation,
         reuse=reuse,
         notice=notice,
-        now_ms=now_ms or wall_clock_ms,
+        now_ms=now_ms,
     )
     return Embedded(host, slots=slots)
 

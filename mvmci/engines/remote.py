@@ -15,7 +15,6 @@ again, and whichever executor takes it reads in the journal whether there is any
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
@@ -27,7 +26,7 @@ from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
 from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Store
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import at_most, cancel
 
 _LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
@@ -145,9 +144,7 @@ class Remote:
                 if loop.time() - away_since > _AWAY_S:
                     raise
             await presence.add_hint(request.job, waits)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN_S):
-                    await capacity.wait()
+            await at_most(AGAIN_S, capacity.wait())
         return None
 
     async def _follow(self, job: str, replies: AsyncIterator[Reply]) -> Outcome | None:
@@ -163,8 +160,7 @@ class Remote:
                 executor = None if replied else await self._store.presence.find(first.unit, first.incarnation)
                 if executor is None:
                     break
-                holds = (held.partition("@")[0] for held in executor.holds)
-                strange = 0 if job in holds else strange + 1
+                strange = 0 if job in executor.jobs else strange + 1
             return _outcome(next_reply.result()) if next_reply.done() else None
         finally:
             await cancel(next_reply)

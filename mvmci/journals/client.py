@@ -19,7 +19,7 @@ from mvmci.jobs.journal import Cancel, Journal, Spec, State
 from mvmci.journals.reader import read_on
 from mvmci.journals.writer import Writer
 from mvmci.store import Store
-from mvmci.system.clock import boottime_s
+from mvmci.system.clock import boottime_s, wall_clock_ms
 
 _GIVE_UP_S = 30.0
 _AWAY_S = 600.0  # for so long a store that does not answer is waited for, once a job was accepted
@@ -96,7 +96,7 @@ async def cancel_job(store: Store, journal: Journal, by: str) -> bool:
     StoreFull, and StoreUnavailable when nobody can say whether the cancel was written.
     """
     assert journal.state.spec is not None
-    asked = Cancel(at=time.time_ns() // 1_000_000, by=by)
+    asked = Cancel(at=wall_clock_ms(), by=by)
 
     def wanted() -> Sequence[Cancel]:
         return () if journal.state.cancel is not None or journal.state.ended else (asked,)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -27,6 +26,7 @@ from mvmci.roles.retention import Retention
 from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
+from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.known import find_config, identity_path
 from mvmci.trust.provision import ControlPlaneConfig, make_known, read_config
@@ -36,15 +36,10 @@ _LOOK_EVERY_S = 2.0
 log = logging.getLogger(__name__)
 
 
-def now_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 class ControlPlane:
     """One control plane of `cluster`."""
 
-    def __init__(self, cluster: Cluster, *, clock_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(self, cluster: Cluster, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
         self.cluster = cluster
         self.settings = ClusterSettings()
         self.reconciler = Reconciler(cluster, now_ms=clock_ms)

@@ -29,10 +29,10 @@ from mvmci.errors import StoreUnavailable
 from mvmci.jobs.job import End
 from mvmci.jobs.journal import Done, Entry, Journal, State
 from mvmci.journals.writer import Writer
-from mvmci.store import Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.hints import Delivered
 from mvmci.stores.nats.journals import Tailed
+from mvmci.system.clock import wall_clock_ms
 
 _LOOK_EVERY_S = 0.5
 PAUSES_S = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # between two words for one job; the last is repeated
@@ -91,7 +91,7 @@ class Reconciler:
 
     cluster: Cluster
     clock: Callable[[], float] = time.monotonic
-    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    now_ms: Callable[[], int] = wall_clock_ms
     counts: Counts = field(default_factory=Counts)
     _seq: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)  # to be looked at
@@ -113,7 +113,7 @@ class Reconciler:
             self._seq = told.entry.seq
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
-        looked_at = _looked_at(members)
+        looked_at = {job for one in members for job in one.jobs | set(one.keeps)}
         self.counts.open = len(self._open) + sum(map(len, self._waiting.values()))
         for job, one in list(self._open.items()):
             if one.next_at <= self.clock():
@@ -202,12 +202,3 @@ class Reconciler:
         if await writer.write(lambda: (done,) if journal.tail == tail else (), give_up_s=0.0):
             self.counts.ended += 1
             log.info("job %s %s: nobody was working on it", job, end)
-
-
-def _looked_at(members: list[Member]) -> set[str]:
-    """The jobs that somebody holds, or keeps a hint of."""
-    found: set[str] = set()
-    for member in members:
-        found.update(member.keeps)
-        found.update(held.partition("@")[0] for held in member.holds)
-    return found

@@ -37,7 +37,7 @@ from mvmci.store import About, ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.stores.cached import CachedBlobs
 from mvmci.stores.nats import Cluster
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
 from mvmci.trust.provision import MemberConfig, read_config
@@ -212,9 +212,7 @@ async def _run_parts(
         raise failure
     except asyncio.CancelledError:
         log.info("stopping: draining for at most %s", format_duration(grace_ms))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_ms / 1000):
-                await drain()
+        await at_most(grace_ms / 1000, drain())
         raise
     finally:
         await cancel(*running)
@@ -245,9 +243,7 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                     log.info("taking jobs again")
                 state = "draining" if draining is not None else "ready"
                 await presence.describe(msgspec.structs.replace(role.about, state=state))
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_EVERY_S):
-                    await changed.wait()
+            await at_most(_LOOK_EVERY_S, changed.wait())
     finally:
         await cancel(draining)
 

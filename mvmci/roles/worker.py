@@ -18,7 +18,6 @@ it does. It promises nothing by itself: whatever it forgets, the reconciler find
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -45,7 +44,7 @@ from mvmci.roles.unit import (
 )
 from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
 from mvmci.stores.nats import Cluster
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import at_most, cancel
 
 _PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
@@ -109,9 +108,7 @@ class Worker:
         What is still in work then is let go, for whoever takes its hint. The old engine is closed.
         """
         was_open = self._open.is_set()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                await self.drain()
+        await at_most(within_s, self.drain())
         old, self.engine = self.engine, engine
         await old.close()
         left = {task: hint for task, hint in self._at_work.items() if task.done()}

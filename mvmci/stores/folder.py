@@ -39,6 +39,7 @@ from mvmci.store import MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
 from mvmci.system import linux
 from mvmci.system.files import sync_folder
+from mvmci.system.tasks import at_most
 
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a file that another process may be writing
@@ -240,9 +241,7 @@ class _NoHints:
 async def _wait_for(condition: asyncio.Condition, wait_s: float) -> None:
     """Wait until somebody notifies `condition`, at most `wait_s`."""
     async with condition:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(wait_s, 0.001)):  # `wait_for` could lose a cancellation
-                await condition.wait()
+        await at_most(max(wait_s, 0.001), condition.wait())
 
 
 class _Logs:

@@ -1,4 +1,6 @@
-"""A clock that nobody sets, and that also counts the time for which the machine was suspended."""
+"""Clocks: one that nobody sets, and that also counts the time for which the machine was suspended; and the
+time of day.
+"""
 
 from __future__ import annotations
 
@@ -13,3 +15,8 @@ def boottime_s() -> float:
 def boottime_ns() -> int:
     """Nanoseconds since this machine started."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def wall_clock_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000

@@ -8,6 +8,7 @@ look whether anybody still wants them to go on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
@@ -26,6 +27,13 @@ async def cancel(*tasks: asyncio.Future[Any] | None) -> None:
         task.cancel()
     if there:
         await asyncio.gather(*there, return_exceptions=True)
+
+
+async def at_most(within_s: float | None, work: Awaitable[object]) -> None:
+    """Await `work`, and let it go after `within_s`. (`asyncio.wait_for` could lose a cancellation.)"""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(within_s):
+            await work
 
 
 class TaskSet:

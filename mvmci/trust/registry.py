@@ -10,7 +10,6 @@ good; the name that it had is free.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from mvmci.errors import Conflict, NotFound, StoreUnavailable
 from mvmci.stores.nats.config import Config, Setting
 from mvmci.stores.nats.link import Link
 from mvmci.system import keys
+from mvmci.system.clock import wall_clock_ms
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority
 from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
@@ -158,7 +158,7 @@ async def revoke_ticket(config: Config, authority: Authority, base: Login, ticke
     def revoke(record: TicketRecord | None) -> TicketRecord:
         if record is None:
             raise NotFound(f"there is no ticket {ticket[:80]}", hint="`mvmci ticket ls` lists them")
-        return msgspec.structs.replace(record, revoked=record.revoked or _now_ms())
+        return msgspec.structs.replace(record, revoked=record.revoked or wall_clock_ms())
 
     await change_ticket(config, ticket, revoke)
     if authority.external is None:
@@ -172,7 +172,7 @@ async def revoke_unit(config: Config, authority: Authority, base: Login, name: s
     def revoke(unit: UnitRecord | None) -> UnitRecord:
         if unit is None:
             raise NotFound(f"there is no unit {name[:80]}", hint="`mvmci ps` lists them")
-        return msgspec.structs.replace(unit, revoked=unit.revoked or _now_ms())
+        return msgspec.structs.replace(unit, revoked=unit.revoked or wall_clock_ms())
 
     await change_unit(config, name, revoke)
     await push_revocations(config, authority, base)
@@ -210,7 +210,3 @@ async def _revoked(config: Config) -> frozenset[str]:
     records: list[TicketRecord | UnitRecord] = [*(await read_tickets(config)).values()]
     records += (await read_units(config)).values()
     return frozenset(record.key for record in records if record.revoked and record.key)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

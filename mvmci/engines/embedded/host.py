@@ -7,7 +7,6 @@ fork server that died is replaced when it is next asked for.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,9 @@ from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import LEVELS
 from mvmci.sandbox.forkserver import ForkServer
 from mvmci.store import Store
+from mvmci.system.clock import wall_clock_ms
 
 T = TypeVar("T")
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclass

@@ -26,7 +26,7 @@ from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.authority import Authority
 
 _LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
@@ -94,9 +94,7 @@ class Containers:
                 if seen != before:
                     before = seen
                     yield seen
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY_S):
-                        await changed.wait()
+                await at_most(_LOOK_EVERY_S, changed.wait())
         finally:
             await cancel(listening)
 

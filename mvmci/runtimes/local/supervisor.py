@@ -35,6 +35,7 @@ from mvmci.cluster.changes import Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, UnitConfig
 from mvmci.errors import EXIT_REFUSED, LockHeld
 from mvmci.runtime import GRACE_S
+from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
 from mvmci.system.processes import this_process
@@ -435,7 +436,7 @@ class UnitProcess:
         before = self.seen
         self.seen = msgspec.structs.replace(before, **changes)
         if self.seen.state != before.state:
-            self.seen = msgspec.structs.replace(self.seen, since=time.time_ns() // 1_000_000)
+            self.seen = msgspec.structs.replace(self.seen, since=wall_clock_ms())
         self._supervisor.tell()
 
     def _note(self, text: str) -> None:

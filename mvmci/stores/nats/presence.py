@@ -28,7 +28,7 @@ from mvmci.store import About, Member
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import at_most, cancel
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -303,9 +303,7 @@ class NatsPresence:
         spare = SPARE_WORDS
         while True:
             await asyncio.sleep(pause_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s - pause_s):
-                    await (self._changed if spare else self._pressing).wait()
+            await at_most(self._every_s - pause_s, (self._changed if spare else self._pressing).wait())
             spare = max(spare - 1, 0) if self._changed.is_set() else min(spare + 1, SPARE_WORDS)
             await self._announce()
 

@@ -32,6 +32,7 @@ from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
 from mvmci.system import keys
+from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
 from mvmci.trust.authority import read_identity, write_identity
@@ -244,7 +245,7 @@ async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> EnrolReply:
         asked = _said(token=ticket.login.jwt, key=key, name=name, host=host_name())
         return await _ask(link, Layout(ticket.cluster).enrol(ticket.id), asked)
     except TicketRefused as refused:  # by the broker, or it is the wrong one
-        if ticket.expires_at and ticket.expires_at <= time.time() * 1000:
+        if ticket.expires_at and ticket.expires_at <= wall_clock_ms():
             when = rfc3339(ticket.expires_at)
             raise TicketRefused(f"the ticket expired at {when}", hint=ANOTHER_TICKET) from refused
         raise
