@@ -21,7 +21,9 @@ from mvmci.cli.options import (
     examples,
     json_option,
     make_state,
+    make_table,
     option,
+    print_table,
     run_async,
     state_option,
 )
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from mvmci.deploy.up import Up
 
 _LOOK_EVERY_S = 1.0
-WIDTH = 200  # of tables, off a terminal
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
 READY_IN, GRACE = "60s", "30s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
@@ -242,17 +243,14 @@ class _View:
 
 
 def _table(units: Sequence[UnitRow]) -> Any:
-    from rich.table import Table
+    titles = ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION")
+    return make_table(titles, map(_cells, units))
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION"):
-        table.add_column(title, overflow="fold")
-    for row in units:
-        busy = f"{row.busy}/{row.slots}" if row.slots else ""
-        pid, queues = str(row.pid or ""), ",".join(row.queues)
-        shown = (row.name, row.role, row.host, row.state, pid, busy, queues)
-        table.add_row(*shown, row.isolation or "", row.version or "")
-    return table
+
+def _cells(row: UnitRow) -> tuple[str, ...]:
+    busy = f"{row.busy}/{row.slots}" if row.slots else ""
+    where = row.name, row.role, row.host, row.state, str(row.pid or "")
+    return *where, busy, ",".join(row.queues), row.isolation or "", row.version or ""
 
 
 # ---- plan
@@ -324,10 +322,7 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     if as_json:
         click.echo(msgspec.json.encode(roster))
         return 0
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width, highlight=False, markup=False).print(_table(roster.units))
+    print_table(_table(roster.units))
     return 0
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
 
 T = TypeVar("T")
 R = TypeVar("R")
+WIDTH = 200  # of tables, off a terminal
 LOCAL_UNIT = "run"
 LOCAL_FOLDER = "_local"  # the store of `run`
 HOST_FOLDER = "_host"  # slots and compiled code of this machine
@@ -45,28 +47,28 @@ def option(*names: str, **settings: Any) -> Decorator:
     return click.option(*names, show_envvar=True, **settings)
 
 
-class Duration(click.ParamType[int]):
+class _Quantity(click.ParamType[int]):
+    parse: Callable[[Any], int]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return self.parse(value)
+        except Usage as error:
+            self.fail(f"{error.message} ({error.hint})" if error.hint else error.message, param, ctx)
+
+
+class Duration(_Quantity):
     """Milliseconds, from `90`, `500ms`, `1h`."""
 
     name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_duration(value, minimum_ms=1)
-        except Usage as error:
-            self.fail(f"{error.message} ({error.hint})" if error.hint else error.message, param, ctx)
+    parse = staticmethod(functools.partial(parse_duration, minimum_ms=1))
 
 
-class Size(click.ParamType[int]):
+class Size(_Quantity):
     """Bytes, from `4096`, `64MiB`, `1GiB`."""
 
     name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            return parse_size(value, minimum_bytes=1)
-        except Usage as error:
-            self.fail(f"{error.message} ({error.hint})" if error.hint else error.message, param, ctx)
+    parse = staticmethod(functools.partial(parse_size, minimum_bytes=1))
 
 
 def default_state() -> Path:
@@ -166,6 +168,26 @@ def make_state(state: Path) -> None:
             f"the state directory {state} cannot be made: {error.strerror}",
             hint="name another one with --state DIR or MVMCI_STATE",
         ) from None
+
+
+def make_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
+    """A table of `rich`, for a terminal."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def print_table(table: Any) -> None:
+    """As wide as the terminal; off one, `WIDTH`."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else WIDTH
+    Console(width=width, highlight=False, markup=False).print(table)
 
 
 EXIT_PIPE = 141

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -16,8 +15,10 @@ from mvmci.cli.options import (
     examples,
     id_argument,
     json_option,
+    make_table,
     option,
     place_options,
+    print_table,
     run_async,
     spread,
 )
@@ -101,7 +102,8 @@ def list_verb(limit: int, wanted: str | None, queue: str | None, place: Location
         elif not found:
             click.echo("no jobs", err=True)
         else:
-            _table(found)
+            rows = ((one.id, one.kind or "", one.status, one.submitted_at or "", one.reason) for one in found)
+            print_table(make_table(("ID", "KIND", "STATUS", "SUBMITTED", "REASON"), rows))
         return 0
 
     return _verb(work, place)
@@ -134,19 +136,6 @@ async def _newest(
                 break
     found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
     return sorted(found, key=lambda one: one.submitted_at or "", reverse=True)
-
-
-def _table(summaries: list[Summary]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("ID", "KIND", "STATUS", "SUBMITTED", "REASON"):
-        table.add_column(title, overflow="fold")
-    for one in summaries:
-        table.add_row(one.id, one.kind or "", one.status, one.submitted_at or "", one.reason)
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False).print(table)
 
 
 @click.command("history", epilog=examples("mvmci history nightly-1"))

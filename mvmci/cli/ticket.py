@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,9 @@ from mvmci.cli.options import (
     examples,
     json_option,
     make_state,
+    make_table,
     option,
+    print_table,
     run_async,
     state_option,
 )
@@ -161,7 +162,8 @@ def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
         if as_json:
             click.echo(msgspec.json.encode(rows))
         elif rows:
-            _table(rows)
+            titles = ("ID", "ROLE", "QUEUES", "USED", "EXPIRES", "STATE")
+            print_table(make_table(titles, map(_cells, rows)))
         else:
             click.echo("no tickets", err=True)
         return 0
@@ -192,18 +194,9 @@ def _state(record: TicketRecord) -> str:
     return "used" if record.uses and len(record.used_by) >= record.uses else "open"
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("ID", "ROLE", "QUEUES", "USED", "EXPIRES", "STATE"):
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        queues, used = ", ".join(row["queues"]) or "all", f"{row['used']} of {row['uses'] or 'any'}"
-        table.add_row(row["id"], row["role"], queues, used, row["expires_at"] or "never", row["state"])
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False, markup=False).print(table)
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    queues, used = ", ".join(row["queues"]) or "all", f"{row['used']} of {row['uses'] or 'any'}"
+    return row["id"], row["role"], queues, used, row["expires_at"] or "never", row["state"]
 
 
 @ticket_verb.command(

@@ -33,10 +33,8 @@ def parse_duration(text: str | int | float, *, minimum_ms: int = 0, maximum_ms: 
     if value is None:
         raise errors.Usage(f"{_shown(text)} is not a duration", hint=DURATION_HINT)
     if not minimum_ms <= value <= maximum_ms:
-        least, most = format_duration(minimum_ms), format_duration(maximum_ms)
-        raise errors.Usage(
-            f"{_shown(text)} is out of bounds", hint=f"A duration from {least} to {most} goes here."
-        )
+        bounds = f"from {format_duration(minimum_ms)} to {format_duration(maximum_ms)}"
+        raise errors.Usage(f"{_shown(text)} is out of bounds", hint=f"A duration {bounds} goes here.")
     return value
 
 
@@ -57,10 +55,8 @@ def parse_size(
     if value is None:
         raise errors.Usage(f"{_shown(text)} is not a size", hint=SIZE_HINT)
     if not minimum_bytes <= value <= maximum_bytes:
-        least, most = format_size(minimum_bytes), format_size(maximum_bytes)
-        raise errors.Usage(
-            f"{_shown(text)} is out of bounds", hint=f"A size from {least} to {most} goes here."
-        )
+        bounds = f"from {format_size(minimum_bytes)} to {format_size(maximum_bytes)}"
+        raise errors.Usage(f"{_shown(text)} is out of bounds", hint=f"A size {bounds} goes here.")
     return value
 
 
