@@ -11,7 +11,6 @@ inside (`leaves` tells): whoever walks a directory does not follow links.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -54,8 +53,6 @@ class Tree(msgspec.Struct, frozen=True, kw_only=True):
         return sum(entry.size for entry in self.entries)
 
 
-EMPTY = Tree()
-
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Tree)
 
@@ -82,11 +79,6 @@ def decode_tree(data: bytes, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> Tree:
         raise BadWorkspace(f"a workspace manifest cannot be read: {wrong}") from None
     check_tree(value, bytes_max=bytes_max)
     return value
-
-
-def digest_of_tree(value: Tree) -> str:
-    """`sha256:` and the hex digest of the canonical bytes."""
-    return "sha256:" + hashlib.sha256(encode_tree(value)).hexdigest()
 
 
 def check_tree(value: Tree, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> None:

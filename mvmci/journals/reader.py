@@ -12,19 +12,15 @@ from mvmci.system.clock import boottime_s
 ASK_AGAIN_S = 0.5
 
 
-async def load(store: Store, job: str) -> Journal:
-    """The journal of `job`. Raises NotFound, StoreUnavailable."""
+async def load(store: Store, job: str, first: Entry | None = None) -> Journal:
+    """The journal of `job`; as far as `first`, its first message, tells where that is at hand.
+
+    Raises NotFound, StoreUnavailable.
+    """
     journal = Journal(job)
-    journal.absorb(await store.journals.read(job))
+    journal.absorb(await store.journals.read(job) if first is None else [first])
     if not journal.tail and journal.state.corrupt is None:
         raise NotFound(f"there is no job {job}", hint="`list` shows those that there are")
-    return journal
-
-
-def known(job: str, first: Entry) -> Journal:
-    """The journal of `job` as far as its first message tells."""
-    journal = Journal(job)
-    journal.absorb([first])
     return journal
 
 

@@ -455,10 +455,12 @@ def _spawn(
         parent=os.getpid(), network=network, without=without, control=theirs.fileno(), probe=probe
     )
     argument = msgspec.json.encode(start).decode()
+    packages = PACKAGES if probe is None else (*PACKAGES, probe.partition(".")[0])
+    roots = dict.fromkeys(map(_root, packages))
     flags = ["-I", "-S", *(["-B"] if sys.dont_write_bytecode else [])]
     with theirs:
         process = subprocess.Popen(
-            [sys.executable, *flags, "-c", _BOOTSTRAP, argument, *_roots(probe)],
+            [sys.executable, *flags, "-c", _BOOTSTRAP, argument, *roots],
             cwd=root,
             env={},  # clearing it later would leave it readable in /proc
             stdin=subprocess.DEVNULL,
@@ -470,13 +472,8 @@ def _spawn(
     return process, ours, log
 
 
-def _roots(probe: str | None) -> list[str]:
-    """The directories that a zygote's packages are imported from, without importing them."""
-    packages = PACKAGES if probe is None else (*PACKAGES, probe.partition(".")[0])
-    return list(dict.fromkeys(_root(package) for package in packages))
-
-
 def _root(package: str) -> str:
+    """The directory that a zygote imports it from. It is not imported here."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise IsolationUnavailable(f"the package {package} is not installed")

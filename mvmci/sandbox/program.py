@@ -211,7 +211,10 @@ class _Init:
                 status = dict(_reaped()).get(program)
                 if status is not None:
                     # A program that met the kernel's limit before we looked may give up by itself.
-                    return self._crowded() or _ended(os.waitstatus_to_exitcode(status))
+                    code = os.waitstatus_to_exitcode(status)
+                    return self._crowded() or frames.Ended(
+                        outcome="signal" if code < 0 else "exit", code=abs(code)
+                    )
             before = time.monotonic()
             if before >= due:
                 if crowded := self._crowded():
@@ -349,10 +352,6 @@ def _reaped() -> Iterator[tuple[int, int]]:
 
 def _killed(why: str) -> frames.Ended:
     return frames.Ended(outcome="signal", code=int(signal.SIGKILL), text=why)
-
-
-def _ended(code: int) -> frames.Ended:
-    return frames.Ended(outcome="signal", code=-code) if code < 0 else frames.Ended(outcome="exit", code=code)
 
 
 def _say(fd: int, text: str) -> None:

@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -89,7 +89,10 @@ def run_zygote(argument: str) -> NoReturn:
     from mvmci.sandbox import slot
     from mvmci.sandbox.program import supervise_program
 
-    probe = None if start.probe is None else _named(start.probe)
+    probe: Probe | None = None
+    if start.probe is not None:
+        module, _, name = start.probe.partition(":")
+        probe = getattr(importlib.import_module(module), name)
     slot.prepare_slot()
     unshared = not start.network and "namespace" not in start.without and confinement.leave_network()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
@@ -109,11 +112,6 @@ def _enlarge_stack() -> None:
     if most < settings.STACK_BYTES_MIN:
         sys.exit(f"the hard limit of the stack is {most} bytes, and {settings.STACK_BYTES_MIN} are needed")
     resource.setrlimit(resource.RLIMIT_STACK, (most, hard))
-
-
-def _named(name: str) -> Probe:
-    module, _, attribute = name.partition(":")
-    return cast(Probe, getattr(importlib.import_module(module), attribute))
 
 
 class _Tasks(NamedTuple):

@@ -119,7 +119,8 @@ class _Lines:
         with open(path, "ab+", buffering=0) as file:  # what failed must not be written again at its close
             fcntl.flock(file, fcntl.LOCK_EX)
             self._catch_up(file)
-            self._check(expect)
+            if expect is not None and len(self._lines) != expect:
+                raise Conflict(f"the last message is {len(self._lines)}, not {expect}")
             first = not self._lines
             file.truncate(self._bytes)  # what stands behind it was never acknowledged
             try:
@@ -142,10 +143,6 @@ class _Lines:
         whole = data.rfind(b"\n") + 1
         self._lines += data[:whole].split(b"\n")[:-1]
         self._bytes += whole
-
-    def _check(self, expect: int | None) -> None:
-        if expect is not None and len(self._lines) != expect:
-            raise Conflict(f"the last message is {len(self._lines)}, not {expect}")
 
 
 class _Files:

@@ -23,7 +23,7 @@ from mvmci.deploy.render import render_compose
 from mvmci.errors import Usage
 from mvmci.runtimes import open_runtime
 from mvmci.runtimes.compose import render
-from mvmci.runtimes.compose.render import Service, Wanted, services, unit_of
+from mvmci.runtimes.compose.render import Service, Wanted, services
 from mvmci.runtimes.compose.replica import number_in, question
 from mvmci.store import ClusterSettings
 from mvmci.trust.provision import BrokerConfig, ControlPlaneConfig
@@ -51,6 +51,11 @@ def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
         compose=found.compose,
         **told,
     )
+
+
+def unit_of(service: Service, number: int) -> str:
+    """The unit that a container of a service is."""
+    return service.config.unit.name if service.config is not None else f"{service.name}-{number}"
 
 
 def composed(text: str, tmp_path: Path, **more: Any) -> dict[str, Any]:

@@ -22,13 +22,13 @@ def link(path: str, target: str) -> TreeEntry:
 
 def test_the_order_in_which_entries_come_does_not_matter() -> None:
     entries = [file("b"), file("a/b"), file("a-b"), link("l", "b"), TreeEntry(path="e", kind="dir")]
-    assert tree.digest_of_tree(tree.tree(entries)) == tree.digest_of_tree(tree.tree(entries[::-1]))
+    assert tree.encode_tree(tree.tree(entries)) == tree.encode_tree(tree.tree(entries[::-1]))
     assert tree.decode_tree(tree.encode_tree(tree.tree(entries))) == tree.tree(entries)
 
 
-def test_any_difference_changes_the_digest() -> None:
+def test_any_difference_changes_the_bytes_and_so_the_digest() -> None:
     one = [[file("a")], [file("b")], [file("a", size=2)], [file("a", executable=True)], [link("a", "b")], []]
-    assert len({tree.digest_of_tree(tree.tree(entries)) for entries in one}) == len(one)
+    assert len({tree.encode_tree(tree.tree(entries)) for entries in one}) == len(one)
 
 
 @pytest.mark.parametrize(

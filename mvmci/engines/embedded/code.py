@@ -304,7 +304,7 @@ def _machine() -> str:
 
 
 def _host_key(path: Path) -> bytes:
-    """The host's key, made by whoever comes first. Raises CompileFailed if others could read it."""
+    """The host's key, made by whoever comes first. Raises MvmciError if others could read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix="key-")  # 0600

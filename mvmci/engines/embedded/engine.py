@@ -36,7 +36,7 @@ from mvmci.errors import (
 from mvmci.jobs.job import End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
 from mvmci.journals.holder import Cancelled, Holder, Reread
-from mvmci.journals.reader import known, load
+from mvmci.journals.reader import load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied
 from mvmci.store import load_text
 from mvmci.system.tasks import cancel
@@ -47,7 +47,7 @@ OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that 
 
 
 @dataclass(frozen=True)
-class Run:
+class _Run:
     """What `Embedded.run` was called with."""
 
     job: str
@@ -74,7 +74,7 @@ class Embedded:
     ) -> Outcome:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            run = Run(job, spec_entry, worker, on_slot_free)
+            run = _Run(job, spec_entry, worker, on_slot_free)
             task = asyncio.create_task(self._run(run), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
@@ -132,19 +132,19 @@ class Embedded:
         if expected != found:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
-    async def _run(self, run: Run) -> Outcome:
+    async def _run(self, run: _Run) -> Outcome:
         while True:
             with contextlib.suppress(Reread):
                 return await self._take(run)
             run = replace(run, spec_entry=None)
 
-    async def _take(self, run: Run) -> Outcome:
+    async def _take(self, run: _Run) -> Outcome:
         """Look whether there is anything to do, and hold the job while there is.
 
         What may have come after the spec (a cancel) refuses the first write, and is read then.
         """
         store, job = self._host.store, run.job
-        journal = await load(store, job) if run.spec_entry is None else known(job, run.spec_entry)
+        journal = await load(store, job, run.spec_entry)
         state = journal.state
         if state.ended:
             return Outcome("ended")
@@ -180,7 +180,7 @@ class Embedded:
             worker=worker,
         )
 
-    async def _hold(self, holder: Holder, run: Run) -> Outcome:
+    async def _hold(self, holder: Holder, run: _Run) -> Outcome:
         """From the lease to the end, or to a release."""
         try:
             try:
@@ -213,7 +213,7 @@ class Embedded:
             with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
                 await asyncio.wait_for(released, LET_GO_S)
 
-    async def _attempt(self, holder: Holder, run: Run) -> Done:
+    async def _attempt(self, holder: Holder, run: _Run) -> Done:
         """One try at the job. What ends the job becomes its `done`; what does not is raised."""
         state, limits = holder.journal.state, holder.spec.limits
         if state.cancel is not None:
@@ -246,7 +246,7 @@ class Embedded:
         """Counted from the first lease, which may be this one."""
         return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
 
-    async def _guest(self, holder: Holder, run: Run, time: Deadline) -> Done:
+    async def _guest(self, holder: Holder, run: _Run, time: Deadline) -> Done:
         """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
         code = await self._host.compiled(holder.spec)
         try:
@@ -260,7 +260,7 @@ class Embedded:
             run.on_slot_free()
 
     async def _in_slot(
-        self, holder: Holder, code: str, run: Run, time: Deadline, *, again: bool = False
+        self, holder: Holder, code: str, run: _Run, time: Deadline, *, again: bool = False
     ) -> Done:
         host, spec = self._host, holder.spec
         async with self.slots.take(await host.guests()) as slot:

@@ -10,8 +10,6 @@ What the kinds of effects are is said in `effects`.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import msgspec
 
 from mvmci.engines.embedded import workspace
@@ -40,20 +38,12 @@ _encode = msgspec.json.Encoder().encode
 _answers: msgspec.json.Decoder[effect.Fields] = msgspec.json.Decoder(effect.Fields)
 
 
-class EffectHandler(Protocol):
-    """The other side of a running workflow."""
-
-    replay: Replay
-
-    async def handle(self, frame: frames.ToParent) -> frames.Answer | None:
-        """Take what the guest said; an answer if it waits for one."""
-
-
 async def run_workflow(
-    host: Host, slot: Slot, spec: Spec, started_at: int, code: str, handler: EffectHandler
+    host: Host, slot: Slot, spec: Spec, started_at: int, code: str, handler: LiveEffects | Verification
 ) -> Done:
     """Run a workflow from its beginning, at the time of its first lease, to its end.
 
+    `handler` takes what the guest says, and answers where it waits for one.
     The slot's warm process is kept for the next job only if this one ended by itself.
     """
     child = await _warm(host, slot, spec.limits.memory_bytes)

@@ -472,11 +472,6 @@ def measure(directory: Path, *, entries_max: int = COUNTED_MAX) -> Use:
     return Use(bytes=size, entries=walk.entries, too_deep=bool(walk.too_deep))
 
 
-def usage(directory: Path) -> int:
-    """The bytes that `directory` takes."""
-    return measure(directory).bytes
-
-
 async def watch(directory: Path, bytes_max: int, *, entries_max: int = FILES_MAX) -> NoReturn:
     """Raises LimitReached `workspace` once `directory` takes more than it may; else it never ends.
 

@@ -261,11 +261,6 @@ def _scaled(units: Sequence[Unit]) -> dict[str, tuple[str, int]]:
     return scaled
 
 
-def unit_of(service: Service, number: int) -> str:
-    """The unit that a container is."""
-    return service.config.unit.name if service.config is not None else f"{service.name}-{number}"
-
-
 def compose_file(wanted: Wanted, owner: str, images: Mapping[str, str]) -> dict[str, Any]:
     """compose.yaml, for `docker compose` and `docker-compose` 1.29. `images` are those of the stages."""
     found = services(wanted)

@@ -26,7 +26,6 @@ from mvmci.system.files import private_opener
 
 CHUNK_BYTES = 128 << 10
 _CHUNKS_IN_FLIGHT = 16
-FILE_BYTES = 1 << 20
 TOUCH_AGE_MS = 6 * 3600 * 1000  # far below the age at which blobs are swept: clocks may be wrong
 
 
