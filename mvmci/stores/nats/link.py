@@ -23,7 +23,7 @@ import msgspec
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
 from mvmci.stores.nats.parser import Incoming, ShortCut
-from mvmci.system.tasks import cancel, to_its_end
+from mvmci.system.tasks import TaskSet, cancel, to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
 _hidden = {"aiohttp": None} if "aiohttp" not in sys.modules else {}
@@ -107,7 +107,7 @@ class Link:
         self._client._ps = ShortCut(self._client._ps, self._takes)  # type: ignore[assignment]
         self._answers: dict[str, _Answer] = {}
         self._tokens = itertools.count()
-        self._serving: set[asyncio.Task[None]] = set()
+        self._serving = TaskSet()
         self._inbox = ""
         self._refusals = 0
         self._up = asyncio.Event()
@@ -200,7 +200,7 @@ class Link:
     async def _close(self) -> None:
         self._closed = True
         self._up.clear()
-        await cancel(*self._serving)
+        await self._serving.close()
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._client.close()
@@ -306,9 +306,8 @@ class Link:
 
         async def begin(message: Msg) -> None:
             if message.reply:
-                task = asyncio.create_task(answer(message), name=f"answer {subject}")
-                self._serving.add(task)
-                task.add_done_callback(self._served)
+                answering = self._serving.start(answer(message), name=f"answer {subject}")
+                answering.add_done_callback(self._served)
 
         await self._be_up()
         subscription = await self._client.subscribe(subject, queue=group, cb=begin)
@@ -316,7 +315,6 @@ class Link:
 
     def _served(self, task: asyncio.Task[None]) -> None:
         """That the broker went away needs no telling; whoever asked asks again. A bug ends the link."""
-        self._serving.discard(task)
         failure = None if task.cancelled() else task.exception()
         if failure is not None and not isinstance(failure, StoreUnavailable):
             self._over(MvmciError(f"a request could not be answered: {failure!r}"))
