@@ -215,7 +215,8 @@ def _check_store(state: ClusterState, found: Topology) -> None:
         raise Usage(
             f"broker.store of {state.cluster} can only grow: it is {format_size(was)}, "
             f"which its streams reserve, and the file says {format_size(becomes)}",
-            hint=f"write `store: {format_size(was)}`, or `mvmci down --cluster {state.cluster} --purge`",
+            hint=f"write `store: {format_size(was)}` or more; a cluster with less is made anew: "
+            f"`mvmci down --cluster {state.cluster} --purge` forgets its jobs",
         )
 
 
