@@ -1,1 +1,1 @@
-"""The four accesses that ship with mvmci, one commented file each."""
+"""The accesses that ship with mvmci, one commented file each."""

@@ -112,9 +112,15 @@ def central(topology: Topology) -> Iterator[Unit]:
 def executors(topology: Topology, *options: str, hosts: Sequence[str] = ()) -> Iterator[Unit]:
     """The executors of the file, each with `options` too. They are on `hosts` where the file names none."""
     found = topology.executors or ExecutorsSection()
-    slots = (f"--slots={found.slots}",) if found.slots is not None else ()
-    told = (*slots, *options, *_isolation(topology))
+    told = (*executor_options(topology), *options)
     yield from deal("executor", "executor", found.count, found.hosts or hosts or hosts_of(topology), told)
+
+
+def executor_options(topology: Topology) -> tuple[str, ...]:
+    """What every executor is told: its slots, and the isolation without which it may run nothing."""
+    found = topology.executors or ExecutorsSection()
+    slots = (f"--slots={found.slots}",) if found.slots is not None else ()
+    return (*slots, *_isolation(topology))
 
 
 def balancer(topology: Topology, behind: Iterable[Unit]) -> Unit:

@@ -140,7 +140,7 @@ def run(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 def test_a_package_of_somebody_elses_is_found_by_its_entry_point(tmp_path: Path) -> None:
     install(tmp_path, ring="theirs:plan")
     listed = run(tmp_path, "topologies").stdout.splitlines()
-    assert listed[3] == "ring        A ring of executors. Nobody knows what for."
+    assert "ring        A ring of executors. Nobody knows what for." in listed
     file = tmp_path / "topology.yaml"
     file.write_text("cluster: demo\naccess: ring\nworkers: {}\n")
     done = run(tmp_path, "plan", str(file))
@@ -174,6 +174,15 @@ def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None
     )
     count = found.executors.count if found.executors is not None else len(found.hosts)
     assert sum(unit.role == "executor" for unit in plan.units) == count
+
+
+def test_a_plan_that_is_there_to_be_copied_keeps_the_isolation_that_the_file_asks_for() -> None:
+    file = ROOT / "examples" / "clusters" / "executor-per-host.yaml"
+    text = file.read_text() + "\nmin_isolation: confined\n"
+    found = topology.read_topology(text, name=file.name, accesses=accesses())
+    for unit in deployment_of(found, file).units:
+        has_engine = unit.role in ("executor", "worker")
+        assert ("--min-isolation=confined" in unit.options) == has_engine, unit
 
 
 # ---- Plugins

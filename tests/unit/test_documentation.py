@@ -140,6 +140,6 @@ def test_the_cluster_files_of_the_guide_are_those_that_ship() -> None:
         deployment_of(topology, GUIDE)
         found.setdefault(topology.access, topology)
     shipped = importlib.resources.files("mvmci_topologies")
-    for access in ("per-worker", "peer", "pool", "shared"):
+    for access in accesses():
         text = shipped.joinpath(f"{access}.yaml").read_text()
         assert found[access] == read_topology(text, name=access, accesses=accesses())

@@ -120,7 +120,7 @@ def test_units_that_are_not_numbered_from_one_keep_their_names(names: tuple[str,
     assert [unit_of(one, 1) for one in grouped(units(*names))] == list(names)
 
 
-@pytest.mark.parametrize("access", ["per-worker", "peer", "pool", "shared"])
+@pytest.mark.parametrize("access", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
 def test_the_containers_are_the_units_of_the_plan(access: str, tmp_path: Path) -> None:
     found = wanted((SHIPPED / f"{access}.yaml").read_text(), tmp_path)
     told = [unit_of(one, n + 1) for one in services(found) for n in range(one.count)]

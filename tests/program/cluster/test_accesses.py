@@ -30,6 +30,8 @@ ACCESSES = {
     "pool behind HAProxy": "access: pool\nexecutors: {count: 2, slots: 2, balancer: haproxy}",
     "shared": "access: shared\nexecutors: {slots: 4}",
 }
+EXECUTORS = {"per-worker": 0, "pool": 2, "pool behind HAProxy": 2}  # one, where nothing is said
+BALANCED = ("pool behind HAProxy",)  # those with a balancer
 TOPOLOGY = "cluster: demo\n{access}\nworkers: {{count: 2, slots: 4}}\nallow: {{http: ['{url}/*']}}\n"
 
 
@@ -63,7 +65,7 @@ def way(
 ) -> Iterator[Way]:
     folder = tmp_path_factory.mktemp("way")
     cluster = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
-    if "HAProxy" in request.param:
+    if request.param in BALANCED:
         need(Path("/usr/sbin/haproxy").exists(), "no haproxy: apt-get install haproxy")
     copy_code(program.state, cluster.mvmci.state)
     with serving() as server:
@@ -76,9 +78,8 @@ def way(
 
 def test_its_units_are_seen_and_up_again_changes_nothing(way: Way) -> None:
     roles = [unit["role"] for unit in way.cluster.ps()["units"]]
-    executors = {"per-worker": 0, "pool": 2, "pool behind HAProxy": 2}.get(way.access, 1)
-    assert roles.count("executor") == executors
-    assert roles.count("balancer") == (way.access == "pool behind HAProxy")
+    assert roles.count("executor") == EXECUTORS.get(way.access, 1)
+    assert roles.count("balancer") == (way.access in BALANCED)
     assert set(way.cluster.states().values()) == {"ready"}
     before = way.cluster.pids()
     assert "nothing to change" in way.cluster.up().text
@@ -167,7 +168,7 @@ def test_whoever_is_killed_a_workflow_goes_on_and_repeats_no_effect(
 def test_whatever_else_is_killed_what_runs_goes_on_and_new_jobs_begin(
     way: Way, guest: Guest, victim: str
 ) -> None:
-    if victim == "balancer" and "HAProxy" not in way.access:
+    if victim == "balancer" and way.access not in BALANCED:
         pytest.skip("this access has no balancer")
     job = fresh(f"kill-{victim}")
     with in_an_effect(way, guest, job):
