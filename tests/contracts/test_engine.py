@@ -19,6 +19,7 @@ import pytest
 from mvmci.api.app import Api, serve_api
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
+from mvmci.engines.remote import RunRequest
 from mvmci.engines.server import Executor, serve_requests
 from mvmci.errors import NotFound
 from mvmci.jobs.allow import Allow
@@ -65,6 +66,7 @@ class Way:
     journals: Holding  # of whoever runs jobs
     join: Callable[[str], Awaitable[Cluster]]
     close: Callable[[], Awaitable[None]]  # the engine, and its executor
+    executor: Executor | None
 
     async def submit(self, job: str, *steps: dict[str, Any]) -> None:
         await submit(self.store, await script_spec(self.store, job, steps))
@@ -97,8 +99,8 @@ async def way_to_an_engine(kind: str, broker_url: str, root: Path, folder: Path)
         store = dataclasses.replace(runs.store, journals=journals)
         engine: Engine = open_embedded(store, root, allow=lambda: ALLOW, slots=1)
         engines.push_async_callback(engine.close)
-        if kind != "embedded":
-            executor = Executor(engine, store, slots=1)
+        executor = Executor(engine, store, slots=1) if kind != "embedded" else None
+        if executor is not None:
             if kind == "broker":
                 serving = asyncio.create_task(serve_requests(executor, runs.link, runs.layout))
                 engines.push_async_callback(_stop, serving)
@@ -110,7 +112,7 @@ async def way_to_an_engine(kind: str, broker_url: str, root: Path, folder: Path)
             engine = await open_remote(await join("worker"), where)
             engines.push_async_callback(engine.close)
         client = await join("client", announce=False)
-        yield Way(engine, client.store, journals, join, engines.aclose)
+        yield Way(engine, client.store, journals, join, engines.aclose, executor)
         journals.let_go.set()
 
 
@@ -193,6 +195,22 @@ async def test_two_calls_for_a_job_follow_one_run(way: Way, outside: Counting) -
     assert [outcome.kind for outcome in await asyncio.gather(first, second)] == ["ended", "ended"]
     assert count(await way.ended("j"), Lease) == 1
     assert outside.counts == {"POST /a": 1}
+
+
+@pytest.mark.parametrize("way", ["broker"], indirect=True)
+async def test_an_executor_that_is_sent_a_job_again_follows_its_run(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"))
+    outside.answers.clear()
+    assert way.executor is not None
+    request = RunRequest(job="j", worker="worker")
+    running = await way.executor.take(request)
+    await outside.asked.wait()
+    again = asyncio.create_task(way.executor.take(request))
+    await asyncio.sleep(0)  # it has looked; one that does not follow waits for the slot
+    outside.answers.set()
+    assert await again is running
+    await running
+    assert way.executor.counts["taken"] == 1
 
 
 async def test_a_long_sleep_is_released_until_the_time_that_its_intent_named(way: Way) -> None:
