@@ -1,9 +1,12 @@
 """The first code of the zipapp: looks whether it can run here, unpacks itself safely, starts mvmci.
 
-shiv's bootstrap unpacks into a cache and runs from there. This comes before it and promises that the
-cache is ours alone (whoever can write to it can run code as us), that it is whole (cleaners of cache
-folders delete file by file), and that what prevents it is said in one sentence. The checks are kept
-readable for old Pythons, which are to get a sentence too.
+It unpacks into a cache, as shiv does and with shiv's code, and runs from there. It promises that the cache
+is ours alone (whoever can write to it can run code as us), that it is whole (cleaners of cache folders
+delete file by file), and that what prevents it is said in one sentence. The checks are kept readable for
+old Pythons, which are to get a sentence too.
+
+Every command and every unit starts here, so nothing is loaded that a whole cache does not need: shiv's
+bootstrap takes as long as all of Python.
 """
 
 import errno
@@ -13,7 +16,6 @@ import os
 import stat
 import sys
 import time
-import zipfile
 
 EXIT_VERSION = 8
 EXIT_INTERNAL = 125
@@ -145,6 +147,8 @@ def mend(archive, cache, names):
 
 def unpack(root, build_id, files):
     """Make the cache of this build whole. Costs one look at each file when it is."""
+    import zipfile
+
     from _bootstrap import cache_path, extract_site_packages
 
     with zipfile.ZipFile(sys.argv[0]) as archive:
@@ -178,14 +182,17 @@ def main():
     os.environ["SHIV_ROOT"] = root
     # Compiled modules lie in our cache and litter nothing: without them each command is 0.1 s slower.
     sys.dont_write_bytecode = False
-    # Nothing from elsewhere may stand before what was packed and tested together.
-    leave_path(entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry)
+    # Nothing from elsewhere may stand before what was packed and tested together. The archive itself holds
+    # no more packages, and who asks for the version of one would read its whole directory.
+    told = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    leave_path(told + sys.argv[:1])
+    installed = [entry for entry in sys.path if os.path.basename(entry) in ("site-packages", "dist-packages")]
+    place = sys.path.index(installed[0]) if installed else len(sys.path)
+    sys.path.insert(place, os.path.join(cache, "site-packages"))
 
-    from _bootstrap import bootstrap
+    from mvmci.cli import main as run
 
-    # The archive holds no more packages, and who asks for the version of one would read its whole directory.
-    leave_path(sys.argv[:1])
-    bootstrap()
+    run()
 
 
 main()

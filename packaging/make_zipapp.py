@@ -2,8 +2,8 @@
 
 The dependencies are installed once for each Python, from the locked wheels, and merged into one tree;
 files that two Pythons have in common are identical, or the build stops. mvmci itself comes as a
-wheel. The archive has shiv's layout and bootstrap, but is written here: sorted, with fixed dates and
-modes and without traces of the place, so that a commit gives the same bytes wherever it is built.
+wheel. The archive has shiv's layout, and its code for unpacking, but is written here: sorted, with fixed
+dates and modes and without traces of the place, so that a commit gives the same bytes wherever it is built.
 
 Nothing is done when no input has changed. The target is replaced in one step.
 """
@@ -28,7 +28,6 @@ from typing import Any
 
 import shiv
 import shiv.bootstrap
-from shiv.bootstrap.environment import Environment
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "zipapp"
@@ -206,7 +205,7 @@ def check_programs(tree: Path, programs: dict[str, str]) -> None:
 
 
 def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str) -> None:
-    """Shiv's layout: site-packages/, _bootstrap/, environment.json, and our launcher as __main__.py."""
+    """Shiv's layout: site-packages/, _bootstrap/, and our launcher as __main__.py."""
     paths = sorted(
         (path for path in tree.rglob("*") if path.is_file()), key=lambda path: path.relative_to(tree).parts
     )
@@ -214,14 +213,6 @@ def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str
     identity = hashlib.sha256()
     for name, data in packed.items():
         identity.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
-    environment = Environment(
-        built_at="1980-01-01 00:00:00",
-        shiv_version=shiv.__version__,
-        build_id=identity.hexdigest(),
-        entry_point=config["entry_point"],
-        compile_pyc=False,
-        reproducible=True,
-    )
     build = {
         "id": identity.hexdigest(),
         "machine": machine,
@@ -232,7 +223,6 @@ def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str
     for file in sorted(bootstrap.iterdir(), key=lambda file: file.name):
         if file.name.endswith(".py"):
             packed[f"_bootstrap/{file.name}"] = file.read_bytes()
-    packed["environment.json"] = environment.to_json().encode()
     packed["build.json"] = json.dumps(build).encode()
     packed["__main__.py"] = LAUNCHER.read_bytes()
     with target.open("wb") as file:

@@ -23,7 +23,6 @@ from mvmci.cli.options import (
     spread,
 )
 from mvmci.cli.output import Printer, standard_streams
-from mvmci.engines.embedded.effects import show
 from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
@@ -172,6 +171,8 @@ def _told(record: AnyRecord) -> str:
         case Lease():
             return f"epoch {record.epoch}, {record.why}, {record.unit}"
         case Intent():
+            from mvmci.engines.embedded.effects import show  # an engine takes long to import
+
             return f"{record.index}: {show(record)}" + (" (idempotent)" if record.idempotent else "")
         case Result():
             return f"{record.index}: {_answer(record)}"
