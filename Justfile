@@ -6,6 +6,8 @@ python := ".venv/bin/python"
 
 # End-to-end tests and the demo run this file, not the source tree.
 export MVMCI_ZIPAPP := justfile_directory() / "dist/mvmci.pyz"
+# Whoever forbids Python to keep what it compiled would compile every test again in each run.
+export PYTHONDONTWRITEBYTECODE := ""
 
 [private]
 default:

@@ -29,19 +29,11 @@ GUESTS = ROOT / "tests" / "guests"
 WIT = ROOT / "mvmci" / "wit"
 TOOLS = ("ziglang", "componentize-py", "wasmtime")
 
-CC = [
-    sys.executable,
-    "-m",
-    "ziglang",
-    "cc",
-    "--target=wasm32-wasi",
-    "-std=gnu17",
-    "-Os",
-    "-s",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-]
+CC = [sys.executable, "-m", "ziglang", "cc", "-std=gnu17", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+PROGRAM = ["--target=wasm32-wasi"]
+# What goes into a component that has the memory: its own part of it, and its stack, are below 1 MiB.
+PART = ["--target=wasm32-freestanding", "-nostdlib", "-Wl,--no-entry", "-Wl,--import-memory"]
+PART += ["-Wl,-z,stack-size=524288"]
 COMPONENTIZE = [
     str(Path(sys.executable).parent / "componentize-py"),
     "--quiet",
@@ -50,11 +42,16 @@ COMPONENTIZE = [
     "-w",
     "workflow",
 ]
+COMPONENTIZE += ["componentize", "--stub-wasi"]
+EMPTY_MODULE = b"\x01\x08\0asm\x01\0\0\0"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """One file to build: `source` is a .c or .wat file, or a folder with the app.py of a workflow."""
+    """One file to build: `source` is a .c or .wat file, or a folder with the app.py of a workflow.
+
+    A .wat file that has a .c file of its name beside it is a component around what that becomes.
+    """
 
     target: Path
     source: Path
@@ -62,42 +59,49 @@ class Module:
     def inputs(self) -> list[Path]:
         if self.source.is_dir():
             return sorted([*self.source.glob("*.py"), *WIT.glob("*.wit")])
-        return [self.source]
+        return sorted(self.source.parent.glob(f"{self.source.stem}.*"))
 
     def build(self, output: Path) -> None:
         """Write `output`. Raises CalledProcessError or WasmtimeError, with the tool's reason."""
-        if self.source.suffix == ".wat":
-            output.write_bytes(wasmtime.wat2wasm(self.source.read_text()))
-            return
-        # The compiler's cache stays in the project, so that nothing outside need be writable.
-        environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(ROOT / "build" / "zig")}
-        with tempfile.TemporaryDirectory() as scratch:
-            if self.source.suffix == ".c":
-                command = [*CC, "-o", str(output), str(self.source)]
-            else:
+        part = self.source.with_suffix(".c")
+        if self.source.suffix == ".c":
+            run_tool([*CC, *PROGRAM, "-o", str(output), str(self.source)])
+        elif self.source.suffix == ".wat":
+            component = bytes(wasmtime.wat2wasm(self.source.read_text()))
+            if part.exists():
+                run_tool([*CC, *PART, "-o", str(output), str(part)])
+                component = embed(output.read_bytes(), component)
+            output.write_bytes(component)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
                 # A copy, because Python's bytecode is left beside the source.
                 for path in self.source.glob("*.py"):
                     shutil.copy(path, scratch)
-                command = [
-                    *COMPONENTIZE,
-                    "componentize",
-                    "--stub-wasi",
-                    "-p",
-                    scratch,
-                    "app",
-                    "-o",
-                    str(output),
-                ]
-            subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+                run_tool([*COMPONENTIZE, "-p", scratch, "app", "-o", str(output)])
+
+
+def run_tool(command: list[str]) -> None:
+    """The compiler's cache stays in the project, so that nothing outside need be writable."""
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(ROOT / "build" / "zig")}
+    subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+
+
+def embed(module: bytes, component: bytes) -> bytes:
+    """Put `module` in the place of the empty core module of `component`: each is a section, with its size."""
+    size, rest = b"", len(module)
+    while rest >= 0x80:
+        size, rest = size + bytes([rest & 0x7F | 0x80]), rest >> 7
+    before, after = component.split(EMPTY_MODULE)
+    return before + b"\x01" + size + bytes([rest]) + module + after
 
 
 def modules() -> list[Module]:
     """All that is built; the slow ones first."""
     found = [
-        Module(target=DIST / "guests" / "script.wasm", source=GUESTS / "script"),
         Module(target=DIST / "examples" / "python-workflow.wasm", source=EXAMPLES / "python-workflow"),
         Module(target=DIST / "examples" / "c-command.wasm", source=EXAMPLES / "c-command" / "count.c"),
         Module(target=DIST / "examples" / "tiny.wasm", source=EXAMPLES / "tiny" / "tiny.wat"),
+        Module(target=DIST / "guests" / "script.wasm", source=GUESTS / "script" / "script.wat"),
         Module(target=DIST / "guests" / "component.wasm", source=GUESTS / "component" / "component.wat"),
     ]
     for source in sorted((GUESTS / "commands").glob("*.c")):
@@ -107,7 +111,7 @@ def modules() -> list[Module]:
 
 def digest(module: Module) -> str:
     versions = [f"{tool} {importlib.metadata.version(tool)}" for tool in TOOLS]
-    total = hashlib.sha256(repr((versions, CC[1:], COMPONENTIZE[1:], Path(__file__).read_text())).encode())
+    total = hashlib.sha256(repr((versions, Path(__file__).read_text())).encode())
     for path in module.inputs():
         total.update(f"{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return total.hexdigest()

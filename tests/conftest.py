@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -29,16 +30,19 @@ from tests.harness.broker import ensure, serve
 from tests.harness.docker import Docker, find_docker
 from tests.harness.memory import Memory
 from tests.harness.places import ZIPAPP, guest_path, need
-from tests.harness.program import Mvmci, copy_code, steps
+from tests.harness.program import Mvmci
 
 # Where several workers run the tests, a file stays on one of them. So do folders that share something:
 # programs share a user, and the clean-up of one ends all that the user has; containers share the project of
-# one cluster.
+# one cluster. Of a file that has a cluster for each access, every one is dealt out by itself.
 TOGETHER = {
     "tests/parts/effects/": "users",
     "tests/parts/sandbox/": "users",
     "tests/program/compose/": "containers",
 }
+APART = re.compile(
+    r"tests/program/cluster/test_accesses\.py::.*\[(per-worker|peer|pool behind HAProxy|pool|shared)"
+)
 # What takes longest begins first.
 FIRST = ("tests/program/", "tests/faults/", "tests/foreign/", "tests/parts/", "tests/contracts/", "tests/")
 
@@ -70,7 +74,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             shared = (what for folder, what in TOGETHER.items() if nodeid.startswith(folder))
-            return next(shared, nodeid.partition("::")[0])
+            access = APART.match(nodeid)
+            return access[1] if access else next(shared, nodeid.partition("::")[0])
 
     return Files(config, log)
 
@@ -88,17 +93,14 @@ def zipapp() -> Path:
 
 @pytest.fixture(scope="session")
 def program(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Mvmci:
-    """The program, with a home for the whole run: it unpacks itself once, and has the workflow compiled.
-
-    Nothing else is to be done with its state directory; `copy_code` takes the code along to another.
-    """
+    """The program, with a home for the whole run, into which it unpacks itself once."""
     run = tmp_path_factory.getbasetemp()
     home = (run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "home"
     found = Mvmci(zipapp, home / "state", home)
     with filelock.FileLock(f"{home}.lock"):
         if not home.exists():
             (home / ".cache").mkdir(parents=True)
-            assert found("run", guest_path("script"), "--input", steps()).code == 0
+            assert found("version").code == 0
     return found
 
 
@@ -115,11 +117,9 @@ def script() -> Path:
 
 
 @pytest.fixture(scope="session")
-def host_root(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def host_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where engines in tests keep slots and code, so that each guest is compiled once."""
-    folder = tmp_path_factory.mktemp("host")
-    copy_code(program.state, folder)
-    return folder / "_host"
+    return tmp_path_factory.mktemp("host") / "_host"
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -66,9 +66,6 @@ async def test_jobs_whose_holders_are_killed_at_random_end_once_and_repeat_no_ef
             await process.stdout.readline()
             return process
 
-        await submit(store, await script_spec(store, "compiles", []))
-        process = await start("w", "compiles")
-        await process.communicate()
         for n in range(KILLS):
             server.asked.clear()
             process = await start(f"w{n}", *jobs)

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "dist" / "guests"
+EXAMPLES = ROOT / "dist" / "examples"
 ZIPAPP = Path(os.environ.get("MVMCI_ZIPAPP", ROOT / "dist" / "mvmci.pyz")).resolve()
 IN_CI = os.environ.get("CI") == "true"
 

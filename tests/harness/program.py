@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -208,13 +207,6 @@ class Mvmci:
         assert {path.name for path in host.iterdir()} <= {"code", "code.key", "slots"}
         assert not list((host / "code").glob("new-*"))
         assert not list((self.state / "_local" / "blobs").glob(".*"))
-
-
-def copy_code(there: Path, here: Path) -> None:
-    """Take the compiled code along to another state directory; the key that vouches for it too."""
-    (here / "_host").mkdir(parents=True, mode=0o711)
-    shutil.copytree(there / "_host" / "code", here / "_host" / "code")
-    shutil.copy2(there / "_host" / "code.key", here / "_host" / "code.key")
 
 
 def _processes(mark: bytes) -> Iterator[str]:

@@ -16,11 +16,17 @@ LOOK_S = 0.02
 
 
 def until(there: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
-    """Wait until `there()` is true; what is `told` stands in the failure."""
+    """Wait until `there()` is true; what is `told` stands in the failure.
+
+    A look may start a program: it is not to keep a core from that which is waited for.
+    """
     end = time.monotonic() + LONG_S
+    began = time.monotonic()
     while not there():
-        assert time.monotonic() < end, f"it never came to that: {told()}"
-        time.sleep(LOOK_S)
+        now = time.monotonic()
+        assert now < end, f"it never came to that: {told()}"
+        time.sleep(max(LOOK_S, 2 * (now - began)))
+        began = time.monotonic()
 
 
 async def until_true(there: Callable[[], object | Awaitable[object]], within_s: float = LONG_S) -> None:

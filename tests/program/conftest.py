@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.harness.cluster import SMALLEST, Cluster
-from tests.harness.program import Mvmci, copy_code
+from tests.harness.program import Mvmci
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,6 @@ def demo(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     """A cluster of three workers that runs; a test that changes it puts it back."""
     folder = tmp_path_factory.mktemp("demo")
     found = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
-    copy_code(program.state, found.mvmci.state)
     found.write(SMALLEST)
     found.up()
     yield found

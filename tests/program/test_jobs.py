@@ -18,7 +18,6 @@ from tests.harness.program import (
     Outcome,
     Running,
     assert_sentence,
-    copy_code,
     fresh,
     steps,
 )
@@ -58,7 +57,6 @@ def place(request: pytest.FixtureRequest, program: Mvmci, tmp_path_factory: pyte
     if request.param == "cluster":
         return Place(request.getfixturevalue("demo").mvmci, ("submit", "--wait"), ())
     local = dataclasses.replace(program, state=tmp_path_factory.mktemp("local") / "state")
-    copy_code(program.state, local.state)
     return Place(local, ("run",), ("--local",))
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from mvmci.cli.options import HOST_FOLDER
 from mvmci.errors import NoAnswer
 from mvmci.jobs.journal import Entry, Intent, Journal, Message, Result, Verdict, verdict
 from mvmci.journals import holder, writer
@@ -28,7 +27,6 @@ from mvmci.stores.nats.append import Append
 from tests.faults.chaos import without
 from tests.faults.chaos.crew import LAPSE_S, Crew, crew
 from tests.faults.chaos.outside import again, once
-from tests.harness.program import Mvmci
 from tests.harness.waiting import LONG_S, until_journal
 
 JOB = "j"
@@ -38,11 +36,11 @@ Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture
-async def team(broker_url: str, program: Mvmci, monkeypatch: Patch) -> AsyncIterator[Crew]:
+async def team(broker_url: str, host_root: Path, monkeypatch: Patch) -> AsyncIterator[Crew]:
     monkeypatch.setattr(worker, "KEEP_EVERY_S", LAPSE_S / 4)
     # A holder looks every second, and then waits with its writes: here it is to be in the middle of one.
     monkeypatch.setattr(holder, "WATCH_EVERY_S", LONG_S)
-    async with crew(broker_url, program.state / HOST_FOLDER) as found:
+    async with crew(broker_url, host_root) as found:
         yield found
 
 

@@ -1,4 +1,4 @@
-"""One home and one state directory for the whole run, so that each guest is compiled once.
+"""One home and one state directory for the whole run.
 
 Tests take ids of their own. A test that looks at what a state directory holds takes `alone`.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Mvmci, copy_code
+from tests.harness.program import Mvmci
 from tests.harness.server import Server, serving
 
 
@@ -21,7 +21,6 @@ from tests.harness.server import Server, serving
 def mvmci(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mvmci]:
     """The program with the state directory that tests share."""
     mvmci = replace(program, state=tmp_path_factory.mktemp("local") / "state")
-    copy_code(program.state, mvmci.state)
     yield mvmci
     mvmci.assert_nothing_runs()
 
@@ -30,13 +29,6 @@ def mvmci(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def alone(mvmci: Mvmci, tmp_path: Path) -> Mvmci:
     """The program with an empty state directory."""
     return replace(mvmci, state=tmp_path / "state")
-
-
-@pytest.fixture
-def with_code(alone: Mvmci, program: Mvmci) -> Mvmci:
-    """The program with a state directory of its own that has the workflow compiled, as a copy."""
-    copy_code(program.state, alone.state)
-    return alone
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.harness.places import EXAMPLES
 from tests.harness.program import Mvmci, fresh, steps
 from tests.harness.server import Server
 from tests.harness.waiting import until
@@ -187,9 +188,9 @@ def test_kills_at_random_instants_change_nothing(
     assert mvmci("replay", job, "--local").text == "identical\n"
 
 
-def test_a_kill_while_compiling_leaves_nothing_behind(alone: Mvmci, script: Path, guest: Guest) -> None:
+def test_a_kill_while_compiling_leaves_nothing_behind(alone: Mvmci, guest: Guest) -> None:
     job = fresh("compiling")
-    running = alone.start("run", script, "--id", job, "--input", steps())
+    running = alone.start("run", EXAMPLES / "python-workflow.wasm", "--id", job)  # 19 MB: it takes long
     running.hears("compiling", "err")
     until(lambda: list((alone.state / "_host" / "code").glob("new-*")))
     running.kill()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Mvmci, assert_sentence, copy_code, fresh, steps
+from tests.harness.program import Mvmci, assert_sentence, fresh, steps
 
 Guest = Callable[[str], Path]
 
@@ -84,12 +84,9 @@ def test_a_last_line_that_was_never_finished_is_not_there(mvmci: Mvmci, guest: G
 
 
 @pytest.mark.parametrize("suffix", ["cwasm", "mac"])
-def test_changed_code_is_compiled_anew_and_never_run(
-    mvmci: Mvmci, alone: Mvmci, guest: Guest, suffix: str
-) -> None:
+def test_changed_code_is_compiled_anew_and_never_run(alone: Mvmci, guest: Guest, suffix: str) -> None:
     order = ["run", guest("hello")]
-    assert mvmci(*order).code == 0
-    copy_code(mvmci.state, alone.state)
+    assert alone(*order).code == 0
     assert "compiling" not in alone(*order).err
     for path in (alone.state / "_host" / "code").glob(f"*.{suffix}"):
         flip(path, path.stat().st_size // 2)
@@ -99,10 +96,9 @@ def test_changed_code_is_compiled_anew_and_never_run(
     assert "compiling" not in alone(*order).err
 
 
-def test_code_without_its_key_is_compiled_anew(mvmci: Mvmci, alone: Mvmci, guest: Guest) -> None:
+def test_code_without_its_key_is_compiled_anew(alone: Mvmci, guest: Guest) -> None:
     order = ["run", guest("exit")]
-    assert mvmci(*order).code == 0
-    copy_code(mvmci.state, alone.state)
+    assert alone(*order).code == 0
     (alone.state / "_host" / "code.key").unlink()
     assert "compiling" in alone(*order).err
 
@@ -146,16 +142,16 @@ def test_a_changed_artifact_is_not_handed_out(mvmci: Mvmci, guest: Guest, tmp_pa
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_damaged_result_does_not_hide_the_other_jobs(alone: Mvmci, guest: Guest, with_code: Mvmci) -> None:
+def test_a_damaged_result_does_not_hide_the_other_jobs(alone: Mvmci, guest: Guest) -> None:
     big = steps(*[{"now": None}] * 8_000)
-    (with_code.home / "big.json").write_text(big)
-    order = ["run", guest("script"), "--id", "big", "--input", f"@{with_code.home}/big.json"]
-    assert with_code(*order).code == 0
-    assert with_code("run", guest("exit"), "--id", "other").code == 0
-    done = json.loads(with_code.journal("big").read_bytes().splitlines()[-1])
-    flip(with_code.blob(done["records"][-1]["result"]["blob"]), 5)
-    assert_sentence(with_code("status", "big", "--local"), 2, "was damaged on disk")
-    assert with_code.jobs() == ["other", "big"]
+    (alone.home / "big.json").write_text(big)
+    order = ["run", guest("script"), "--id", "big", "--input", f"@{alone.home}/big.json"]
+    assert alone(*order).code == 0
+    assert alone("run", guest("exit"), "--id", "other").code == 0
+    done = json.loads(alone.journal("big").read_bytes().splitlines()[-1])
+    flip(alone.blob(done["records"][-1]["result"]["blob"]), 5)
+    assert_sentence(alone("status", "big", "--local"), 2, "was damaged on disk")
+    assert alone.jobs() == ["other", "big"]
 
 
 # ---- The state directory

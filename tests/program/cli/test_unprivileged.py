@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.places import GUESTS, need
-from tests.harness.program import Mvmci, assert_sentence, copy_code, fresh, steps
+from tests.harness.program import Mvmci, assert_sentence, fresh, steps
 
 Guest = Callable[[str], Path]
 NOBODY = 65534
@@ -60,17 +60,12 @@ def python_of(uid: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def nobody(zipapp: Path, mvmci: Mvmci, public: Path) -> Iterator[Mvmci]:
-    """The program as another user, with a home of its own and the code that is compiled already."""
+def nobody(zipapp: Path, public: Path) -> Iterator[Mvmci]:
+    """The program as another user, with a home of its own."""
     nobody = program_of(NOBODY, zipapp, public)
-    script = public / "script.wasm"
     for guest in GUESTS.glob("*.wasm"):
         shutil.copy(guest, public / guest.name)
         (public / guest.name).chmod(0o644)
-    assert mvmci("run", script, "--input", steps()).code == 0
-    nobody.state.mkdir(mode=0o700)
-    copy_code(mvmci.state, nobody.state)
-    subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", nobody.state], check=True)
     yield nobody
     nobody.assert_nothing_runs()
     nobody.assert_slots_are_clean()

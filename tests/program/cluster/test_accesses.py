@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
-from tests.harness.program import Mvmci, at, copy_code, fresh, steps
+from tests.harness.program import Mvmci, at, fresh, steps
 from tests.harness.server import Server, serving
 from tests.harness.waiting import LONG_S, until
 
@@ -67,7 +67,6 @@ def way(
     cluster = Cluster(dataclasses.replace(program, state=folder / "state"), folder / "topology.yaml")
     if request.param in BALANCED:
         need(Path("/usr/sbin/haproxy").exists(), "no haproxy: apt-get install haproxy")
-    copy_code(program.state, cluster.mvmci.state)
     with serving() as server:
         cluster.write(TOPOLOGY.format(access=ACCESSES[request.param], url=server.url))
         cluster.up()
