@@ -27,7 +27,7 @@ soak: zipapp examples
 
 # Lint and unit tests (under a minute)
 check: lint
-    {{ python }} -m pytest -q tests/unit
+    {{ python }} -m pytest -q -n 2 tests/unit
 
 # ruff and mypy
 lint:

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
 import msgspec
-import pathspec
 
 from mvmci.config.quantity import format_size
 from mvmci.engines.embedded.limits import LimitReached
@@ -219,6 +218,8 @@ def _ignored(root: int, directory: Path) -> Callable[[str], bool]:
     try:
         if len(data) > IGNORE_BYTES_MAX:
             raise ValueError(f"over the limit of {IGNORE_BYTES_MAX} bytes")
+        import pathspec  # takes as long as all else here, and most trees have no such file
+
         rules = pathspec.GitIgnoreSpec.from_lines(data.decode().splitlines())
     except ValueError as wrong:
         raise BadWorkspace(f"{directory}/{IGNORE_FILE}: {wrong}") from None
