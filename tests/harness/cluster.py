@@ -40,9 +40,7 @@ class Cluster:
         return done
 
     def ps(self) -> Any:
-        done = self.mvmci("ps", "--json")
-        assert done.code == 0, done
-        return done.json
+        return self.mvmci.look("ps")
 
     def units(self) -> dict[str, dict[str, Any]]:
         return {unit["name"]: unit for unit in self.ps()["units"]}
@@ -54,9 +52,7 @@ class Cluster:
         return {name: unit["state"] for name, unit in self.units().items()}
 
     def jobs(self) -> list[str]:
-        done = self.mvmci("list", "--json", "--limit", "0")
-        assert done.code == 0, done
-        return [job["id"] for job in done.json]
+        return [job["id"] for job in self.mvmci.look("list", "--limit", "0")]
 
     def all_ready(self) -> None:
         """Wait until every unit is."""

@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tests.harness.looks import look
 from tests.harness.waiting import LONG_S, until
 
 STATUS_KEYS = [
@@ -168,21 +169,24 @@ class Mvmci:
             pipe.write(stdin)
         return running.end(self.patience_s)
 
+    def look(self, *args: str | Path) -> Any:
+        """What a verb that only reads says as JSON, at less than the price of a program."""
+        verb = [*map(str, args), "--json"]
+        done = self(*verb) if self.prefix else Outcome(*look(verb, self.environment()))
+        assert done.code == 0, done
+        return done.json
+
     def environment(self, **more: str) -> dict[str, str]:
         ours = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MVMCI_STATE": str(self.state)}
         return {**ours, "LC_ALL": "C.UTF-8", **self.env, **more}
 
     def status(self, job: str) -> Any:
         """What `status --json` says."""
-        done = self("status", job, "--local", "--json")
-        assert done.code == 0, done
-        return done.json
+        return self.look("status", job, "--local")
 
     def jobs(self) -> list[str]:
         """The ids that `list` shows."""
-        done = self("list", "--local", "--json", "--limit", "0")
-        assert done.code == 0, done
-        return [one["id"] for one in done.json]
+        return [one["id"] for one in self.look("list", "--local", "--limit", "0")]
 
     def journal(self, job: str) -> Path:
         return self.state / "_local" / "jobs" / job / "journal"
@@ -225,7 +229,7 @@ def _processes(mark: bytes) -> Iterator[str]:
 
 def at(mvmci: Mvmci, job: str, record: str) -> float:
     """When the last record of that kind was written, in s since 1970, however late that was heard of."""
-    found = [one["at"] for one in mvmci("history", job, "--json").json if one["record"] == record]
+    found = [one["at"] for one in mvmci.look("history", job) if one["record"] == record]
     return datetime.fromisoformat(found[-1]).timestamp()
 
 

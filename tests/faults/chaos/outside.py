@@ -16,8 +16,6 @@ from typing import Any
 
 from aiohttp import web
 
-PATIENCE_MS = 60_000
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -92,13 +90,13 @@ class Outside:
 def once(outside: Outside, job: str, number: int) -> dict[str, Any]:
     """A step of the guest `script`: a request that must not be made twice."""
     url = f"{outside.url}/{job}/once/{number}"
-    return {"http": {"method": "POST", "url": url, "timeout_ms": PATIENCE_MS}}
+    return {"http": {"method": "POST", "url": url}}
 
 
 def again(outside: Outside, job: str, number: int) -> dict[str, Any]:
     """The same of one that may be made again, under its one key."""
     url = f"{outside.url}/{job}/again/{number}"
-    return {"http": {"method": "PUT", "url": url, "timeout_ms": PATIENCE_MS, "idempotent": True}}
+    return {"http": {"method": "PUT", "url": url, "idempotent": True}}
 
 
 def path_of(step: dict[str, Any]) -> str:

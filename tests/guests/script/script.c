@@ -211,7 +211,7 @@ static uint64_t number(Value *value) {
 
 static uint32_t timeout_of(Value *step) {
     Value *found = get(step, TEXT("timeout_ms"));
-    return found ? number(found) : 10000;
+    return found ? number(found) : 300000;  // what a busy machine may take to let go of what it holds
 }
 
 static bool idempotent(Value *step) {

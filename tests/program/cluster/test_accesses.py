@@ -48,9 +48,7 @@ class Way:
         return self.cluster.mvmci
 
     def status(self, job: str) -> dict[str, Any]:
-        done = self.mvmci("status", job, "--json")
-        assert done.code == 0, done
-        found: dict[str, Any] = done.json
+        found: dict[str, Any] = self.mvmci.look("status", job)
         return found
 
     def pid(self, unit: str) -> int:

@@ -55,13 +55,11 @@ def submit(mvmci: Mvmci, *args: str | Path) -> str:
 
 
 def kinds(mvmci: Mvmci, job: str) -> list[str]:
-    return [record["record"] for record in mvmci("history", job, "--json").json]
+    return [record["record"] for record in mvmci.look("history", job)]
 
 
 def status(mvmci: Mvmci, job: str) -> dict[str, object]:
-    done = mvmci("status", job, "--json")
-    assert done.code == 0, done
-    found: dict[str, object] = done.json
+    found: dict[str, object] = mvmci.look("status", job)
     return found
 
 
@@ -235,7 +233,7 @@ def test_options_hold_for_each_line_that_does_not_say_otherwise(mvmci: Mvmci, gu
         {"module": exits, "queue": "other", "timeout": 60, "memory": "64MiB", "output-limit": 1000},
         options=(*NOBODY, "--timeout", "5m"),
     )
-    specs = [mvmci("history", job, "--json").json[0] for job in ids]
+    specs = [mvmci.look("history", job)[0] for job in ids]
     assert [spec["queue"] for spec in specs] == ["nobody", "other"]
     assert [spec["limits"]["timeout_ms"] for spec in specs] == [300_000, 60_000]
     assert (specs[1]["limits"]["memory_bytes"], specs[1]["limits"]["output_bytes"]) == (64 << 20, 1000)
@@ -380,11 +378,11 @@ def test_a_running_job_is_cancelled_soon(mvmci: Mvmci, guest: Guest) -> None:
 def test_an_ended_job_stays_as_it_ended(mvmci: Mvmci, guest: Guest) -> None:
     job = submit(mvmci, guest("exit"), "--", "3")
     assert mvmci("wait", job).code == 1
-    before = mvmci("history", job, "--json").json
+    before = mvmci.look("history", job)
     done = mvmci("cancel", job, "--json")
     assert (done.code, done.err) == (0, f"{job} had already ended: failed\n")
     assert [one["status"] for one in done.json] == ["failed"]
-    assert mvmci("history", job, "--json").json == before
+    assert mvmci.look("history", job) == before
 
 
 def test_several_are_cancelled_together_or_none_if_one_is_unknown(mvmci: Mvmci, guest: Guest) -> None:

@@ -62,13 +62,13 @@ def test_a_plan_of_ones_own_runs_jobs_like_ours_and_a_broken_one_leaves_workers_
     assert "No such option" in done.err
     assert demo.mvmci("submit", guest("hello"), "--wait").code == 0
     job = demo.jobs()[0]
-    assert demo.mvmci("status", job, "--json").json["executor"] == "worker-1"
+    assert demo.mvmci.look("status", job)["executor"] == "worker-1"
     # The same file, repaired, goes on from there.
     plugin(demo)
     assert "engine becomes broker" in demo.up().text
     assert demo.ps()["access"] == "plugin"
     assert demo.mvmci("submit", guest("hello"), "--wait").code == 0
-    assert demo.mvmci("status", demo.jobs()[0], "--json").json["executor"] == "executor-1"
+    assert demo.mvmci.look("status", demo.jobs()[0])["executor"] == "executor-1"
     # Where every slot is taken for long, that they are is proof enough.
     for job in ("long-1", "long-2"):
         assert demo.mvmci("submit", guest("sleeper"), "--id", job, "--", "9000", "100").code == 0
@@ -139,4 +139,4 @@ def answers(port: int) -> bool:
 
 def reason(demo: Cluster, job: str) -> str:
     time.sleep(0.1)
-    return str(demo.mvmci("status", "--cluster", "demo", job, "--json").json["reason"])
+    return str(demo.mvmci.look("status", "--cluster", "demo", job)["reason"])

@@ -342,14 +342,14 @@ def test_a_grace_that_is_over_hands_jobs_back_and_counts_no_attempt(cluster: Mak
     demo.up()
     order = ["submit", guest("sleeper"), "--attempts", "1", "--", "50", "100"]
     job = demo.mvmci(*order).text.strip()
-    until(lambda: demo.mvmci("status", job, "--json").json["status"] == "running")
+    until(lambda: demo.mvmci.look("status", job)["status"] == "running")
     start = time.monotonic()
     demo.down("--grace", "200ms")
     assert time.monotonic() - start < GRACE_S
     demo.assert_nothing_is_left()
     demo.up()
     assert demo.mvmci("wait", job).code == 0
-    assert demo.mvmci("status", job, "--json").json["attempts"] == 1
+    assert demo.mvmci.look("status", job)["attempts"] == 1
 
 
 def test_no_unit_outlives_a_killed_supervisor_and_up_goes_on(cluster: Make) -> None:

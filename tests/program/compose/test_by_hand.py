@@ -59,7 +59,7 @@ class Hand:
         return sorted(name for name, unit in self.cluster.units().items() if unit["role"] == "worker")
 
     def status(self, job: str) -> Any:
-        return self.mvmci("status", job, "--json").json
+        return self.mvmci.look("status", job)
 
 
 @pytest.fixture(scope="module")

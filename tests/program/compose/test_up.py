@@ -96,7 +96,7 @@ def test_it_is_made_anew_and_goes_down_and_comes_back_with_its_jobs(
     assert containers(docker) == {}
     assert set(demo.states().values()) == {"down"}
     demo.up()
-    assert demo.mvmci("status", job, "--json").json["status"] == "succeeded"
+    assert demo.mvmci.look("status", job)["status"] == "succeeded"
     demo.down("--purge")
     assert not demo.folder.exists()
     assert_nothing_is_left(docker)
