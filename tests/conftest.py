@@ -44,7 +44,16 @@ APART = re.compile(
     r"tests/program/cluster/test_accesses\.py::.*\[(per-worker|peer|pool behind HAProxy|pool|shared)"
 )
 # What takes longest begins first.
-FIRST = ("tests/program/", "tests/faults/", "tests/foreign/", "tests/parts/", "tests/contracts/", "tests/")
+FIRST = (
+    "tests/program/compose/",
+    "tests/program/cluster/",
+    "tests/program/",
+    "tests/faults/",
+    "tests/foreign/",
+    "tests/parts/",
+    "tests/contracts/",
+    "tests/",
+)
 
 # How long an example takes says nothing of ours: the machine may be busy.
 settings.register_profile("mvmci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
