@@ -31,25 +31,25 @@ _context.set_forkserver_preload(
 )
 
 
-def look(verb: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, str]:
-    """Run `mvmci` with the words of `verb`: its exit code, and what it said on stdout and stderr."""
+def look(words: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes, str]:
+    """Run `words`, the zipapp's path and a verb: the exit code, stdout and stderr."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = _context.Process(target=_run, args=([*verb], {**environment}, out, err))
+        process = _context.Process(target=_run, args=([*words], {**environment}, out, err))
         process.start()
         process.join(LONG_S)
         code = process.exitcode
-        assert code is not None, f"{verb} never ended"
+        assert code is not None, f"{words} never ended"
         process.close()
         return code, out.read_bytes(), err.read_text(errors="replace")
 
 
-def _run(verb: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
     from mvmci.cli import main
 
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = ["mvmci", *verb]
+    sys.argv = words
     main()

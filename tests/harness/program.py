@@ -172,7 +172,7 @@ class Mvmci:
     def look(self, *args: str | Path) -> Any:
         """What a verb that only reads says as JSON, at less than the price of a program."""
         verb = [*map(str, args), "--json"]
-        done = self(*verb) if self.prefix else Outcome(*look(verb, self.environment()))
+        done = self(*verb) if self.prefix else Outcome(*look([str(self.zipapp), *verb], self.environment()))
         assert done.code == 0, done
         return done.json
 

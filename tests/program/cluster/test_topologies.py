@@ -34,7 +34,7 @@ def plugin(demo: Cluster, more: str = "") -> None:
 
 
 def planned(demo: Cluster) -> list[dict[str, Any]]:
-    changes: list[dict[str, Any]] = demo.mvmci("plan", demo.file, "--json").json["changes"]
+    changes: list[dict[str, Any]] = demo.mvmci.look("plan", demo.file)["changes"]
     return changes
 
 
