@@ -117,6 +117,15 @@ class Running:
             said = bytes(self._said[stream])
         assert wanted in said[after:], f"{text!r} never came: {self._said}"
 
+    def is_connected(self) -> bool:
+        """Whether it has a connection that is established."""
+        proc = Path(f"/proc/{self.pid}")
+        with contextlib.suppress(FileNotFoundError):
+            ours = {os.readlink(one) for one in (proc / "fd").iterdir()}
+            sockets = [line.split() for line in (proc / "net" / "tcp").read_text().splitlines()[1:]]
+            return any(one[3] == "01" and f"socket:[{one[9]}]" in ours for one in sockets)
+        return False
+
     def signal(self, signum: int) -> None:
         self.process.send_signal(signum)
 

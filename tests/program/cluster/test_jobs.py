@@ -327,6 +327,7 @@ def test_who_waits_waits_on_while_the_broker_is_away(demo: Cluster, guest: Guest
     waiting = mvmci.start("submit", guest("sleeper"), "--id", job, "--wait", "--", "100", "100")
     waiting.hears("tick 5\n")
     more = mvmci.start("wait", job)
+    until(more.is_connected)  # and has read the job long before another program has come as far
     following = mvmci.start("logs", job, "-f")
     following.hears("tick 5\n")
     broker = demo.pids()["broker-1"]
