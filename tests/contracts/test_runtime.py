@@ -114,7 +114,7 @@ async def world(
         monkeypatch.setattr(sys, "argv", [str(tmp_path / "mvmci.pyz")])
         volumes = [engine.volumes / f"mvmci-{NAME}_{name}" / "_data" / "said" for name in ("broker", "state")]
         said = lambda: list(itertools.chain.from_iterable(map(stub.read, volumes)))  # noqa: E731
-        docker_line.check.cache_clear()
+        docker_line.check_docker.cache_clear()
     world = World(request.param, tmp_path, said, base or "unused")
     yield world
     await world.runtime.stop(grace_s=0)

@@ -31,15 +31,15 @@ def other_build(zipapp: Path, folder: Path, number: int) -> Path:
 def planned(cluster: Cluster) -> tuple[set[str], list[str]]:
     """The units that `plan` names, and what it says to set."""
     told = cluster.mvmci.look("plan", cluster.file)
-    shown = cluster.mvmci("plan", cluster.file).text.splitlines()
-    assert len(shown) == (len(told["changes"]) + len(told["settings"]) or len(["nothing to change"]))
     return {one["name"] for one in told["changes"]}, told["settings"]
 
 
 def apply(cluster: Cluster, text: str) -> set[str]:
     """`plan`, `up`; the units that were named, which are those of which the process is another."""
     cluster.write(text)
-    named, _ = planned(cluster)
+    named, settings = planned(cluster)
+    shown = cluster.mvmci("plan", cluster.file).text.splitlines()
+    assert len(shown) == len(named) + len(settings)
     before = cluster.pids()
     cluster.up("--within", "10m")  # the machine may be busy
     after = cluster.pids()
