@@ -17,7 +17,7 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Lint, and all tests but the long ones (under 8 minutes; they wait more than they compute)
+# Lint, and all tests but the long ones
 test: lint zipapp examples
     {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not soak"
 
