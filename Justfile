@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE := ""
 default:
     @{{ just_executable() }} --list --unsorted
 
-# Build the zipapp and run real WebAssembly with it (under 3 minutes from a fresh clone)
+# Build the zipapp and run real WebAssembly with it (about 3 minutes from a fresh clone)
 demo: zipapp examples
     sh examples/demo.sh
 
