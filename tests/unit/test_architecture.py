@@ -151,8 +151,16 @@ def test_what_faces_a_user_stays_in_the_command_line(library: str) -> None:
     assert {room(module) for module in importers(library)} <= {"cli"}
 
 
-def test_the_command_line_loads_nothing_heavy_before_it_is_needed() -> None:
-    """`mvmci version` is to be quick, and to work where a library does not."""
-    code = f"import sys, mvmci.cli; print([name for name in {HEAVY!r} if name in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("mvmci.cli", HEAVY),
+        ("mvmci.cli.read", [*HEAVY, "mvmci.engines", "pathspec"]),
+        ("mvmci.engines.embedded.engine", ["pathspec"]),
+    ],
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(module: str, heavy: list[str]) -> None:
+    """`version` is to work where a library does not; it, verbs that read and workers are to be quick."""
+    code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
