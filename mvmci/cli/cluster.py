@@ -75,24 +75,31 @@ async def _up(
     file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
 ) -> int:
     from mvmci.deploy.plan import check_external, check_front, make_plan
-    from mvmci.deploy.up import Up
+    from mvmci.deploy.up import Overtaken, Up
 
     make_state(state)
-    plan = await make_plan(state, file, runtime)
-    plan.state.check_free()
-    for warning in await check_external(plan):
-        click.echo(warning, err=True)
-    await check_front(plan)
-    if not plan.changes and await _all_ready(plan, as_json):
-        return 0
-    for line in _lines(plan):
-        click.echo(line, err=as_json)
-    if plan.disturbs and not yes and not detach and sys.stdin.isatty():
-        click.confirm("go on?", default=True, abort=True, err=True)
-    view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
-    up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
-    if not detach:
-        return await _foreground(up, plan.state, view, as_json)
+    while True:
+        plan = await make_plan(state, file, runtime)
+        plan.state.check_free()
+        for warning in await check_external(plan):
+            click.echo(warning, err=True)
+        await check_front(plan)
+        if not plan.changes and await _all_ready(plan, as_json):
+            return 0
+        for line in _lines(plan):
+            click.echo(line, err=as_json)
+        if plan.disturbs and not yes and not detach and sys.stdin.isatty():
+            click.confirm("go on?", default=True, abort=True, err=True)
+        view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
+        up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
+        try:
+            return await (_detached if detach else _foreground)(up, plan.state, view, as_json)
+        except Overtaken as overtaken:
+            click.echo(f"{overtaken.message}: planned again", err=True)
+
+
+async def _detached(up: Up, state: ClusterState, view: _View, as_json: bool) -> int:
+    """Bring it up, and leave it."""
     try:
         with view:
             roster = await up.run()
@@ -100,7 +107,7 @@ async def _up(
         if up.begun:
             click.echo("interrupted: the same command goes on, `mvmci down` stops what runs", err=True)
         raise
-    _tell_ready(plan.state, roster, as_json)
+    _tell_ready(state, roster, as_json)
     return 0
 
 

@@ -31,7 +31,7 @@ from mvmci.cluster.topology import Topology
 from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
-from mvmci.errors import LockHeld, MvmciError, PartlyApplied, StoreUnavailable
+from mvmci.errors import MvmciError, PartlyApplied, StoreUnavailable
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import Spec, status
 from mvmci.journals.client import mint_id, submit, until_ended
@@ -66,6 +66,10 @@ NOTHING = bytes.fromhex(
 )
 
 
+class Overtaken(MvmciError):
+    """What a plan was made from is no longer so: by somebody else's `up`, or a unit has ended by itself."""
+
+
 class Up:
     """One `up`: what it does, and whom it tells."""
 
@@ -98,11 +102,14 @@ class Up:
         self._later = [action for action in plan.actions if action.after_move]
 
     async def run(self) -> ClusterStatus:
-        """Do it. Raises LockHeld, Usage, StoreUnavailable, TicketRefused, and later on PartlyApplied."""
+        """Do it.
+
+        Raises LockHeld, Overtaken, Usage, StoreUnavailable, TicketRefused, and later on PartlyApplied.
+        """
         plan, state = self._plan, self._state
         with state.lock():
             if await make_plan(state.root, plan.file, plan.runtime) != plan:
-                raise LockHeld(f"{state.cluster} was changed by somebody else just now", hint="try again")
+                raise Overtaken(f"{state.cluster} has changed meanwhile")
             self.begun = True
             try:
                 async with asyncio.timeout(self._within_s) as self._limit:

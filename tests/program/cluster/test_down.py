@@ -194,3 +194,18 @@ def test_on_a_terminal_it_asks_before_it_stops_something(cluster: Make) -> None:
     terminal.types("n\n")
     assert terminal.end() == 130
     assert demo.pids() == before
+
+
+def test_what_changed_while_it_asked_is_planned_again_and_not_applied(cluster: Make) -> None:
+    demo = cluster(SMALLEST.replace("3", "2"))
+    demo.up()
+    demo.write(SMALLEST.replace("3", "1"))
+    terminal = Terminal(demo.mvmci, "up", demo.file)
+    terminal.hears("go on? [Y/n]")
+    demo.up()
+    after = demo.pids()
+    terminal.types("y\n")
+    terminal.hears("demo has changed meanwhile: planned again")
+    terminal.hears("nothing to change: 3 units of demo are ready")
+    assert terminal.end() == 0
+    assert demo.pids() == after
