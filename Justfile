@@ -17,13 +17,13 @@ default:
 demo: zipapp examples
     sh examples/demo.sh
 
-# Lint, and all tests but the long ones
+# Lint, and all tests but the long ones (7 minutes on two cores)
 test: lint zipapp examples
     {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not soak"
 
-# The tests that take minutes each: faults at random, moves under load, hosts and disks, benchmarks
+# The long ones: faults at random, every access, containers, hosts and disks, programs of others, benchmarks
 soak: zipapp examples
-    {{ python }} -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m soak
+    {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m soak
 
 # Lint and unit tests (under a minute)
 check: lint

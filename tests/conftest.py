@@ -48,6 +48,7 @@ APART = re.compile(
 # What takes longest begins first.
 FIRST = (
     "tests/program/compose/",
+    "tests/faults/chaos/",
     "tests/program/cluster/",
     "tests/program/",
     "tests/faults/",
@@ -55,6 +56,28 @@ FIRST = (
     "tests/parts/",
     "tests/contracts/",
     "tests/",
+)
+
+# What starts clusters by the dozen, runs in containers, or kills at random: `./just soak` runs it.
+SOAK = (
+    "tests/faults/chaos/",
+    "tests/faults/test_crash_everywhere.py",
+    "tests/faults/test_kill_at_random.py",
+    "tests/foreign/",
+    "tests/parts/roles/test_shortcuts.py",
+    "tests/program/cli/test_death.py",
+    "tests/program/cli/test_limits.py",
+    "tests/program/cli/test_tampering.py",
+    "tests/program/cli/test_unprivileged.py",
+    "tests/program/cluster/test_accesses.py",
+    "tests/program/cluster/test_broker.py",
+    "tests/program/cluster/test_changes.py",
+    "tests/program/cluster/test_down.py",
+    "tests/program/cluster/test_topologies.py",
+    "tests/program/compose/",
+    "tests/program/test_benchmarks.py",
+    "tests/program/test_demo.py",
+    "tests/program/test_zipapp.py",
 )
 
 # How long an example takes says nothing of ours: the machine may be busy.
@@ -73,7 +96,11 @@ async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
     return (await dial_cluster(url, cluster, unit, maintains=True, **options)).store
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SOAK):
+            item.add_marker("soak")
     items.sort(key=lambda item: next(n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)))
 
 

@@ -17,8 +17,6 @@ from benchmarks.figures import lines_table
 from benchmarks.program import DIST
 from tests.harness.places import IN_CI
 
-pytestmark = pytest.mark.soak
-
 TINY = Scale(rounds=1, batch=50, alone=3, effects=5, replayed=20, starts=1)
 GROWTH = growth.Scale(
     rounds=1, bulk=20, alone=2, workers=(), units=(4, 8), ended=(0, 500), effects=(), bytes=(), rest_s=1.0

@@ -26,8 +26,6 @@ from tests.harness.cluster import Cluster
 from tests.harness.places import GUESTS
 from tests.harness.proxy import Proxy
 
-pytestmark = pytest.mark.soak
-
 KILLS_S = float(os.environ.get("MVMCI_CHAOS_S", "60"))
 CUTS_S = float(os.environ.get("MVMCI_CHAOS_S", "25"))
 SEED = int(os.environ.get("MVMCI_CHAOS_SEED", "0")) or time.time_ns() % 1_000_000

@@ -7,8 +7,6 @@ import random
 import statistics
 from contextlib import AsyncExitStack
 
-import pytest
-
 from mvmci.jobs.journal import Journal
 from mvmci.journals.reader import load
 from tests.faults.chaos.conftest import Make, join
@@ -17,8 +15,6 @@ from tests.faults.chaos.load import Client
 from tests.faults.chaos.outside import Outside, Steps, again, once
 from tests.faults.chaos.test_stopped_worker import unit_of
 from tests.harness.waiting import LONG_S, until_journal
-
-pytestmark = pytest.mark.soak
 
 LIGHT = 1_000
 AT_ONCE = 128

@@ -26,8 +26,6 @@ from tests.faults.chaos.outside import Outside, path_of
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
 
-pytestmark = pytest.mark.soak
-
 # Each pair of two comes once: twelve moves.
 CIRCUIT = (
     "per-worker", "peer", "per-worker", "pool", "per-worker", "shared", "peer",

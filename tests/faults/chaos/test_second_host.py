@@ -9,8 +9,6 @@ import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import pytest
-
 from mvmci.cluster.identity import decode_ticket
 from mvmci.journals.reader import load
 from mvmci.store import Store
@@ -22,8 +20,6 @@ from tests.faults.chaos.outside import Outside, once
 from tests.faults.chaos.test_stopped_worker import unit_of
 from tests.harness.cluster import Cluster
 from tests.harness.waiting import LONG_S, until_journal
-
-pytestmark = pytest.mark.soak
 
 SECOND = "second"
 UNPLUGGED_S = 20.0

@@ -24,8 +24,6 @@ from tests.harness.places import GUESTS, need
 from tests.harness.program import Running, assert_sentence
 from tests.harness.waiting import LONG_S, until_journal
 
-pytestmark = pytest.mark.soak
-
 EVERY_S = 0.4
 AWAY_S = 20.0
 DELETIONS, DELETED_S = 3, 3.0

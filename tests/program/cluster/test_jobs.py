@@ -387,7 +387,7 @@ def test_an_ended_job_stays_as_it_ended(mvmci: Mvmci, guest: Guest) -> None:
 
 
 def test_several_are_cancelled_together_or_none_if_one_is_unknown(mvmci: Mvmci, guest: Guest) -> None:
-    ids = [submit(mvmci, guest("exit"), *NOBODY) for _ in range(3)]
+    ids = batch(mvmci, *[{"module": str(guest("exit"))}] * 3, options=NOBODY)
     assert_sentence(mvmci("cancel", *ids, "unknown"), 2, "there is no job unknown")
     assert {status(mvmci, job)["status"] for job in ids} == {"queued"}
     assert mvmci("cancel", *ids).code == 0
@@ -395,7 +395,8 @@ def test_several_are_cancelled_together_or_none_if_one_is_unknown(mvmci: Mvmci, 
 
 
 def test_a_cancelled_job_never_runs(mvmci: Mvmci, guest: Guest) -> None:
-    ids = [submit(mvmci, guest("sleeper"), "--", "100") for _ in range(8)]  # more than there are slots
+    sleeper = {"module": str(guest("sleeper")), "args": ["100"]}
+    ids = batch(mvmci, *[sleeper] * 8)  # more than there are slots
     assert mvmci("cancel", *ids).code == 0
     assert mvmci("wait", *ids).code == 1
     for job in ids:
@@ -426,8 +427,8 @@ def test_list_has_the_newest_first_and_can_be_narrowed(mvmci: Mvmci, guest: Gues
 
 
 def test_a_job_says_why_it_waits(mvmci: Mvmci, guest: Guest, long_jobs: list[str]) -> None:
-    for _ in range(6):
-        long_jobs.append(submit(mvmci, guest("sleeper"), "--", "100"))
+    sleeper = {"module": str(guest("sleeper")), "args": ["100"]}
+    long_jobs += batch(mvmci, *[sleeper] * 6)
     for job in long_jobs:
         stands(mvmci, job, "running")
     waiting = submit(mvmci, guest("sleeper"), "--", "100", "1")

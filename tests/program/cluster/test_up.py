@@ -16,12 +16,11 @@ import msgspec
 import pytest
 
 from mvmci.deploy.state import ClusterState
-from mvmci.roles.broker import find_server
 from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 from tests.harness.cluster import SMALLEST, Cluster
-from tests.harness.program import Mvmci, Running, assert_sentence
+from tests.harness.program import Mvmci, assert_sentence
 from tests.harness.server import serving
 from tests.harness.waiting import until
 
@@ -412,90 +411,6 @@ def test_a_state_directory_of_another_version_is_left_alone(cluster: Make) -> No
     for verb in (("up", demo.file, "--detach"), ("plan", demo.file)):
         assert_sentence(demo.mvmci(*verb), 8, "another format: '2'")
     assert [path.name for path in demo.folder.iterdir()] == ["version"]
-
-
-def test_a_broker_that_is_not_there_is_named_before_anything_was_changed(cluster: Make) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    demo = cluster(SMALLEST + f"broker: {{url: 'nats://127.0.0.1:{port}'}}\n")
-    assert_sentence(
-        demo.mvmci("up", demo.file, "--detach"), 6, f"no broker answers at nats://127.0.0.1:{port}"
-    )
-    assert not demo.folder.exists()
-
-
-@pytest.fixture
-def plain_broker(tmp_path: Path) -> Any:
-    """Starts a nats-server of the user's own, with these options; its URL."""
-    running: list[Running] = []
-
-    def start(*options: str) -> str:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        command = [str(find_server()), "-a", "127.0.0.1", "-p", str(port), *options]
-        server_ = Running(command, dict(os.environ), cwd=tmp_path)
-        running.append(server_)
-        server_.hears("Server is ready", "err")
-        return f"nats://127.0.0.1:{port}"
-
-    yield start
-    for one in running:
-        one.kill()
-
-
-def test_a_broker_without_jetstream_is_refused_before_anything_was_changed(
-    cluster: Make, plain_broker: Callable[..., str]
-) -> None:
-    url = plain_broker()
-    demo = cluster(SMALLEST + f"broker: {{url: '{url}'}}\n")
-    assert_sentence(demo.mvmci("up", demo.file, "--detach"), 2, url, "it has no JetStream")
-    assert not demo.folder.exists()
-
-
-def test_a_broker_of_ones_own_carries_a_cluster_and_stays_when_it_goes(
-    cluster: Make, plain_broker: Callable[..., str], tmp_path: Path
-) -> None:
-    url = plain_broker("-js", "-sd", str(tmp_path / "store"))
-    demo = cluster(SMALLEST.replace("3", "1") + f"broker: {{url: '{url}'}}\n")
-    told = demo.up("--json")
-    assert "does not tell us whether it syncs" in told.err
-    assert [unit["name"] for unit in told.json["units"]] == ["control-plane-1", "worker-1"]
-    assert told.json["url"] == url
-    assert len(demo.jobs()) == 1
-    demo.down("--purge")
-    demo.up()
-    assert len(demo.jobs()) == 1  # another one: nothing of the first is left
-
-
-def test_a_cluster_keeps_to_its_broker(cluster: Make) -> None:
-    demo = cluster(SMALLEST.replace("3", "1"))
-    demo.up()
-    demo.write(SMALLEST + "broker: {url: 'nats://127.0.0.1:1'}\n")
-    assert_sentence(demo.mvmci("plan", demo.file), 2, "cannot change to another broker")
-
-
-# ---- The broker moves
-
-
-def test_a_broker_that_moves_takes_everybody_along(cluster: Make, guest: Guest) -> None:
-    demo = cluster(SMALLEST.replace("3", "1"))
-    demo.up()
-    job = demo.mvmci("submit", guest("sleeper"), "--attempts", "1", "--", "50", "60").text.strip()
-    until(lambda: demo.units()["worker-1"]["busy"], demo.ps)
-    jobs, before = demo.jobs(), demo.pids()
-    demo.write(SMALLEST.replace("3", "1") + "broker: {listen: 0.0.0.0}\n")
-    done = demo.up()
-    assert done.text.count("the broker moves to 0.0.0.0, port ") == 3
-    assert not set(before.values()) & set(demo.pids().values())
-    assert set(jobs) < set(demo.jobs())
-    assert demo.mvmci("wait", job).code == 0
-    assert demo.up().text.startswith("nothing to change")
-    told = demo.up("--json").json
-    assert "127.0.0.1" not in told["url"]  # it is for other machines
-    address, _, port = told["url"].partition("://")[2].rpartition(":")
-    with socket.create_connection((address.strip("[]"), int(port)), timeout=5) as plain:
-        plain.sendall(b"CONNECT {}\r\nPING\r\n")  # a broker without TLS would have answered with INFO
-        assert b"INFO" not in plain.recv(100)
 
 
 # ---- Halfway
