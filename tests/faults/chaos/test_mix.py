@@ -8,20 +8,21 @@ import statistics
 from contextlib import AsyncExitStack
 
 from mvmci.jobs.journal import Journal
+from mvmci.journals.client import cancel_job
 from mvmci.journals.reader import load
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client
 from tests.faults.chaos.outside import Outside, Steps, again, once
 from tests.faults.chaos.test_stopped_worker import unit_of
-from tests.harness.waiting import LONG_S, until_journal
+from tests.harness.waiting import LONG_S, until_done, until_journal
 
 LIGHT = 1_000
 AT_ONCE = 128
-SHARE = 1 / 5  # that one of the five free slots should take
+SHARE = 1 / 5  # of light jobs and effects, that one of the five free slots should take
 WORKFLOWS = 10
 EFFECTS = 100
-TURNS = "16000"  # millions: some 30 s of one processor
+TURNS = "1000000"  # millions: it computes until it is cancelled
 TOPOLOGY = """
 cluster: demo
 workers: {{count: 3, slots: 2}}
@@ -40,11 +41,6 @@ def waited_s(journal: Journal) -> float:
     return ((journal.state.started_at or 0) - journal.state.spec.at) / 1000
 
 
-def ended_at(journal: Journal) -> int:
-    assert journal.state.done is not None
-    return journal.state.done.at
-
-
 async def test_a_thousand_light_jobs_and_ten_long_workflows_do_not_wait_for_one_that_computes(
     make: Make, closing: AsyncExitStack
 ) -> None:
@@ -56,6 +52,7 @@ async def test_a_thousand_light_jobs_and_ten_long_workflows_do_not_wait_for_one_
     store = client.store
 
     await client.command("burn", TURNS, job="burner")
+    client.accepted.clear()  # it is to end as the others do not
     await until_journal(store, "burner", lambda journal: journal.state.lease)
     turns = asyncio.Semaphore(AT_ONCE)
 
@@ -74,21 +71,17 @@ async def test_a_thousand_light_jobs_and_ten_long_workflows_do_not_wait_for_one_
     assert await judge(store, client.accepted, outside, LONG_S) == []
 
     journals = {job.id: await load(store, job.id) for job in client.accepted}
-    burner = journals["burner"]
-    began = burner.state.started_at or 0
-    burned_s = (ended_at(burner) - began) / 1000
+    burner = await load(store, "burner")
+    assert burner.state.done is None, "somebody may have waited for its end"
+    assert await cancel_job(store, burner, "us")
+    await until_done(store, "burner")
     waits = sorted(waited_s(journals[job]) for job in lights)
-    last_light, last_workflow = (
-        (max(ended_at(journals[job]) for job in jobs) - began) / 1000 for jobs in (lights, workflows)
-    )
-    beside = sum(unit_of(journals[job]) == unit_of(burner) for job in lights)
+    works = dict.fromkeys(lights, 1) | dict.fromkeys(workflows, EFFECTS)
+    beside = sum(work for job, work in works.items() if unit_of(journals[job]) == unit_of(burner))
     print(
-        f"burned for {burned_s:.1f} s; light jobs waited {statistics.median(waits):.2f} s in the median and "
-        f"{waits[-1]:.1f} s at most, {beside} ran beside it; the last light job ended after "
-        f"{last_light:.1f} s, the last workflow after {last_workflow:.1f} s"
+        f"light jobs waited {statistics.median(waits):.2f} s in the median and {waits[-1]:.1f} s at most; "
+        f"of {sum(works.values())} light jobs and effects {beside} were had beside the one that computes"
     )
-    assert burned_s > 10, "it was over too soon to be in anybody's way"
-    assert beside > LIGHT * SHARE / 4, "the other slot of its worker hardly took any"
-    assert last_light < burned_s
-    assert last_workflow < burned_s
+    # Workflows may keep that slot for all of the time, while light jobs are had elsewhere.
+    assert beside > sum(works.values()) * SHARE / 4, "the other slot of its worker hardly took any"
     assert outside.total == WORKFLOWS * EFFECTS
