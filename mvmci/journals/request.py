@@ -199,9 +199,12 @@ _Fields = TypeVar("_Fields", bound=JobFields)
 _objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@cache
-def _decoders(kind: type[JobFields]) -> dict[str, msgspec.json.Decoder[Any]]:
-    return {field.name: msgspec.json.Decoder(field.type) for field in msgspec.structs.fields(kind)}
+@cache  # a batch asks for each of its lines
+def _decoders(kind: type[JobFields]) -> tuple[dict[str, msgspec.json.Decoder[Any]], list[str]]:
+    """By a field's name; and the fields that have to be there."""
+    fields = msgspec.structs.fields(kind)
+    decoders = {field.name: msgspec.json.Decoder(field.type) for field in fields}
+    return decoders, [field.name for field in fields if field.required]
 
 
 def read_object(text: bytes, kind: type[_Fields]) -> _Fields:
@@ -210,7 +213,7 @@ def read_object(text: bytes, kind: type[_Fields]) -> _Fields:
         found = _objects.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Usage(f"it is no JSON object: {error}") from None
-    decoders, values = _decoders(kind), {}
+    (decoders, required), values = _decoders(kind), {}
     for typed, raw in found.items():
         name = typed.replace("-", "_")
         if name not in decoders:
@@ -221,9 +224,9 @@ def read_object(text: bytes, kind: type[_Fields]) -> _Fields:
             values[name] = decoders[name].decode(raw)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Usage(f"`{name}`: {error}") from None
-    for field in msgspec.structs.fields(kind):
-        if field.required and field.name not in values:
-            raise Usage(f"there is no `{field.name}`")
+    for name in required:
+        if name not in values:
+            raise Usage(f"there is no `{name}`")
     return kind(**values)
 
 
