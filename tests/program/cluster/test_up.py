@@ -310,11 +310,14 @@ def test_a_worker_that_joined_by_hand_is_seen(cluster: Make, tmp_path: Path) -> 
 def test_a_second_up_at_the_same_time_says_who_is_at_work(cluster: Make) -> None:
     demo = cluster()
     first = demo.mvmci.start("up", demo.file, "--detach")
-    lock = demo.folder / "lock"
-    until(lambda: lock.exists() and lock.read_text())
-    who = f"process {first.pid} of "
-    assert_sentence(demo.mvmci("up", demo.file, "--detach"), 5, who, "since 20", "is at work on demo")
-    assert_sentence(demo.mvmci("down", demo.file), 5, who)
+    until((demo.folder / "supervisor.json").exists)
+    first.signal(signal.SIGSTOP)  # however long the others take, it is at work
+    try:
+        who = f"process {first.pid} of "
+        assert_sentence(demo.mvmci("up", demo.file, "--detach"), 5, who, "since 20", "is at work on demo")
+        assert_sentence(demo.mvmci("down", demo.file), 5, who)
+    finally:
+        first.signal(signal.SIGCONT)
     assert first.end().code == 0
     demo.all_ready()
 
