@@ -48,7 +48,6 @@ APART = re.compile(
 # What takes longest begins first.
 FIRST = (
     "tests/program/compose/",
-    "tests/faults/chaos/",
     "tests/program/cluster/",
     "tests/program/",
     "tests/faults/",
@@ -99,7 +98,7 @@ async def open_nats(url: str, cluster: str, unit: str, **options: Any) -> Store:
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(SOAK):
+        if item.nodeid.startswith(SOAK) or item.nodeid.endswith("[compose]"):
             item.add_marker("soak")
     items.sort(key=lambda item: next(n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)))
 

@@ -190,7 +190,11 @@ class Report:
             with open(file, "a") as report:
                 report.write(f"{text}\n")
 
+    def few(self, **least: int) -> dict[str, int]:
+        """Of what too little happened, and how much did."""
+        return {name: self.counts[name] for name, count in least.items() if self.counts[name] < count}
+
     def assert_enough(self, **least: int) -> None:
         """A check that cannot fail is none: so much must have happened."""
-        few = {name: self.counts[name] for name, count in least.items() if self.counts[name] < count}
+        few = self.few(**least)
         assert not few, f"too little happened: {few} of {least}"

@@ -36,6 +36,7 @@ SLOW_S = 0.3
 # are well: whoever is cut off himself declares nobody dead.
 LONG_S = (9.0, 12.0)
 STORM_S = 5.0
+ROUNDS_MAX = 5  # a busy machine sees less happen in the same time: it goes on until there was enough
 SHORT = {"quiet_s": 1.5, "longest_s": 2.0}
 TOPOLOGY = """
 cluster: demo
@@ -96,26 +97,24 @@ async def test_whatever_is_killed_or_stopped_every_job_ends_once_and_no_effect_h
     print(f"seed {SEED}")
     cluster, client = await start(make, closing, outside)
     mayhem = Mayhem(cluster.folder, random.Random(SEED))
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(mayhem.run(KILLS_S))
-        tasks.create_task(client.run(KILLS_S, EVERY_S))
-        tasks.create_task(stop_for_long(client, mayhem, KILLS_S))
-    async with client.witness() as unit:  # until now, whoever was stopped may have been killed as well
-        await mayhem.stop(unit, LONG_S[1])
-    report = Report(mayhem.counts)
-    report.counts["kills"] = sum(count for name, count in mayhem.counts.items() if name.startswith("killed"))
-    report.counts["stops"] = sum(count for name, count in mayhem.counts.items() if name.startswith("stopped"))
-    await assess(cluster, client, report, "kills")
     share = int(KILLS_S) // 10
-    report.assert_enough(
-        jobs=5 * share,
-        operations=50 * share,
-        effects=10 * share,
-        kills=2 * share,
-        stops=2 * share,
-        recovered=share,
-        fenced=1,
-    )
+    least = {"jobs": 5 * share, "operations": 50 * share, "effects": 10 * share}
+    least |= {"kills": 2 * share, "stops": 2 * share, "recovered": share, "fenced": 1}
+    for _ in range(ROUNDS_MAX):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(mayhem.run(KILLS_S))
+            tasks.create_task(client.run(KILLS_S, EVERY_S))
+            tasks.create_task(stop_for_long(client, mayhem, KILLS_S))
+        async with client.witness() as unit:  # until now, whoever was stopped may have been killed as well
+            await mayhem.stop(unit, LONG_S[1])
+        report = Report(mayhem.counts.copy())
+        for what in ("kill", "stop"):
+            told = (count for name, count in mayhem.counts.items() if name.startswith(what))
+            report.counts[f"{what}s"] = sum(told)
+        await assess(cluster, client, report, "kills")
+        if not report.few(**least):
+            break
+    report.assert_enough(**least)
 
 
 async def put_behind_proxies(cluster: Cluster, closing: AsyncExitStack) -> dict[str, Proxy]:
@@ -156,15 +155,18 @@ async def test_however_the_connection_is_cut_every_job_ends_once_and_no_effect_h
     cluster, client = await start(make, closing, outside)
     proxies = await put_behind_proxies(cluster, closing)
     await asyncio.to_thread(cluster.all_ready)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(client.run(CUTS_S, EVERY_S))
-        tasks.create_task(cut_at_random(client, proxies, CUTS_S))
-    report = Report()
-    for proxy in proxies.values():
-        report.counts.update(proxy.counts)
-    report.counts["cuts"] = sum(proxy.counts.total() for proxy in proxies.values())
-    await assess(cluster, client, report, "cuts")
     share = int(CUTS_S) // 10
-    report.assert_enough(
-        jobs=5 * share, operations=50 * share, effects=10 * share, cuts=4 * share, recovered=1, fenced=1
-    )
+    least = {"jobs": 5 * share, "operations": 50 * share, "effects": 10 * share, "cuts": 4 * share}
+    least |= {"recovered": 1, "fenced": 1}
+    for _ in range(ROUNDS_MAX):
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(client.run(CUTS_S, EVERY_S))
+            tasks.create_task(cut_at_random(client, proxies, CUTS_S))
+        report = Report()
+        for proxy in proxies.values():
+            report.counts.update(proxy.counts)
+        report.counts["cuts"] = report.counts.total()
+        await assess(cluster, client, report, "cuts")
+        if not report.few(**least):
+            break
+    report.assert_enough(**least)
