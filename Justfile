@@ -23,8 +23,7 @@ test: lint zipapp examples
 
 # The long ones: faults at random, every access, containers, hosts and disks, programs of others, benchmarks
 soak: zipapp examples
-    {{ python }} -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m soak tests/faults/chaos
-    {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m soak --ignore tests/faults/chaos
+    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m soak
 
 # Lint and unit tests (under a minute)
 check: lint

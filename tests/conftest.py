@@ -34,9 +34,10 @@ from tests.harness.program import Mvmci
 
 # Where several workers run the tests, a file stays on one of them. So do folders that share something:
 # programs share a user, and the clean-up of one ends all that the user has; containers share the project of
-# one cluster, and Docker's builder misses layers that another's clean-up removes. Of a file that has a
-# cluster for each access, every one is dealt out by itself.
+# one cluster, and Docker's builder misses layers that another's clean-up removes; clusters in chaos would
+# starve each other's units. Of a file that has a cluster for each access, every one is dealt out by itself.
 TOGETHER = {
+    "tests/faults/chaos/": "chaos",
     "tests/parts/effects/": "users",
     "tests/parts/sandbox/": "users",
     "tests/contracts/test_runtime.py": "containers",
@@ -48,6 +49,7 @@ APART = re.compile(
 # What takes longest begins first.
 FIRST = (
     "tests/program/compose/",
+    "tests/faults/chaos/",
     "tests/program/cluster/",
     "tests/program/",
     "tests/faults/",

@@ -278,19 +278,30 @@ def test_a_signal_to_the_whole_terminal_is_one_interruption(mvmci: Mvmci, guest:
 # ---- Long sleeps
 
 
-def test_a_long_sleep_is_suspended_and_goes_on_after_a_kill(mvmci: Mvmci, script: Path) -> None:
-    job = fresh("sleep")
-    several = [{"log": "asleep"}, {"sleep": 12_000}, {"log": "awake"}]
+def killed_asleep(mvmci: Mvmci, job: str, script: Path, sleep_ms: int) -> list[str | Path]:
+    """Begin a workflow that sleeps, and kill it as soon as it does; how it was begun."""
+    several = [{"log": "asleep"}, {"sleep": sleep_ms}, {"log": "awake"}]
     order = ["run", script, "--id", job, "--input", steps(*several)]
-    start = time.monotonic()
     running = mvmci.start(*order)
     until(lambda: b'"released"' in _journal(mvmci, job))
-    running.kill()  # before anything else, for it sleeps no longer because the machine is busy
+    running.kill()
     mvmci.assert_nothing_runs()
+    return order
+
+
+def test_a_long_sleep_is_suspended(mvmci: Mvmci, script: Path) -> None:
+    job = fresh("sleep")
+    killed_asleep(mvmci, job, script, 3_600_000)
     status = mvmci.status(job)
     assert (status["status"], status["reason"]) == ("suspended", "sleep")
     assert mvmci("logs", job, "--local").err == "asleep\n"
-    done = mvmci(*order)
+    assert mvmci("cancel", job, "--local").code == 0
+
+
+def test_a_long_sleep_goes_on_after_a_kill(mvmci: Mvmci, script: Path) -> None:
+    job = fresh("sleep")
+    start = time.monotonic()
+    done = mvmci(*killed_asleep(mvmci, job, script, 12_000))
     took = time.monotonic() - start
     assert done.code == 0
     assert done.err.splitlines()[-1] == "awake"
