@@ -25,6 +25,7 @@ from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, path_of
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
+from tests.harness.waiting import until_true
 
 # Each pair of two comes once: twelve moves.
 CIRCUIT = (
@@ -234,6 +235,15 @@ async def test_an_up_that_is_killed_anywhere_in_a_move_goes_on_when_it_is_repeat
     assert set(asked(client.accepted, outside)) == {1}
 
 
+async def until_executors(cluster: Cluster, count: int) -> None:
+    """One whose farewell was lost is seen for a while."""
+
+    def are_there() -> bool:
+        return [unit["role"] for unit in cluster.ps()["units"]].count("executor") == count
+
+    await until_true(are_there)
+
+
 async def test_a_pool_grows_and_shrinks_and_loses_its_balancer_while_jobs_run(
     haproxy: None, make: Make, closing: AsyncExitStack
 ) -> None:
@@ -250,8 +260,7 @@ async def test_a_pool_grows_and_shrinks_and_loses_its_balancer_while_jobs_run(
                 tasks.create_task(client.run(LOAD_S, EVERY_S, sleepers=False))
                 await asyncio.sleep(LOAD_S / 4)
                 await asyncio.to_thread(cluster.up)
-            roles = [unit["role"] for unit in cluster.ps()["units"]]
-            assert roles.count("executor") == count
+            await until_executors(cluster, count)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(client.run(LOAD_S, EVERY_S, sleepers=False))
         await asyncio.sleep(LOAD_S / 2)
