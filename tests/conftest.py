@@ -59,7 +59,7 @@ FIRST = (
     "tests/",
 )
 
-# What starts clusters by the dozen, runs in containers, or kills at random: `./just soak` runs it.
+# What is long: it starts programs or clusters by the dozen, uses containers, or kills at random.
 SOAK = (
     "tests/faults/chaos/",
     "tests/faults/test_crash_everywhere.py",

@@ -458,8 +458,9 @@ async def test_a_plan_that_has_been_overtaken_is_not_applied(place: Place) -> No
     plan = await place.plan()
     await place.applied()
     doing = up.Up(plan, say=print, show=print)
-    with pytest.raises(up.Overtaken):
+    with pytest.raises(up.Overtaken) as caught:
         await doing.run()
+    assert caught.value.message == "demo has changed meanwhile"
     assert not doing.begun
     place.state.check_free()
 
