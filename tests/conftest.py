@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
+from mvmci.roles.unit import new_event_loop
 from mvmci.store import GONE_S, HINT_LAPSE_S, Store
 from mvmci.stores.folder import Folder
 from mvmci.stores.nats import dial_cluster, remove
@@ -88,6 +93,7 @@ settings.load_profile("mvmci")
 PLACES = ("memory", "folder", "jetstream")
 LISTENING = "jetstream-listening"  # where every unit hears all others, as a control plane does
 CLUSTER_BYTES = 512 << 20
+STARTED = time.time()
 
 OpenStore = Callable[[str], Awaitable[Store]]
 
@@ -117,6 +123,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return access[1] if access else next(shared, nodeid.partition("::")[0])
 
     return Files(config, log)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that units run on."""
+    return {"units": new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def no_bug_report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test passes over a crash: a unit that crashed was started again, and nothing else tells."""
+    yield
+    for report in Path(tempfile.gettempdir()).glob("mvmci-bug-*.txt"):
+        with contextlib.suppress(FileNotFoundError):  # one of us reports it
+            if report.stat().st_mtime >= STARTED:
+                kept = report.rename(tmp_path_factory.getbasetemp() / report.name)
+                pytest.fail(f"a bug in mvmci, in this test or beside it: {kept}\n{kept.read_text()[-3000:]}")
 
 
 @pytest.fixture(scope="session")

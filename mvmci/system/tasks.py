@@ -36,6 +36,17 @@ async def at_most(within_s: float | None, work: Awaitable[object]) -> None:
             await work
 
 
+async def readable(fd: int) -> None:
+    """Until there is something to read from `fd`, or its end; until the process of a pidfd has ended."""
+    ready = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(fd)
+
+
 class TaskSet:
     """Tasks of one owner that may end at any time. Nothing else would keep them from being collected."""
 

@@ -25,6 +25,7 @@ from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, SlotDied
 from mvmci.store import keep_text
+from mvmci.system.tasks import readable
 
 PROCESS_BYTES = 512 << 20  # what a slot's process may use beyond its guest's memory
 FILE_SLACK_BYTES = 1 << 30
@@ -140,16 +141,17 @@ async def _open_stdin(host: Host, slot: Slot, spec: Spec) -> int:
 
 
 async def _pump(pipe: io.FileIO, stream: str, output: Output) -> None:
-    """Pass on what comes through `pipe` until its end."""
-    reader = asyncio.StreamReader(limit=_READ_BYTES)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), pipe
-    )
-    try:
-        while data := await reader.read(_READ_BYTES):
-            await output.write(stream, data)
-    finally:
-        transport.close()
+    """Pass on what comes through `pipe` until its end.
+
+    Not by `connect_read_pipe`: uvloop closes the descriptor twice, and by the second time its number may
+    be another thread's file.
+    """
+    while True:
+        await readable(pipe.fileno())
+        data = pipe.read(_READ_BYTES)
+        if not data:
+            return
+        await output.write(stream, data)
 
 
 def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:

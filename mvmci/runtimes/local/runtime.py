@@ -34,6 +34,7 @@ from mvmci.runtimes.local.supervisor import (
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.ports import check_port, choose_port, is_loopback
 from mvmci.system.processes import Known, clean_environment, open_alive, this_program
+from mvmci.system.tasks import readable
 from mvmci.trust.provision import make_config
 
 _READY = b"ready\n"
@@ -90,7 +91,7 @@ class Local:
                 if pidfd is not None:
                     async for report in self._ask(Watch()):
                         yield report.units
-                    await _wait(pidfd)
+                    await readable(pidfd)
             yield []
             await self._started.wait()
 
@@ -111,7 +112,7 @@ class Local:
                 async with contextlib.aclosing(self._ask(Start(units=tuple(units)))) as answers:
                     async for _ in answers:
                         return
-                await _wait(pidfd)  # its last unit has just ended
+                await readable(pidfd)  # its last unit has just ended
         await self._start_supervisor(Start(units=tuple(units)), attached)
         self._started.set()
 
@@ -124,7 +125,7 @@ class Local:
             async for report in self._ask(Stop(names=None if names is None else (*names,), grace_s=grace_s)):
                 left = report.units
             if not left:
-                await _wait(pidfd)
+                await readable(pidfd)
             return names is None or bool(before & set(names))
 
     async def forget(self) -> None:
@@ -218,14 +219,3 @@ def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> bool:
         with contextlib.suppress(BrokenPipeError), process.stdin as told:
             told.write(data)
         return said.readline() == _READY
-
-
-async def _wait(pidfd: int) -> None:
-    """Until the process has ended."""
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(pidfd)

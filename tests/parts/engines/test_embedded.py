@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import time
@@ -336,3 +337,29 @@ async def test_code_that_is_gone_when_the_slot_wants_it_is_made_anew(
     for job in ("j", "next"):
         assert status((await load(store, job)).state)[0] == "succeeded"
         assert count(await load(store, job), Lease) == 1
+
+
+async def test_a_command_closes_a_pipe_once(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever closes a descriptor twice closes what another thread has opened by then."""
+    found_closed: list[int] = []
+    closed = 0
+
+    class Pipe(io.FileIO):
+        def close(self) -> None:
+            nonlocal closed
+            if not self.closed:
+                closed += 1
+                try:
+                    os.fstat(self.fileno())
+                except OSError:
+                    found_closed.append(self.fileno())
+            super().close()
+
+    monkeypatch.setattr(io, "FileIO", Pipe)
+    store = memory.store("w")
+    await submit(store, await command_spec(store, "j", "hello"))
+    assert (await make(store).run("j")).kind == "ended"
+    assert closed == 2
+    assert not found_closed

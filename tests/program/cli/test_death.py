@@ -279,11 +279,12 @@ def test_a_signal_to_the_whole_terminal_is_one_interruption(mvmci: Mvmci, guest:
 
 
 def killed_asleep(mvmci: Mvmci, job: str, script: Path, sleep_ms: int) -> list[str | Path]:
-    """Begin a workflow that sleeps, and kill it as soon as it does; how it was begun."""
+    """Begin a workflow that sleeps, and kill it as soon as it does and has said so; how it was begun."""
     several = [{"log": "asleep"}, {"sleep": sleep_ms}, {"log": "awake"}]
     order = ["run", script, "--id", job, "--input", steps(*several)]
     running = mvmci.start(*order)
     until(lambda: b'"released"' in _journal(mvmci, job))
+    running.hears("asleep\n", "err")  # which comes after what is on disk
     running.kill()
     mvmci.assert_nothing_runs()
     return order
