@@ -402,6 +402,20 @@ async def test_nobody_is_gone_for_a_reader_that_cannot_read(
         await store.close()
 
 
+async def test_a_link_hears_on_when_whoever_leaves_a_group_is_called_off(broker: Broker) -> None:
+    link = Link(broker.url, "test")
+    await link.open()
+    leave = await link.subscribe("a.b", lambda _: None, group="g")
+    leaving = asyncio.create_task(leave())
+    while not link._client._pongs:  # noqa: ASYNC110 (nobody tells of it)
+        await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await link.api(f"STREAM.INFO.{Layout(CLUSTER).members}")
+    await link.close()
+
+
 async def test_a_unit_says_one_word_a_second_however_fast_its_jobs_change(broker: Broker) -> None:
     store = await open_nats(broker.url, CLUSTER, "u1")
     link = Link(broker.url, "listener")

@@ -475,12 +475,25 @@ class Link:
             ) from None
 
     async def _unsubscribe(self, subscription: Subscription, *, drain: bool = False) -> None:
+        """With `drain`, what the server sent before it heard of this is still given out."""
         try:
-            await (subscription.drain() if drain else subscription.unsubscribe())  # type: ignore[no-untyped-call]
+            await subscription.unsubscribe()
+            if drain:
+                await self._round_trip()
         except (OSError, nats.errors.Error):
             pass  # the connection is gone, and the subscription with it
         finally:
             self._takes.pop(b"%d" % subscription._id, None)
+
+    async def _round_trip(self) -> None:
+        """Until all has come that the server sent before it heard this.
+
+        The library's `flush` cancels what it waits for when it is given up, and an answer that comes all the
+        same then ends the library's reading for good.
+        """
+        pong = asyncio.get_running_loop().create_future()
+        await self._client._send_ping(pong)
+        await asyncio.wait([pong], timeout=ANSWER_S)
 
     def _take(self, reply: Incoming) -> None:
         take = self._answers.get(reply.subject.rpartition(".")[2])
