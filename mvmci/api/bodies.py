@@ -19,7 +19,8 @@ from mvmci.api.answers import HttpError
 from mvmci.errors import BadModule, Usage
 from mvmci.jobs.job import MODULE_NAME_CHARS_MAX
 from mvmci.jobs.module import MODULE_BYTES_MAX, Module, check_module_size, inspect_module
-from mvmci.system.files import private_opener
+from mvmci.system.files import create_private
+from mvmci.system.tasks import in_thread
 
 JSON_BYTES_MAX = 16 << 20
 JSON_S = 60.0
@@ -112,7 +113,7 @@ async def _receive(request: web.Request, path: Path) -> str:
     if packed - PLAIN:
         raise HttpError(415, "the module is encoded", hint="send its bytes as they are")
     name = module_name(part.filename or "")
-    with await asyncio.to_thread(open, path, "xb", opener=private_opener) as file:
+    with create_private(path) as file:
         await _copy(part, file, name)
     async with asyncio.timeout(IDLE_S):
         if await form.next() is not None:
@@ -132,7 +133,7 @@ async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
             check_module_size(size, name=name)
         except BadModule as large:
             raise HttpError(413, large.message, hint=large.hint) from None
-        await asyncio.to_thread(file.write, piece)
+        await in_thread(file.write, piece)
 
 
 def module_name(filename: str) -> str:

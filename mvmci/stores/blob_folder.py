@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mvmci.errors import NotFound, StoreFull
 from mvmci.jobs.job import is_digest
-from mvmci.system.files import private_opener
+from mvmci.system.files import create_private
 
 COPY_BYTES = 1 << 20
 
@@ -41,7 +41,7 @@ class BlobFolder:
         draft = self.folder / f".{secrets.token_hex(8)}"
         hashed = hashlib.sha256()
         try:
-            with open(draft, "xb", opener=private_opener) as file:
+            with create_private(draft) as file:
                 for piece in pieces:
                     hashed.update(piece)
                     file.write(piece)
@@ -83,7 +83,7 @@ def pieces_of(file: BufferedReader) -> Iterator[bytes]:
 
 def write_new(path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file, whole or not at all. Raises FileExistsError, StoreFull, and what `pieces` does."""
-    file = open(path, "xb", opener=private_opener)  # noqa: SIM115 (what was there is not ours to remove)
+    file = create_private(path)  # what was there is not ours to remove
     try:
         with file:
             for piece in pieces:

@@ -23,6 +23,7 @@ from pathlib import Path
 from mvmci.errors import NotFound
 from mvmci.store import Blobs
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
+from mvmci.system.tasks import in_thread
 
 LOOK_SHARE = 16
 KEEP_PERCENT = 90  # of `bytes_max`, after a look that found too much
@@ -63,7 +64,7 @@ class CachedBlobs:
         return data
 
     async def fetch(self, digest: str, to: Path) -> None:
-        if await asyncio.to_thread(self._copy, digest, to):
+        if await in_thread(self._copy, digest, to):
             return
         await self._blobs.fetch(digest, to)
         await asyncio.to_thread(self._keep_file, to)

@@ -39,7 +39,7 @@ from mvmci.store import MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
 from mvmci.system import linux
 from mvmci.system.files import sync_folder
-from mvmci.system.tasks import at_most
+from mvmci.system.tasks import at_most, in_thread
 
 FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a file that another process may be writing
@@ -303,7 +303,7 @@ class _Blobs:
         return await asyncio.to_thread(lambda: b"".join(self._files.read(digest)))
 
     async def fetch(self, digest: str, to: Path) -> None:
-        await asyncio.to_thread(lambda: write_new(to, self._files.read(digest)))
+        await in_thread(write_new, to, self._files.read(digest))
 
     def sync(self) -> None:
         """Bring every blob that was put to disk: one call for many files."""

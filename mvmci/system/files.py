@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import IO
 
 
 def private_opener(path: str, flags: int) -> int:
     """An `opener` for `open`: a file that it makes can be read by us alone."""
     return os.open(path, flags, 0o600)
+
+
+def create_private(path: Path) -> IO[bytes]:
+    """A new file at `path`, 0600, open for writing. Raises FileExistsError.
+
+    Not for a thread: whoever was called off while it made the file would leave it, open.
+    """
+    return open(path, "xb", opener=private_opener)
 
 
 def write_private(path: Path, data: bytes, *, synced: bool = True) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.conftest import OpenStore, Place
 
 SIZES = (0, 1, 128 << 10, (128 << 10) + 1, 5_000_000)
 CACHE_BYTES = 64 << 20
+STEPS = 12  # of a fetch, within which it is called off
 
 
 @pytest.fixture(params=["plain", "cached"])
@@ -54,6 +56,26 @@ async def test_a_file_is_kept_like_bytes(store: Store, tmp_path: Path, size: int
     digest = await store.blobs.put_file(tmp_path / "file")
     assert digest == digest_of(data)
     assert await store.blobs.get(digest) == data
+
+
+async def test_after_a_fetch_was_called_off_nothing_of_it_writes_any_more(
+    store: Store, tmp_path: Path
+) -> None:
+    digest = await store.blobs.put(os.urandom(SIZES[-1]))
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    called_off = 0
+    for steps in range(STEPS):
+        to = tmp_path / f"{steps}"
+        fetching = asyncio.create_task(store.blobs.fetch(digest, to))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        called_off += fetching.cancelled()
+        left = to.stat() if to.exists() else None
+        await asyncio.to_thread(int)  # what the thread had still to do, it has done
+        assert left == (to.stat() if to.exists() else None)
+    assert called_off
 
 
 async def test_putting_again_changes_nothing(store: Store, tmp_path: Path) -> None:

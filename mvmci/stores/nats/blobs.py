@@ -22,7 +22,8 @@ from mvmci.errors import NotFound, StoreFull
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import LASTS_MAX, ApiError, Link, Stored
-from mvmci.system.files import private_opener
+from mvmci.system.files import create_private
+from mvmci.system.tasks import in_thread
 
 CHUNK_BYTES = 128 << 10
 _CHUNKS_IN_FLIGHT = 16
@@ -99,13 +100,13 @@ class NatsBlobs:
         return b"".join([piece async for piece in self._pieces(digest)])
 
     async def fetch(self, digest: str, to: Path) -> None:
-        file = await asyncio.to_thread(open, to, "xb", opener=private_opener)
+        file = create_private(to)  # what was there is not ours to remove
         try:
             with file:
                 async for piece in self._pieces(digest):
-                    await asyncio.to_thread(file.write, piece)
+                    await in_thread(file.write, piece)
         except BaseException:
-            await asyncio.to_thread(to.unlink, missing_ok=True)
+            to.unlink(missing_ok=True)
             raise
 
     async def _store(self, pieces: Iterable[bytes]) -> str:
