@@ -15,7 +15,7 @@ def private_opener(path: str, flags: int) -> int:
 def create_private(path: Path) -> IO[bytes]:
     """A new file at `path`, 0600, open for writing. Raises FileExistsError.
 
-    Not for a thread: whoever was called off while it made the file would leave it, open.
+    It is not to be awaited from a thread: who is called off meanwhile would leave the file, open.
     """
     return open(path, "xb", opener=private_opener)
 
