@@ -77,8 +77,8 @@ show wait release
 show status release
 
 step "4. Every effect was done once"
-.venv/bin/python examples/demo_server.py --counts "$url"
 show history release
+"$mvmci" history release --json | .venv/bin/python examples/demo_proof.py "$worker" "$url"
 
 step "5. And it is what its journal says"
 show replay release

@@ -2,14 +2,13 @@
 
 `demo_server.py [PORT]` prints its port and serves until it is killed. With `--hold PATH` it leaves requests
 for PATH unanswered until it is told to go on, and prints the first of them as it comes: whoever started it
-can do something meanwhile, however long that takes. `--release URL` tells a running one to go on.
-`--counts URL` prints the counts of a running one, and fails if any request came twice.
+can do something meanwhile, however long that takes. `--release URL` tells a running one to go on; `/counts`
+has how often it did each request.
 """
 
 import argparse
 import json
 import socket
-import sys
 import threading
 import urllib.request
 from collections import Counter
@@ -68,16 +67,9 @@ def main() -> None:
     parser.add_argument("port", nargs="?", type=int, default=0)
     parser.add_argument("--hold", default="", metavar="PATH")
     parser.add_argument("--release", metavar="URL")
-    parser.add_argument("--counts", metavar="URL")
     options = parser.parse_args()
     if options.release:
         urllib.request.urlopen(f"{options.release}/release").close()
-    elif options.counts:
-        with urllib.request.urlopen(f"{options.counts}/counts") as answer:
-            seen = json.load(answer)
-        for request, times in seen.items():
-            print(f"{request}: {times} time{'s' if times != 1 else ''}")
-        sys.exit(any(times != 1 for times in seen.values()))
     else:
         Handler.held = options.hold
         server = ThreadingHTTPServer(("127.0.0.1", options.port), Handler)
