@@ -175,10 +175,12 @@ def leave_path(entries):
 def main():
     build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]
     check_host(build["machine"], build["pythons"])
+    umask = os.umask(0o077)  # the cache is ours alone, and what is made above it too
     root = cache_root()
     cache = os.path.join(root, "{}_{}".format(os.path.basename(os.path.realpath(sys.argv[0])), build["id"]))
     if damaged(cache, build["files"]):
         unpack(root, build["id"], build["files"])
+    os.umask(umask & 0o077)  # one that keeps its owner from his own files means nothing
     os.environ["SHIV_ROOT"] = root
     # Compiled modules lie in our cache and litter nothing: without them each command is 0.1 s slower.
     sys.dont_write_bytecode = False

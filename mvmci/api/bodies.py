@@ -19,7 +19,7 @@ from mvmci.api.answers import HttpError
 from mvmci.errors import BadModule, Usage
 from mvmci.jobs.job import MODULE_NAME_CHARS_MAX
 from mvmci.jobs.module import MODULE_BYTES_MAX, Module, check_module_size, inspect_module
-from mvmci.system.files import create_private
+from mvmci.system.files import create_private, private_folder
 from mvmci.system.tasks import in_thread
 
 JSON_BYTES_MAX = 16 << 20
@@ -159,7 +159,7 @@ def inspect_file(path: Path, name: str) -> Module:
 @contextmanager
 def draft(folder: Path) -> Iterator[Path]:
     """A path for a file that is there for a while; `files.sweep` removes it if we are killed."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     path = folder / f".module-{secrets.token_hex(8)}.{os.getpid()}"
     try:
         yield path

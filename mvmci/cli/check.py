@@ -13,6 +13,7 @@ import click
 from mvmci import __version__
 from mvmci.cli.options import HOST_FOLDER, examples, json_option, run_async, state_option
 from mvmci.errors import EXIT_FAILED, MvmciError, Usage
+from mvmci.system.files import passable_folder, private_folder
 
 SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
@@ -126,7 +127,7 @@ def _check(name: str, look: Any) -> dict[str, Any]:
 
 def _state(state: Path) -> str:
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(state)
         stat = os.statvfs(state)
     except OSError as error:
         raise Usage(
@@ -144,8 +145,7 @@ async def _isolation(state: Path) -> str:
     from mvmci.sandbox.confinement import LEVELS
     from mvmci.sandbox.forkserver import ForkServer
 
-    root = state / HOST_FOLDER
-    root.mkdir(mode=0o711, parents=True, exist_ok=True)
+    root = passable_folder(state / HOST_FOLDER)
     forkserver = await ForkServer.start(root)
     try:
         reached = f"{forkserver.isolation} ({', '.join(sorted(forkserver.features))})"

@@ -19,6 +19,7 @@ import click
 
 from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import Usage
+from mvmci.system.files import private_folder
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
@@ -162,7 +163,7 @@ def open_local(folder: Path, *, make: bool = True) -> Store:
 def make_state(state: Path) -> None:
     """Make the state directory where it is missing. Raises Usage."""
     try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(state)
     except OSError as error:
         raise Usage(
             f"the state directory {state} cannot be made: {error.strerror}",

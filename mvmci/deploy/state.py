@@ -32,7 +32,7 @@ from mvmci.jobs.summary import rfc3339
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_runtime
 from mvmci.system.clock import wall_clock_ms
-from mvmci.system.files import write_private
+from mvmci.system.files import private_folder, write_private
 
 VERSION = "1"
 
@@ -134,7 +134,7 @@ class ClusterState:
     def lock(self) -> Iterator[None]:
         """Be the only one at work on the cluster. Raises LockHeld, which says who is, and Usage."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.folder)
         except OSError as error:
             raise Usage(
                 f"the state directory {self.root} cannot be used: {error.strerror}",

@@ -25,7 +25,7 @@ import msgspec
 from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Guard
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable, Usage
-from mvmci.system.files import write_private
+from mvmci.system.files import private_folder, write_private
 from mvmci.system.ports import check_port, is_loopback
 
 _MEMORY_BYTES = 256 << 20
@@ -61,11 +61,11 @@ def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:
 
 def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path:
     """Make `folder` ready for a server to start in; its configuration file."""
-    _make(folder)
+    private_folder(folder)
     for stale in folder.glob("nats-server_*.ports"):
         stale.unlink()
     if guard is not None:
-        resolver = _make(folder / "resolver")
+        resolver = private_folder(folder / "resolver")
         for account, token in guard.accounts.items():
             file = resolver / f"{account}.jwt"
             if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
@@ -202,8 +202,3 @@ def check_sync(told: dict[str, Any]) -> None:
 
 def _quoted(value: object) -> str:
     return json.dumps(str(value))
-
-
-def _make(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder

@@ -84,6 +84,7 @@ def run_zygote(argument: str) -> NoReturn:
     control = socket.socket(fileno=start.control)
     control.set_inheritable(False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.umask(0o022)  # what a guest makes does not depend on who started us
     _enlarge_stack()
     # Everything is loaded before the first fork: a confined child can open no file of ours.
     from mvmci.sandbox import slot

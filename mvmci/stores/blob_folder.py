@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mvmci.errors import NotFound, StoreFull
 from mvmci.jobs.job import is_digest
-from mvmci.system.files import create_private
+from mvmci.system.files import create_private, private_folder
 
 COPY_BYTES = 1 << 20
 
@@ -37,7 +37,7 @@ class BlobFolder:
 
     def keep(self, pieces: Iterable[bytes]) -> str:
         """Write a blob, which is then not synced, and return its digest. Raises OSError."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.folder)
         draft = self.folder / f".{secrets.token_hex(8)}"
         hashed = hashlib.sha256()
         try:
@@ -47,7 +47,7 @@ class BlobFolder:
                     file.write(piece)
             digest = f"sha256:{hashed.hexdigest()}"
             path = self.path(digest)
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            private_folder(path.parent)
             draft.rename(path)
         finally:
             draft.unlink(missing_ok=True)

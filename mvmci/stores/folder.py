@@ -38,7 +38,7 @@ from mvmci.jobs.journal import Entry, Lease, MessageKind
 from mvmci.store import MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
 from mvmci.system import linux
-from mvmci.system.files import sync_folder
+from mvmci.system.files import private_folder, private_opener, sync_folder
 from mvmci.system.tasks import at_most, in_thread
 
 FOLDER_VERSION = "1"
@@ -72,10 +72,11 @@ class Folder:
 
 def _prepare(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         version = folder / "version"
         if not version.exists():
-            version.write_text(FOLDER_VERSION + "\n")
+            with open(version, "w", opener=private_opener) as file:
+                file.write(FOLDER_VERSION + "\n")
         found = version.read_text().strip()
     except OSError as error:
         raise Usage(
@@ -115,8 +116,9 @@ class _Lines:
 
     def _write(self, path: Path, lines: Sequence[bytes], expect: int | None, sync: bool) -> None:
         assert not any(b"\n" in line for line in lines)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as file:  # what failed must not be written again at its close
+        private_folder(path.parent)
+        # Without a buffer: what failed must not be written again at its close.
+        with open(path, "ab+", buffering=0, opener=private_opener) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             self._catch_up(file)
             if expect is not None and len(self._lines) != expect:
@@ -395,7 +397,7 @@ class _Presence:
 
     def _lock(self, job: str, *, timeout_s: float) -> FileLock:
         path = self._place.folder / "jobs" / job / "lock"
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(path.parent)
         lock = FileLock(path, timeout=timeout_s, mode=0o600)
         try:
             lock.acquire()

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that only we can read."""
+"""Files that are written whole or not at all, and folders: ours alone to read, whatever the umask."""
 
 from __future__ import annotations
 
@@ -20,13 +20,36 @@ def create_private(path: Path) -> IO[bytes]:
     return open(path, "xb", opener=private_opener)
 
 
+def private_folder(path: Path) -> Path:
+    """`path`, made if it is missing, and what is missing above it: 0700. One that is there stays as it is."""
+    try:
+        path.mkdir(0o700)
+    except FileNotFoundError:
+        if path.parent == path:
+            raise  # we are in a folder that was removed
+        private_folder(path.parent)
+        return private_folder(path)
+    except OSError:
+        if not path.is_dir():
+            raise
+        return path
+    path.chmod(0o700)  # the umask had its say
+    return path
+
+
+def passable_folder(path: Path) -> Path:
+    """`path`, which others may enter but not list: 0711. What is missing above it is made, 0700."""
+    private_folder(path).chmod(0o711)
+    return path
+
+
 def write_private(path: Path, data: bytes, *, synced: bool = True) -> None:
     """Put `data` at `path`, 0600: readers see all of it, or what was there before.
 
     With `synced`, a power cut leaves it. What a process leaves behind that is killed in the middle has its
     number in its name, and `sweep` removes it.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(path.parent)
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(part, "wb", opener=private_opener) as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.system.files import sweep, write_private
+from mvmci.system.files import passable_folder, private_folder, sweep, write_private
 
 KILLED_IN_THE_MIDDLE = """
 import os, signal, sys
@@ -52,3 +52,26 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space"):
         write_private(tmp_path / "key", b"new")
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_a_folder_of_ours_has_its_mode_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        private_folder(tmp_path / "a" / "b")
+        passable_folder(tmp_path / "c" / "d")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"a": 0o700, "b": 0o700, "c": 0o700, "d": 0o711}
+
+
+def test_a_folder_that_was_there_keeps_its_mode_unless_others_have_to_pass(tmp_path: Path) -> None:
+    for name in ("kept", "opened"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(0o750)
+    assert stat.S_IMODE(private_folder(tmp_path / "kept").stat().st_mode) == 0o750
+    assert stat.S_IMODE(passable_folder(tmp_path / "opened").stat().st_mode) == 0o711
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        private_folder(tmp_path / "file")

@@ -39,6 +39,7 @@ from mvmci.errors import BadModule, MvmciError
 from mvmci.sandbox import confinement, frames, settings
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer, SlotDied
+from mvmci.system.files import passable_folder, private_folder, private_opener
 from mvmci.system.tasks import in_thread
 
 CODE_BYTES_MAX = 4 << 30  # of all files together
@@ -68,8 +69,7 @@ class CodeCache:
         self._directory = root / "code"
         self._folder = str(self._directory)
         self._relative = str(self._directory.relative_to(forkserver.root))
-        self._directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        self._directory.chmod(0o711)
+        passable_folder(self._directory)
         self._host_key = _host_key(root / "code.key")
         self._verified: dict[Key, Stat] = {}  # ordered by use, the last at the end
         self._touched: dict[Key, float] = {}  # when, by this process's clock
@@ -139,7 +139,7 @@ class CodeCache:
         """A directory to make code in, for whoever holds the lock of `stripe`: what is there was left."""
         stage = self._directory / f"new-{stripe}"
         shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir(mode=0o700)
+        private_folder(stage)
         try:
             yield stage
         finally:
@@ -187,8 +187,8 @@ class CodeCache:
     def _publish(self, key: Key, code: int, stage: Path) -> None:
         os.fchmod(code, 0o444)
         os.fsync(code)
-        with (stage / "mac").open("w") as file:
-            file.write(self._mac(key, code))
+        with open(stage / "mac", "wb", opener=private_opener) as file:
+            file.write(self._mac(key, code).encode())
             file.flush()
             os.fsync(file.fileno())
         os.rename(stage / "mac", self._path(key, "mac"))
@@ -305,7 +305,6 @@ def _machine() -> str:
 
 def _host_key(path: Path) -> bytes:
     """The host's key, made by whoever comes first. Raises MvmciError if others could read it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
         fd, temporary = tempfile.mkstemp(dir=path.parent, prefix="key-")  # 0600
         with os.fdopen(fd, "wb") as file:

@@ -20,6 +20,7 @@ from mvmci.sandbox.confinement import LEVELS
 from mvmci.sandbox.forkserver import ForkServer
 from mvmci.store import Store
 from mvmci.system.clock import wall_clock_ms
+from mvmci.system.files import passable_folder
 
 T = TypeVar("T")
 
@@ -62,8 +63,7 @@ class Host:
     async def _start_guests(self) -> ForkServer:
         async with self._opening:
             if self._guests is None or not self._guests.alive:
-                self.root.mkdir(mode=0o711, parents=True, exist_ok=True)
-                self.root.chmod(0o711)
+                passable_folder(self.root)
                 dead, self._guests, self._code = self._guests, None, None
                 await _close(dead)
                 self._guests = await ForkServer.start(self.root, without=self.without)

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from mvmci.engines.embedded import workspace
 from mvmci.errors import LockHeld
 from mvmci.sandbox.forkserver import Child, ForkServer
+from mvmci.system.files import passable_folder
 from mvmci.system.tasks import TaskSet
 
 SLOTS_MAX = 1_000  # on one root, over all processes
@@ -118,14 +119,12 @@ class Slots:
 
     def _claim(self, guests: ForkServer) -> Slot:
         for number in range(SLOTS_MAX):
-            place = self._root / "slots" / str(number)
-            place.mkdir(mode=0o711, parents=True, exist_ok=True)
+            place = passable_folder(passable_folder(self._root / "slots") / str(number))
             lock = FileLock(place / "lock", timeout=0, mode=0o600, thread_local=False)
             try:
                 lock.acquire()
             except Timeout:
                 continue
-            place.chmod(0o711)
             slot = Slot(self._root, number, lock, guests.slot_uid(number))
             self.all.append(slot)
             slot.prepare()

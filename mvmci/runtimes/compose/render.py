@@ -34,7 +34,7 @@ from mvmci.errors import Usage
 from mvmci.runtime import GRACE_S
 from mvmci.runtimes.compose.docker import AUTHORITY
 from mvmci.store import ClusterSettings
-from mvmci.system.files import write_private
+from mvmci.system.files import private_folder, write_private
 from mvmci.trust.authority import Authority
 from mvmci.trust.provision import make_config, ticket_for
 from mvmci.trust.registry import TicketRecord
@@ -110,7 +110,7 @@ def render(
     The images that it needs, each with a service of it. Raises Usage.
     """
     program = _program()
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     found = services(wanted)
     _give(folder / "secrets", authority, wanted, found, starting)
     digest = _digest(program)
@@ -166,7 +166,7 @@ def _give(
     starting: Collection[str] | None,
 ) -> None:
     """Write what units find when they start."""
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private_folder(folder)
     tickets = dict(_tickets(folder, authority, wanted)) if wanted.settings is not None else {}
     for one in found:
         if one.config is None or _joins(one, wanted):

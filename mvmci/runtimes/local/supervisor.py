@@ -36,7 +36,7 @@ from mvmci.cluster.deployment import ROLES, UnitConfig
 from mvmci.errors import EXIT_REFUSED, LockHeld
 from mvmci.runtime import GRACE_S
 from mvmci.system.clock import wall_clock_ms
-from mvmci.system.files import private_opener, sweep, write_private
+from mvmci.system.files import private_folder, private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
 from mvmci.system.processes import this_process
 
@@ -385,7 +385,7 @@ class UnitProcess:
         who = ["--config", str(given)]
         if unit.role == "balancer":  # it is given nothing, and has a folder
             who = ["--cluster", supervisor.files.folder.name, "--name", unit.name]
-        self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self._log.parent)
         with open(self._log, "ab", opener=private_opener) as log:
             self._printed_before = log.tell()
             return subprocess.Popen(
