@@ -248,7 +248,7 @@ async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
                 last = place == len(batch)
                 if last:
                     headers["Nats-Batch-Commit"] = "1"
-                subject = broker.layout.message(job, kind, ARCHIVE)
+                subject = broker.layout.message(job, kind, ARCHIVE, "worker-1" if kind == "done" else "admin")
                 await broker.link.publish(subject, data, headers=headers, reply=to if last else "")
             accepted(await broker.link.answer(answer, 60))
     finally:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -145,11 +145,23 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     records: msgspec.Raw
 
 
+class Origin(NamedTuple):
+    """What a store vouches for of a message, whatever its bytes say: as what it was written, and by whom."""
+
+    kind: str
+    queue: str
+    unit: str
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A message as a store keeps it: its sequence, which only grows, and its bytes."""
+    """A message as a store keeps it: its sequence, which only grows, and its bytes.
+
+    `origin` is None where a store knows none: in a folder everything is written by its owner.
+    """
 
     seq: int
     data: bytes
+    origin: Origin | None = None
 
 
 _encoder = msgspec.json.Encoder()

@@ -124,7 +124,7 @@ class Reconciler:
 
         A new job waits in its queue; one that somebody wrote to is looked at; one that ended is let go.
         """
-        job, kind, queue, entry = told
+        job, (kind, queue, _), entry = told
         waiting = self._waiting[queue]
         one = self._open.pop(job, None) or waiting.pop(job, None) or _Open(Journal(job), queue, entry.seq)
         if kind == "done":

@@ -82,7 +82,7 @@ def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     """An engine for others, and a client: who asks it over HTTP may submit and cancel."""
     publish, subscribe = _engine(layout, unit, queues)
-    submits = [layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues]
+    submits = [layout.message("*", kind, queue, unit) for kind in ("spec", "cancel") for queue in queues]
     return (
         [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.reply("*", "*"), layout.capacity()],
         [
@@ -97,7 +97,7 @@ def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 
 def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish = [
-        *(layout.message("*", kind, queue) for kind in ("run", "done") for queue in queues),
+        *(layout.message("*", kind, queue, unit) for kind in ("run", "done") for queue in queues),
         *(layout.log("*", queue) for queue in queues),
         *(subject(queue, "*") for subject in (layout.ready, layout.timer) for queue in queues),
         layout.member(unit, "*"),
@@ -110,7 +110,7 @@ def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 
 def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish = [
-        *(layout.message("*", kind, queue) for kind in ("spec", "cancel") for queue in queues),
+        *(layout.message("*", kind, queue, unit) for kind in ("spec", "cancel") for queue in queues),
         *_blobs(layout, unit),
         *_reads(layout),
         f"$JS.API.STREAM.INFO.{layout.jobs}",  # what jobs there are
@@ -122,7 +122,7 @@ def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del queues  # it looks after all of them
     publish = [
-        layout.message("*", "done", "*"),
+        layout.message("*", "done", "*", unit),
         *(layout.ready("*", "*"), layout.timer("*", "*")),
         layout.member(unit, "*"),
         layout.setting(">"),

@@ -141,6 +141,6 @@ async def dial_cluster(
     except BaseException:
         await close()
         raise
-    journals, blobs = NatsJournals(link, layout, commit), NatsBlobs(link, layout)
+    journals, blobs = NatsJournals(link, layout, commit, unit), NatsBlobs(link, layout)
     store = Store(journals, hints, NatsLogs(link, layout), blobs, presence, close)
     return Cluster(layout, link, store, journals, hints, blobs, Config(link, layout), time_of_day)

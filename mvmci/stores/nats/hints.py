@@ -186,7 +186,9 @@ class _Queue:
     def _hand_out(self, reply: Incoming) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
         deliveries, seq = _delivered(reply.reply)
-        spec_entry = Entry(seq=seq, data=reply.data) if spec and deliveries == 1 else None
+        first = spec and deliveries == 1
+        origin = self._layout.origin_of_message(reply.subject)
+        spec_entry = Entry(seq=seq, data=reply.data, origin=origin) if first else None
         delivery = _Delivery(self._link, job, spec_entry=spec_entry, reply=reply.reply)
         while self._waiting:
             waiting, _ = self._waiting.popitem(last=False)

@@ -1,7 +1,8 @@
 """The journals in JetStream: one stream, whose messages are each job's in the order of their sequences.
 
 A journal is the messages under `<cluster>.job.<id>.>`, each written under a compare-and-set on that whole
-subtree. What the control plane asks of all journals at once stands here as well: tail, ends, purge.
+subtree; its subject says which unit wrote it. What the control plane asks of all journals at once stands
+here as well: tail, ends, purge.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from mvmci.errors import StoreFull
-from mvmci.jobs.journal import Entry, MessageKind
+from mvmci.jobs.journal import Entry, MessageKind, Origin
 from mvmci.store import MESSAGE_BYTES_MAX
 from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import EVERYTHING, Link
+from mvmci.stores.nats.link import EVERYTHING, Link, Stored
 
 PAGES_MAX = 1_000
 WINDOW = 1_000  # messages that are read at a time, from the newest back; then twice as many
@@ -31,17 +32,17 @@ class Tailed(NamedTuple):
     """A message of a journal, and what its subject says of it: enough to know whether to read it."""
 
     job: str
-    kind: str
-    queue: str
+    origin: Origin
     entry: Entry
 
 
 class NatsJournals:
     """The port `mvmci.store.Journals`."""
 
-    def __init__(self, link: Link, layout: Layout, commit: GroupCommit) -> None:
+    def __init__(self, link: Link, layout: Layout, commit: GroupCommit, unit: str) -> None:
         self._link = link
         self._layout = layout
+        self._unit = unit
         self._commit = commit
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
@@ -51,14 +52,14 @@ class NatsJournals:
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
         messages = self._link.read(self._layout.jobs, self._layout.journal(job), after)
-        return [Entry(seq=message.seq, data=message.data) async for message in messages]
+        return [self._entry(message) async for message in messages]
 
     async def first(self, job: str, seq: int) -> Entry | None:
         stored = await self._link.at(self._layout.jobs, seq)
         if stored is None or not self._layout.is_spec(stored.subject):
             return None
         there = self._layout.job_of_message(stored.subject) == job
-        return Entry(seq=stored.seq, data=stored.data) if there else None
+        return self._entry(stored) if there else None
 
     async def append(
         self,
@@ -71,7 +72,8 @@ class NatsJournals:
         may_delay: bool = False,
     ) -> int:
         assert len(data) <= MESSAGE_BYTES_MAX
-        subject, subtree = self._layout.message(job, kind, queue), self._layout.journal(job)
+        subject = self._layout.message(job, kind, queue, self._unit)
+        subtree = self._layout.journal(job)
         append = Append(job, subject, subtree, data, expect, may_delay)
         if kind != "spec":
             return await self._commit.append(append)
@@ -107,12 +109,11 @@ class NatsJournals:
         following = self._link.follow(self._layout.jobs, self._layout.journal(job), after)
         async with aclosing(following) as messages:
             async for message in messages:
-                yield Entry(seq=message.seq, data=message.data)
+                yield self._entry(message)
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
         async for message in self._link.read(self._layout.jobs, EVERYTHING):
-            job = self._layout.job_of_message(message.subject)
-            yield job, Entry(seq=message.seq, data=message.data)
+            yield self._layout.job_of_message(message.subject), self._entry(message)
 
     async def tail(self, after: int) -> AsyncGenerator[Tailed, None]:
         """The messages of all jobs with a sequence over `after`, as they stand in the stream.
@@ -120,13 +121,14 @@ class NatsJournals:
         Raises StoreUnavailable.
         """
         async for message in self._link.read(self._layout.jobs, EVERYTHING, after):
-            job, kind, queue = self._layout.parts_of_message(message.subject)
-            yield Tailed(job, kind, queue, Entry(seq=message.seq, data=message.data))
+            entry = self._entry(message)
+            assert entry.origin is not None
+            yield Tailed(self._layout.job_of_message(message.subject), entry.origin, entry)
 
     async def ends(self) -> AsyncGenerator[tuple[str, Entry], None]:
         """The last messages of all jobs that ended, in the order of their ends. Raises StoreUnavailable."""
         async for message in self._link.read(self._layout.jobs, self._layout.ends()):
-            yield self._layout.job_of_message(message.subject), Entry(seq=message.seq, data=message.data)
+            yield self._layout.job_of_message(message.subject), self._entry(message)
 
     async def purge(self, job: str, *, keep_last: bool = False) -> None:
         """Remove the messages of `job`, or all but its last. Raises StoreUnavailable."""
@@ -155,10 +157,14 @@ class NatsJournals:
             if message.seq > last:
                 break
             job = self._layout.job_of_message(message.subject)
-            window.setdefault(job, []).append(Entry(seq=message.seq, data=message.data))
+            window.setdefault(job, []).append(self._entry(message))
             if self._layout.is_spec(message.subject):
                 specs.append(job)
         return window, specs
+
+    def _entry(self, message: Stored) -> Entry:
+        origin = self._layout.origin_of_message(message.subject)
+        return Entry(seq=message.seq, data=message.data, origin=origin)
 
     async def jobs(self) -> AsyncIterator[str]:
         found: set[str] = set()

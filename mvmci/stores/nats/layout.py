@@ -1,6 +1,6 @@
 """Every name of a cluster in JetStream: streams, their subjects and settings, consumers.
 
-    <cluster>-JOBS          <cluster>.job.<id>.<kind>.<queue>       the journals
+    <cluster>-JOBS          <cluster>.job.<id>.<kind>.<queue>.<unit>     the journals
     <cluster>-HINTS         <cluster>.ready.<queue>.<id>            words that a job wants looking at
                             <cluster>.timer.<queue>.<id>            the same, scheduled for later
     <cluster>-LOGS          <cluster>.log.<id>.<queue>              output
@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvmci.jobs.job import check_id
-from mvmci.jobs.journal import MessageKind
+from mvmci.jobs.journal import MessageKind, Origin
 from mvmci.store import HINT_LAPSE_S
 
 STORE_BYTES = 10 << 30
@@ -44,8 +44,9 @@ class Layout:
         self.config_bucket = f"{cluster}-CONFIG"
         self.config = f"KV_{self.config_bucket}"
 
-    def message(self, job: str, kind: MessageKind, queue: str) -> str:
-        return f"{self.cluster}.job.{job}.{kind}.{queue}"
+    def message(self, job: str, kind: MessageKind, queue: str, unit: str) -> str:
+        """Where `unit` writes to a journal: the broker lets nobody write in the name of another."""
+        return f"{self.cluster}.job.{job}.{kind}.{queue}.{unit}"
 
     def journal(self, job: str) -> str:
         return f"{self.cluster}.job.{job}.>"
@@ -54,10 +55,10 @@ class Layout:
         return f"{self.cluster}.job.>"
 
     def ends(self) -> str:
-        return f"{self.cluster}.job.*.done.*"
+        return f"{self.cluster}.job.*.done.*.*"
 
     def specs(self, queue: str) -> str:
-        return f"{self.cluster}.job.*.spec.{queue}"
+        return f"{self.cluster}.job.*.spec.{queue}.*"
 
     def ready(self, queue: str, job: str) -> str:
         return f"{self.cluster}.ready.{queue}.{job}"
@@ -117,10 +118,10 @@ class Layout:
     def job_of_message(self, subject: str) -> str:
         return subject.split(".")[2]
 
-    def parts_of_message(self, subject: str) -> tuple[str, str, str]:
-        """The job, the kind and the queue of a message of a journal."""
-        _, _, job, kind, queue = subject.split(".")
-        return job, kind, queue
+    def origin_of_message(self, subject: str) -> Origin:
+        """What the broker vouches for of a message of a journal. What is not there is empty."""
+        kind, queue, unit, *_ = [*subject.split(".")[3:], "", "", ""]
+        return Origin(kind, queue, unit)
 
     def is_spec(self, subject: str) -> bool:
         """Whether that is the subject of a job's first message."""

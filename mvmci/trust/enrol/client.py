@@ -39,7 +39,7 @@ from mvmci.trust.authority import read_identity, write_identity
 from mvmci.trust.known import find_cluster, identity_path
 from mvmci.trust.permissions import inbox
 
-PROTOCOL = 3  # of the messages below, of presence and of replies; who speaks another one is told so
+PROTOCOL = 4  # of the messages below, of presence and of replies; who speaks another one is told so
 ASK_S = 30.0  # how long somebody is waited for who answers
 ASK_PAUSE_S = 0.5
 RENEW_LOOK_S = 60.0  # a unit looks so often whether its token wants renewing: its machine may have slept

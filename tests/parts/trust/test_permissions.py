@@ -48,8 +48,9 @@ JETSTREAM = words(
     ACCOUNT.STREAM.CANCEL_MOVE.A.s STREAM.CREATE.s STREAM.UPDATE.s STREAM.NAMES STREAM.LIST
     STREAM.INFO.s STREAM.DELETE.s STREAM.PURGE.s STREAM.SNAPSHOT.s STREAM.RESTORE.s STREAM.MSG.DELETE.s
     STREAM.MSG.GET.s STREAM.PEER.REMOVE.s STREAM.LEADER.STEPDOWN.s STREAM.TEMPLATE.CREATE.s DIRECT.GET.s
-    DIRECT.GET.s.demo.job.j1.spec.default DIRECT.GET.s.demo.job.j1.spec.other CONSUMER.CREATE.s
-    CONSUMER.CREATE.s.c CONSUMER.CREATE.s.c.demo.job.j1.spec.other CONSUMER.DURABLE.CREATE.s.c
+    DIRECT.GET.s.demo.job.j1.spec.default.laptop DIRECT.GET.s.demo.job.j1.spec.other.laptop
+    CONSUMER.CREATE.s CONSUMER.CREATE.s.c CONSUMER.CREATE.s.c.demo.job.j1.spec.other.laptop
+    CONSUMER.DURABLE.CREATE.s.c
     CONSUMER.NAMES.s CONSUMER.LIST.s CONSUMER.INFO.s.c CONSUMER.DELETE.s.c CONSUMER.MSG.NEXT.s.c
     CONSUMER.PAUSE.s.c CONSUMER.RESET.s.c CONSUMER.UNPIN.s.c CONSUMER.LEADER.STEPDOWN.s.c
     """
@@ -58,10 +59,13 @@ JETSTREAM = words(
 # What is ours: jobs, hints, logs, settings, presence, enrolment; of others, and of this worker itself.
 OURS = words(
     """
-    demo.job.j1.spec.default demo.job.j1.spec.other demo.job.j1.cancel.default demo.job.j1.cancel.other
-    demo.job.j1.run.other demo.job.j1.done.other demo.job.j1.run.default.x demo.job.j1.run demo.job.j1
+    demo.job.j1.spec.default.worker-1 demo.job.j1.spec.other.worker-1 demo.job.j1.spec.default
+    demo.job.j1.cancel.default.worker-1 demo.job.j1.cancel.other.worker-1 demo.job.j1.cancel.default
+    demo.job.j1.run.other.worker-1 demo.job.j1.run.default.worker-2 demo.job.j1.run.default
+    demo.job.j1.done.other.worker-1 demo.job.j1.done.default.worker-2 demo.job.j1.done.default
+    demo.job.j1.run.default.worker-1.x demo.job.j1.run demo.job.j1
     demo.log.j1.other demo.log.j1.default.x demo.ready.other.j1 demo.timer.other.j1 demo.enrol.t1
-    demo.renew.worker-2 demo.renew.worker-1.x other.job.j1.run.default other.log.j1.default
+    demo.renew.worker-2 demo.renew.worker-1.x other.job.j1.run.default.worker-1 other.log.j1.default
     $KV.demo-MEMBERS.worker-2 $KV.demo-MEMBERS.worker-2.x $KV.demo-MEMBERS.worker-1
     demo.ping.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
     $KV.demo-CONFIG.unit.worker-1 $KV.demo-CONFIG.ticket.t1 $KV.demo-CONFIG.drain.worker-1
@@ -76,7 +80,7 @@ OURS = words(
 
 HEARD = words(
     """
-    > * demo.> demo.job.> demo.job.*.spec.default demo.job.j1.spec.default demo.job.j1.> demo.log.>
+    > * demo.> demo.job.> demo.job.*.spec.default.* demo.job.j1.spec.default.laptop demo.job.j1.> demo.log.>
     demo.log.j1.* demo.ready.> demo.ready.default.* demo.timer.> demo.enrol.* demo.enrol.t1 demo.renew.*
     demo.renew.worker-1 _INBOX.> _INBOX.worker.> _INBOX.worker.worker-2.> _INBOX.worker.worker-11.>
     _INBOX.*.worker-1.> _INBOX.admin.> _INBOX.client.> _INBOX.bootstrap.> $KV.> $KV.demo-CONFIG.>
@@ -389,8 +393,14 @@ async def test_a_client_can_do_all_of_its_work(world: World, violations: list[st
 
 async def test_a_client_of_some_queues_may_submit_to_no_other(world: World, plain: Any) -> None:
     client = await plain(world.unit("laptop", "client", "default").login)
-    others = {"demo.job.j1.spec.other", "demo.job.j1.cancel.other"}
-    assert await client.refusals(publish=[*others, "demo.job.j1.spec.default"]) == others
+    others = {"demo.job.j1.spec.other.laptop", "demo.job.j1.cancel.other.laptop"}
+    assert await client.refusals(publish=[*others, "demo.job.j1.spec.default.laptop"]) == others
+
+
+async def test_nobody_writes_in_the_name_of_another(world: World, plain: Any) -> None:
+    client = await plain(world.unit("laptop", "client", "default").login)
+    forged = {"demo.job.j1.spec.default.desktop", "demo.job.j1.cancel.default.desktop"}
+    assert await client.refusals(publish=[*forged, "demo.job.j1.spec.default.laptop"]) == forged
 
 
 async def test_a_control_plane_can_do_all_of_its_work(world: World, violations: list[str]) -> None:
