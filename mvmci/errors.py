@@ -89,6 +89,10 @@ class EngineAway(MvmciError):
     """The engine of this cluster cannot be reached from here. Its jobs wait."""
 
 
+class HostFull(MvmciError):
+    """This machine has no room for what a job needs. Another may have."""
+
+
 class Conflict(MvmciError):
     """A compare-and-set was refused: the job has a message after the one that was expected."""
 

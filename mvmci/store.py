@@ -8,10 +8,10 @@ nothing of records: journals are bytes in order, and only the compare-and-set ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import msgspec
 
@@ -136,14 +136,32 @@ class Logs(Protocol):
         """The chunks of `job`, those that are there first, then each as it comes. Never ends by itself."""
 
 
+@dataclass(frozen=True)
+class Source:
+    """Bytes that are to be kept: how many, and how to open them, at their beginning."""
+
+    size: int
+    open: Callable[[], BinaryIO]
+
+
 class Blobs(Protocol):
-    """Bytes by the SHA-256 of what they are, written `sha256:<64 hex digits>`. Never changed."""
+    """Bytes by the SHA-256 of what they are, written `sha256:<64 hex digits>`. Never changed.
+
+    What keeps bytes raises StoreFull where there is no room for them.
+    """
 
     async def put(self, data: bytes) -> str:
         """Keep `data` and return its digest. Keeping it again is free."""
 
     async def put_file(self, path: Path) -> str:
         """Keep the bytes of the file at `path` and return their digest."""
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        """Keep these, each under its digest: all of them, or none that was not there before.
+
+        Returns the digests of those that turned out to be other bytes; then none is kept. Where they do
+        not fit nothing is sent at all.
+        """
 
     async def has(self, digest: str) -> bool:
         """Whether the blob is there, whole."""

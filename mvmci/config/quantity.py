@@ -69,6 +69,14 @@ def format_size(size_bytes: int) -> str:
     return str(size_bytes)
 
 
+def rough_size(size_bytes: int) -> str:
+    """`size_bytes` for a sentence: `512 bytes`, `3.4 MiB`."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size_bytes >= _BYTES[unit]:
+            return f"{size_bytes / _BYTES[unit]:.1f} {unit}"
+    return f"{size_bytes} bytes"
+
+
 def _parse(text: str | int | float, *, units: Mapping[str, int], unitless: int) -> int | None:
     """The whole number of smallest units, rounded to the nearest; None when it cannot be read."""
     if isinstance(text, float):

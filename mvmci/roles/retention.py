@@ -3,7 +3,7 @@
     a job that ended `jobs_ms` ago         only its `done` is kept: a tombstone for its id
     a tombstone as old again               removed
     a blob that no journal names           removed, once nobody has touched it for `BLOB_AGE_MS`
-    chunks of a blob that was never told   the same
+    an upload that was broken off          removed, once it has not moved for `UPLOAD_AGE_MS`
 
 Logs have an age in their stream. Several control planes may do this at once, and any of them may die in
 the middle: every step leaves a store that is right, and is taken again.
@@ -27,6 +27,8 @@ PASSES_PER_AGE = 10
 PASS_S_MIN, PASS_S_MAX = 1.0, 3600.0
 SWEEP_EVERY_S = 6 * 3600.0
 BLOB_AGE_MS = 24 * 3600 * 1000
+UPLOADS_EVERY_S = 15.0
+UPLOAD_AGE_MS = 120_000  # one who sends gives up after less without an answer
 
 log = logging.getLogger(__name__)
 _DIGEST = re.compile(DIGEST_PATTERN.encode())
@@ -40,6 +42,8 @@ class Retention:
     jobs_ms: Callable[[], int]
     now_ms: Callable[[], int]
     blob_age_ms: int = BLOB_AGE_MS
+    upload_age_ms: int = UPLOAD_AGE_MS
+    _seen_to: int = -1  # the newest message of the blobs, if every upload up to there was told of
     _forgotten_to: int = 0  # the sequence up to which ended jobs are tombstones already
 
     async def run(self) -> None:
@@ -47,6 +51,7 @@ class Retention:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_always(self.forget, self._forget_every_s), name="forget jobs")
             tasks.create_task(_always(self.sweep, lambda: SWEEP_EVERY_S), name="sweep blobs")
+            tasks.create_task(_always(self.clear_uploads, lambda: UPLOADS_EVERY_S), name="clear uploads")
 
     def _forget_every_s(self) -> float:
         return min(max(self.jobs_ms() / 1000 / PASSES_PER_AGE, PASS_S_MIN), PASS_S_MAX)
@@ -79,6 +84,19 @@ class Retention:
         for blob in stale:
             await self.cluster.blobs.remove(blob)
         log.info("removed %d unreferenced blobs of %d old ones", len(stale), len(old))
+
+    async def clear_uploads(self) -> None:
+        """Remove what came of uploads that were refused, interrupted or cut off: it takes up room at once."""
+        blobs = self.cluster.blobs
+        newest = await blobs.last_seq()
+        if newest == self._seen_to:
+            return
+        abandoned, moving = await blobs.abandoned(self.upload_age_ms)
+        for chunks in abandoned:
+            await blobs.remove(chunks)
+        if abandoned:
+            log.info("removed %d files of uploads that were broken off", len(abandoned))
+        self._seen_to = -1 if moving else newest
 
     async def _named(self) -> set[str]:
         """Every blob that a journal names, and those that a tree or a list of artifacts names."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable, Iterator
-from io import BufferedReader
 from pathlib import Path
+from typing import BinaryIO
 
-from mvmci.errors import NotFound, StoreFull
+from mvmci.errors import HostFull, NotFound
 from mvmci.jobs.job import is_digest
 from mvmci.system.files import create_private, private_folder
 
@@ -76,13 +76,13 @@ def no_blob(digest: str) -> NotFound:
     return NotFound(f"there is no blob {digest[:80]}")
 
 
-def pieces_of(file: BufferedReader) -> Iterator[bytes]:
+def pieces_of(file: BinaryIO) -> Iterator[bytes]:
     """The rest of `file`, a part at a time."""
     return iter(lambda: file.read(COPY_BYTES), b"")
 
 
 def write_new(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a new file, whole or not at all. Raises FileExistsError, StoreFull, and what `pieces` does."""
+    """Write a new file, whole or not at all. Raises FileExistsError, HostFull, and what `pieces` does."""
     file = create_private(path)  # what was there is not ours to remove
     try:
         with file:
@@ -91,5 +91,5 @@ def write_new(path: Path, pieces: Iterable[bytes]) -> None:
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise StoreFull(f"{path} cannot be written: {error.strerror}") from error
+            raise HostFull(f"{path} cannot be written: {error.strerror}") from error
         raise

@@ -17,11 +17,11 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from mvmci.errors import NotFound
-from mvmci.store import Blobs
+from mvmci.store import Blobs, Source
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
 from mvmci.system.tasks import in_thread
 
@@ -48,6 +48,9 @@ class CachedBlobs:
 
     async def put_file(self, path: Path) -> str:
         return await self._blobs.put_file(path)
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        return await self._blobs.put_all(sources)
 
     async def has(self, digest: str) -> bool:
         return await self._blobs.has(digest)

@@ -25,6 +25,7 @@ from collections.abc import (
     AsyncIterator,
     Collection,
     Iterable,
+    Mapping,
     Sequence,
 )
 from io import FileIO
@@ -33,9 +34,10 @@ from pathlib import Path
 import msgspec
 from filelock import FileLock, Timeout
 
+from mvmci.config.quantity import rough_size
 from mvmci.errors import Conflict, LockHeld, StoreFull, StoreUnavailable, Usage
 from mvmci.jobs.journal import Entry, Lease, MessageKind
-from mvmci.store import MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
+from mvmci.store import MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Source, Store, digest_of
 from mvmci.stores.blob_folder import BlobFolder, pieces_of, write_new
 from mvmci.system import linux
 from mvmci.system.files import private_folder, private_opener, sync_folder
@@ -293,6 +295,10 @@ class _Blobs:
 
         return await asyncio.to_thread(copy)
 
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        missing = await self.missing(sources)
+        return await asyncio.to_thread(self._keep_all, {digest: sources[digest] for digest in missing})
+
     async def has(self, digest: str) -> bool:
         return not await self.missing([digest])
 
@@ -327,6 +333,20 @@ class _Blobs:
             return self._files.path(digest).stat().st_size == size
         except FileNotFoundError:
             return False
+
+    def _keep_all(self, sources: Mapping[str, Source]) -> set[str]:
+        size = sum(source.size for source in sources.values())
+        folder = next(path for path in (self._files.folder, *self._files.folder.parents) if path.exists())
+        disk = os.statvfs(folder)
+        if size > disk.f_bavail * disk.f_frsize:
+            free = rough_size(disk.f_bavail * disk.f_frsize)
+            raise StoreFull(f"{rough_size(size)} do not fit into {self._files.folder}: {free} are free")
+        changed = set()
+        for digest, source in sources.items():
+            with source.open() as file:
+                if self._keep(pieces_of(file)) != digest:
+                    changed.add(digest)
+        return changed
 
     def _keep(self, pieces: Iterable[bytes]) -> str:
         try:

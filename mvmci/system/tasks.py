@@ -12,7 +12,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -27,6 +27,15 @@ async def cancel(*tasks: asyncio.Future[Any] | None) -> None:
         task.cancel()
     if there:
         await asyncio.gather(*there, return_exceptions=True)
+
+
+async def all_of(*work: Awaitable[T]) -> list[T]:
+    """The results of all, or the first failure: after all have ended, as they share something."""
+    results = await asyncio.gather(*work, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return cast("list[T]", results)
 
 
 async def at_most(within_s: float | None, work: Awaitable[object]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mvmci.errors import NotFound
-from mvmci.store import Store, digest_of
+from mvmci.store import Source, Store, digest_of
 from mvmci.stores.cached import CachedBlobs
 from tests.conftest import OpenStore, Place
 
@@ -56,6 +58,18 @@ async def test_a_file_is_kept_like_bytes(store: Store, tmp_path: Path, size: int
     digest = await store.blobs.put_file(tmp_path / "file")
     assert digest == digest_of(data)
     assert await store.blobs.get(digest) == data
+
+
+async def test_many_are_kept_at_once_and_what_turns_out_to_be_other_bytes_is_named(store: Store) -> None:
+    contents = [b"", b"same", b"same", *(b"%d" % number * 100_000 for number in range(3))]
+    sources = {digest_of(data): Source(len(data), functools.partial(io.BytesIO, data)) for data in contents}
+    assert await store.blobs.put_all(sources) == set()
+    assert await store.blobs.put_all(sources) == set()
+    for data in contents:
+        assert await store.blobs.get(digest_of(data)) == data
+    changed = digest_of(b"before")
+    assert await store.blobs.put_all({changed: Source(6, lambda: io.BytesIO(b"behind"))}) == {changed}
+    assert await store.blobs.missing([changed]) == {changed}
 
 
 async def test_after_a_fetch_was_called_off_nothing_of_it_writes_any_more(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
 
 from mvmci.errors import NotFound
-from mvmci.store import Blobs, digest_of
+from mvmci.store import Blobs, Source, digest_of
 from mvmci.stores.cached import DRAFT_S, CachedBlobs
 from tests.harness.memory import Memory
 
@@ -31,6 +31,9 @@ class Counted:
 
     async def put_file(self, path: Path) -> str:
         return await self.blobs.put_file(path)
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        return await self.blobs.put_all(sources)
 
     async def has(self, digest: str) -> bool:
         return await self.blobs.has(digest)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import io
 import itertools
 import os
 from collections.abc import AsyncIterator
@@ -12,7 +14,7 @@ import pytest
 
 from mvmci.errors import StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Lease, MessageKind
-from mvmci.store import GONE_S, Chunk, Store
+from mvmci.store import GONE_S, Chunk, Source, Store, digest_of
 from mvmci.stores.nats import dial_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link, Stored
@@ -171,6 +173,48 @@ async def test_a_full_store_says_so_and_takes_more_once_there_is_room(broker: Br
     await link.close()
     await store.journals.append("late", "spec", "q", data, expect=0)
     await store.close()
+
+
+async def test_an_upload_that_does_not_fit_is_refused_before_it_is_sent(broker: Broker) -> None:
+    await ensure(broker.url, "small", store_bytes=16 << 20)
+    store = await open_nats(broker.url, "small", "u1")
+    cluster = await dial_cluster(broker.url, "small", "u2")
+
+    async def bytes_of_blobs() -> int:
+        answer = await cluster.link.api(f"STREAM.INFO.{cluster.layout.blobs}")
+        return int(answer["state"]["bytes"])
+
+    def files(count: int) -> dict[str, Source]:
+        contents = [os.urandom(300_000) for _ in range(count)]
+        return {digest_of(data): Source(len(data), functools.partial(io.BytesIO, data)) for data in contents}
+
+    await store.blobs.put(b"there")
+    before = await bytes_of_blobs()
+    for too_much in (files(20), files(14)):
+        with pytest.raises(StoreFull, match=r"MiB do not fit .*: of 4\.0 MiB"):
+            await store.blobs.put_all(too_much)
+    assert await bytes_of_blobs() == before
+    assert await store.blobs.put_all(files(12)) == set()
+    await store.close()
+    await cluster.close()
+
+
+async def test_a_slow_line_makes_transfers_slow_and_leaves_them_whole(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limits on time are a part of what they are, and the line is as much faster than a bad one."""
+    monkeypatch.setattr("mvmci.stores.nats.link.PING_EVERY_S", 1)
+    monkeypatch.setattr("mvmci.stores.nats.link.READ_STALL_S", 0.4)
+    files = {digest_of(data): data for data in (os.urandom(128 << 10) for _ in range(32))}
+    async with Proxy(broker.url).serve() as proxy:
+        proxy.rate = 1e6
+        store = await open_nats(proxy.url, CLUSTER, "u1")
+        sources = {
+            digest: Source(len(data), functools.partial(io.BytesIO, data)) for digest, data in files.items()
+        }
+        assert await store.blobs.put_all(sources) == set()
+        assert await asyncio.gather(*map(store.blobs.get, files)) == list(files.values())
+        await store.close()
 
 
 async def test_the_last_part_of_the_journals_is_kept_for_jobs_that_were_accepted(

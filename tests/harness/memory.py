@@ -8,13 +8,23 @@ import itertools
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvmci.errors import Conflict, NotFound
 from mvmci.jobs.journal import Entry, Lease, MessageKind
-from mvmci.store import HINT_LAPSE_S, MESSAGE_BYTES_MAX, About, Chunk, Delivery, Member, Store, digest_of
+from mvmci.store import (
+    HINT_LAPSE_S,
+    MESSAGE_BYTES_MAX,
+    About,
+    Chunk,
+    Delivery,
+    Member,
+    Source,
+    Store,
+    digest_of,
+)
 
 
 class Memory:
@@ -128,6 +138,16 @@ class _Blobs:
 
     async def put_file(self, path: Path) -> str:
         return await self.put(await asyncio.to_thread(path.read_bytes))
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        contents: dict[str, bytes] = {}
+        for digest, source in sources.items():
+            with source.open() as file:
+                contents[digest] = await asyncio.to_thread(file.read)
+        changed = {digest for digest, data in contents.items() if digest_of(data) != digest}
+        if not changed:
+            self._kept |= contents
+        return changed
 
     async def has(self, digest: str) -> bool:
         return digest in self._kept

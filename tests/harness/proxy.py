@@ -5,6 +5,7 @@
                back arrives late, as after a packet was sent again
     deafen     the same for answers alone: requests land, and nobody hears of it
     delay_s    each piece takes so much longer
+    rate       bytes a second that pass each way, where it is set
 
 What was held back when a connection is cut is lost. `mischief` does all of it at random.
 """
@@ -51,6 +52,7 @@ class Proxy:
         self._requests = _Way()
         self._answers = _Way()
         self.delay_s = 0.0
+        self.rate = 0.0
         self.counts: Counter[str] = Counter()
         self.url = ""
 
@@ -171,6 +173,8 @@ class Proxy:
                     await way.open.wait()
                     if self.delay_s:
                         await asyncio.sleep(self.delay_s)
+                    if self.rate:
+                        await asyncio.sleep(len(piece) / self.rate)
                     sink.write(piece)
                     await sink.drain()
 

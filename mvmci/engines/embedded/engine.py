@@ -27,10 +27,12 @@ from mvmci.errors import (
     BadModule,
     BadWorkspace,
     Fenced,
+    HostFull,
     LockHeld,
     MvmciError,
     Nondeterminism,
     NotFound,
+    StoreFull,
     Usage,
 )
 from mvmci.jobs.job import End
@@ -192,7 +194,7 @@ class Embedded:
             assert holder.journal.state.cancel is not None
             by = holder.journal.state.cancel.by
             await holder.finish(self._done("cancelled", f"cancelled by {by}"))
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, HostFull):
             await self._let_go(holder)
             raise
         return Outcome("ended")
@@ -239,6 +241,8 @@ class Embedded:
             raise  # twice: something is wrong with this host, not with the job
         except SlotDied as died:
             return self._done("failed", f"trap: {died.message}")
+        except StoreFull as full:  # what the job made does not fit; another holder would only make it again
+            return self._done("failed", f"store: {full.message}")
         except (Nondeterminism, NotFound) as ours:
             return self._done("errored", ours.message)
 

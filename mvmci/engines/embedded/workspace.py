@@ -14,29 +14,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import hashlib
 import os
 import secrets
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, TypeVar, cast
+from typing import BinaryIO, NoReturn
 
 import msgspec
 
 from mvmci.config.quantity import format_size
 from mvmci.engines.embedded.limits import LimitReached
-from mvmci.errors import BadWorkspace, StoreFull, Usage
+from mvmci.errors import BadWorkspace, HostFull, Usage
 from mvmci.jobs import tree
 from mvmci.jobs.glob import Pattern
 from mvmci.jobs.job import Artifact
 from mvmci.jobs.tree import DEPTH_MAX, FILES_MAX, WORKSPACE_BYTES_MAX, Tree, TreeEntry
-from mvmci.store import Blobs
-from mvmci.system.tasks import go_on, in_thread, to_its_end
-
-T = TypeVar("T")
+from mvmci.store import Blobs, Source
+from mvmci.system.tasks import all_of, go_on, in_thread, to_its_end
 
 IGNORE_FILE = ".mvmciignore"
 IGNORE_BYTES_MAX = 1 << 20
@@ -101,7 +100,8 @@ async def scan(
         made = tree.tree(entries)
         tree.check_tree(made, bytes_max=bytes_max)
         known = {entry.digest for entry in previous.tree.entries} if previous else set()
-        await _keep_all(root, directory, made, known, blobs)
+        new = [entry for entry in made.entries if entry.kind == "file" and entry.digest not in known]
+        await _keep_all(root, directory, new, blobs)
     finally:
         os.close(root)
     return Snapshot(tree=made, stats=stats)
@@ -288,36 +288,21 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-async def _keep_all(root: int, directory: Path, made: Tree, known: set[str], blobs: Blobs) -> None:
-    missing = {entry.digest: entry.path for entry in made.entries if entry.kind == "file"}
-    for digest in known:
-        missing.pop(digest, None)
-    todo = [(digest, missing[digest]) for digest in await blobs.missing(missing)] if missing else []
+async def _keep_all(root: int, directory: Path, files: Iterable[TreeEntry | Artifact], blobs: Blobs) -> None:
+    """Put those files that are not kept yet, all or none. Raises StoreFull, BadWorkspace.
 
-    async def keep(digest: str, path: str) -> None:
-        if await _keep(root, path, blobs) != digest:
-            raise BadWorkspace(f"{directory}: {tree.shown_path(path)} changed while it was read")
-
-    for start in range(0, len(todo), _BATCH_MAX):
-        await _all(*(keep(digest, path) for digest, path in todo[start : start + _BATCH_MAX]))
-
-
-async def _all(*transfers: Awaitable[T]) -> list[T]:
-    """The results of all, or the first failure: after all have ended, as they share a descriptor."""
-    results = await asyncio.gather(*transfers, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return cast("list[T]", results)
+    Each is opened by a descriptor: no path is walked a second time, or is too long.
+    """
+    paths = {file.digest: file.path for file in files}
+    sources = {
+        file.digest: Source(file.size, functools.partial(_open_binary, root, file.path)) for file in files
+    }
+    for digest in await blobs.put_all(sources) if sources else ():
+        raise BadWorkspace(f"{directory}: {tree.shown_path(paths[digest])} changed while it was read")
 
 
-async def _keep(root: int, path: str, blobs: Blobs) -> str:
-    """Put one file, by its descriptor: no path is walked a second time, or is too long."""
-    fd = _open_file(root, path)
-    try:
-        return await blobs.put_file(Path(f"/proc/self/fd/{fd}"))
-    finally:
-        os.close(fd)
+def _open_binary(root: int, path: str) -> BinaryIO:
+    return os.fdopen(_open_file(root, path), "rb")
 
 
 async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tuple[Artifact, ...]:
@@ -336,27 +321,34 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
     root = _open_root(directory, False)
     try:
         found = await in_thread(_matching, root, wanted)
-        artifacts = []
-        for start in range(0, len(found), _BATCH_MAX):
-            batch = found[start : start + _BATCH_MAX]
-            digests = await _all(*(_keep(root, path, blobs) for path, _ in batch))
-            for (path, size), digest in zip(batch, digests, strict=True):
-                artifacts.append(Artifact(path=path, digest=digest, size=size))
+        artifacts = await in_thread(_digested, root, found)
+        await _keep_all(root, directory, artifacts, blobs)
     finally:
         os.close(root)
+    return artifacts
+
+
+def _digested(root: int, paths: list[str]) -> tuple[Artifact, ...]:
+    artifacts = []
+    for path in paths:
+        try:
+            digest, stamp = _digest(root, path)
+        except OSError as error:
+            raise BadWorkspace(f"{tree.shown_path(path)} cannot be read: {error.strerror}") from None
+        artifacts.append(Artifact(path=path, digest=digest, size=stamp[1]))
     return tuple(artifacts)
 
 
-def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, int]]:
+def _matching(root: int, wanted: list[Pattern]) -> list[str]:
     walk = _Walk(root, force=True)
-    found: list[tuple[str, int]] = []
+    found: list[str] = []
     for one in walk:
         if not stat.S_ISREG(one.status.st_mode) or not any(each.matches(one.path) for each in wanted):
             continue
         if len(found) == ARTIFACTS_MAX:
             raise BadWorkspace(f"more than {ARTIFACTS_MAX} files match the artifact patterns")
         tree.check_path(one.path)
-        found.append((one.path, one.status.st_size))
+        found.append(one.path)
     if walk.too_deep:
         raise BadWorkspace(f"{tree.shown_path(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
     return sorted(found)
@@ -369,7 +361,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
     """Write the tree into `directory`, which is empty, as files of user and group `owner`.
 
     Directories and executables get mode 0755, other files 0644. The links come last, so that nothing
-    is ever written through one. Raises BadWorkspace, NotFound, and StoreFull when the disk is full.
+    is ever written through one. Raises BadWorkspace, NotFound, and HostFull when the disk is full.
     """
     tree.check_tree(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
     root = _open_root(directory, False)
@@ -379,7 +371,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
         small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
         for start in range(0, len(small), _BATCH_MAX):
             batch = small[start : start + _BATCH_MAX]
-            contents = await _all(*(blobs.get(entry.digest) for entry in batch))
+            contents = await all_of(*(blobs.get(entry.digest) for entry in batch))
             await in_thread(_write_files, root, batch, contents, owner)
         for entry in files:
             if entry.size > SMALL_BYTES_MAX:
@@ -390,7 +382,7 @@ async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int 
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StoreFull(f"the workspace cannot be laid out in {directory}: {error.strerror}") from None
+        raise HostFull(f"the workspace cannot be laid out in {directory}: {error.strerror}") from None
     finally:
         os.close(root)
     return Snapshot(tree=value, stats=stats)

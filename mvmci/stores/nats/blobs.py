@@ -9,24 +9,33 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
+import io
 import secrets
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
-from mvmci.errors import NotFound, StoreFull
+from mvmci.config.quantity import rough_size
+from mvmci.errors import NotFound, StoreFull, StoreUnavailable
+from mvmci.store import Source
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import LASTS_MAX, ApiError, Link, Stored
+from mvmci.system.clock import boottime_s
 from mvmci.system.files import create_private
-from mvmci.system.tasks import in_thread
+from mvmci.system.tasks import all_of, in_thread
 
 CHUNK_BYTES = 128 << 10
-_CHUNKS_IN_FLIGHT = 16
+_FILES_AT_ONCE = 64
+_CHUNK_COST, _BLOB_COST = 128, 1024  # bytes that the store needs beside those that are kept, about
+UNSURE_S = 60.0  # far below the time after which an upload that does not move is taken for dead
+UPLOAD_CHARS = 12  # with which the names of the chunks of one upload begin
 TOUCH_AGE_MS = 6 * 3600 * 1000  # far below the age at which blobs are swept: clocks may be wrong
 
 
@@ -61,20 +70,35 @@ class NatsBlobs:
     def __init__(self, link: Link, layout: Layout) -> None:
         self._link = link
         self._layout = layout
+        self._told: set[str] = set()  # the names of chunks of which something was told, up to `_told_to`
+        self._told_to = 0
 
     async def put(self, data: bytes) -> str:
         digest = _name(hashlib.sha256(data))
         if not await self.has(digest):
-            view = memoryview(data)
-            await self._store(bytes(view[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
+            await self._tell(await self._send([Source(len(data), lambda: io.BytesIO(data))]))
         return digest
 
     async def put_file(self, path: Path) -> str:
+        """Should the file change meanwhile, it is kept under the name of what was really sent."""
+
+        def open_file() -> BinaryIO:
+            return path.open("rb")
+
         digest = await asyncio.to_thread(_hash_file, path)
         if await self.has(digest):
             return digest
-        with open(path, "rb") as file:  # noqa: ASYNC230 (a regular file never blocks for long)
-            return await self._store(iter(lambda: file.read(CHUNK_BYTES), b""))
+        infos = await self._send([Source(path.stat().st_size, open_file)])
+        await self._tell(infos)
+        return infos[0].name
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        missing = sorted(await self.missing(sources))
+        infos = await self._send([sources[digest] for digest in missing])
+        changed = {digest for digest, info in zip(missing, infos, strict=True) if info.name != digest}
+        if not changed:
+            await self._tell(infos)
+        return changed
 
     async def has(self, digest: str) -> bool:
         stored = await self._stored(digest)
@@ -109,31 +133,63 @@ class NatsBlobs:
             to.unlink(missing_ok=True)
             raise
 
-    async def _store(self, pieces: Iterable[bytes]) -> str:
-        """Store the chunks, then tell of them under the name of what was really sent."""
-        nuid, hashed, size, count = secrets.token_hex(11), hashlib.sha256(), 0, 0
-        try:
-            for group in _groups(iter(pieces)):
-                for piece in group:
-                    hashed.update(piece)
-                    size += len(piece)
-                    count += 1
-                await self._link.request_all(self._layout.blob_chunks(nuid), group)
-            info = _Info(
-                name=_name(hashed),
-                bucket=self._layout.blobs_bucket,
-                nuid=nuid,
-                size=size,
-                chunks=count,
-                digest="SHA-256=" + base64.urlsafe_b64encode(hashed.digest()).decode(),
-                options={"max_chunk_size": CHUNK_BYTES},
+    async def _send(self, sources: Sequence[Source]) -> list[_Info]:
+        """Store the chunks of all, of which nothing is told yet: whoever is stopped here leaves no blob.
+
+        Their names begin alike, so that a sweep knows what belongs to an upload that is under way.
+        """
+        await self._check_room(sources)
+        begun = boottime_s()
+        upload = secrets.token_hex(UPLOAD_CHARS // 2)
+        infos: list[_Info] = []
+        for start in range(0, len(sources), _FILES_AT_ONCE):
+            batch = enumerate(sources[start : start + _FILES_AT_ONCE], start)
+            sending = [self._send_one(source, f"{upload}{number:010x}") for number, source in batch]
+            infos += await all_of(*sending)
+        if boottime_s() - begun > UNSURE_S:  # a machine that slept meanwhile may have been taken for dead
+            counts = await all_of(*(self._count(info) for info in infos))
+            if counts != [info.chunks for info in infos]:
+                raise StoreUnavailable("the upload paused for too long", hint="submit it again")
+        return infos
+
+    async def _check_room(self, sources: Sequence[Source]) -> None:
+        """Raises StoreFull. What is no larger than a chunk leaves nothing behind where it is refused."""
+        size = sum(source.size + _CHUNK_COST * (source.size // CHUNK_BYTES) for source in sources)
+        size += _BLOB_COST * len(sources)
+        if size <= CHUNK_BYTES:
+            return
+        answer = await self._link.api(f"STREAM.INFO.{self._layout.blobs}")
+        room = answer["config"]["max_bytes"]
+        free = max(room - answer["state"]["bytes"], 0)
+        if room >= 0 and size > free:
+            raise StoreFull(
+                f"{rough_size(size)} do not fit into the store: of {rough_size(room)} for files and modules"
+                f" {rough_size(free)} are free",
+                hint=MAKE_ROOM,
             )
-            await self._tell(info)
-        except ApiError as refused:
-            if refused.code in FULL:
-                raise StoreFull(refused.message, hint=MAKE_ROOM) from None
-            raise
-        return info.name
+
+    async def _send_one(self, source: Source, nuid: str) -> _Info:
+        hashed, size, count = hashlib.sha256(), 0, 0
+
+        def pieces(file: BinaryIO) -> Iterator[bytes]:
+            nonlocal size, count
+            while piece := file.read(CHUNK_BYTES):  # a regular file never blocks for long
+                hashed.update(piece)
+                size += len(piece)
+                count += 1
+                yield piece
+
+        with source.open() as file, _full():
+            await self._link.request_all(self._layout.blob_chunks(nuid), pieces(file))
+        return _Info(
+            name=_name(hashed),
+            bucket=self._layout.blobs_bucket,
+            nuid=nuid,
+            size=size,
+            chunks=count,
+            digest="SHA-256=" + base64.urlsafe_b64encode(hashed.digest()).decode(),
+            options={"max_chunk_size": CHUNK_BYTES},
+        )
 
     async def _touch(self, found: Iterable[Stored]) -> None:
         """Somebody counts on these: what was told long ago is told again, so that no sweep takes it."""
@@ -163,12 +219,56 @@ class NatsBlobs:
                 found.append(Old("", subject, None))
         return found
 
+    async def abandoned(self, age_ms: int) -> tuple[list[Old], bool]:
+        """The chunks of uploads of which nothing was told and which have not moved for `age_ms`.
+
+        And whether others are under way.
+        """
+        chunks, now = await self._all_chunks()
+        await self._learn_told()
+        uploads: dict[str, list[str]] = {}
+        for subject in sorted(chunks):
+            nuid = subject.rpartition(".")[2]
+            if nuid not in self._told:
+                uploads.setdefault(nuid[:UPLOAD_CHARS], []).append(subject)
+        found: list[Old] = []
+        moving = False
+        for subjects in uploads.values():
+            if await self._moves(subjects[-_FILES_AT_ONCE:], age_ms, now):
+                moving = True
+            else:
+                found += [Old("", subject, None) for subject in subjects]
+        return found, moving
+
+    async def _moves(self, subjects: Sequence[str], age_ms: int, now: datetime) -> bool:
+        for subject in reversed(subjects):
+            last = await self._link.last(self._layout.blobs, subject)
+            if last is not None and _age_ms(last, now) <= age_ms:
+                return True
+        return False
+
+    async def _learn_told(self) -> None:
+        """Read on, since the last time, which chunks were told of."""
+        async for stored in self._link.read(self._layout.blobs, self._layout.blob_info("*"), self._told_to):
+            self._told_to = stored.seq
+            with contextlib.suppress(msgspec.DecodeError):
+                self._told.add(_infos.decode(stored.data).nuid)
+
+    async def last_seq(self) -> int:
+        """The sequence of the newest message: where it is the same, nothing has come."""
+        answer = await self._link.api(f"STREAM.INFO.{self._layout.blobs}")
+        return int(answer["state"]["last_seq"])
+
     async def remove(self, old: Old) -> None:
         """Remove a blob, unless somebody has touched it meanwhile."""
         if old.told is not None:
             subject = old.told.subject
             await self._purge(subject, seq=old.told.seq + 1)
             if await self._link.last(self._layout.blobs, subject) is not None:
+                return
+        else:
+            await self._learn_told()
+            if old.chunks.rpartition(".")[2] in self._told:
                 return
         await self._purge(old.chunks)
 
@@ -189,7 +289,13 @@ class NatsBlobs:
             if not page or len(subjects) >= answer.get("total", 0):
                 return subjects, datetime.fromisoformat(answer["ts"])
 
-    async def _tell(self, info: _Info) -> None:
+    async def _tell(self, infos: Sequence[_Info]) -> None:
+        with _full():
+            for start in range(0, len(infos), _FILES_AT_ONCE):
+                batch = infos[start : start + _FILES_AT_ONCE]
+                await all_of(*(self._tell_one(info) for info in batch))
+
+    async def _tell_one(self, info: _Info) -> None:
         await self._link.request(self._layout.blob_info(_token(info.name)), msgspec.json.encode(info))
 
     async def _stored(self, digest: str) -> Stored | None:
@@ -212,11 +318,12 @@ class NatsBlobs:
             raise NotFound(f"there is no blob {digest[:80]}")
         hashed = hashlib.sha256()
         if info.chunks:
-            async for stored in self._link.read(self._layout.blobs, self._layout.blob_chunks(info.nuid)):
+            chunks = self._layout.blob_chunks(info.nuid)
+            async for stored in self._link.read(self._layout.blobs, chunks, size=info.size):
                 hashed.update(stored.data)
                 yield stored.data
         if _name(hashed) != digest:
-            await self._tell(msgspec.structs.replace(info, deleted=True))
+            await self._tell_one(msgspec.structs.replace(info, deleted=True))
             raise NotFound(
                 f"blob {digest} was damaged in the store", hint="submit the job again under a new id"
             )
@@ -244,15 +351,15 @@ def _token(name: str) -> str:
     return base64.urlsafe_b64encode(name.encode()).decode()
 
 
-def _groups(pieces: Iterator[bytes]) -> Iterator[list[bytes]]:
-    group: list[bytes] = []
-    for piece in pieces:
-        group.append(piece)
-        if len(group) == _CHUNKS_IN_FLIGHT:
-            yield group
-            group = []
-    if group:
-        yield group
+@contextlib.contextmanager
+def _full() -> Iterator[None]:
+    """Where the broker refuses for lack of room, raises StoreFull."""
+    try:
+        yield
+    except ApiError as refused:
+        if refused.code in FULL:
+            raise StoreFull(f"the store is full: {refused.message}", hint=MAKE_ROOM) from None
+        raise
 
 
 def _hash_file(path: Path) -> str:

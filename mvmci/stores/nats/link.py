@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import itertools
 import logging
 import re
 import ssl
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
 from mvmci.stores.nats.parser import Incoming, ShortCut
+from mvmci.stores.nats.window import Window
 from mvmci.system.tasks import TaskSet, cancel, to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
@@ -36,7 +39,10 @@ from nats.aio.subscription import Subscription  # noqa: E402
 for _name in _hidden:
     del sys.modules[_name]
 
+T = TypeVar("T")
+
 ANSWER_S = 5.0
+TRANSFER_STALL_S = 20.0  # without anything that arrives; the connection itself is given up after 30
 _CONNECT_S = 5.0
 RECONNECT_PAUSE_S = 0.2
 CLOSE_S = 2.0
@@ -44,7 +50,6 @@ PING_EVERY_S = 10
 PINGS_OUT_MAX = 2
 EVERYTHING = ">"  # as a subject, all of a stream: the server need not look at each message's own then
 READ_MESSAGES = 1_000  # of one page
-_READ_BYTES = 4 << 20
 LASTS_MAX = 500  # the server answers for up to 1,024
 READ_STALL_S = 2.0
 READ_TRIES = 3  # pages in a row that bring nothing new
@@ -104,7 +109,10 @@ class Link:
         self._name = name
         self._client = Client()
         self._takes: dict[bytes, Callable[[Incoming], None]] = {}  # of each subscription, by its number
-        self._client._ps = ShortCut(self._client._ps, self._takes)  # type: ignore[assignment]
+        self._parser = ShortCut(self._client._ps, self._takes)
+        self._client._ps = self._parser  # type: ignore[assignment]
+        self._window = Window()  # of what is sent
+        self._pages = Window()  # of what is asked for
         self._answers: dict[str, _Answer] = {}
         self._tokens = itertools.count()
         self._serving = TaskSet()
@@ -269,19 +277,54 @@ class Link:
         finally:
             answer.cancel()
 
-    async def request_all(self, subject: str, pieces: Sequence[bytes]) -> None:
-        """Send `pieces` in order, all in flight at once, and see that each is taken. Raises as `request`."""
-        answers: list[asyncio.Future[Incoming]] = []
+    async def request_all(self, subject: str, pieces: Iterable[bytes]) -> None:
+        """Send `pieces` in order, as many at a time as pass in a moment, and see that each is taken.
+
+        It may take as long as it takes while the line carries something. Raises as `request`.
+        """
+        answers: deque[asyncio.Future[Incoming]] = deque()
         try:
             for piece in pieces:
-                to, answer = self.expect()
-                answers.append(answer)
-                await self.publish(subject, piece, reply=to)
-            for answer in answers:
-                accepted(await self.answer(answer))
+                answers.append(await self._begin(subject, piece))
+                while answers[0].done() and len(answers) > 1:
+                    accepted(answers.popleft().result())
+            while answers:
+                waiting = functools.partial(asyncio.shield, answers[0])
+                accepted(await self._while_it_moves(waiting))
+                answers.popleft()
         finally:
             for answer in answers:
                 answer.cancel()
+
+    async def _begin(self, subject: str, piece: bytes) -> asyncio.Future[Incoming]:
+        begun = await self._while_it_moves(lambda: self._window.reserve(len(piece)))
+        to, answer = self.expect()
+
+        def over(answer: asyncio.Future[Incoming]) -> None:
+            came = not answer.cancelled() and answer.exception() is None
+            self._window.release(len(piece), begun if came else None)
+
+        answer.add_done_callback(over)
+        try:
+            await self.publish(subject, piece, reply=to)
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer
+
+    async def _while_it_moves(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """What `wait` returns; it is given up only once nothing has arrived for `TRANSFER_STALL_S`."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            begun = clock()
+            try:
+                async with asyncio.timeout(TRANSFER_STALL_S):
+                    return await wait()
+            except TimeoutError:
+                if self._window.moved_at < begun:
+                    raise NoAnswer(
+                        f"the broker at {self.url} took nothing for {TRANSFER_STALL_S:.0f} s"
+                    ) from None
 
     async def api(self, verb: str, **body: Any) -> dict[str, Any]:
         """Ask the JetStream API. Raises as `request`."""
@@ -336,9 +379,12 @@ class Link:
         self._takes[b"%d" % subscription._id] = take
         return subscription
 
-    async def read(self, stream: str, subject: str, after: int = 0) -> AsyncIterator[Stored]:
+    async def read(
+        self, stream: str, subject: str, after: int = 0, *, size: int = 0
+    ) -> AsyncIterator[Stored]:
         """The messages of `stream` on `subject` with a sequence over `after`, in order, page by page.
 
+        What has a `size` in bytes is asked for as much at a time as passes in a moment.
         A reply that stalls is asked for again from where it stopped. Raises StoreUnavailable.
         """
         tries = 0
@@ -347,9 +393,15 @@ class Link:
                 "seq": after + 1,
                 "next_by_subj": subject,
                 "batch": READ_MESSAGES,
-                "max_bytes": _READ_BYTES,
+                "max_bytes": self._pages.size,
             }
-            page, more = await self._page(stream, ask)
+            reserved = min(size, self._pages.size)
+            begun, more = await self._pages.reserve(reserved), False
+            try:
+                page, more = await self._page(stream, ask)
+            finally:
+                self._pages.release(reserved, begun if reserved or more else None)
+            size -= reserved
             for stored in page:
                 yield stored
             if not more:
@@ -440,8 +492,7 @@ class Link:
                 f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(ask), reply=f"{self._inbox}.{token}"
             )
             while True:
-                async with asyncio.timeout(READ_STALL_S):
-                    reply = await replies.get()
+                reply = await self._next(replies)
                 if reply is None or reply.status == "503":
                     return page, True
                 if reply.status == "404":
@@ -455,6 +506,17 @@ class Link:
             return page, True
         finally:
             self._answers.pop(token, None)
+
+    async def _next(self, replies: asyncio.Queue[Incoming | None]) -> Incoming | None:
+        """The next reply. One that is large may take long, as long as its bytes come. Raises TimeoutError."""
+        while True:
+            before = self._parser.partial
+            try:
+                async with asyncio.timeout(READ_STALL_S):
+                    return await replies.get()
+            except TimeoutError:
+                if self._parser.partial == before:
+                    raise
 
     async def _be_up(self) -> None:
         if self._client.is_closed and not self._closed and self.failure is None:

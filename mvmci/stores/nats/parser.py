@@ -65,6 +65,7 @@ class ShortCut:
     def __init__(self, library: Parser, takes: Mapping[bytes, Callable[[Incoming], None]]) -> None:
         self._library = library
         self._takes = takes
+        self.partial = 0  # counts the bytes that came for messages which were not whole with them
         self._buffer = bytearray()
         self._whole = 0  # bytes that are there once what `_buffer` begins with is whole; 0: nobody knows yet
 
@@ -78,6 +79,7 @@ class ShortCut:
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._whole:
+                self.partial += len(data)
                 return
             data = bytes(self._buffer)
             self._buffer.clear()
@@ -87,6 +89,7 @@ class ShortCut:
             await self._library.parse(other)
             at = self._take(data, at + len(other))
         self._buffer += data[at:]
+        self.partial += len(self._buffer)
 
     def _take(self, data: bytes, at: int) -> int:
         """Give out the messages that come at `at`; where what is not one of ours begins, or not whole."""

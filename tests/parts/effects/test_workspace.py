@@ -10,16 +10,17 @@ import socket
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from mvmci.engines.embedded import workspace
 from mvmci.engines.embedded.limits import LimitReached
-from mvmci.errors import BadWorkspace, NotFound, StoreFull, Usage
+from mvmci.errors import BadWorkspace, HostFull, NotFound, Usage
 from mvmci.jobs import tree
 from mvmci.jobs.tree import TreeEntry
+from mvmci.store import Source
 from tests.harness.waiting import LONG_S
 
 UID = 64124
@@ -41,6 +42,14 @@ class Kept:
 
     async def put_file(self, path: Path) -> str:
         return await self.put(path.read_bytes())
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        changed = set()
+        for digest in await self.missing(sources):
+            with sources[digest].open() as file:
+                if await self.put(file.read()) != digest:
+                    changed.add(digest)
+        return changed
 
     async def has(self, digest: str) -> bool:
         return digest in self.blobs
@@ -352,7 +361,7 @@ def small(tmp_path: Path, root: None) -> Iterator[Path]:
 async def test_a_disk_that_is_full_is_no_fault_of_the_workspace(small: Path, blobs: Kept) -> None:
     digest = await blobs.put(bytes(100_000))  # the disk takes the beginning of the second
     files = [TreeEntry(path=name, digest=digest, size=100_000) for name in ("a", "b")]
-    with pytest.raises(StoreFull, match="No space left on device"):
+    with pytest.raises(HostFull, match="No space left on device"):
         await workspace.materialise(tree.tree(files), small, blobs)
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.engines.embedded import command
@@ -19,7 +21,7 @@ from mvmci.engines.embedded.code import _stat
 from mvmci.engines.embedded.engine import Embedded
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import LimitReached, first
-from mvmci.errors import Nondeterminism, Usage
+from mvmci.errors import HostFull, Nondeterminism, StoreFull, Usage
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
@@ -27,7 +29,7 @@ from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
-from mvmci.store import Store
+from mvmci.store import Blobs, Source, Store
 from tests.harness.memory import Memory
 from tests.harness.waiting import until_journal
 from tests.harness.world import Counting, Crashed, command_spec, mortal, script_spec
@@ -63,7 +65,7 @@ async def make(host_root: Path, clock: Clock) -> AsyncIterator[Make]:
     made: list[Embedded] = []
 
     def make(store: Store) -> Embedded:
-        allow = Allow(http=("http://127.0.0.1:*/*",))
+        allow = Allow(http=("http://127.0.0.1:*/*",), exec=("true", "touch"))
         made.append(Embedded(Host(store=store, root=host_root, allow=lambda: allow, now_ms=clock), slots=2))
         return made[-1]
 
@@ -187,6 +189,57 @@ async def test_a_job_that_loses_every_holder_is_given_up(memory: Memory, make: M
         await crashing.close()
     assert (await make(store).run("j")).kind == "ended"
     assert status((await load(store, "j")).state) == ("errored", "attempts: 3 holders were lost")
+
+
+class Full:
+    """Blobs of a store that takes no more: neither files nor what is large."""
+
+    def __init__(self, inner: Blobs) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put_all(self, sources: Mapping[str, Source]) -> set[str]:
+        raise StoreFull("60 KiB do not fit")
+
+
+@pytest.mark.parametrize("kind", ["artifacts of a command", "tree of an exec"])
+async def test_what_a_job_leaves_that_does_not_fit_fails_it_once(
+    memory: Memory, make: Make, kind: str
+) -> None:
+    """Five holders would only make it five times."""
+    store = memory.store("w")
+    if kind == "tree of an exec":
+        spec = await script_spec(store, "j", [{"exec": {"argv": ["touch", "left"]}}])
+    else:
+        spec = msgspec.structs.replace(await command_spec(store, "j", "files"), artifacts=("**",))
+    await submit(store, spec)
+    engine = make(dataclasses.replace(store, blobs=Full(store.blobs)))
+    assert (await engine.run("j")).kind == "ended"
+    state = (await load(store, "j")).state
+    assert status(state) == ("failed", "store: 60 KiB do not fit")
+    assert state.attempts == 1
+
+
+async def test_a_host_without_room_lets_a_job_go_and_loses_no_attempt(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+
+    async def full(*_: Any, **__: Any) -> None:
+        raise HostFull("no space left here")
+
+    await submit(store, await script_spec(store, "j", [{"exec": {"argv": ["true"], "idempotent": True}}]))
+    with monkeypatch.context() as patched:
+        patched.setattr("mvmci.engines.embedded.workspace.materialise", full)
+        with pytest.raises(HostFull):
+            await engine.run("j")
+    state = (await load(store, "j")).state
+    assert (state.ended, state.lost) == (False, 0)
+    await engine.run("j")
+    assert status((await load(store, "j")).state)[0] == "succeeded"
 
 
 async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: Make) -> None:

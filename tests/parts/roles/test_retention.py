@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
+from typing import BinaryIO
 
 import pytest
 
@@ -12,8 +14,9 @@ from mvmci.jobs.journal import Done, Lease, Spec
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.retention import Retention
-from mvmci.store import Store
+from mvmci.store import Source, Store, digest_of
 from mvmci.stores.nats import Cluster
+from mvmci.stores.nats.blobs import UPLOAD_CHARS
 from tests.parts.roles.conftest import Place
 from tests.parts.roles.test_reconciler import append
 
@@ -159,3 +162,49 @@ async def test_chunks_of_which_nothing_was_told_are_swept(client: Cluster, reten
     await retention.sweep()
     answer = await link.api(f"STREAM.INFO.{layout.blobs}")
     assert answer["state"]["messages"] == 0
+
+
+async def test_an_upload_that_was_broken_off_is_gone_as_soon_as_it_is_known_to_be(
+    client: Cluster, retention: Retention
+) -> None:
+    async def left() -> set[str]:
+        answer = await client.link.api(
+            f"STREAM.INFO.{client.layout.blobs}", subjects_filter=client.layout.blob_chunks("*")
+        )
+        return set(answer["state"].get("subjects") or ())
+
+    def unreadable() -> BinaryIO:
+        raise OSError(5, "the uploader dies here")
+
+    whole = await client.store.blobs.put(b"told of")
+    kept = await left()
+    source = Source(300_000, lambda: io.BytesIO(bytes(300_000)))
+    with pytest.raises(OSError, match="dies here"):
+        await client.store.blobs.put_all(
+            {digest_of(bytes(300_000)): source, digest_of(b"x"): Source(1, unreadable)}
+        )
+    assert await left() > kept
+    retention.upload_age_ms = AGE_MS
+    await retention.clear_uploads()
+    assert await left() > kept, "it may be under way"
+    retention.upload_age_ms = -1
+    await retention.clear_uploads()
+    assert await left() == kept
+    assert await client.store.blobs.get(whole) == b"told of"
+
+
+async def test_an_upload_that_moves_keeps_what_it_sent_long_ago(
+    client: Cluster, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What belongs to an upload goes by the name of its chunks: the newest of them tells."""
+    link, layout = client.link, client.layout
+    retention.upload_age_ms = 0
+    for number in range(3):
+        await link.request(layout.blob_chunks(f"{'a' * UPLOAD_CHARS}{number:010x}"), b"x")
+    ages = {f"{number:010x}": 10.0 for number in (0, 2)}
+    monkeypatch.setattr(
+        "mvmci.stores.nats.blobs._age_ms", lambda stored, now: ages.get(stored.subject[-10:], -1.0)
+    )
+    await retention.clear_uploads()
+    answer = await link.api(f"STREAM.INFO.{layout.blobs}")
+    assert answer["state"]["messages"] == 3
