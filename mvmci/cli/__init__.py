@@ -52,6 +52,7 @@ VERBS = {
     "supervise": "cluster",
 }
 EXIT_INTERRUPTED = 130
+HELP_WIDTH_MAX = 200  # and no more than the terminal has
 EXAMPLES = """
 \b
 Examples:
@@ -91,7 +92,11 @@ class Verbs(click.Group):
 
 
 @click.version_option(__version__, "-V", "--version", prog_name="mvmci", message="%(prog)s %(version)s")
-@click.group(cls=Verbs, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH_MAX},
+)
 def cli() -> None:
     """Durable WebAssembly CI on hosts you own, in one file."""
 

@@ -19,6 +19,7 @@ from mvmci.cli.options import (
     Duration,
     cluster_option,
     examples,
+    grace_option,
     json_option,
     make_state,
     make_table,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
-READY_IN, GRACE = "60s", "30s"
+READY_IN = "60s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -338,7 +339,7 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 
 @click.command("down", epilog=examples("mvmci down", "mvmci down topology.yaml --purge"))
 @click.argument("file", metavar="[FILE]", required=False, type=click.Path(path_type=Path))
-@option("--grace", type=Duration(), default=GRACE, show_default=True, help="For jobs to finish in.")
+@grace_option
 @option("--purge", is_flag=True, help="Cut jobs short, and remove the cluster with all its data.")
 @cluster_option
 @state_option

@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
 
 T = TypeVar("T")
 R = TypeVar("R")
-WIDTH = 200  # of tables, off a terminal
+WIDTH = 1 << 20  # of tables, off a terminal: a row is one line, however long
+REASON_WIDTH_MIN = 20  # of a table's last column
 LOCAL_UNIT = "run"
 LOCAL_FOLDER = "_local"  # the store of `run`
 HOST_FOLDER = "_host"  # slots and compiled code of this machine
@@ -42,7 +43,10 @@ def examples(*lines: str) -> str:
 
 
 def option(*names: str, **settings: Any) -> Decorator:
-    """A click option that can also be set by `MVMCI_<NAME>`."""
+    """A click option that can also be set by `MVMCI_<NAME>`.
+
+    One of that name which means something else for another verb has its verb in its `envvar`.
+    """
     long = max((name for name in names if name.startswith("--")), key=len).split("/")[0]
     settings.setdefault("envvar", "MVMCI_" + long.strip("-").replace("-", "_").upper())
     return click.option(*names, show_envvar=True, **settings)
@@ -91,6 +95,13 @@ state_option = option(
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
 cluster_option = option("--cluster", metavar="NAME", help="The cluster. By default, the only one known here.")
+grace_option = option(
+    "--grace",
+    type=Duration(),
+    default="30s",
+    show_default=True,
+    help="How long jobs may take to finish once it stops.",
+)
 local_option = option("--local", is_flag=True, help="Jobs of `mvmci run` on this machine.")
 
 
@@ -172,23 +183,29 @@ def make_state(state: Path) -> None:
 
 
 def make_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
-    """A table of `rich`, for a terminal."""
+    """A table of `rich`. Where it is too wide only its last column is folded.
+
+    What is copied from the others, as an id, stays in one piece.
+    """
+    from rich.cells import cell_len
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
+    table, *columns = Table(box=None, pad_edge=False), *zip(titles, *rows, strict=True)
+    for cells in columns:
+        whole = max(map(cell_len, cells))
+        least = min(whole, REASON_WIDTH_MIN) if cells is columns[-1] else whole
+        table.add_column(cells[0], overflow="fold", min_width=least)
+    for row in zip(*(cells[1:] for cells in columns), strict=True):
         table.add_row(*row)
     return table
 
 
 def print_table(table: Any) -> None:
-    """As wide as the terminal; off one, `WIDTH`."""
+    """As wide as the terminal, or as it has to be; off one, a line a row."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else WIDTH
-    Console(width=width, highlight=False, markup=False).print(table)
+    Console(width=width, highlight=False, markup=False).print(table, crop=False)
 
 
 EXIT_PIPE = 141

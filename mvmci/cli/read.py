@@ -27,6 +27,7 @@ from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
 from mvmci.jobs.journal import (
+    PROOF_BY,
     AnyRecord,
     Cancel,
     Done,
@@ -37,6 +38,7 @@ from mvmci.jobs.journal import (
     Released,
     Result,
     Spec,
+    State,
     status,
 )
 from mvmci.jobs.summary import Summary, rfc3339, summarise
@@ -87,15 +89,26 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
 
 @click.command("list", epilog=examples("mvmci list --status failed", "mvmci list --limit 0 --json"))
 @option("--limit", type=click.IntRange(0), default=100, show_default=True, help="At most so many; 0 is all.")
+@option("--all", "proofs", is_flag=True, help="Those too by which `mvmci up` saw that a cluster works.")
 @option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs with this status.")
-@option("--queue", help="Only jobs of this queue.")
+@option("--queue", envvar="MVMCI_LIST_QUEUE", help="Only jobs of this queue.")
 @place_options
 @json_option
-def list_verb(limit: int, wanted: str | None, queue: str | None, place: Location, as_json: bool) -> int:
+def list_verb(
+    limit: int, proofs: bool, wanted: str | None, queue: str | None, place: Location, as_json: bool
+) -> int:
     """List jobs, newest first."""
 
+    def fits(state: State) -> bool:
+        spec = state.spec
+        return (
+            (proofs or spec is None or spec.by != PROOF_BY)
+            and wanted in (None, status(state)[0])
+            and queue in (None, spec and spec.queue)
+        )
+
     async def work(store: Store) -> int:
-        found = await _newest(store, place, limit, wanted, queue)
+        found, more = await _newest(store, place, limit, fits)
         if as_json:
             click.echo(msgspec.json.encode(found))
         elif not found:
@@ -103,17 +116,20 @@ def list_verb(limit: int, wanted: str | None, queue: str | None, place: Location
         else:
             rows = ((one.id, one.kind or "", one.status, one.submitted_at or "", one.reason) for one in found)
             print_table(make_table(("ID", "KIND", "STATUS", "SUBMITTED", "REASON"), rows))
+        if more:
+            click.echo(f"the newest {limit}; there are more, and --limit 0 lists all", err=True)
         return 0
 
     return _verb(work, place)
 
 
 async def _newest(
-    store: Store, place: Location, limit: int, wanted: str | None, queue: str | None
-) -> list[Summary]:
-    """The newest jobs that fit, up to `limit`; 0 is all of them."""
+    store: Store, place: Location, limit: int, fits: Callable[[State], bool]
+) -> tuple[list[Summary], bool]:
+    """The newest jobs that fit, up to `limit`, and whether there are more; 0 is all of them."""
     found: list[Summary] = []
     some: list[Journal] = []
+    more = False
 
     async def summarised(journal: Journal) -> Summary:
         try:
@@ -125,16 +141,17 @@ async def _newest(
         async for job, entries in jobs:
             journal = Journal(job)
             journal.absorb(entries)
-            spec = journal.state.spec
-            if wanted in (None, status(journal.state)[0]) and queue in (None, spec and spec.queue):
-                some.append(journal)
+            if not fits(journal.state):
+                continue
+            if limit and len(found) + len(some) == limit:
+                more = True
+                break
+            some.append(journal)
             if len(some) == PAYLOADS_AT_ONCE:
                 found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
                 some = []
-            if limit and len(found) + len(some) == limit:
-                break
     found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
-    return sorted(found, key=lambda one: one.submitted_at or "", reverse=True)
+    return sorted(found, key=lambda one: one.submitted_at or "", reverse=True), more
 
 
 @click.command("history", epilog=examples("mvmci history nightly-1"))

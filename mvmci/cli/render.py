@@ -22,6 +22,7 @@ from mvmci.cli.options import examples, option, run_async
 @option(
     "--output",
     metavar="DIR",
+    envvar="MVMCI_RENDER_OUTPUT",
     type=click.Path(file_okay=False, path_type=Path),
     help="Where. A folder with the cluster's name, if absent.",
 )

@@ -94,13 +94,15 @@ def submit_verb(
     files = RequestFiles()
     checked = files.check(msgspec.convert(options, JobRequest))
     job = checked.request.id or mint_id()
-    accepted = False
+    sent = accepted = False
 
     async def main() -> int:
-        nonlocal accepted
+        nonlocal sent, accepted
         async with place.open() as store:
             await files.keep(store)
-            await submit(store, await files.spec(checked, job, store))
+            spec = await files.spec(checked, job, store)
+            sent = True
+            await submit(store, spec)
             accepted = True
             if wait:
                 click.echo(job, err=True)
@@ -113,8 +115,10 @@ def submit_verb(
     except Interrupted as interrupted:
         if accepted:
             _tell_that_it_goes_on([job], place)
-        else:
+        elif sent:
             click.echo(f"interrupted; it is unknown whether {job} was accepted", err=True)
+        else:
+            click.echo(f"interrupted; {job} was not submitted", err=True)
         return interrupted.exit_code
 
 
@@ -238,7 +242,12 @@ ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True, s
     "wait", epilog=examples("mvmci wait nightly-1", "mvmci wait nightly-1 nightly-2 --timeout 10m")
 )
 @ids_argument
-@option("--timeout", type=Duration(), help="How long to wait; the jobs go on. By default, for ever.")
+@option(
+    "--timeout",
+    type=Duration(),
+    envvar="MVMCI_WAIT_TIMEOUT",
+    help="How long to wait; the jobs go on. By default, for ever.",
+)
 @place_options
 @json_option
 def wait_verb(ids: tuple[str, ...], timeout: int | None, place: Location, as_json: bool) -> int:

@@ -66,7 +66,13 @@ def ticket_verb() -> None:
     show_default=True,
     help="The role that it gives.",
 )
-@option("--queue", "queues", multiple=True, help="Only for these queues. By default, those of the cluster.")
+@option(
+    "--queue",
+    "queues",
+    multiple=True,
+    envvar="MVMCI_TICKET_QUEUE",
+    help="Only for these queues. By default, those of the cluster.",
+)
 @option(
     "--uses",
     type=click.IntRange(1, USES_MAX),
@@ -77,6 +83,7 @@ def ticket_verb() -> None:
 @option("--ttl", type=Duration(), default=TTL, show_default=True, help="How long it is valid.")
 @option(
     "--output",
+    envvar="MVMCI_TICKET_OUTPUT",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write it to this file, readable by you alone.",
 )
@@ -279,7 +286,12 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
     ),
 )
 @ticket_argument
-@option("--name", metavar="NAME", help="Your name in the cluster. By default, this host's.")
+@option(
+    "--name",
+    metavar="NAME",
+    envvar="MVMCI_LOGIN_NAME",
+    help="Your name in the cluster. By default, this host's.",
+)
 @state_option
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
     """Make this machine a client of a cluster, with a ticket of role client."""

@@ -17,9 +17,9 @@ import click
 
 from mvmci.cli.options import (
     HOST_FOLDER,
-    Duration,
     cluster_option,
     examples,
+    grace_option,
     option,
     run_async,
     state_option,
@@ -27,19 +27,11 @@ from mvmci.cli.options import (
 from mvmci.errors import Usage
 from mvmci.trust.known import find_cluster, find_config
 
-GRACE = "30s"
 _API_PORT = 27288
 TOKEN_CHARS_MIN = 16
 T = TypeVar("T")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-grace_option = option(
-    "--grace",
-    type=Duration(),
-    default=GRACE,
-    show_default=True,
-    help="How long jobs may take to finish once it stops.",
-)
 token_option = option(
     "--token-file",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -90,7 +82,13 @@ config_option = option(
 @patient_option
 @config_option
 @slots_option
-@option("--queue", "queues", multiple=True, help="Queues to take jobs from. Those of the ticket, if absent.")
+@option(
+    "--queue",
+    "queues",
+    multiple=True,
+    envvar="MVMCI_WORKER_QUEUE",
+    help="Queues to take jobs from. Those of the ticket, if absent.",
+)
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")
 @isolation_options[0]
 @isolation_options[1]
@@ -250,7 +248,13 @@ def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
     ),
 )
 @name_option
-@option("--listen", metavar="HOST:PORT", required=True, help="Where workers dial.")
+@option(
+    "--listen",
+    metavar="HOST:PORT",
+    required=True,
+    envvar="MVMCI_BALANCER_LISTEN",
+    help="Where workers dial.",
+)
 @option("--backend", "backends", metavar="NAME=HOST:PORT", multiple=True, required=True, help="An executor.")
 @cluster_option
 @state_option

@@ -33,7 +33,7 @@ from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
 from mvmci.errors import MvmciError, PartlyApplied, StoreUnavailable
 from mvmci.jobs.job import Limits
-from mvmci.jobs.journal import Spec, status
+from mvmci.jobs.journal import PROOF_BY, Spec, status
 from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.journals.reader import load
 from mvmci.roles import broker
@@ -318,7 +318,7 @@ class Up:
             component=False,
             limits=Limits(timeout_ms=PROOF_MS),
             seed=0,
-            by="up",
+            by=PROOF_BY,
         )
         await submit(store, spec)
         journal = await load(store, spec.id)

@@ -27,6 +27,7 @@ from mvmci.jobs import effect
 from mvmci.jobs.job import End, Id, Kind, Limits, Payload, Status
 
 MessageKind = Literal["spec", "run", "cancel", "done"]
+PROOF_BY = "up"  # who submits the job that does nothing, by which `up` sees that a cluster works
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", omit_defaults=True):

@@ -56,6 +56,9 @@ def test_list_is_newest_first_and_can_be_narrowed(alone: Mvmci, guest: Guest) ->
     assert ids("--status", "failed") == ["two"]
     assert ids("--queue", "default") == ["two", "one"]
     assert ids("--queue", "default", "--limit", "1") == ["two"]
+    assert alone("list", "--local", "--limit", "3").err == ""
+    less = alone("list", "--local", "--limit", "2")
+    assert less.err == "the newest 2; there are more, and --limit 0 lists all\n"
     table = alone("list", "--local").text.splitlines()
     assert [line.split()[0] for line in table] == ["ID", "three", "two", "one"]
 

@@ -66,8 +66,9 @@ def test_up_returns_when_every_unit_is_ready_and_a_real_job_has_run(cluster: Mak
     assert ticket.read_text().startswith("mvmci1_")
     assert stat.S_IMODE(ticket.stat().st_mode) == 0o600
     assert stat.S_IMODE(demo.folder.stat().st_mode) == 0o700
-    (job,) = demo.mvmci("list", "--json").json
+    (job,) = demo.mvmci("list", "--all", "--json").json
     assert (job["status"], job["worker"] in WORKERS) == ("succeeded", True)
+    assert demo.mvmci("list", "--json").json == []  # among one's own jobs it is not
 
 
 def test_ps_tells_of_each_unit(demo: Cluster) -> None:

@@ -1,0 +1,96 @@
+"""What all verbs have in common: their options and their tables."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from mvmci.cli import cli
+from mvmci.cli.init import HELLO_WASM
+from mvmci.cli.options import Location, make_table
+
+
+def commands(command: click.Command = cli) -> Iterator[click.Command]:
+    if not isinstance(command, click.Group):
+        yield command
+        return
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        found = command.get_command(context, name)
+        assert found is not None
+        yield from commands(found)
+
+
+def test_a_variable_means_one_thing() -> None:
+    meanings: dict[str, set[str | None]] = defaultdict(set)
+    for command in commands():
+        for option in command.params:
+            if isinstance(option, click.Option) and isinstance(option.envvar, str):
+                meanings[option.envvar].add(option.help)
+    assert len(meanings) > 40
+    assert {name: told for name, told in meanings.items() if len(told) > 1} == {}
+
+
+def test_help_is_as_wide_as_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    cli.main(["up", "--help"], standalone_mode=False)
+    assert 100 < max(map(len, capsys.readouterr().out.splitlines())) <= 160
+
+
+def printed(width: int, reason: str) -> list[str]:
+    file = io.StringIO()
+    row = ("a-job-with-a-long-name-1234567890", "succeeded", "2026-11-30T03:06:52.123Z", reason)
+    table = make_table(("ID", "STATUS", "SUBMITTED", "REASON"), [row])
+    Console(file=file, width=width, highlight=False).print(table, crop=False)
+    return [line.rstrip() for line in file.getvalue().splitlines()]
+
+
+def test_in_a_narrow_terminal_only_the_last_column_of_a_table_is_folded() -> None:
+    reason = "trap: all of it is there, however narrow"
+    title, first, *more = printed(60, reason)
+    assert title.split() == ["ID", "STATUS", "SUBMITTED", "REASON"]
+    assert first.startswith("a-job-with-a-long-name-1234567890  succeeded  2026-11-30T03:06:52.123Z  trap:")
+    assert " ".join([first.partition("Z  ")[2], *(line.strip() for line in more)]) == reason
+    assert len(printed(200, reason)) == 2
+    assert len(printed(60, "")) == 2
+
+
+@pytest.mark.parametrize(
+    ("while_sent", "told"),
+    [(False, "interrupted; a was not submitted\n"), (True, "it is unknown whether a was accepted\n")],
+)
+def test_after_ctrl_c_a_submit_says_what_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_sent: bool, told: str
+) -> None:
+    async def interrupted(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def kept(_: bytes) -> str:
+        return "sha256:" + "0" * 64
+
+    @asynccontextmanager
+    async def opened(_: Location) -> AsyncIterator[object]:
+        yield SimpleNamespace(blobs=SimpleNamespace(put=kept if while_sent else interrupted))
+
+    monkeypatch.setattr(Location, "open", opened)
+    monkeypatch.setattr("mvmci.cli.submit.submit", interrupted)
+    (tmp_path / "hello.wasm").write_bytes(HELLO_WASM)
+    done = CliRunner().invoke(cli, ["submit", f"{tmp_path}/hello.wasm", "--id", "a"], standalone_mode=False)
+    assert (done.return_value, done.stdout) == (130, "")
+    assert done.stderr.endswith(told)
