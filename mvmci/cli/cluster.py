@@ -29,6 +29,7 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
+from mvmci.system.tasks import readable
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ runtime_option = option("--runtime", metavar="R", help="Instead of the file's: l
 @click.command(
     "up",
     epilog=examples(
-        "mvmci up topology.yaml                 start or change a cluster; Ctrl-C brings it down",
+        "mvmci up topology.yaml                 start a cluster, which Ctrl-C brings down, or change one",
         "mvmci up topology.yaml --detach        return when a real job has run",
         "mvmci up topology.yaml --detach --json | jq -r .ticket_file",
     ),
@@ -90,13 +91,24 @@ async def _up(
         for line in _lines(plan):
             click.echo(line, err=as_json)
         if plan.disturbs and not yes and not detach and sys.stdin.isatty():
-            click.confirm("go on?", default=True, abort=True, err=True)
+            await _confirm("go on?")
         view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
         up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
         try:
             return await (_detached if detach else _foreground)(up, plan.state, view, as_json)
         except Overtaken as overtaken:
             click.echo(f"{overtaken.message}: planned again", err=True)
+
+
+async def _confirm(question: str) -> None:
+    """Ask before something is stopped; anything but yes is No. Raises click.Abort.
+
+    The answer is awaited, and not read for, so that a signal ends the verb at once.
+    """
+    click.echo(f"{question} [y/N] ", nl=False, err=True)
+    await readable(sys.stdin.fileno())
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise click.Abort
 
 
 async def _detached(up: Up, state: ClusterState, view: _View, as_json: bool) -> int:
@@ -132,17 +144,20 @@ async def _all_ready(plan: Plan, as_json: bool) -> bool:
 
 
 async def _foreground(up: Up, state: ClusterState, view: _View, as_json: bool) -> int:
-    """Bring it up, show how it is, and bring it down at the end."""
+    """Bring it up, show how it is, and bring it down at the end: but what ran before goes on."""
     try:
         with view:
             roster = await up.run()
             if as_json:
                 _print_json(state, roster)
             else:
-                view.say(f"{state.cluster} is ready; Ctrl-C brings it down")
+                ends = "ends this view: it ran before, and goes on" if up.adopts else "brings it down"
+                view.say(f"{state.cluster} is ready; Ctrl-C {ends}")
             await _watch(state, view)
     except BaseException:
-        if up.begun:
+        if up.begun and up.adopts:
+            click.echo(f"{state.cluster} goes on; `mvmci down` stops it", err=True)
+        elif up.begun:
             click.echo(f"bringing {state.cluster} down; again to hurry", err=True)
             await state.runtime().stop()
         raise

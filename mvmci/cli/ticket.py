@@ -264,7 +264,7 @@ def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
 def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
     """Revoke the credential of a unit or a client. Its connection ends at once.
 
-    Its jobs go on elsewhere. It can come back with a new ticket.
+    Its jobs go on elsewhere. It can come back with a new ticket, and a unit of `up` with `mvmci up`.
     """
     check_id(unit, "unit name")
 

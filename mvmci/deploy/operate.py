@@ -95,9 +95,10 @@ def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:
 async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:
     """Stop all that `up` started; with `purge`, forget the cluster too. False: nothing was running.
 
-    Raises LockHeld, StoreUnavailable.
+    Raises LockHeld, StoreUnavailable, also where the cluster was not brought up from here.
     """
     state.check_version()
+    state.check_keys()
     with state.lock():
         ran = await state.runtime().stop(grace_s=0 if purge else grace_s)
         if purge:

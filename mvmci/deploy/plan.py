@@ -69,6 +69,7 @@ async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
     deployment, runtime = deployment_of(found, file), runtime or found.runtime
     state = ClusterState(root, found.cluster)
     state.check_version()
+    state.check_keys()
     external = external_of(found, file)
     facts, running = state.facts(), state.runtime(runtime)
     await running.check()

@@ -31,6 +31,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     runtime = state.runtime(RUNTIME)
     deployment = await placed(deployment_of(found, file), runtime)
     state.check_version()
+    state.check_keys()
     with state.lock():
         authority, facts = make_keys(state, found, deployment, external, RUNTIME)
         who = external or authority

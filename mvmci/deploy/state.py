@@ -27,12 +27,13 @@ from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Deployment
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
-from mvmci.errors import LockHeld, Usage, VersionsDiffer
+from mvmci.errors import LockHeld, StoreUnavailable, Usage, VersionsDiffer
 from mvmci.jobs.summary import rfc3339
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_runtime
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_folder, write_private
+from mvmci.trust.known import CLIENT, KEYS
 
 VERSION = "1"
 
@@ -123,6 +124,17 @@ class ClusterState:
                 f"{self.folder} was made by an mvmci of another format: {found[:20]!r}, where this one's is "
                 f"{VERSION!r}",
                 hint="use the version that made it, or name another directory with --state",
+            )
+
+    def check_keys(self) -> None:
+        """Raises StoreUnavailable where only a client or a unit of the cluster is, which was brought up
+        elsewhere: another one of that name would hide it, and what is kept here is not ours to remove."""
+        joined = (self.folder / CLIENT, *self.folder.glob("units/*/identity.json"))
+        if not (self.folder / KEYS).is_dir() and any(path.exists() for path in joined):
+            raise StoreUnavailable(
+                f"the keys of cluster {self.cluster} are not on this machine",
+                hint="do this as the user, and on the machine, that called `mvmci up`; "
+                f"a cluster of its own needs another name, or --state DIR: {self.folder} belongs to that one",
             )
 
     def check_free(self) -> None:

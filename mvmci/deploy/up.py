@@ -88,7 +88,8 @@ class Up:
         self._say = say
         self._show = show  # the units, whenever something became of them
         self.begun = False  # whether something may have been changed
-        self._attached = attached  # what it starts is stopped when this process dies
+        self.adopts = False  # whether something of the cluster ran before, which is not ours to stop
+        self._attached = attached  # a cluster that it starts is stopped when this process dies
         self._within_s = within_s
         self._waits = ""  # why the job that is to prove it has not run yet
         self._seen: list[Observed] = []
@@ -110,6 +111,7 @@ class Up:
         with state.lock():
             if await make_plan(state.root, plan.file, plan.runtime) != plan:
                 raise Overtaken(f"{state.cluster} has changed meanwhile")
+            self.adopts = bool(await self._runtime.observe())
             self.begun = True
             try:
                 async with asyncio.timeout(self._within_s) as self._limit:
@@ -185,7 +187,7 @@ class Up:
         self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
         self._crashed_before = {one.name: one.restarts for one in await self._runtime.observe()}
         if starting:
-            await self._runtime.start(starting, attached=self._attached)
+            await self._runtime.start(starting, attached=self._attached and not self.adopts)
         await self._watch()
 
     @asynccontextmanager

@@ -29,6 +29,7 @@ from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system import keys
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
+from mvmci.trust.known import KEYS
 
 if TYPE_CHECKING:
     from mvmci.trust.permissions import Grantee
@@ -41,7 +42,6 @@ ADMIN_S = 3600
 SYSTEM_S = 300
 ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
 TICKET_ID_BYTES = 5
-_FOLDER = "keys"
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
@@ -73,7 +73,7 @@ class Authority:
 
         Not for two processes at a time: `up` holds the cluster's lock.
         """
-        place, now = folder / _FOLDER, time.time()
+        place, now = folder / KEYS, time.time()
         (place / _EXTERNAL).unlink(missing_ok=True)
         for name, kind in _KINDS.items():
             if not (place / name).exists():
@@ -90,13 +90,13 @@ class Authority:
     @staticmethod
     def of_external(folder: Path, login: Login) -> Authority:
         """The same for a broker of the user's own, whose one `login` every unit gets."""
-        write_private(folder / _FOLDER / _EXTERNAL, msgspec.json.encode(login))
+        write_private(folder / KEYS / _EXTERNAL, msgspec.json.encode(login))
         return Authority.load(folder)
 
     @staticmethod
     def load(folder: Path) -> Authority:
         """The authority of the cluster whose folder is `folder`. Raises StoreUnavailable."""
-        place = folder / _FOLDER
+        place = folder / KEYS
         try:
             if (place / _EXTERNAL).exists():
                 external = _logins.decode((place / _EXTERNAL).read_bytes())

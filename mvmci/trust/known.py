@@ -12,7 +12,8 @@ from pathlib import Path
 from mvmci.errors import StoreUnavailable, Usage
 
 CLIENT = "client.json"
-_KNOWN_BY = (CLIENT, "keys", "units")
+KEYS = "keys"
+_KNOWN_BY = (CLIENT, KEYS, "units")
 
 
 def find_cluster(state: Path, name: str | None) -> str:

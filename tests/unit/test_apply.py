@@ -18,7 +18,7 @@ from mvmci.cluster.topology import read_topology
 from mvmci.deploy import operate, up
 from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
 from mvmci.deploy.state import ClusterState, Facts
-from mvmci.errors import LockHeld, Usage, VersionsDiffer
+from mvmci.errors import LockHeld, StoreUnavailable, Usage, VersionsDiffer
 from mvmci.jobs import module
 from mvmci.runtimes.local import runtime
 from mvmci.store import About, ClusterSettings, Member
@@ -327,6 +327,26 @@ async def test_a_folder_of_another_version_is_refused(place: Place) -> None:
     with pytest.raises(VersionsDiffer) as caught:
         await place.plan()
     assert caught.value.exit_code == 8
+
+
+@pytest.mark.parametrize("kept", ["client.json", "units/box/identity.json"], ids=["client", "worker"])
+async def test_a_cluster_that_was_brought_up_elsewhere_is_neither_hidden_nor_forgotten(
+    place: Place, kept: str
+) -> None:
+    login = place.state.folder / kept
+    login.parent.mkdir(parents=True)
+    login.write_text("{}")
+    for change in (
+        place.plan(),
+        operate.down(place.state),
+        operate.down(place.state, purge=True),
+    ):
+        with pytest.raises(
+            StoreUnavailable, match="the keys of cluster demo are not on this machine"
+        ) as caught:
+            await change
+        assert "--state" in str(caught.value.hint)
+    assert [path for path in place.state.root.rglob("*") if path.is_file()] == [login]
 
 
 @pytest.mark.parametrize(

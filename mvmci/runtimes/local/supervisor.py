@@ -148,6 +148,10 @@ async def supervise(
         files.socket.unlink(missing_ok=True)
         async with asyncio.TaskGroup() as tasks:
             supervisor = Supervisor(files, program, env, pace, tasks)
+            for signum in (signal.SIGTERM, signal.SIGINT):  # before there is anything that it would leave
+                asyncio.get_running_loop().add_signal_handler(
+                    signum, lambda: tasks.create_task(supervisor.stop(None, GRACE_S))
+                )
             supervisor.start(first.units)
             server = await asyncio.start_unix_server(supervisor.answer, address, limit=LINE_BYTES_MAX)
             write(files.supervisor, this_process())
@@ -183,9 +187,6 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until all units were stopped, because a request or a signal said so."""
-        loop = asyncio.get_running_loop()
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(signum, lambda: self.tasks.create_task(self.stop(None, GRACE_S)))
         bounding = self.tasks.create_task(self._bound_logs())
         await self._ended.wait()
         bounding.cancel()

@@ -59,10 +59,10 @@ class _Refused(Exception):
 
 
 class _Taken(_Refused):
-    """A name that belongs to another machine."""
+    """A name that belongs to another machine, or to a unit of `up`."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the name {name} is taken", hint="choose another one with --name", because="name")
+    def __init__(self, name: str, hint: str = "choose another one with --name") -> None:
+        super().__init__(f"the name {name} is taken", hint=hint, because="name")
 
 
 class EnrolmentServer:
@@ -207,7 +207,10 @@ class EnrolmentServer:
         raise _Taken(names[0])
 
     def _claim(self, name: str, unit: UnitRecord, present: set[str], there: UnitRecord | None) -> UnitRecord:
-        """`unit`, if it may have the name."""
+        """`unit`, if it may have the name. That of a unit of `up` is free at no time: `up` would start it
+        again and again beside the one that took it."""
+        if there is not None and there.key != unit.key and there.revoked and not there.ticket:
+            raise _Taken(name, hint=f"`mvmci up` brings {name} back; choose another one with --name")
         if name in present if there is None else there.key != unit.key and not there.revoked:
             raise _Taken(name)
         return unit

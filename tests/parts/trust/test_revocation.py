@@ -220,7 +220,9 @@ async def test_another_machine_may_have_the_name_of_one_that_was_revoked(
     await refused(first.login)
 
 
-async def test_a_unit_of_up_is_revoked_as_any_other_and_up_may_bring_it_back(world: World) -> None:
+async def test_a_unit_of_up_is_revoked_as_any_other_and_up_may_bring_it_back(
+    world: World, tmp_path: Path
+) -> None:
     await world.control_plane()
     path = world.folder / "units" / "worker-1" / "identity.json"
     first = world.unit("worker-1", "worker", "default")
@@ -230,6 +232,10 @@ async def test_a_unit_of_up_is_revoked_as_any_other_and_up_may_bring_it_back(wor
     async with asyncio.timeout(CUT_S_MAX):
         await cluster.link.refused.wait()
     await refused(world.unit("worker-1", "worker", "default").login)
+    # Nobody else takes its name meanwhile: `plan` would find it down for ever, beside the one that runs.
+    with pytest.raises(Usage, match="the name worker-1 is taken") as caught:
+        await joined(world, tmp_path / "m0" / "identity.json", "worker-1")
+    assert "`mvmci up` brings worker-1 back" in str(caught.value.hint)
     path.unlink()
     await asyncio.sleep(1.1)
     second = world.unit("worker-1", "worker", "default")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mvmci.runtime import GRACE_S
+from mvmci.system.ports import choose_port
 from tests.harness.cluster import SMALLEST, Cluster
 from tests.harness.program import Mvmci, assert_sentence
 from tests.harness.waiting import LONG_S, until
@@ -189,10 +190,30 @@ def test_on_a_terminal_it_asks_before_it_stops_something(cluster: Make) -> None:
     demo.up()
     before = demo.pids()
     demo.write(SMALLEST.replace("3", "1"))
-    terminal = Terminal(demo.mvmci, "up", demo.file)
-    terminal.hears("go on? [Y/n]")
-    terminal.types("n\n")
-    assert terminal.end() == 130
+    for answer in ("n\n", "\n", signal.SIGINT):
+        terminal = Terminal(demo.mvmci, "up", demo.file)
+        terminal.hears("go on? [y/N]")
+        if isinstance(answer, str):
+            terminal.types(answer)
+        else:
+            os.kill(terminal.process.pid, answer)  # with nothing typed, it ends at once
+        assert terminal.end() == 130
+        assert demo.pids() == before
+
+
+def test_in_the_foreground_what_ran_before_goes_on_after_ctrl_c(cluster: Make) -> None:
+    demo = cluster(SMALLEST.replace("3", "1"))
+    demo.up()
+    # Every unit starts anew, and with them what keeps them running: that is not ours alone either.
+    demo.write(SMALLEST.replace("3", "1") + f"broker: {{listen: '127.0.0.1:{choose_port('moved')}'}}\n")
+    up = demo.mvmci.start("up", demo.file, "--yes")
+    up.hears("demo is ready; Ctrl-C ends this view: it ran before, and goes on\n")
+    demo.all_ready()
+    before = demo.pids()
+    up.signal(signal.SIGINT)
+    done = up.end()
+    assert (done.code, done.err) == (130, "demo goes on; `mvmci down` stops it\n")
+    demo.all_ready()
     assert demo.pids() == before
 
 
@@ -201,7 +222,7 @@ def test_what_changed_while_it_asked_is_planned_again_and_not_applied(cluster: M
     demo.up()
     demo.write(SMALLEST.replace("3", "1"))
     terminal = Terminal(demo.mvmci, "up", demo.file)
-    terminal.hears("go on? [Y/n]")
+    terminal.hears("go on? [y/N]")
     demo.up()
     after = demo.pids()
     terminal.types("y\n")
