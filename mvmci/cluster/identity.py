@@ -43,6 +43,7 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jwt: str = ""
     seed: str = ""
     inbox: str = "_INBOX"  # answers come beneath it, and nobody else may listen there
+    api: str = ""  # what requests to the store begin with, if it has a name of its own in this account
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

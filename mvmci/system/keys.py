@@ -11,6 +11,7 @@ import base64
 import binascii
 import datetime
 import functools
+import hmac
 import os
 from typing import TYPE_CHECKING, Literal
 
@@ -35,8 +36,13 @@ class BadKey(ValueError):
 
 def new_seed(kind: KeyKind) -> str:
     """A new key: its seed, from which all else follows. Secret."""
-    prefix = _PREFIXES[kind]
-    return _encode(bytes([_SEED_PREFIX | prefix >> 5, (prefix & 31) << 3]) + os.urandom(_KEY_BYTES))
+    return _seed(kind, os.urandom(_KEY_BYTES))
+
+
+def derived_seed(seed: str, label: str, kind: KeyKind) -> str:
+    """The seed of another key, which follows from `seed` and tells nothing of it. Secret. Raises BadKey."""
+    key = hmac.digest(_private(seed)[1].private_bytes_raw(), label.encode(), "sha256")
+    return _seed(kind, key)
 
 
 def public(seed: str) -> str:
@@ -66,6 +72,11 @@ def is_public_key(text: str, kind: KeyKind) -> bool:
     except BadKey:
         return False
     return len(raw) == 1 + _KEY_BYTES and raw[0] == _PREFIXES[kind]
+
+
+def _seed(kind: KeyKind, key: bytes) -> str:
+    prefix = _PREFIXES[kind]
+    return _encode(bytes([_SEED_PREFIX | prefix >> 5, (prefix & 31) << 3]) + key)
 
 
 @functools.lru_cache(maxsize=64)

@@ -32,6 +32,7 @@ from mvmci.trust import tokens
 from mvmci.trust.known import KEYS
 
 if TYPE_CHECKING:
+    from mvmci.trust.accounts import Account
     from mvmci.trust.permissions import Grantee
 
 # The life of a token; it is renewed when a third of it is left. A machine that was off for longer needs a
@@ -116,8 +117,20 @@ class Authority:
 
     @property
     def issuer(self) -> str:
-        """The public key that signs the tokens of units."""
+        """The public key that signs the tokens of units, which is also the name of the main account."""
         return keys.public(self.account)
+
+    @property
+    def accounts(self) -> dict[Account, str]:
+        """The public key of each account."""
+        from mvmci.trust.accounts import ACCOUNTS
+
+        own: dict[Account, str] = {"main": self.issuer, "system": keys.public(self.system)}
+        return own | {
+            account: keys.public(keys.derived_seed(self.account, account, "account"))
+            for account in ACCOUNTS.values()
+            if account not in own
+        }
 
     def login(self, urls: Sequence[str], *, tls: bool) -> Login:
         """Where to dial and whom to trust, for a broker at `urls`."""
@@ -193,10 +206,22 @@ class Authority:
             login=login,
         )
 
-    def account_token(self, revoked: Iterable[str], after: float = 0) -> str:
-        """The token of the account in which the cluster lives. It is newer than `after`, s since 1970."""
-        now = max(self.now(), after + 1)
-        return tokens.account(self.operator, self.issuer, self.cluster, now, store=True, revoked=revoked)
+    def account_token(self, account: Account, revoked: Iterable[str] = (), after: float = 0) -> str:
+        """The token of an account of the cluster. It is newer than `after`, s since 1970."""
+        from mvmci.stores.nats.layout import Layout
+        from mvmci.trust.accounts import shares
+
+        publics = self.accounts
+        return tokens.account(
+            self.operator,
+            publics[account],
+            self.cluster if account == "main" else f"{self.cluster}-{account}",
+            max(self.now(), after + 1),
+            store=account == "main",
+            revoked=revoked,
+            signer="" if account in ("main", "system") else self.issuer,
+            shares=shares(Layout(self.cluster), account, publics),
+        )
 
     def guard(self) -> Guard | None:
         """Whom a broker of ours believes; None where it is not ours."""
@@ -207,10 +232,7 @@ class Authority:
             operator=tokens.operator(self.operator, self.cluster, system, self.now()),
             signer=keys.public(self.operator),
             system_account=system,
-            accounts={
-                self.issuer: self.account_token(()),
-                system: tokens.account(self.operator, system, "system", self.now(), store=False, revoked=()),
-            },
+            accounts={public: self.account_token(account) for account, public in self.accounts.items()},
             certificate=self.folder / _CERTIFICATE,
             key=self.folder / _KEY,
         )
@@ -226,12 +248,10 @@ class Authority:
         tags: tuple[str, ...] = (),
     ) -> Login:
         """`base` as `unit`, with the key of `seed`."""
-        from mvmci.trust.permissions import inbox
-
         if self.external is not None:
             return self.external
         token = self._token(keys.public(seed), unit, role, queues, ttl_s, tags)
-        return msgspec.structs.replace(base, jwt=token, seed=seed, inbox=inbox(role, unit))
+        return as_unit(base, self.cluster, role, unit, jwt=token, seed=seed)
 
     def _token(
         self,
@@ -243,9 +263,10 @@ class Authority:
         tags: tuple[str, ...] = (),
     ) -> str:
         from mvmci.stores.nats.layout import Layout
+        from mvmci.trust.accounts import ACCOUNTS
         from mvmci.trust.permissions import permissions
 
-        now = self.now()
+        now, account = self.now(), self.accounts[ACCOUNTS[role]]
         return tokens.user(
             self.system if role == "system" else self.account,
             public,
@@ -255,6 +276,7 @@ class Authority:
             expires_at=math.ceil(now + ttl_s) if ttl_s is not None else 0,
             payload_max=ASK_BYTES_MAX if role == "bootstrap" else PAYLOAD_BYTES_MAX,
             tags=tags or tokens.tags("role", role, queues),
+            account="" if account == self.issuer or role == "system" else account,
         )
 
     def _fits(self, there: Identity, unit: str, role: UnitRole, queues: tuple[str, ...], base: Login) -> bool:
@@ -271,11 +293,13 @@ class Authority:
     def is_due(self, claims: tokens.Claims, role: Grantee, now: float) -> bool:
         """Whether a unit's token wants renewing: it is old, or does not say what this version needs."""
         from mvmci.stores.nats.layout import Layout
+        from mvmci.trust.accounts import ACCOUNTS
         from mvmci.trust.permissions import permissions
 
         wanted = permissions(Layout(self.cluster), role, claims.name, claims.queues)
         allowed = claims.publish == wanted.publish and claims.subscribe == wanted.subscribe
-        return not allowed or claims.exp - now <= (claims.exp - claims.iat) / 3
+        there = claims.account == self.accounts[ACCOUNTS[role]]
+        return not (allowed and there) or claims.exp - now <= (claims.exp - claims.iat) / 3
 
     def _issued(self, there: Identity) -> tokens.Claims | None:
         """What its token says, if it is one of ours and for its key."""
@@ -284,6 +308,15 @@ class Authority:
             return claims if claims is not None and claims.sub == keys.public(there.login.seed) else None
         except keys.BadKey:
             return None
+
+
+def as_unit(base: Login, cluster: str, role: Grantee, unit: str, *, jwt: str, seed: str) -> Login:
+    """`base` with the token of a unit and the seed of its key."""
+    from mvmci.stores.nats.layout import Layout
+    from mvmci.trust.permissions import api, inbox
+
+    names = {"inbox": inbox(role, unit), "api": api(Layout(cluster), role)}
+    return msgspec.structs.replace(base, jwt=jwt, seed=seed, **names)
 
 
 def life_s(role: UnitRole) -> int:

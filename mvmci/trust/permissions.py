@@ -17,7 +17,9 @@ from mvmci.cluster.identity import UnitRole
 from mvmci.stores.nats.layout import Layout
 
 Grantee = UnitRole | Literal["bootstrap"]  # the last is a ticket's: it may ask to enrol
-ANSWER_WITHIN_S = 30.0  # who serves requests may answer each once, for so long
+JS_API = "$JS.API"
+MANY_ANSWERS = ("$JS.API.DIRECT.GET.", "$JS.API.CONSUMER.MSG.NEXT.")  # to one request
+SERVICE_ANSWERS = "_R_"  # what the broker names the inbox of who asks from another account
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
 CLAIMS_LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 VARZ = "$SYS.REQ.SERVER.PING.VARZ"
@@ -33,21 +35,28 @@ _ABOUT: dict[Grantee, str] = {
 }
 
 
+_AT_THE_STREAMS = ("control-plane", "admin", "system")  # the others have accounts without streams
 _OF_QUEUES = ("worker", "executor")  # the others see to all queues, unless they are told otherwise
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """Subjects, as NATS writes them. `answers_s`: for how long each request may be answered; 0 is not."""
+    """Subjects, as NATS writes them."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
-    answers_s: float = 0
 
 
 def inbox(role: Grantee, unit: str) -> str:
     """What every inbox of a unit begins with, so that nobody else can listen there."""
     return f"_INBOX.{role}.{unit}"
+
+
+def api(layout: Layout, role: Grantee) -> str:
+    """What requests to JetStream begin with; empty where that is its usual name. An account without streams
+    has another for what it imports: under the usual one the server itself says that there is no JetStream.
+    """
+    return "" if role in _AT_THE_STREAMS else f"{layout.cluster}.api"
 
 
 def permissions(layout: Layout, role: Grantee, unit: str, queues: Sequence[str] = ()) -> Permissions:
@@ -61,9 +70,8 @@ def permissions(layout: Layout, role: Grantee, unit: str, queues: Sequence[str] 
         "system": _system,
         "bootstrap": _bootstrap,
     }[role](layout, unit, tuple(queues) or ("*",))
-    answers_s = ANSWER_WITHIN_S if role == "control-plane" else 0
     subscribe = [f"{inbox(role, unit)}.>", *subscribe]
-    return Permissions(tuple(dict.fromkeys(publish)), tuple(dict.fromkeys(subscribe)), answers_s)
+    return Permissions(tuple(dict.fromkeys(publish)), tuple(dict.fromkeys(subscribe)))
 
 
 _Lists = tuple[list[str], list[str]]
@@ -71,7 +79,7 @@ _Lists = tuple[list[str], list[str]]
 
 def _worker(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     """An engine of its own, the hints of its queues, and orders to executors."""
-    assert queues != ("*",), "a worker has queues of its own"
+    assert unit == "*" or queues != ("*",), "a worker has queues of its own"
     publish, subscribe = _engine(layout, unit, queues)
     return (
         [*publish, *_pulls(layout, queues), layout.engine(unit, "*"), layout.ping(unit, "*")],
@@ -84,13 +92,12 @@ def _executor(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     publish, subscribe = _engine(layout, unit, queues)
     submits = [layout.message("*", kind, queue, unit) for kind in ("spec", "cancel") for queue in queues]
     return (
-        [*publish, *submits, f"$JS.API.STREAM.INFO.{layout.jobs}", layout.reply("*", "*"), layout.capacity()],
+        [*publish, *submits, _info(layout, layout.jobs), layout.reply("*", "*"), layout.capacity()],
         [
             *subscribe,
             layout.engine("*", "*"),
             layout.ping("*", "*"),
-            layout.journals(),
-            layout.log("*", "*"),
+            *_words(layout),
         ],
     )
 
@@ -113,10 +120,10 @@ def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
         *(layout.message("*", kind, queue, unit) for kind in ("spec", "cancel") for queue in queues),
         *_blobs(layout, unit),
         *_reads(layout),
-        f"$JS.API.STREAM.INFO.{layout.jobs}",  # what jobs there are
+        _info(layout, layout.jobs),  # what jobs there are
         layout.renew(unit),
     ]
-    return publish, [*_hears(layout, unit), layout.journals(), layout.log("*", "*")]
+    return publish, [*_hears(layout, unit), *_words(layout)]
 
 
 def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -130,6 +137,7 @@ def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists
         *_reads(layout),
         *_administers(layout),
         layout.renew(unit),
+        *(f"{asker}.>" for asker in (SERVICE_ANSWERS, inbox("control-plane", "*"), inbox("admin", "*"))),
     ]
     return publish, [layout.member("*", "*"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
 
@@ -138,7 +146,8 @@ def _admin(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     """What the control plane may, and what a client may, but it serves nobody."""
     of_client, hears = _client(layout, unit, queues)
     of_plane, _ = _control_plane(layout, unit, queues)
-    return [*of_client, *of_plane], [*hears, layout.setting(">")]
+    direct = [subject for subject in of_client if not subject.startswith(f"{api(layout, 'client')}.")]
+    return [*direct, *of_plane], [*hears, layout.setting(">")]
 
 
 def _bootstrap(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -149,6 +158,16 @@ def _bootstrap(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 def _system(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del layout, unit, queues
     return [CLAIMS_UPDATE, CLAIMS_LOOKUP.format("*"), VARZ], []
+
+
+def _info(layout: Layout, stream: str) -> str:
+    """What a stream holds. Who has an account without streams asks that of the main one."""
+    return f"{api(layout, 'client')}.STREAM.INFO.{stream}"
+
+
+def _words(layout: Layout) -> Iterator[str]:
+    """That something was stored, of any job."""
+    return map(layout.stored, (layout.journals(), layout.log("*", "*")))
 
 
 def _reads(layout: Layout) -> Iterator[str]:
@@ -166,7 +185,7 @@ def _blobs(layout: Layout, unit: str) -> Iterator[str]:
     """Chunks and what tells of them; and how many there are."""
     yield layout.blob_chunks("*")
     yield layout.blob_info("*")
-    yield f"$JS.API.STREAM.INFO.{layout.blobs}"
+    yield _info(layout, layout.blobs)
 
 
 def _pulls(layout: Layout, queues: tuple[str, ...]) -> Iterator[str]:
@@ -199,9 +218,5 @@ def describe() -> str:
             f"| {verb} | {', '.join(f'`{subject}`' for subject in subjects)} |"
             for verb, subjects in (("publish", granted.publish), ("subscribe", granted.subscribe))
         )
-        answers = f"\n| answer | each request that it hears, once, within {granted.answers_s:.0f} s |"
-        parts.append(
-            f"**{role}** — {about}\n\n| may | subjects |\n|---|---|\n{rows}"
-            + (answers if granted.answers_s else "")
-        )
+        parts.append(f"**{role}** — {about}\n\n| may | subjects |\n|---|---|\n{rows}")
     return "\n\n".join(parts)

@@ -22,6 +22,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.system import keys
 from mvmci.system.clock import wall_clock_ms
 from mvmci.trust import tokens
+from mvmci.trust.accounts import ACCOUNTS, Account
 from mvmci.trust.authority import Authority
 from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
 
@@ -184,29 +185,39 @@ async def push_revocations(config: Config, authority: Authority, base: Login) ->
     It replaces one token by another, and may so undo what another push did in between: whoever wrote one
     reads the records again, and looks whether all are in it. Raises StoreUnavailable.
     """
-    if not await _revoked(config):
-        return
     link = Link(authority.system_login(base), "revoke")
     await link.open()
     try:
-        for _ in range(_TRIES_MAX):
-            revoked = await _revoked(config)
-            token = (await link.call(CLAIMS_LOOKUP.format(authority.issuer))).decode()
-            claims = tokens.read_token(token, keys.public(authority.operator))
-            if claims is None:
-                raise StoreUnavailable("the broker does not know the account of this cluster")
-            if revoked <= claims.revoked:
-                return
-            newer = authority.account_token(claims.revoked | revoked, after=claims.iat)
-            told = msgspec.json.decode(await link.call(CLAIMS_UPDATE, newer.encode()), type=dict[str, Any])
-            if "error" in told:
-                raise StoreUnavailable(f"the broker does not take the revocation: {told['error']}")
-        raise StoreUnavailable("others revoke at the same time", hint="try again")
+        for account in dict.fromkeys(ACCOUNTS.values()):
+            if account != "system":
+                await _push(config, authority, link, account)
     finally:
         await link.close()
 
 
-async def _revoked(config: Config) -> frozenset[str]:
-    records: list[TicketRecord | UnitRecord] = [*(await read_tickets(config)).values()]
-    records += (await read_units(config)).values()
+async def _push(config: Config, authority: Authority, link: Link, account: Account) -> None:
+    """Let the broker know of an account what is revoked in it, and what it shares by this version."""
+    for _ in range(_TRIES_MAX):
+        revoked = await _revoked(config, account)
+        token = (await link.call(CLAIMS_LOOKUP.format(authority.accounts[account]))).decode()
+        there = tokens.read_token(token, keys.public(authority.operator))
+        known, since = (there.revoked, there.iat) if there is not None else (frozenset[str](), 0)
+        newer = authority.account_token(account, known | revoked, after=since)
+        wanted = tokens.peek(newer)
+        assert wanted is not None, "it was just made"
+        if there is not None and revoked <= known and there.shares == wanted.shares:
+            return
+        told = msgspec.json.decode(await link.call(CLAIMS_UPDATE, newer.encode()), type=dict[str, Any])
+        if "error" in told:
+            raise StoreUnavailable(f"the broker does not take the account of {account}: {told['error']}")
+    raise StoreUnavailable("others revoke at the same time", hint="try again")
+
+
+async def _revoked(config: Config, account: Account) -> frozenset[str]:
+    """The keys that were revoked there."""
+    if account == "tickets":
+        records: list[TicketRecord | UnitRecord] = [*(await read_tickets(config)).values()]
+    else:
+        units = await read_units(config)
+        records = [unit for unit in units.values() if ACCOUNTS[unit.role] == account]
     return frozenset(record.key for record in records if record.revoked and record.key)

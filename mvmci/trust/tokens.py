@@ -1,10 +1,12 @@
 """Tokens: the JWTs that a broker in operator mode believes. Pure functions of keys, names and times.
 
-    operator ── signs ──► account ── signs ──► user
-      signs itself          revocations          allow lists, expiry, limits
+    operator ── signs ──► account ────────── signs ──► user
+      signs itself          imports, exports,            allow lists, expiry, limits
+                            revocations
 
 A user's token says which subjects it may publish and subscribe, and nothing that is not listed: a rule
-that denies has had ways around it before. An account's token is the one place that takes a key away.
+that denies has had ways around it before. An account's token says what reaches other accounts, and is the
+one place that takes a key away. One key signs the users of all accounts of a cluster.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ class Claims(msgspec.Struct, frozen=True):
     revoked: frozenset[str] = frozenset()  # of an account's: the users' keys that it takes away
     publish: tuple[str, ...] = ()  # what a user's allows
     subscribe: tuple[str, ...] = ()
+    issuer_account: str = ""  # of a user's: its account, if that is not `iss`
+    shares: str = ""  # what an account's imports and exports, as it is written there
+
+    @property
+    def account(self) -> str:
+        """The account of a user."""
+        return self.issuer_account or self.iss
 
     def tagged(self, kind: str) -> str:
         """The role that the token is tagged with; empty if it is not of this `kind`."""
@@ -59,18 +68,30 @@ def operator(seed: str, name: str, system_account: str, now: float) -> str:
 
 
 def account(
-    operator_seed: str, public: str, name: str, now: float, *, store: bool, revoked: Iterable[str]
+    operator_seed: str,
+    public: str,
+    name: str,
+    now: float,
+    *,
+    store: bool,
+    revoked: Iterable[str],
+    signer: str = "",
+    shares: dict[str, Any] | None = None,
 ) -> str:
     """The token of an account. `store` lets it use JetStream, within what the server has.
 
     `revoked` are users' public keys. They are taken away for good, so that no clock has a say in it.
+    `signer` is the public key of who signs its users, if that is another; `shares` its imports and exports
+    as NATS writes them.
     """
     every = ("subs", "data", "payload", "imports", "exports", "conn")
     limits: dict[str, Any] = dict.fromkeys(every, _UNLIMITED) | {"leaf": 0, "wildcards": True}
     if store:
         of_store = ("mem_storage", "disk_storage", "streams", "consumer", "max_ack_pending")
         limits |= dict.fromkeys(of_store, _UNLIMITED)
-    nats: dict[str, Any] = {"type": "account", "version": _VERSION, "limits": limits}
+    nats: dict[str, Any] = {"type": "account", "version": _VERSION, "limits": limits} | (shares or {})
+    if signer:
+        nats["signing_keys"] = [signer]
     revocations = dict.fromkeys(sorted(revoked), _FOR_GOOD)
     if revocations:
         nats["revocations"] = revocations
@@ -87,8 +108,12 @@ def user(
     expires_at: int,
     payload_max: int,
     tags: tuple[str, ...] = (),
+    account: str = "",
 ) -> str:
-    """The token of a user. `expires_at` is in seconds since 1970: the broker then cuts the connection."""
+    """The token of a user. `expires_at` is in seconds since 1970: the broker then cuts the connection.
+
+    `account` is the public key of its account, if that is not the one that signs.
+    """
     assert permissions.publish and permissions.subscribe, "an empty list would allow everything"
     nats: dict[str, Any] = {
         "type": "user",
@@ -100,16 +125,21 @@ def user(
         "payload": payload_max,
         "allowed_connection_types": ["STANDARD"],
     }
-    if permissions.answers_s:
-        nats["resp"] = {"max": 1, "ttl": int(permissions.answers_s * 1e9)}
     if tags:
         nats["tags"] = list(tags)
+    if account:
+        nats["issuer_account"] = account
     return _sign(account_seed, public, name, nats, now, exp=expires_at)
 
 
 def tags(kind: str, role: str, queues: Sequence[str]) -> tuple[str, ...]:
     """What a token says for us alone: `kind` is `role` for a unit's, `enrol` for a ticket's."""
     return (f"{kind}:{role}", *(f"{_QUEUE}{queue}" for queue in queues))
+
+
+def written(shares: dict[str, Any]) -> str:
+    """Imports and exports in a form that can be compared."""
+    return msgspec.json.encode(shares, order="sorted").decode()
 
 
 def read_token(token: str, issuer: str) -> Claims | None:
@@ -132,6 +162,8 @@ def peek(token: str) -> Claims | None:
             "revoked": list(nats.get("revocations", ())),
             "publish": nats.get("pub", {}).get("allow", ()),
             "subscribe": nats.get("sub", {}).get("allow", ()),
+            "issuer_account": nats.get("issuer_account", ""),
+            "shares": written({part: nats[part] for part in ("exports", "imports") if part in nats}),
         }
         return msgspec.convert(body | own, Claims)
     except (IndexError, ValueError, AttributeError, TypeError):

@@ -513,7 +513,7 @@ async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Bro
         while True:
             await link.call("chatter")
 
-    stop = await link.serve("chatter", echo)
+    stop = await link.serve("chatter", echo, lambda subject, reply: True)
     chatting = [asyncio.create_task(chatter()) for _ in range(4)]
     for _ in range(READS):
         assert [entry.seq for entry in await journals.read("a")] == written[1:]

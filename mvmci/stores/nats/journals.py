@@ -106,7 +106,8 @@ class NatsJournals:
             self._in_flight += size
 
     async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
-        following = self._link.follow(self._layout.jobs, self._layout.journal(job), after)
+        subject = self._layout.journal(job)
+        following = self._link.follow(self._layout.jobs, subject, self._layout.stored(subject), after)
         async with aclosing(following) as messages:
             async for message in messages:
                 yield self._entry(message)

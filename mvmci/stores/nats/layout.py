@@ -85,6 +85,10 @@ class Layout:
         """The key of a setting, by its subject."""
         return subject.removeprefix(f"$KV.{self.config_bucket}.")
 
+    def stored(self, subject: str) -> str:
+        """Where the broker says, without the bytes, that it stored a message of JOBS or LOGS on `subject`."""
+        return f"{self.cluster}.stored.{subject.removeprefix(f'{self.cluster}.')}"
+
     def enrol(self, ticket: str) -> str:
         return f"{self.cluster}.enrol.{ticket}"
 
@@ -147,6 +151,7 @@ class Layout:
                 deny_delete=True,
                 allow_direct=True,
                 allow_atomic=True,
+                republish=self._says(f"{self.cluster}.job.>"),
             ),
             _stream(
                 self.hints,
@@ -164,6 +169,7 @@ class Layout:
                 store_bytes * 15 // 100,
                 max_age=log_age_ms * _NS_PER_MS,
                 allow_direct=True,
+                republish=self._says(f"{self.cluster}.log.>"),
             ),
             _stream(
                 self.blobs,
@@ -176,6 +182,9 @@ class Layout:
             _bucket(self.config, self.config_bucket, store_bytes // 100),
             self.members_stream(),
         ]
+
+    def _says(self, subject: str) -> dict[str, Any]:
+        return {"src": subject, "dest": self.stored(subject), "headers_only": True}
 
     def members_stream(self) -> dict[str, Any]:
         """On file it would be synced at each heartbeat; a broker that restarts loses it, and may."""

@@ -328,7 +328,8 @@ class Link:
 
     async def api(self, verb: str, **body: Any) -> dict[str, Any]:
         """Ask the JetStream API. Raises as `request`."""
-        return await self.request(f"$JS.API.{verb}", msgspec.json.encode(body) if body else b"")
+        data = msgspec.json.encode(body) if body else b""
+        return await self.request(f"{self.login.api or '$JS.API'}.{verb}", data)
 
     async def call(self, subject: str, data: bytes = b"", *, wait_s: float = ANSWER_S) -> bytes:
         """One request to whoever serves `subject`, and its answer. Raises NoStream when nobody does."""
@@ -340,15 +341,22 @@ class Link:
             answer.cancel()
 
     async def serve(
-        self, subject: str, handler: Callable[[str, bytes], Awaitable[bytes]], group: str = ""
+        self,
+        subject: str,
+        handler: Callable[[str, bytes], Awaitable[bytes]],
+        is_asker: Callable[[str, str], bool],
+        group: str = "",
     ) -> Unsubscribe:
-        """Answer requests on `subject` with what `handler(subject, data)` returns; one of `group` does."""
+        """Answer requests on `subject` with what `handler(subject, data)` returns; one of `group` does.
+
+        Only where `is_asker(subject, reply)`: who asks may name any `reply`, and is answered with our rights.
+        """
 
         async def answer(message: Msg) -> None:
             await self.publish(message.reply, await handler(message.subject, message.data))
 
         async def begin(message: Msg) -> None:
-            if message.reply:
+            if message.reply and is_asker(message.subject, message.reply):
                 answering = self._serving.start(answer(message), name=f"answer {subject}")
                 answering.add_done_callback(self._served)
 
@@ -413,11 +421,13 @@ class Link:
             if not page:
                 await asyncio.sleep(READ_PAUSE_S)
 
-    async def follow(self, stream: str, subject: str, after: int = 0) -> AsyncGenerator[Stored, None]:
+    async def follow(
+        self, stream: str, subject: str, word_on: str, after: int = 0
+    ) -> AsyncGenerator[Stored, None]:
         """What `stream` has on `subject` after `after`, and what comes.
 
-        A word that a message was sent only says when to look. It may not be stored yet, or never be, so there
-        are more looks while more messages were heard of than found.
+        A word on `word_on` that a message was stored only says when to look: what is read may not show it
+        yet, and a word may be lost. So there are more looks while more were heard of than found.
         """
         word = asyncio.Event()
         heard, found = 1, 0  # as if somebody had said so: what was sent before we listened may come late, too
@@ -428,7 +438,7 @@ class Link:
             heard += 1
             word.set()
 
-        unsubscribe = await self.subscribe(subject, hear)
+        unsubscribe = await self.subscribe(word_on, hear)
         try:
             pauses = iter(LOOK_AGAIN_S)
             while True:

@@ -38,7 +38,8 @@ class NatsLogs:
         return [_chunks.decode(message.data) async for message in stored]
 
     async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
-        following = self._link.follow(self._layout.logs, self._layout.log_of(job))
+        subject = self._layout.log_of(job)
+        following = self._link.follow(self._layout.logs, subject, self._layout.stored(subject))
         async with aclosing(following) as messages:
             async for message in messages:
                 yield _chunks.decode(message.data)

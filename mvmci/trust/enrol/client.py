@@ -35,9 +35,8 @@ from mvmci.system import keys
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
-from mvmci.trust.authority import read_identity, write_identity
+from mvmci.trust.authority import as_unit, read_identity, write_identity
 from mvmci.trust.known import find_cluster, identity_path
-from mvmci.trust.permissions import inbox
 
 PROTOCOL = 4  # of the messages below, of presence and of replies; who speaks another one is told so
 ASK_S = 30.0  # how long somebody is waited for who answers
@@ -192,8 +191,7 @@ def _granted(ticket: Ticket, answer: EnrolReply, seed: str) -> Identity:
         raise kind(answer.refused, hint=answer.hint or None)
     login = msgspec.structs.replace(ticket.login, urls=answer.urls or ticket.login.urls)
     if answer.jwt:  # else the ticket's own login is lent to all
-        box = inbox(answer.role, answer.unit)
-        login = msgspec.structs.replace(login, jwt=answer.jwt, seed=seed, inbox=box)
+        login = as_unit(login, ticket.cluster, answer.role, answer.unit, jwt=answer.jwt, seed=seed)
     return Identity(
         cluster=ticket.cluster, unit=answer.unit, role=answer.role, queues=answer.queues, login=login
     )

@@ -32,6 +32,7 @@ from mvmci.system.tasks import cancel
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, life_s
 from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Because, EnrolReply, EnrolRequest
+from mvmci.trust.permissions import SERVICE_ANSWERS
 from mvmci.trust.registry import (
     TicketRecord,
     UnitRecord,
@@ -90,8 +91,8 @@ class EnrolmentServer:
     async def start(self) -> None:
         """Answer from now on. Raises StoreUnavailable."""
         link, layout = self._cluster.link, self._cluster.layout
-        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, _GROUP))
-        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, _GROUP))
+        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, self._is_asker, _GROUP))
+        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, self._is_asker, _GROUP))
         if self._authority.external is None:
             self._pushing = asyncio.create_task(self._push_revocations(), name="push revocations")
 
@@ -110,6 +111,15 @@ class EnrolmentServer:
             except StoreUnavailable as away:
                 log.info("cannot check the revocations: %s; will retry", away.message)
             await asyncio.sleep(PUSH_PAUSE_S)
+
+    def _is_asker(self, subject: str, reply: str) -> bool:
+        """Whether `reply` is an inbox of who asks on `subject`: of its own, or what the broker calls it.
+
+        On a broker of the user's own all have one credential, and inboxes say no names.
+        """
+        of, _, name = (*reply.split("."), "", "")[:3]
+        own = self._authority.external is not None or name == subject.rpartition(".")[2]
+        return of == SERVICE_ANSWERS or (of == "_INBOX" and own)
 
     async def _enrol(self, subject: str, data: bytes) -> bytes:
         ticket = subject.rpartition(".")[2]

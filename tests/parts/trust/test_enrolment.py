@@ -195,7 +195,9 @@ async def test_a_control_plane_knows_by_itself_that_a_ticket_was_revoked(
     world: World, tmp_path: Path
 ) -> None:
     """Between the record and the broker's learning of it, that is all there is."""
-    await world.control_plane()
+    plane = await world.control_plane()
+    assert plane._pushing is not None
+    await plane._pushing  # what it does at its start is done
     ticket, admin = await world.ticket("worker", "default"), await world.admin()
 
     def revoked(record: TicketRecord | None) -> TicketRecord:

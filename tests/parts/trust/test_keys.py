@@ -270,9 +270,7 @@ def test_a_token_only_lists_what_is_allowed(authority: Authority) -> None:
     nats = msgspec.json.decode(tokens._unpadded(token.split(".")[1]))["nats"]
     assert "deny" not in nats["pub"] and "deny" not in nats["sub"]
     assert nats["allowed_connection_types"] == ["STANDARD"]
-    assert nats["resp"]["max"] == 1
-    worker = authority.mint(keys.public(keys.new_seed("user")), "u1", "worker", ("q",), 60)
-    assert "resp" not in msgspec.json.decode(tokens._unpadded(worker.split(".")[1]))["nats"]
+    assert "resp" not in nats  # it may not answer wherever somebody says
     empty = Permissions(publish=(), subscribe=("x",))
     with pytest.raises(AssertionError, match="would allow everything"):
         tokens.user(authority.account, authority.issuer, "u", empty, NOW, expires_at=1, payload_max=1)
@@ -280,7 +278,7 @@ def test_a_token_only_lists_what_is_allowed(authority: Authority) -> None:
 
 def test_an_accounts_token_takes_keys_away_whatever_the_clocks_say(authority: Authority) -> None:
     gone = keys.public(keys.new_seed("user"))
-    token = authority.account_token({gone}, after=authority.now() + 3600)
+    token = authority.account_token("main", {gone}, after=authority.now() + 3600)
     claims = tokens.read_token(token, keys.public(authority.operator))
     assert claims is not None and claims.revoked == {gone}
     assert claims.iat > authority.now() + 3600
@@ -306,7 +304,7 @@ def test_a_ticket_is_one_line_that_says_all(ticket: Ticket) -> None:
     text = encode_ticket(ticket)
     assert decode_ticket(text) == decode_ticket(f"  {text}\n") == ticket
     assert "\n" not in text and text.isascii()
-    assert len(text) < 2_300 < TICKET_CHARS_MAX
+    assert len(text) < 2_400 < TICKET_CHARS_MAX
 
 
 def test_a_ticket_that_was_tampered_with_or_cut_short_is_refused(ticket: Ticket) -> None:
