@@ -22,18 +22,10 @@ def create_private(path: Path) -> IO[bytes]:
 
 def private_folder(path: Path) -> Path:
     """`path`, made if it is missing, and what is missing above it: 0700. One that is there stays as it is."""
-    try:
-        path.mkdir(0o700)
-    except FileNotFoundError:
-        if path.parent == path:
-            raise  # we are in a folder that was removed
-        private_folder(path.parent)
-        return private_folder(path)
-    except OSError:
-        if not path.is_dir():
-            raise
-        return path
-    path.chmod(0o700)  # the umask had its say
+    for folder in reversed((path, *path.parents)):
+        if not folder.is_dir():
+            folder.mkdir(0o700, exist_ok=True)  # somebody else may make it at the same time
+            folder.chmod(0o700)  # the umask had its say
     return path
 
 
