@@ -172,7 +172,17 @@ def leave_path(entries):
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in gone]
 
 
+def hold_streams():
+    """What we open must not take the number of a standard stream that is closed."""
+    number = 0
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+        os.set_inheritable(number, number <= 2)
+    os.close(number)
+
+
 def main():
+    hold_streams()
     build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]
     check_host(build["machine"], build["pythons"])
     umask = os.umask(0o077)  # the cache is ours alone, and what is made above it too

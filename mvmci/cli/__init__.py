@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from mvmci import __version__
-from mvmci.cli.options import Interrupted, ReaderGone
+from mvmci.cli.options import Interrupted
+from mvmci.cli.streams import OutputLost, ReaderGone, hold_streams, let_go
 from mvmci.errors import EXIT_INTERNAL, MvmciError
 
 VERBS = {
@@ -103,6 +104,20 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line and exit."""
+    hold_streams()
+    code = _run()
+    try:
+        let_go()
+    except ReaderGone as gone:
+        code = code or gone.exit_code
+    except OutputLost as lost:
+        code = code or _tell(lost)
+    gc.freeze()  # all of it goes with the process: there is nothing to look through once more
+    sys.exit(code)
+
+
+def _run() -> int:
+    """The exit code of the verb that was named, all said that there is to say."""
     try:
         code: Any = cli.main(prog_name="mvmci", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -120,22 +135,29 @@ def main() -> None:
     except (Interrupted, ReaderGone) as ended:
         code = ended.exit_code
     except MvmciError as error:
-        click.echo(f"Error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
-        code = error.exit_code
+        code = _tell(error)
     except Exception as error:
         code = _bug(error)
-    gc.freeze()  # all of it goes with the process: there is nothing to look through once more
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
+
+
+def _tell(error: MvmciError) -> int:
+    click.echo(f"Error: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+    return error.exit_code
 
 
 def _bug(error: Exception) -> int:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile("w", prefix="mvmci-bug-", suffix=".txt", delete=False) as file:
-        traceback.print_exception(error, file=file)
     click.echo(f"Error: a bug in mvmci: {type(error).__name__}: {error}"[:500], err=True)
-    click.echo(f"hint: please report it with {file.name}", err=True)
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="mvmci-bug-", suffix=".txt", delete=False) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        traceback.print_exception(error)  # no room, or no such folder
+    else:
+        click.echo(f"hint: please report it with {file.name}", err=True)
     return EXIT_INTERNAL

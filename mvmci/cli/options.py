@@ -20,6 +20,7 @@ import click
 from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import Usage
 from mvmci.system.files import private_folder
+from mvmci.system.processes import heeded
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
@@ -208,15 +209,6 @@ def print_table(table: Any) -> None:
     Console(width=width, highlight=False, markup=False).print(table, crop=False)
 
 
-EXIT_PIPE = 141
-
-
-class ReaderGone(Exception):
-    """Nobody reads our output any more, and so nobody is left to tell."""
-
-    exit_code = EXIT_PIPE
-
-
 class Interrupted(Exception):
     """A signal asked us to stop."""
 
@@ -233,7 +225,9 @@ def run_async(
 ) -> T:
     """Run `main`; SIGINT, SIGTERM and SIGHUP cancel it, so many times, and the next ends the process at once.
 
-    It runs on what `loop` makes, if given. Raises Interrupted or ReaderGone once everything is cleaned up.
+    One that was ignored when we were started stays so: `nohup`, and what a shell runs in the background.
+
+    It runs on what `loop` makes, if given. Raises Interrupted once everything is cleaned up.
     """
 
     import asyncio
@@ -248,7 +242,7 @@ def run_async(
             caught.append(signum)
             task.cancel()
 
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for signum in heeded(signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(signum, stop, signum)
         try:
             return await task
@@ -256,8 +250,6 @@ def run_async(
             if caught:
                 raise Interrupted(caught[0]) from None
             raise
-        except BrokenPipeError:  # not let out, because click would end the process with 1
-            raise ReaderGone from None
 
     with asyncio.Runner(loop_factory=loop) as runner:
         return runner.run(watched())

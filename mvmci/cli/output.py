@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import sys
 import threading
@@ -14,13 +13,13 @@ import click
 import msgspec
 
 from mvmci.cli.options import Location
+from mvmci.cli.streams import STDERR, STDOUT, OutputLost, ReaderGone, write_all
 from mvmci.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_TIMED_OUT
 from mvmci.jobs.journal import Journal, status
 from mvmci.journals.logs import Viewer
 from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store
 
-STDOUT, STDERR = 1, 2
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
 
@@ -37,7 +36,7 @@ class DescriptorWriter:
         threading.Thread(target=self._run, daemon=True, name="output").start()
 
     async def write(self, fd: int, data: bytes) -> None:
-        """Write all of `data`. Raises OSError; a reader that has gone is a BrokenPipeError."""
+        """Write all of `data`. Raises OutputLost, ReaderGone."""
         loop = asyncio.get_running_loop()
         written: asyncio.Future[None] = loop.create_future()
 
@@ -56,10 +55,9 @@ class DescriptorWriter:
         while True:
             fd, data, done = self._jobs.get()
             try:
-                while data:
-                    data = data[os.write(fd, data) :]
+                write_all(fd, data)
                 done(None)
-            except OSError as failure:
+            except (OutputLost, ReaderGone) as failure:
                 done(failure)
 
 

@@ -44,6 +44,16 @@ REPORT_BYTES_MAX = 64 << 10
 REASON_BYTES_MAX = 4000
 HANDOVER_FD = 64  # streams wait at or above this one while they change places
 _EXIT_FAILED = 72
+# What we changed, and what whoever started us may have had ignored.
+_DEFAULT = (
+    signal.SIGCHLD,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+)
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND = 2, 4, 8, 4096
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
@@ -237,7 +247,7 @@ class _Init:
         parent = os.getppid()
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        for number in _DEFAULT:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         for target, fd in enumerate(held[:3]):

@@ -42,10 +42,21 @@ def die_with(parent: int, signum: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signum)
 
 
+def stoppable() -> None:
+    """What a child that we stop by a signal does between fork and exec: we may ignore it ourselves."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def dying_with_us(signum: int = signal.SIGKILL) -> Callable[[], None]:
-    """What a child does between fork and exec, so that it does not outlive us."""
+    """What a child does between fork and exec, so that it ends when we say so, and does not outlive us."""
     parent = os.getpid()
-    return lambda: die_with(parent, signum)
+
+    def prepare() -> None:
+        stoppable()
+        die_with(parent, signum)
+
+    return prepare
 
 
 def unshare(flags: int) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import select
+import signal
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +28,11 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     started: int  # in ticks since the machine started
+
+
+def heeded(*signums: int) -> list[int]:
+    """Those of `signums` that were not ignored when this process was started, or since."""
+    return [signum for signum in signums if signal.getsignal(signum) is not signal.SIG_IGN]
 
 
 def this_process() -> Known:

@@ -32,6 +32,7 @@ from mvmci.runtimes.local.supervisor import (
     socket_address,
 )
 from mvmci.system.files import private_opener, write_private
+from mvmci.system.linux import stoppable
 from mvmci.system.ports import check_port, choose_port, is_loopback
 from mvmci.system.processes import Known, clean_environment, open_alive, this_program
 from mvmci.system.tasks import readable
@@ -202,6 +203,7 @@ class Local:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 start_new_session=True,
+                preexec_fn=stoppable,
             )
         if await asyncio.to_thread(_hand_over, process, msgspec.json.encode(first)):
             process.returncode = 0  # not ours to wait for

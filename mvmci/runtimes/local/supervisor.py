@@ -38,7 +38,7 @@ from mvmci.runtime import GRACE_S
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_folder, private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
-from mvmci.system.processes import this_process
+from mvmci.system.processes import heeded, this_process
 
 LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
 LOG_BYTES_MAX = 16 << 20
@@ -148,7 +148,9 @@ async def supervise(
         files.socket.unlink(missing_ok=True)
         async with asyncio.TaskGroup() as tasks:
             supervisor = Supervisor(files, program, env, pace, tasks)
-            for signum in (signal.SIGTERM, signal.SIGINT):  # before there is anything that it would leave
+            for signum in heeded(
+                signal.SIGTERM, signal.SIGINT
+            ):  # before there is anything that it would leave
                 asyncio.get_running_loop().add_signal_handler(
                     signum, lambda: tasks.create_task(supervisor.stop(None, GRACE_S))
                 )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.harness.program import Mvmci, steps
+from tests.harness.program import Mvmci, fresh, steps
 
 Guest = Callable[[str], Path]
 PASSABLE = {"_host", "_host/slots", "_host/slots/0", "_host/code"}
 
 
+def through_bash(mvmci: Mvmci, script: str) -> Mvmci:
+    return dataclasses.replace(mvmci, prefix=("bash", "-c", script, "bash"))
+
+
 def with_umask(program: Mvmci, umask: str, **changes: Path) -> Mvmci:
-    prefix = ("sh", "-c", f'umask {umask}; exec "$@"', "sh")
-    return dataclasses.replace(program, prefix=prefix, **changes)
+    return dataclasses.replace(through_bash(program, f'umask {umask}; exec "$@"'), **changes)
 
 
 @pytest.mark.parametrize("umask", ["077", "000"])
@@ -44,3 +48,70 @@ def test_a_home_that_is_new_is_not_left_open_by_the_umask(program: Mvmci, tmp_pa
     done = with_umask(program, "000", home=home, state=home / "state")("version")
     assert done.code == 0, done
     assert stat.S_IMODE((home / ".cache").stat().st_mode) == 0o700
+
+
+# ---- Streams
+
+CLOSED = "the output cannot be written: it is closed"
+FULL = "the output cannot be written: No space left on device"
+
+
+LOST = "exec 3> >(:); wait $!;"  # from here on, the reader of 3 has gone
+GONE = ">&3 3>&-"
+
+
+@pytest.fixture(scope="module")
+def a_job(mvmci: Mvmci, guest: Guest) -> str:
+    """One that `list` shows."""
+    job = fresh("there")
+    assert mvmci("run", guest("hello"), "--id", job).code == 0
+    return job
+
+
+@pytest.mark.parametrize(
+    ("redirect", "verb", "code", "said"),
+    [
+        (">/dev/full", "version", 125, FULL),
+        (">/dev/full", "list --local", 125, FULL),
+        (">/dev/full", "--help", 125, FULL),
+        (">/dev/full", "run", 125, FULL),
+        (">&-", "version", 125, CLOSED),
+        (">&-", "run", 125, CLOSED),
+        ("2>&-", "version", 0, ""),
+        ("2>&-", "run", 0, ""),
+        ("2>&-", "status nothing --local", 2, ""),
+        ("2>/dev/full", "status nothing --local", 2, ""),
+        ("<&-", "version", 0, ""),
+        ("<&-", "run", 0, ""),
+        ("<&-", "run --stdin -", 2, "standard input cannot be read: it is closed"),
+        ("<&- >&- 2>&-", "run", 125, ""),
+        (GONE, "version", 141, ""),
+        (GONE, "list --local", 141, ""),
+        (GONE, "--help", 141, ""),
+        (GONE, "run", 141, ""),
+    ],
+)
+def test_a_stream_that_is_full_closed_or_gone_is_a_sentence_and_a_code(
+    mvmci: Mvmci, guest: Guest, a_job: str, redirect: str, verb: str, code: int, said: str
+) -> None:
+    words = verb.split()
+    if words[0] == "run":
+        words.insert(1, str(guest("hello")))
+    done = through_bash(mvmci, f'{LOST} "$@" {redirect}')(*words)
+    assert done.code == code, done
+    assert said in done.err
+    assert "bug" not in done.err
+    assert "Traceback" not in done.err
+
+
+# ---- Signals
+
+
+def test_a_signal_that_was_ignored_at_the_start_stays_so(mvmci: Mvmci, guest: Guest) -> None:
+    nohup = through_bash(mvmci, """trap '' HUP INT TERM; exec "$@" """)
+    running = nohup.start("run", guest("sleeper"), "--", "500", "4")
+    running.hears("tick 0\n")
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        running.signal(signum)
+    done = running.end()
+    assert (done.code, done.text) == (0, "tick 0\ntick 1\ntick 2\ntick 3\n"), done

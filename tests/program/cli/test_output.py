@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mvmci.cli.output import Printer
+from mvmci.cli.streams import ReaderGone
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Done, Lease, Spec, State, fold
 from mvmci.journals.logs import OutputWatch
@@ -157,7 +158,7 @@ async def test_who_shows_to_nobody_stops_waiting() -> None:
             await watching.until(asyncio.sleep(2 * LONG_S))
 
     async with asyncio.timeout(LONG_S):
-        with pytest.raises(BrokenPipeError):
+        with pytest.raises(ReaderGone):
             await watch()
     os.close(end)
 
