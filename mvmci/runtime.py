@@ -9,7 +9,7 @@ Everything that can take a network's time is asynchronous. One suite in `tests/c
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +20,16 @@ from mvmci.cluster.topology import Topology
 from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
+_REASON_CHARS_MAX = 300
+_USUAL = (" INFO ", " DEBUG ", "[INF]", "[DBG]")  # lines of logs, ours and the server's, that tell no trouble
+
+
+def why_ended(lines: Iterable[str], how: str) -> str:
+    """Why a unit ended that printed `lines`: its last error, else `how` and the last that it said."""
+    said = [line.strip() for line in lines if line.strip() and not any(mark in line for mark in _USUAL)]
+    errors = [line.removeprefix("Error: ") for line in said if line.startswith("Error: ")]
+    why = errors[-1] if errors else f"{how}: {said[-1]}" if said else how
+    return why[:_REASON_CHARS_MAX]
 
 
 @dataclass(frozen=True, kw_only=True)

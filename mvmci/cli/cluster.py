@@ -259,21 +259,22 @@ class _View:
                 click.echo(f"{row.name} was started again", err=self._err)
             if self._states.get(row.name) != row.state:
                 self._states[row.name] = row.state
-                click.echo(f"{row.name} is {row.state}", err=self._err)
+                why = f": {row.reason}" if row.reason else ""
+                click.echo(f"{row.name} is {row.state}{why}", err=self._err)
         for name in self._states.keys() - {row.name for row in units}:
             del self._states[name]
             click.echo(f"{name} is gone", err=self._err)
 
 
 def _table(units: Sequence[UnitRow]) -> Any:
-    titles = ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION")
+    titles = ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION", "REASON")
     return make_table(titles, map(_cells, units))
 
 
 def _cells(row: UnitRow) -> tuple[str, ...]:
     busy = f"{row.busy}/{row.slots}" if row.slots else ""
     where = row.name, row.role, row.host, row.state, str(row.pid or "")
-    return *where, busy, ",".join(row.queues), row.isolation or "", row.version or ""
+    return *where, busy, ",".join(row.queues), row.isolation or "", row.version or "", row.reason or ""
 
 
 # ---- plan

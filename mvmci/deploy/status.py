@@ -29,6 +29,7 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] = ()
     isolation: str | None = None
     version: str | None = None
+    reason: str | None = None  # why it is down
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ def rows(
 def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:
     row = UnitRow(name=status.name, role=status.role, host=status.host, state=status.state, pid=status.pid)
     if status.state == "down":
-        return row
+        return msgspec.structs.replace(row, reason=status.reason or None)
     # A word of an earlier process of that name may still be there.
     words = (one for one in members or () if one.unit == status.name and _is_of(one, status))
     word = next(words, None)

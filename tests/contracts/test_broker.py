@@ -355,3 +355,14 @@ async def _see_what_it_lacks(login: Login) -> None:
             await check_broker(login)
         assert caught.value.exit_code == EXIT_USAGE and "2.12" in str(caught.value.hint)
     await link.close()
+
+
+WEIRD = 'José\'s "state" \\n \\x41 $HOME #1 {a: b}; %s \x01\t' + os.fsdecode(b"\xff")
+
+
+async def test_a_server_starts_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / WEIRD
+    async with serve(folder):
+        assert {"nats.conf", "store"} <= set(os.listdir(folder))
+        assert (folder / broker.LOG).stat().st_size
+    assert os.listdir(tmp_path) == [WEIRD]

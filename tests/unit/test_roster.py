@@ -78,8 +78,8 @@ def test_a_balancer_is_ready_when_its_runtime_has_heard_it() -> None:
 def test_the_word_of_an_earlier_process_does_not_count() -> None:
     assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11)]) == ["starting"]
     assert states([W1], [status(W1, pid=12)], [member("w-1", pid=11), member("w-1", pid=12)]) == ["ready"]
-    (row,) = look([W1], [status(W1, state="down", pid=None)], [member("w-1")])
-    assert (row.state, row.slots) == ("down", 0)
+    (row,) = look([W1], [status(W1, state="down", pid=None, reason="no room")], [member("w-1")])
+    assert (row.state, row.slots, row.reason) == ("down", 0, "no room")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from mvmci.cluster.changes import Observed, UnitState, in_stopping_order
 from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
-from mvmci.runtime import GRACE_S, Provisioning
+from mvmci.runtime import GRACE_S, Provisioning, why_ended
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
 from mvmci.system.tasks import at_most, cancel
@@ -31,7 +31,6 @@ from mvmci.trust.authority import Authority
 
 _LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
 _HURRY_S = 5  # from the second SIGTERM to SIGKILL
-_REASON_CHARS_MAX = 300
 _STATES: dict[str, UnitState] = {"created": "starting", "running": "starting", "paused": "starting"}
 _ENDED = ("created", "exited", "dead")  # Docker does not start them by itself
 
@@ -192,12 +191,10 @@ def _config(one: Container) -> UnitConfig | None:
 
 
 async def _reason(one: Container) -> str:
-    """The last error that it printed, or how it ended."""
+    """Why it ended, as far as it said."""
     if one.state == "created":
         return "it was never started"
-    errors = [line for line in await docker.last_words(one.id) if line.startswith("Error: ")]
-    said = errors[-1].removeprefix("Error: ") if errors else f"ended with exit code {one.exit_code}"
-    return said[:_REASON_CHARS_MAX]
+    return why_ended(await docker.last_words(one.id), f"ended with exit code {one.exit_code}")
 
 
 def _ms(rfc3339: str) -> int:

@@ -34,7 +34,8 @@ from filelock import FileLock, Timeout
 from mvmci.cluster.changes import Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, UnitConfig
 from mvmci.errors import EXIT_REFUSED, LockHeld
-from mvmci.runtime import GRACE_S
+from mvmci.roles import broker
+from mvmci.runtime import GRACE_S, why_ended
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_folder, private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
@@ -43,7 +44,6 @@ from mvmci.system.processes import heeded, this_process
 LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
 LOG_BYTES_MAX = 16 << 20
 _TAIL_BYTES = 4096
-_REASON_CHARS_MAX = 300
 PORT_ANSWER_S = 0.2  # of a port of this machine
 ANSWER_PAUSE_S = 0.05
 
@@ -293,7 +293,10 @@ class UnitProcess:
         self._news = asyncio.Event()  # its process has ended, or somebody wants something of it
         self._grace_s = GRACE_S
         self._hurried = False
-        self._printed_before = 0  # the size of its log when its process was started
+        self._said_in = [self._log]  # where its process says what is wrong
+        if unit.role == "broker":
+            self._said_in.append(supervisor.files.folder / broker.FOLDER / broker.LOG)
+        self._said_before: dict[Path, int] = {}  # the sizes of these when its process was started
 
     def want(self, config: UnitConfig) -> None:
         """Run with `config` from now on, also if it was given up."""
@@ -365,7 +368,7 @@ class UnitProcess:
             pid=None,
             last_exit=code,
             given_up=code == EXIT_REFUSED,
-            reason=self._last_words() or _how(code),
+            reason=why_ended(self._last_words(), _how(code)),
         )
         return code
 
@@ -390,7 +393,7 @@ class UnitProcess:
             who = ["--cluster", supervisor.files.folder.name, "--name", unit.name]
         private_folder(self._log.parent)
         with open(self._log, "ab", opener=private_opener) as log:
-            self._printed_before = log.tell()
+            self._said_before = {path: _size(path) for path in self._said_in}
             return subprocess.Popen(
                 [*supervisor.program, unit.role, *who, *unit.options],
                 env=supervisor.env,
@@ -447,18 +450,17 @@ class UnitProcess:
         with contextlib.suppress(OSError), open(self._log, "ab", opener=private_opener) as log:
             log.write(f"{now} {text}\n".encode())
 
-    def _last_words(self) -> str:
-        """The last error that this process printed."""
-        try:
-            with self._log.open("rb") as log:
-                size = log.seek(0, os.SEEK_END)
-                since = self._printed_before if size >= self._printed_before else 0
-                log.seek(max(since, size - _TAIL_BYTES))
-                lines = log.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        errors = [line for line in lines if line.startswith("Error: ")]
-        return errors[-1].removeprefix("Error: ")[:_REASON_CHARS_MAX] if errors else ""
+    def _last_words(self) -> Iterator[str]:
+        """The last lines that this process printed, or put into a log of its own."""
+        for path in self._said_in:
+            with contextlib.suppress(OSError), path.open("rb") as log:
+                size, before = log.seek(0, os.SEEK_END), self._said_before.get(path, 0)
+                log.seek(max(before if size >= before else 0, size - _TAIL_BYTES))
+                yield from log.read().decode(errors="replace").splitlines()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _how(code: int) -> str:

@@ -250,6 +250,25 @@ async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Pl
     assert place.status("w-1").reason == "ended with exit code 3"
 
 
+async def test_what_a_unit_said_last_is_the_reason_where_it_named_no_error(place: Place) -> None:
+    await place.local.start([unit("w-1", "--exit", "3", "--print", "cannot: `what` is wrong")])
+    await until_true(lambda: place.began("w-1") and place.status("w-1").last_exit == 3)
+    assert place.status("w-1").reason == "ended with exit code 3: cannot: `what` is wrong"
+
+
+async def test_a_broker_says_in_a_log_of_its_own_what_is_wrong(place: Place) -> None:
+    log = place.folder / "broker" / "nats.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("[1] [FTL] of an earlier one\n")
+    await place.local.start([BROKER])
+    await until_true(lambda: place.began("broker-1"))
+    with log.open("a") as file:
+        file.write("[2] [FTL] no room\n[2] 2026/01/01 [INF] Server Exiting..\n")
+    os.kill(place.status("broker-1").pid or 0, signal.SIGKILL)
+    await until_true(lambda: place.status("broker-1").reason)
+    assert place.status("broker-1").reason == "was killed by SIGKILL: [2] [FTL] no room"
+
+
 async def test_a_program_that_cannot_be_started_is_tried_again_too(place: Place) -> None:
     first = supervisor.Start(units=(W1,))
     pace = supervisor.Pace(**PACE)
