@@ -12,13 +12,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tests.harness.looks import look
+from tests.harness.fork import Forked, loaded
+from tests.harness.places import ZIPAPP
 from tests.harness.waiting import LONG_S, until
 
 STATUS_KEYS = [
@@ -69,12 +70,11 @@ class Outcome:
 class Running:
     """A program at work, both streams read as they come."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], **more: Any) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, **more)
+    def __init__(self, process: subprocess.Popen[bytes] | Forked) -> None:
+        self.process = process
         self._said = {"out": bytearray(), "err": bytearray()}
         self._news = threading.Condition()
-        streams = {"out": self.process.stdout, "err": self.process.stderr}
+        streams = {"out": process.stdout, "err": process.stderr}
         self._readers = [
             threading.Thread(target=self._read, args=(name, stream), daemon=True)
             for name, stream in streams.items()
@@ -163,25 +163,38 @@ class Mvmci:
         **env: str,
     ) -> Running:
         """Start a verb. `stdin` is a descriptor; nothing is there if absent."""
-        command = [*self.prefix, self.python, str(self.zipapp), *map(str, args)]
-        return Running(command, self.environment(**env), cwd=cwd, stdin=stdin, start_new_session=new_session)
+        process = subprocess.Popen(
+            [*self.prefix, self.python, str(self.zipapp), *map(str, args)],
+            env=self.environment(**env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=new_session,
+        )
+        return Running(process)
 
     def __call__(
         self, *args: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str
     ) -> Outcome:
-        """Run a verb to its end."""
-        if stdin is None:
-            return self.start(*args, cwd=cwd, **env).end(self.patience_s)
-        running = self.start(*args, cwd=cwd, stdin=subprocess.PIPE, **env)
-        assert running.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), running.process.stdin as pipe:
-            pipe.write(stdin)
+        """Run a verb to its end, forked from a program that is loaded, at less than the price of one."""
+        if self.prefix or env or (self.zipapp, self.python) != (ZIPAPP, sys.executable):
+            given = subprocess.DEVNULL if stdin is None else subprocess.PIPE
+            running = self.start(*args, cwd=cwd, stdin=given, **env)
+        else:
+            words, given = [str(self.zipapp), *map(str, args)], stdin is not None
+            running = Running(
+                loaded(self.home).fork(words, self.environment(), cwd or Path.cwd(), stdin=given)
+            )
+        if stdin is not None:
+            assert running.process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), running.process.stdin as pipe:
+                pipe.write(stdin)
         return running.end(self.patience_s)
 
     def look(self, *args: str | Path) -> Any:
-        """What a verb that only reads says as JSON, at less than the price of a program."""
-        verb = [*map(str, args), "--json"]
-        done = self(*verb) if self.prefix else Outcome(*look([str(self.zipapp), *verb], self.environment()))
+        """What a verb that only reads says as JSON."""
+        done = self(*args, "--json")
         assert done.code == 0, done
         return done.json
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def plain_broker(tmp_path: Path) -> Any:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         command = [str(find_server()), "-a", "127.0.0.1", "-p", str(port), *options]
-        server_ = Running(command, dict(os.environ), cwd=tmp_path)
+        pipe = subprocess.PIPE
+        server_ = Running(subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe))
         running.append(server_)
         server_.hears("Server is ready", "err")
         return f"nats://127.0.0.1:{port}"
