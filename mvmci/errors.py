@@ -85,6 +85,10 @@ class StoreFull(StoreUnavailable):
     """The store refuses writes for lack of room. Nothing was written."""
 
 
+class StoreLost(MvmciError):
+    """The store lacks records that it had, and its owner has not accepted that yet."""
+
+
 class EngineAway(MvmciError):
     """The engine of this cluster cannot be reached from here. Its jobs wait."""
 

@@ -31,6 +31,7 @@ VERBS = {
     "worker": "units",
     "executor": "units",
     "drain": "cluster",
+    "recover": "cluster",
     "revoke": "ticket",
     "run": "run",
     "submit": "submit",

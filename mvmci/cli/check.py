@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -12,8 +13,9 @@ import click
 
 from mvmci import __version__
 from mvmci.cli.options import HOST_FOLDER, examples, json_option, run_async, state_option
-from mvmci.errors import EXIT_FAILED, MvmciError, Usage
+from mvmci.errors import EXIT_FAILED, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
 from mvmci.system.files import passable_folder, private_folder
+from mvmci.trust.known import known_clusters
 
 SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
@@ -105,6 +107,10 @@ def doctor_verb(as_json: bool, state: Path) -> int:
         _check("state directory", lambda: _state(state)),
         _check("isolation", lambda: run_async(_isolation(state))),
         _check("broker", lambda: str(find_server())),
+        *(
+            _check(f"cluster {name}", functools.partial(_cluster, state / name))
+            for name in known_clusters(state)
+        ),
     ]
     if as_json:
         click.echo(json.dumps(checks))
@@ -139,6 +145,25 @@ def _state(state: Path) -> str:
     if free < FREE_BYTES_MIN:
         raise Usage(f"{state}: {free >> 20} MiB free", hint="at least 1 GiB is needed")
     return f"{state}, {free >> 30} GiB free"
+
+
+def _cluster(folder: Path) -> str:
+    """Whether all that was in its store is there. Raises StoreLost."""
+
+    async def lost() -> tuple[str, ...]:
+        from mvmci.trust.client import open_client
+
+        async with open_client(folder) as cluster:
+            loss = await cluster.config.loss()
+            return () if loss is None else loss.what
+
+    try:
+        what = run_async(lost())
+    except (StoreUnavailable, TicketRefused) as away:
+        return f"not asked: {away.message}"
+    if what:
+        raise StoreLost(f"records were lost: {'; '.join(what)}", hint="`mvmci recover` says what is missing")
+    return "nothing that was in its store is missing"
 
 
 async def _isolation(state: Path) -> str:

@@ -26,20 +26,24 @@ from mvmci.cli.options import (
     option,
     print_table,
     run_async,
+    say_loss,
     state_option,
 )
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
+from mvmci.jobs.summary import rfc3339
 from mvmci.system.tasks import readable
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
     from mvmci.cluster.changes import Action
     from mvmci.deploy.plan import Plan
+    from mvmci.deploy.recover import Missing
     from mvmci.deploy.state import ClusterState
     from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
 
 _LOOK_EVERY_S = 1.0
+GAPS_SHOWN = 20
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
 READY_IN = "60s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
@@ -345,9 +349,68 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     roster = run_async(look(found, lambda: client_of(found.folder)))
     if as_json:
         click.echo(msgspec.json.encode(roster))
-        return 0
-    print_table(_table(roster.units))
+    else:
+        print_table(_table(roster.units))
+    say_loss(roster.loss)
     return 0
+
+
+# ---- recover
+
+
+@click.command(
+    "recover",
+    epilog=examples(
+        "mvmci recover               what the store lost", "mvmci recover --yes         go on without it"
+    ),
+)
+@option("--yes", is_flag=True, envvar="MVMCI_RECOVER_YES", help="Accept the loss, and take jobs again.")
+@cluster_option
+@json_option
+@state_option
+def recover_verb(yes: bool, cluster: str | None, as_json: bool, state: Path) -> int:
+    """Print what a cluster lost that stands still because of that; with --yes, let it go on without."""
+    from mvmci.deploy.operate import open_admin
+    from mvmci.deploy.recover import accept, missing
+    from mvmci.deploy.state import ClusterState
+
+    found = ClusterState(state, find_cluster(state, cluster))
+
+    async def main() -> int:
+        async with open_admin(found) as opened:
+            told = await missing(opened)
+            if as_json:
+                click.echo(msgspec.json.encode(told))
+            elif told is None:
+                click.echo(f"{found.cluster} lost nothing that it knows of")
+            else:
+                _print_missing(told)
+            if told is not None and yes:
+                await accept(opened)
+                click.echo(f"the loss is accepted: {found.cluster} takes jobs again", err=as_json)
+            elif told is not None:
+                click.echo("`mvmci recover --yes` lets the cluster go on without these", err=True)
+        return 0
+
+    return run_async(main())
+
+
+def _print_missing(told: Missing) -> None:
+    click.echo(f"noticed at {rfc3339(told.at)}:")
+    for one in told.what:
+        click.echo(f"  {one}")
+    absent = sum(last - first + 1 for first, last in told.gaps)
+    click.echo(f"sequences without a message: {absent}, of which retention removed {told.removed}")
+    for first, last in told.gaps[:GAPS_SHOWN]:
+        click.echo(f"  {first}–{last}" if last > first else f"  {first}")
+    if len(told.gaps) > GAPS_SHOWN:
+        click.echo(f"  and {len(told.gaps) - GAPS_SHOWN} more: --json has all of them")
+    for job in told.jobs:
+        click.echo(f"job {job}: nothing is left of it")
+    for job, why in told.damaged.items():
+        click.echo(f"job {job}: {why}")
+    if not told.jobs and not told.damaged:
+        click.echo("no job is known by name of which something is missing")
 
 
 # ---- down

@@ -152,6 +152,8 @@ class Location:
         from mvmci.trust.client import open_client
 
         async with open_client(self.state / find_cluster(self.state, self.cluster)) as cluster:
+            loss = await cluster.config.loss()
+            say_loss(loss.what if loss is not None else ())
             yield cluster.store
 
 
@@ -181,6 +183,12 @@ def make_state(state: Path) -> None:
             f"the state directory {state} cannot be made: {error.strerror}",
             hint="name another one with --state DIR or MVMCI_STATE",
         ) from None
+
+
+def say_loss(what: Iterable[str]) -> None:
+    """Say what the store of a cluster lacks, on standard error."""
+    for one in what:
+        click.echo(f"warning: records were lost: {one}; `mvmci recover` says what is missing", err=True)
 
 
 def make_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.identity import Identity
+from mvmci.cluster.witness import Loss
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.status import ClusterStatus, rows
 from mvmci.errors import NotFound, StoreUnavailable, Usage
@@ -16,6 +19,9 @@ from mvmci.store import Member
 from mvmci.stores import open_cluster
 from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.authority import Authority
+
+if TYPE_CHECKING:
+    from mvmci.stores.nats import Cluster
 
 _LOOK_EVERY_S = 0.03
 DRAIN = ("worker", "executor")  # roles that can be told to
@@ -29,11 +35,13 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
     applied, facts = state.applied(), state.facts()
     planned, seen = state.applied_deployment().units, await state.runtime().observe()
     members: Sequence[Member] | None = None
+    loss: Loss | None = None
     if applied is None or seen or applied.broker.url is not None:
         try:
             cluster = await open_cluster(identity(), announce=False)
             try:
                 members = await cluster.store.presence.members()
+                loss = await cluster.config.loss()
             finally:
                 await cluster.close()
         except StoreUnavailable:
@@ -44,6 +52,7 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
         access=applied.access if applied is not None else None,
         runtime=facts.runtime if facts is not None else None,
         units=rows(planned, seen, members, here=socket.gethostname(), now_ms=wall_clock_ms()),
+        loss=loss.what if loss is not None else (),
     )
 
 
@@ -52,11 +61,7 @@ async def drain(state: ClusterState, name: str, *, undo: bool) -> None:
 
     Raises NotFound, Usage, StoreUnavailable, TicketRefused.
     """
-    authority, facts = Authority.load(state.folder), state.facts()
-    if facts is None:
-        raise StoreUnavailable(f"cluster {state.cluster} was never brought up here", hint="`mvmci up FILE`")
-    cluster = await open_cluster(authority.admin(facts.login), announce=False)
-    try:
+    async with open_admin(state) as cluster:
         roles = _roles(await cluster.store.presence.members(), await state.runtime().observe())
         if name not in roles:
             known = sorted(unit for unit, role in roles.items() if role in DRAIN)
@@ -72,6 +77,17 @@ async def drain(state: ClusterState, name: str, *, undo: bool) -> None:
             await cluster.config.put(key, b"{}")
         while not _has_heard(await cluster.store.presence.members(), name, undo):  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_EVERY_S)
+
+
+@asynccontextmanager
+async def open_admin(state: ClusterState) -> AsyncIterator[Cluster]:
+    """The cluster, with the rights of who has its keys. Raises StoreUnavailable, TicketRefused, Usage."""
+    authority, facts = Authority.load(state.folder), state.facts()
+    if facts is None:
+        raise StoreUnavailable(f"cluster {state.cluster} was never brought up here", hint="`mvmci up FILE`")
+    cluster = await open_cluster(authority.admin(facts.login), announce=False)
+    try:
+        yield cluster
     finally:
         await cluster.close()
 

@@ -39,6 +39,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     access: str | None
     runtime: str | None
     units: list[UnitRow]
+    loss: tuple[str, ...] = ()  # what its store lacks, until `mvmci recover`
 
 
 def rows(

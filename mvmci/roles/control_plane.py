@@ -1,12 +1,13 @@
 """The control plane: makes and keeps what a cluster needs on its broker, enrols, reconciles, forgets.
 
-It keeps nothing of its own: it can be killed at any time, several may run at once, and each is right
-again as soon as it has read the streams.
+It keeps nothing of its own but a witness of what must be there: it can be killed at any time, several may
+run at once, and each is right again as soon as it has read the streams.
 
     maintain      streams, buckets and consumers, also those that a broker has lost
     enrolment     machines that come with a ticket; credentials that are about to expire
     reconciler    jobs that nobody is looking at
     retention     what may be forgotten
+    watch         whether all that was acknowledged is still there
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import asyncio
 import functools
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -24,6 +26,7 @@ from mvmci.errors import StoreUnavailable
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
 from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
+from mvmci.roles.witness import FILE, Watch
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
 from mvmci.system.clock import wall_clock_ms
@@ -39,11 +42,14 @@ log = logging.getLogger(__name__)
 class ControlPlane:
     """One control plane of `cluster`."""
 
-    def __init__(self, cluster: Cluster, *, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
+    def __init__(
+        self, cluster: Cluster, witness: Path | None = None, *, clock_ms: Callable[[], int] = wall_clock_ms
+    ) -> None:
         self.cluster = cluster
         self.settings = ClusterSettings()
-        self.reconciler = Reconciler(cluster, now_ms=clock_ms)
-        self.retention = Retention(cluster, lambda: self.settings.jobs_ms, clock_ms)
+        self.reconciler = Reconciler(cluster, now_ms=clock_ms, paused=lambda: self.watch.loss is not None)
+        self.watch = Watch(cluster, witness, open_jobs=self.reconciler.open_jobs, now_ms=clock_ms)
+        self.retention = Retention(cluster, self.watch, lambda: self.settings.jobs_ms, clock_ms)
         self._maintained: tuple[ClusterSettings, list[str]] | None = None
         self._look = asyncio.Event()
 
@@ -53,6 +59,7 @@ class ControlPlane:
         self.settings = await read_settings(self.cluster)
         await self.maintain()
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.watch.run(), name="watch")
             tasks.create_task(self._maintain_always(), name="maintain")
             tasks.create_task(self.reconciler.run(), name="reconcile")
             tasks.create_task(self.retention.run(), name="forget")
@@ -105,16 +112,18 @@ async def run_control_plane(options: UnitOptions) -> NoReturn:
     file = options.config or find_config(options.state, options.cluster, name)
     given = read_config(file, ControlPlaneConfig)
     path = identity_path(options.state, given.cluster, given.unit)
-    open_role = functools.partial(_open_role, given)
+    open_role = functools.partial(_open_role, given, path.with_name(FILE))
     await run_unit(given.identity(path), path, open_role, grace_ms=options.grace_ms, maintains=True)
 
 
 @asynccontextmanager
-async def _open_role(given: ControlPlaneConfig, cluster: Cluster) -> AsyncIterator[Role]:
+async def _open_role(given: ControlPlaneConfig, witness: Path, cluster: Cluster) -> AsyncIterator[Role]:
+    control = ControlPlane(cluster, witness, clock_ms=cluster.clock.now_ms)
+    with suppress(StoreUnavailable):  # it is looked again
+        await control.watch.look()  # before anything that is missing is made anew
     await make_known(cluster, given)
     enrolment = EnrolmentServer(cluster, given.authority())
     await enrolment.start()
-    control = ControlPlane(cluster, clock_ms=cluster.clock.now_ms)
     try:
         yield Role(about=about_unit("control-plane"), run=control.run)
     finally:

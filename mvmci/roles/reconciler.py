@@ -20,7 +20,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,6 +92,7 @@ class Reconciler:
     cluster: Cluster
     clock: Callable[[], float] = time.monotonic
     now_ms: Callable[[], int] = wall_clock_ms
+    paused: Callable[[], bool] = lambda: False  # while records are missing nothing is begun or ended
     counts: Counts = field(default_factory=Counts)
     _seq: int = 0
     _open: dict[str, _Open] = field(default_factory=dict)  # to be looked at
@@ -111,6 +112,8 @@ class Reconciler:
         async for told in self.cluster.journals.tail(self._seq):
             self._take(told)
             self._seq = told.entry.seq
+        if self.paused():
+            return
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
         looked_at = {job for one in members for job in one.jobs | set(one.keeps)}
@@ -135,6 +138,11 @@ class Reconciler:
             waiting[job] = one
         else:
             self._open[job] = one
+
+    def open_jobs(self) -> Iterator[tuple[str, int]]:
+        """The jobs that have not ended, each with the sequence of its spec."""
+        for jobs in (self._open, *self._waiting.values()):
+            yield from ((job, one.spec_seq) for job, one in jobs.items())
 
     async def _deliver(self) -> dict[str, Delivered]:
         """How far each queue's consumers are; jobs whose spec was delivered are looked at from now on."""

@@ -18,13 +18,16 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from mvmci.cluster.witness import Removal
 from mvmci.errors import NotFound, StoreUnavailable
 from mvmci.jobs.job import DIGEST_PATTERN
 from mvmci.jobs.journal import Done, Result, Spec, records_of
+from mvmci.roles.witness import Watch
 from mvmci.stores.nats import Cluster
 
 PASSES_PER_AGE = 10
 PASS_S_MIN, PASS_S_MAX = 1.0, 3600.0
+REMOVALS_AT_ONCE = 128  # jobs, of which the witness is told together
 SWEEP_EVERY_S = 6 * 3600.0
 BLOB_AGE_MS = 24 * 3600 * 1000
 UPLOADS_EVERY_S = 15.0
@@ -39,6 +42,7 @@ class Retention:
     """Forgets what one cluster need not keep. Ages are in ms; `now_ms` is since 1970."""
 
     cluster: Cluster
+    watch: Watch  # which has to know what goes, and while something is lost nothing does
     jobs_ms: Callable[[], int]
     now_ms: Callable[[], int]
     blob_age_ms: int = BLOB_AGE_MS
@@ -58,31 +62,49 @@ class Retention:
 
     async def forget(self) -> None:
         """Make tombstones of jobs that ended long ago, and remove those that are as old again."""
-        journals = self.cluster.journals
         now, age_ms = self.now_ms(), self.jobs_ms()
-        async for job, entry in journals.ends():
+        removals: list[Removal] = []
+        async for job, entry in self.cluster.journals.ends():
+            if self.watch.loss is not None:
+                return
             last = next(reversed(records_of(entry)), None)
             if last is None:
                 continue  # nobody can say what it is: a person may want to look
             ended_at = last.at
             if ended_at + age_ms > now:
-                return  # they lie in the order of their ends
+                break  # they lie in the order of their ends
             if ended_at + 2 * age_ms <= now:
-                await journals.purge(job)
+                removals.append(await self._removal(job))
             elif entry.seq > self._forgotten_to:
-                await journals.purge(job, keep_last=True)
+                tombstone = await self._removal(job, entry.seq)
+                removals += [tombstone] if tombstone.count else []
                 self._forgotten_to = entry.seq
+            if len(removals) == REMOVALS_AT_ONCE:
+                await self.watch.remove(removals)
+                removals.clear()
+        if removals:
+            await self.watch.remove(removals)
+
+    async def _removal(self, job: str, before: int | None = None) -> Removal:
+        """What goes of `job`: all that is there now, or what stands `before` a sequence."""
+        there = [entry.seq for entry in await self.cluster.journals.read(job)]
+        limit = there[-1] + 1 if before is None else before
+        return Removal(job, limit, sum(seq < limit for seq in there))
 
     async def sweep(self) -> None:
         """Remove blobs that nothing names and nobody touched for long.
 
         What was there is looked up first: a blob that comes while journals are read is not on the list.
         """
+        if self.watch.loss is not None:
+            return  # the journals that name them may be what is missing
         old = await self.cluster.blobs.older_than(self.blob_age_ms)
         named = await self._named() if old else set()
         stale = [blob for blob in old if blob.name not in named]
-        for blob in stale:
-            await self.cluster.blobs.remove(blob)
+        if stale:
+            async with self.watch.sweeping():
+                for blob in stale:
+                    await self.cluster.blobs.remove(blob)
         log.info("removed %d unreferenced blobs of %d old ones", len(stale), len(old))
 
     async def clear_uploads(self) -> None:
@@ -92,9 +114,10 @@ class Retention:
         if newest == self._seen_to:
             return
         abandoned, moving = await blobs.abandoned(self.upload_age_ms)
-        for chunks in abandoned:
-            await blobs.remove(chunks)
         if abandoned:
+            async with self.watch.sweeping():
+                for chunks in abandoned:
+                    await blobs.remove(chunks)
             log.info("removed %d files of uploads that were broken off", len(abandoned))
         self._seen_to = -1 if moving else newest
 

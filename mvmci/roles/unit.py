@@ -232,9 +232,11 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
             changed.clear()
             with suppress(StoreUnavailable):
                 await role.apply_settings(await read_settings(cluster))
-                wanted = await cluster.config.get(drain_key) is not None
+                lost = await cluster.config.loss() is not None
+                wanted = lost or await cluster.config.get(drain_key) is not None
                 if wanted and draining is None:
-                    log.info("draining: no new jobs until `mvmci drain --undo`")
+                    until = "recover`: the store lacks records" if lost else "drain --undo`"
+                    log.info("draining: no new jobs until `mvmci %s", until)
                     draining = asyncio.create_task(role.drain(), name="drain")
                 elif not wanted and draining is not None:
                     await cancel(draining)

@@ -25,11 +25,7 @@ def find_cluster(state: Path, name: str | None) -> str:
 
     if name is not None:
         check_id(name, "cluster name")
-    known = sorted(
-        path.name
-        for path in (state.iterdir() if state.is_dir() else ())
-        if not path.name.startswith("_") and any((path / part).exists() for part in _KNOWN_BY)
-    )
+    known = known_clusters(state)
     if name in known or (name is None and len(known) == 1):
         return name or known[0]
     if known and name is None:
@@ -39,6 +35,15 @@ def find_cluster(state: Path, name: str | None) -> str:
         f"the cluster {name} is not known here{others}" if name else "no cluster is known here",
         hint="`mvmci up` starts one, `mvmci login @ticket` makes this machine a client of one; "
         "--local is for jobs of `mvmci run` on this machine",
+    )
+
+
+def known_clusters(state: Path) -> list[str]:
+    """The names of all clusters that this machine knows."""
+    return sorted(
+        path.name
+        for path in (state.iterdir() if state.is_dir() else ())
+        if not path.name.startswith("_") and any((path / part).exists() for part in _KNOWN_BY)
     )
 
 

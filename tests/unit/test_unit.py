@@ -15,6 +15,7 @@ import pytest
 
 from mvmci.cli import units
 from mvmci.cluster.identity import Identity, Login
+from mvmci.cluster.witness import Loss
 from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
 from mvmci.roles import unit
 from mvmci.roles.unit import Role, UnitOptions, join, run_unit
@@ -39,6 +40,9 @@ class Config:
     async def settings(self) -> ClusterSettings:
         return msgspec.json.decode(self.values["settings"], type=ClusterSettings)
 
+    async def loss(self) -> Loss | None:
+        return msgspec.json.decode(self.values["loss"], type=Loss) if "loss" in self.values else None
+
     async def watch(self, pattern: str, changed: Callable[[str], None]) -> None:
         self._watching.append((pattern, changed))
 
@@ -48,7 +52,7 @@ class Config:
         else:
             self.values[key] = value
         for pattern, changed in self._watching:
-            if pattern == key:
+            if pattern == key or (key == "loss" and pattern == "settings"):  # that is how it is told
                 changed(key)
 
 
@@ -224,12 +228,18 @@ async def test_settings_are_applied_when_they_change(fake: Fake) -> None:
     await ended(running)
 
 
-async def test_it_drains_as_long_as_the_cluster_says_so(fake: Fake) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("drain.w1", b"1"), ("loss", msgspec.json.encode(Loss(at=1, what=("JOBS is gone",))))],
+)
+async def test_it_drains_as_long_as_the_cluster_says_so_or_lacks_records(
+    fake: Fake, key: str, value: bytes
+) -> None:
     running = fake.start()
     await fake.saw("engine embedded")
-    fake.config.change("drain.w1", b"1")
+    fake.config.change(key, value)
     await fake.saw("draining")
-    fake.config.change("drain.w1", None)
+    fake.config.change(key, None)
     await fake.saw("ready", times=3)  # announced, at first, and again
     assert [event for event in fake.events if event in ("drains", "drained", "resumed")] == [
         "drains",

@@ -7,6 +7,7 @@ after a cluster says what it wants of it.
     tail        Cluster.journals: tail, ends          what is written to all jobs
     purge       Cluster.journals.purge, Cluster.blobs what may be forgotten
     settings    Cluster.config                        what the cluster is and allows
+    witness     Cluster.look, Cluster.config          what must be there, and what was lost
 
     layout      every name and setting          journals, logs, hints, blobs, presence    the five ports
     link        the connection; imports nats    append    compare-and-set, group commit
@@ -25,8 +26,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from mvmci.cluster.identity import Login
+from mvmci.cluster.witness import Seen
 from mvmci.store import GONE_S, HINT_LAPSE_S, ClusterSettings, Store
 from mvmci.stores.nats import streams
 from mvmci.stores.nats.append import GroupCommit
@@ -64,6 +67,21 @@ class Cluster:
     async def lacks(self, queues: Iterable[str]) -> bool:
         """Whether something that `maintain` makes is not there. Raises StoreUnavailable."""
         return await streams.lacks(self.link, self.layout, queues)
+
+    async def look(self, stream: Literal["jobs", "blobs", "config"]) -> Seen | None:
+        """How one of its streams is; None where it is not there. Raises StoreUnavailable."""
+        return await streams.look(self.link, getattr(self.layout, stream))
+
+    async def mentioned(self) -> set[str]:
+        """The jobs that output, hints and units tell of, whether they have a journal or not.
+
+        Raises StoreUnavailable.
+        """
+        layout = self.layout
+        logs = await streams.subjects(self.link, layout.logs, layout.log("*", "*"))
+        hints = await streams.subjects(self.link, layout.hints, layout.ready("*", "*"))
+        held = (member.jobs | set(member.keeps) for member in await self.store.presence.members())
+        return {layout.job_of_log(one) for one in logs}.union((one.split(".")[3] for one in hints), *held)
 
     async def close(self) -> None:
         """Leave. What was written stays."""

@@ -4,6 +4,8 @@ settings          `mvmci.store.ClusterSettings`
 ticket.<id>       a ticket that was made: what it is for, and who used it
 unit.<name>       a unit that enrolled: its key, role and queues
 drain.<name>      a unit that is to take no new work
+witness           `Witness`: what must be in the streams
+loss              `Loss`: what is not, while nobody has accepted it
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from mvmci.cluster.witness import Loss, Witness
 from mvmci.errors import Conflict
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats.append import CONFLICTS
@@ -20,7 +23,11 @@ from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 
 SETTINGS = "settings"
+WITNESS = "witness"
+LOSS = "loss"
 _settings = msgspec.json.Decoder(ClusterSettings)
+_witness = msgspec.json.Decoder(Witness)
+_loss = msgspec.json.Decoder(Loss)
 _OPERATION = "KV-Operation"
 
 
@@ -53,6 +60,26 @@ class Config:
         there, data = await self.get(SETTINGS), msgspec.json.encode(settings)
         if there is None or there.value != data:
             await self.put(SETTINGS, data)
+
+    async def tell(self) -> None:
+        """Have every unit look at CONFIG now, as if the settings had changed. Raises StoreUnavailable."""
+        there = await self.get(SETTINGS)
+        if there is not None:
+            await self.put(SETTINGS, there.value, expect=there.revision)
+
+    async def witness(self) -> tuple[Witness | None, int]:
+        """What must be in the streams, and the revision of that. Raises StoreUnavailable."""
+        found = await self.get(WITNESS)
+        return (None, 0) if found is None else (_witness.decode(found.value), found.revision)
+
+    async def put_witness(self, witness: Witness, *, expect: int) -> int:
+        """Write it over that revision, and return the new one. Raises Conflict, StoreUnavailable."""
+        return await self.put(WITNESS, msgspec.json.encode(witness), expect=expect)
+
+    async def loss(self) -> Loss | None:
+        """What the cluster lost and nobody has accepted. Raises StoreUnavailable."""
+        found = await self.get(LOSS)
+        return None if found is None else _loss.decode(found.value)
 
     async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
         """Write `value` if the key's revision is `expect` (0: it is not there), and return the new one.

@@ -13,10 +13,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import NamedTuple
 
-from mvmci.errors import StoreFull
+from mvmci.cluster.witness import Removal
+from mvmci.errors import StoreFull, StoreLost
 from mvmci.jobs.journal import Entry, MessageKind, Origin
 from mvmci.store import MESSAGE_BYTES_MAX
 from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
+from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import EVERYTHING, Link, Stored
 
@@ -85,13 +87,15 @@ class NatsJournals:
             self._landed.set()
 
     async def _take_room(self, size: int) -> None:
-        """Raises StoreFull where the last part is left, which belongs to jobs that were accepted.
+        """Raises StoreFull where the last part is left, which belongs to jobs that were accepted, and
+        StoreLost where records are missing.
 
         What is on its way already is counted as well; where that decides, it is waited for.
         """
         async with self._looking:
             while self._granted < size or time.monotonic() - self._looked_at > ROOM_S:
                 self._landed.clear()
+                await self._check_loss()
                 answer = await self._link.api(f"STREAM.INFO.{self._layout.jobs}")
                 used, most = answer["state"]["bytes"] + self._in_flight, answer["config"]["max_bytes"]
                 left = most * SPECS_PERCENT // 100 - used
@@ -104,6 +108,16 @@ class NatsJournals:
                 await self._landed.wait()
             self._granted -= size
             self._in_flight += size
+
+    async def _check_loss(self) -> None:
+        """Raises StoreLost: an id that looks free may be that of a job which is gone."""
+        loss = await Config(self._link, self._layout).loss()
+        if loss is not None:
+            raise StoreLost(
+                f"the store of {self._layout.cluster} lacks records that it had, and takes no jobs: "
+                f"{'; '.join(loss.what)}",
+                hint="`mvmci recover` on the machine with its keys says what is missing, and goes on",
+            )
 
     async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
         subject = self._layout.journal(job)
@@ -131,10 +145,26 @@ class NatsJournals:
         async for message in self._link.read(self._layout.jobs, self._layout.ends()):
             yield self._layout.job_of_message(message.subject), self._entry(message)
 
-    async def purge(self, job: str, *, keep_last: bool = False) -> None:
-        """Remove the messages of `job`, or all but its last. Raises StoreUnavailable."""
-        subtree = self._layout.journal(job)
-        await self._link.api(f"STREAM.PURGE.{self._layout.jobs}", filter=subtree, keep=int(keep_last))
+    async def purge(self, removal: Removal) -> None:
+        """Remove messages of a job. Again is free. Raises StoreUnavailable."""
+        subtree = self._layout.journal(removal.job)
+        await self._link.api(f"STREAM.PURGE.{self._layout.jobs}", filter=subtree, seq=removal.before)
+
+    async def gaps(self, last: int) -> list[tuple[int, int]]:
+        """The ranges of sequences up to `last` that the stream has not, both ends included.
+
+        Raises StoreUnavailable.
+        """
+        told = await self._link.api(f"STREAM.INFO.{self._layout.jobs}", deleted_details=True)
+        state = told["state"]
+        first, end = state["first_seq"], state["last_seq"]
+        found = [(1, first - 1)] if first > 1 else []
+        for seq in state.get("deleted") or ():
+            if found and found[-1][1] == seq - 1:
+                found[-1] = (found[-1][0], seq)
+            else:
+                found.append((seq, seq))
+        return found + ([(end + 1, last)] if last > end else [])
 
     async def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
         """Backwards, a window of the stream at a time: a job's spec stands before all else of it."""

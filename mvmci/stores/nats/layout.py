@@ -72,6 +72,9 @@ class Layout:
     def log_of(self, job: str) -> str:
         return f"{self.cluster}.log.{job}.*"
 
+    def job_of_log(self, subject: str) -> str:
+        return subject.split(".")[2]
+
     def blob_info(self, name: str) -> str:
         return f"$O.{self.blobs_bucket}.M.{name}"
 

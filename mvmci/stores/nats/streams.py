@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mvmci.cluster.witness import Seen
 from mvmci.errors import Usage
 from mvmci.store import HINT_LAPSE_S, ClusterSettings
 from mvmci.stores.nats.hints import make_consumer
@@ -73,6 +74,29 @@ async def lacks(link: Link, layout: Layout, queues: Iterable[str]) -> bool:
         if not {name for of, name in wanted if of == stream} <= set(there["consumers"] or ()):
             return True
     return False
+
+
+async def look(link: Link, stream: str) -> Seen | None:
+    """How `stream` is now; None where it is not there. Raises StoreUnavailable."""
+    try:
+        told = await link.api(f"STREAM.INFO.{stream}")
+    except ApiError as refused:
+        if refused.code != NOT_FOUND:
+            raise
+        return None
+    state = told["state"]
+    return Seen(told["created"], state["last_seq"], state["messages"])
+
+
+async def subjects(link: Link, stream: str, pattern: str) -> set[str]:
+    """Those of `stream` that fit `pattern` and have a message. Raises StoreUnavailable."""
+    found: set[str] = set()
+    while True:
+        told = await link.api(f"STREAM.INFO.{stream}", subjects_filter=pattern, offset=len(found))
+        page = told["state"].get("subjects") or {}
+        found.update(page)
+        if not page or len(found) >= told.get("total", 0):
+            return found
 
 
 async def delete_streams(link: Link, layout: Layout) -> None:

@@ -14,6 +14,7 @@ from mvmci.jobs.journal import Done, Lease, Spec
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.retention import Retention
+from mvmci.roles.witness import Watch
 from mvmci.store import Source, Store, digest_of
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.blobs import UPLOAD_CHARS
@@ -40,7 +41,9 @@ def clock() -> Clock:
 @pytest.fixture
 async def retention(place: Place, clock: Clock) -> Retention:
     cluster = await place.join("control-plane", maintains=True, listens=True)
-    return Retention(cluster, lambda: AGE_MS, clock, blob_age_ms=-1)  # no blob is too young
+    watch = Watch(cluster)
+    await watch.look()
+    return Retention(cluster, watch, lambda: AGE_MS, clock, blob_age_ms=-1)  # no blob is too young
 
 
 async def spec(store: Store, job: str, **more: str | None) -> Spec:
@@ -107,7 +110,7 @@ async def test_a_restarted_control_plane_forgets_no_less(
         await end(client, job)
     clock.ahead_ms = AGE_MS
     await retention.forget()
-    again = Retention(retention.cluster, lambda: AGE_MS, clock)
+    again = Retention(retention.cluster, retention.watch, lambda: AGE_MS, clock)
     await again.forget()
     assert (await load(client.store, "a")).state.done is not None
     clock.ahead_ms = 2 * AGE_MS
