@@ -87,5 +87,11 @@ class Runtime(Protocol):
         False: nothing of that was kept running. Raises MvmciError.
         """
 
+    def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+        """What the unit `name` printed, as far as it is kept, in pieces; with `follow`, what it prints too.
+
+        Raises NotFound where none of that name is, or was, kept running here; MvmciError.
+        """
+
     async def forget(self) -> None:
         """Remove what stopped units left outside of the cluster's folder. Raises MvmciError."""

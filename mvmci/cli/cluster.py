@@ -21,6 +21,7 @@ from mvmci.cli.options import (
     examples,
     grace_option,
     json_option,
+    log_to_stderr,
     make_state,
     make_table,
     option,
@@ -497,6 +498,7 @@ def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -
         click.echo(run_async(_ask(verb, cluster, told, state)))
         return 0
     first = msgspec.json.decode(told, type=Start)
+    log_to_stderr()
     env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
     asyncio.run(supervise(state / cluster, first, this_program(), env, ready=_say_ready))
     return 0

@@ -6,6 +6,7 @@ A place is a cluster that this machine is a client of, or the store of `run` on 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -30,12 +31,38 @@ if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
 
 T = TypeVar("T")
 R = TypeVar("R")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 WIDTH = 1 << 20  # of tables, off a terminal: a row is one line, however long
 REASON_WIDTH_MIN = 20  # of a table's last column
 LOCAL_UNIT = "run"
 LOCAL_FOLDER = "_local"  # the store of `run`
 HOST_FOLDER = "_host"  # slots and compiled code of this machine
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class LogLines(logging.Formatter):
+    """A time as everywhere, RFC 3339 UTC with milliseconds, a level and a sentence."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+        from mvmci.jobs.summary import rfc3339
+
+        return str(rfc3339(int(record.created * 1000)))
+
+
+def log_to_stderr() -> None:
+    """Let this process log to standard error. Raises Usage for a level that there is not."""
+    level = os.environ.get("MVMCI_LOG") or "info"
+    if level.lower() not in LOG_LEVELS:
+        raise Usage(
+            f"MVMCI_LOG is {level[:80]!r}, which is no level of the log",
+            hint="debug, info, warning and error are; info is the default",
+        )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def examples(*lines: str) -> str:

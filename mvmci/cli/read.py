@@ -12,6 +12,7 @@ import msgspec
 
 from mvmci.cli.options import (
     Location,
+    complete_id,
     examples,
     id_argument,
     json_option,
@@ -22,7 +23,8 @@ from mvmci.cli.options import (
     run_async,
     spread,
 )
-from mvmci.cli.output import Printer, standard_streams
+from mvmci.cli.output import DescriptorWriter, Printer, standard_streams
+from mvmci.cli.streams import STDOUT
 from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
@@ -48,6 +50,7 @@ from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
 from mvmci.system.clock import wall_clock_ms
+from mvmci.trust.known import find_cluster
 
 TOLD_CHARS_MAX = 200
 PAYLOADS_AT_ONCE = 64
@@ -216,15 +219,49 @@ def _answer(record: Result) -> str:
 
 @click.command(
     "logs",
-    epilog=examples("mvmci logs nightly-1", "mvmci logs nightly-1 -f      until it has ended"),
+    epilog=examples(
+        "mvmci logs nightly-1",
+        "mvmci logs nightly-1 -f             until it has ended",
+        "mvmci logs --unit worker-2 -f       what a unit of this machine says; supervisor starts them",
+    ),
 )
-@id_argument
+@click.argument("job", metavar="[ID]", required=False, shell_complete=complete_id)
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="An attempt of a command. By default, the last.")
+@option("--unit", metavar="NAME", help="The log of this unit of `mvmci up` instead.")
 @place_options
-def logs_verb(job: str, following: bool, attempt: int | None, place: Location) -> int:
+@click.pass_context
+def logs_verb(
+    ctx: click.Context,
+    /,
+    job: str | None,
+    following: bool,
+    attempt: int | None,
+    unit: str | None,
+    place: Location,
+) -> int:
     """Print the output of a job, its stdout to stdout and its stderr to stderr."""
-    jobs.check_id(job)
+    if unit is not None:
+        if job is not None or attempt is not None or place.local:
+            raise click.UsageError("--unit goes with neither an ID nor --attempt or --local", ctx)
+        return run_async(_unit_log(jobs.check_id(unit, "unit's name"), following, place))
+    if job is None:
+        raise click.UsageError("there is no ID, and no --unit", ctx)
+    return _job_logs(jobs.check_id(job), following, attempt, place)
+
+
+async def _unit_log(name: str, following: bool, place: Location) -> int:
+    from mvmci.deploy.state import ClusterState
+
+    state = ClusterState(place.state, find_cluster(place.state, place.cluster))
+    writer = DescriptorWriter()
+    async with aclosing(state.runtime().log(name, follow=following)) as pieces:
+        async for piece in pieces:
+            await writer.write(STDOUT, piece)
+    return 0
+
+
+def _job_logs(job: str, following: bool, attempt: int | None, place: Location) -> int:
 
     async def work(store: Store) -> int:
         journal = await load(store, job)

@@ -6,9 +6,7 @@ short: jobs are handed back as they are. The third does not even wait for that.
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,7 @@ from mvmci.cli.options import (
     cluster_option,
     examples,
     grace_option,
+    log_to_stderr,
     option,
     run_async,
     state_option,
@@ -30,7 +29,6 @@ from mvmci.trust.known import find_cluster, find_config
 _API_PORT = 27288
 TOKEN_CHARS_MIN = 16
 T = TypeVar("T")
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 token_option = option(
     "--token-file",
@@ -270,16 +268,8 @@ def balancer_verb(
 
 
 def _run(run: Callable[[T], Coroutine[Any, Any, int]], options: T) -> int:
-    """Run a unit, which logs to standard error. Raises Usage for a level that there is not."""
+    """Run a unit, which logs to standard error. Raises Usage."""
     from mvmci.roles.unit import new_event_loop
 
-    level = os.environ.get("MVMCI_LOG") or "info"
-    if level.lower() not in LOG_LEVELS:
-        raise Usage(
-            f"MVMCI_LOG is {level[:80]!r}, which is no level of the log",
-            hint="debug, info, warning and error are; info is the default",
-        )
-    logging.basicConfig(
-        stream=sys.stderr, level=level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_to_stderr()
     return run_async(run(options), cancels=2, loop=new_event_loop)

@@ -97,6 +97,7 @@ def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -
         f"log_file: {_quoted(folder / LOG)}",
         f"logfile_size_limit: {_LOG_BYTES_MAX}",
         "logfile_max_num: 2",
+        "logtime_utc: true",
     ]
     if settings.name:
         lines.append(f"server_name: {_quoted(settings.name)}")

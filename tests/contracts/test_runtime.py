@@ -7,6 +7,7 @@ file that their image is made of.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import LOCAL_HOST, RoleName, Unit, UnitConfig
+from mvmci.errors import NotFound
 from mvmci.runtime import Provisioning, Runtime
 from mvmci.runtimes.compose import docker as docker_line
 from mvmci.runtimes.compose.runtime import Containers
@@ -238,6 +240,30 @@ async def test_one_that_was_refused_is_given_up_and_says_why_until_it_is_started
     await world.start(WA)
     found = await world.see("w-a", lambda one: one.pid)
     assert (found.given_up, found.refused, found.state) == (False, False, "starting")
+
+
+# ---- What units print
+
+
+async def test_what_a_unit_printed_can_be_read_and_followed(world: World) -> None:
+    await world.start(BROKER, config("w-a", "--print=hello from w-a"))
+
+    async def printed() -> bytes:
+        return b"".join([piece async for piece in world.runtime.log("w-a")])
+
+    async def is_there() -> bool:
+        return b"hello from w-a\n" in await printed()
+
+    await until_true(is_there)
+    came = b""
+    async with contextlib.aclosing(world.runtime.log("w-a", follow=True)) as pieces:
+        async for piece in pieces:
+            came += piece
+            if b"hello" in came:
+                break
+    assert came.startswith(b"hello from w-a\n")
+    with pytest.raises(NotFound, match="no unit w-b of contract"):
+        await anext(world.runtime.log("w-b"))
 
 
 # ---- Watching

@@ -52,7 +52,7 @@ class Cluster:
         return {name: unit["state"] for name, unit in self.units().items()}
 
     def jobs(self) -> list[str]:
-        return [job["id"] for job in self.mvmci.look("list", "--limit", "0")]
+        return [job["id"] for job in self.mvmci.look("list", "--all", "--limit", "0")]
 
     def all_ready(self) -> None:
         """Wait until every unit is."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import signal
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,7 +21,7 @@ from rich.console import Console
 
 from mvmci.cli import cli
 from mvmci.cli.init import HELLO_WASM
-from mvmci.cli.options import Location, make_table
+from mvmci.cli.options import Location, LogLines, make_table
 
 
 def commands(command: click.Command = cli) -> Iterator[click.Command]:
@@ -67,6 +69,18 @@ def test_in_a_narrow_terminal_only_the_last_column_of_a_table_is_folded() -> Non
     assert " ".join([first.partition("Z  ")[2], *(line.strip() for line in more)]) == reason
     assert len(printed(200, reason)) == 2
     assert len(printed(60, "")) == 2
+
+
+def test_log_lines_begin_with_a_time_as_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        record = logging.LogRecord("a", logging.INFO, "a.py", 1, "it is %s", ("so",), None)
+        record.created = 1_700_000_000.25
+        assert LogLines().format(record) == "2023-11-14T22:13:20.250Z INFO it is so"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,19 +174,33 @@ async def events(project: str) -> AsyncGenerator[None, None]:
     command = ["docker", "events", "--filter", "type=container", "--filter", f"label={PROJECT}={project}"]
     for kind in ("create", "start", "die", "destroy", "pause", "unpause", "health_status"):
         command += ["--filter", f"event={kind}"]
+    async with _reading([*command, "--format={{.Action}}"], stderr=subprocess.DEVNULL) as output:
+        while await output.readline():
+            yield
+
+
+async def logs(container: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
+    """What a container printed, on both streams, in pieces; with `follow`, until it ends."""
+    command = ["docker", "logs", *(["--follow"] if follow else []), container]
+    async with _reading(command, stderr=subprocess.STDOUT) as output:
+        while data := await output.read(1 << 16):
+            yield data
+
+
+@contextlib.asynccontextmanager
+async def _reading(command: Sequence[str], *, stderr: int) -> AsyncIterator[asyncio.StreamReader]:
+    """What a command prints, for as long as one reads."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        "--format={{.Action}}",
         env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         start_new_session=True,
     )
     assert process.stdout is not None
     try:
-        while await process.stdout.readline():
-            yield
+        yield process.stdout
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

@@ -22,7 +22,7 @@ from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import Observed, UnitState, in_stopping_order
 from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
-from mvmci.errors import EXIT_REFUSED, StoreUnavailable, Usage
+from mvmci.errors import EXIT_REFUSED, NotFound, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning, why_ended
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
@@ -132,6 +132,17 @@ class Containers:
         if len(going) == len(there):
             await docker.remove_networks(self._project)
         return bool(going)
+
+    async def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+        there = {_unit(one): one for one in await docker.containers(self._project)}
+        if name not in there:
+            raise NotFound(
+                f"no unit {name} of {self._state.name} has a container here",
+                hint=f"there are {', '.join(sorted(there)) or 'none: `mvmci up FILE` starts them'}",
+            )
+        async with contextlib.aclosing(docker.logs(there[name].id, follow=follow)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def forget(self) -> None:
         await docker.remove_data(self._project)

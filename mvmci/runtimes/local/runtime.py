@@ -18,7 +18,8 @@ from mvmci.cluster.broker import LOOPBACK, BrokerSettings, url_of
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
-from mvmci.errors import MvmciError, Usage
+from mvmci.errors import MvmciError, NotFound, Usage
+from mvmci.roles import broker
 from mvmci.roles.balancer import find_haproxy
 from mvmci.runtime import GRACE_S, Provisioning
 from mvmci.runtimes.local.supervisor import (
@@ -40,6 +41,9 @@ from mvmci.trust.provision import make_config
 
 _READY = b"ready\n"
 _WORDS_BYTES_MAX = 2000
+SUPERVISOR = "supervisor"  # whose log can be read like that of a unit
+_PIECE_BYTES = 1 << 16
+_FOLLOW_EVERY_S = 0.2
 
 _reports = msgspec.json.Decoder(Report)
 
@@ -129,6 +133,37 @@ class Local:
                 await readable(pidfd)
             return names is None or bool(before & set(names))
 
+    async def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+        files = self._logs(name)
+        read = dict.fromkeys(files, 0)
+        while True:
+            for file in files:
+                with contextlib.suppress(FileNotFoundError), file.open("rb") as log:
+                    if log.seek(0, os.SEEK_END) < read[file]:
+                        read[file] = 0  # it was emptied
+                    log.seek(read[file])
+                    while data := log.read(_PIECE_BYTES):
+                        read[file] += len(data)
+                        yield data
+            if not follow:
+                return
+            files = [file for file in files if not file.name.endswith(".1")]
+            await asyncio.sleep(_FOLLOW_EVERY_S)
+
+    def _logs(self, name: str) -> list[Path]:
+        """The files with what a unit printed, the oldest first. Raises NotFound."""
+        log = self.files.own_log if name == SUPERVISOR else self.files.log(name)
+        if not log.exists():
+            kept = sorted(path.parent.name for path in self.files.logs.glob("*/log"))
+            raise NotFound(
+                f"no unit {name} of {self.cluster} is kept running on this machine",
+                hint=f"there are {', '.join(kept)}, and {SUPERVISOR}, which starts them"
+                if kept
+                else "a unit that was started by hand logs to where it was started",
+            )
+        server = [self.files.folder / broker.FOLDER / broker.LOG] if name.startswith("broker") else []
+        return [log.with_name(f"{log.name}.1"), log, *server]
+
     async def forget(self) -> None:
         """They leave nothing elsewhere."""
 
@@ -192,8 +227,9 @@ class Local:
         """Start one, and wait until it can be asked."""
         command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
         command += ["--attached", str(os.getpid())] if attached else []
-        log = self.files.folder / "supervisor.log"
-        with open(log, "wb", opener=private_opener) as stderr:  # noqa: ASYNC230 (a local file)
+        log = self.files.own_log
+        with open(log, "ab", opener=private_opener) as stderr:  # noqa: ASYNC230 (a local file)
+            before = stderr.tell()
             # By this very thread: with `--attached`, the supervisor ends when the thread that made it does.
             process = subprocess.Popen(  # noqa: ASYNC220 (it stays)
                 command,
@@ -209,7 +245,7 @@ class Local:
             process.returncode = 0  # not ours to wait for
             return
         code = await asyncio.to_thread(process.wait)
-        words = log.read_text(errors="replace")[-_WORDS_BYTES_MAX:]
+        words = log.read_bytes()[before:][-_WORDS_BYTES_MAX:].decode(errors="replace")
         raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
 
 

@@ -1,12 +1,12 @@
 """The process that keeps a cluster's units running on this machine.
 
-It owns `supervisor.json` (who it is), `supervisor.sock` (where it is asked), `units.json` (what became of
-the units) and the `log` of each unit. It does what it is told to the units that are named, and compares
-nothing. It promises that there is one of it per cluster; that a unit that crashed is started again, after
-a pause that doubles with every crash; that a stop goes from the workers to the broker; and that no unit
-outlives it, however it ends. With its last unit that is stopped it ends, so that the next one is of the
-program that starts it. Whether a unit does its work, and one that is stopped by SIGSTOP, is not its
-business: presence tells.
+It owns `supervisor.json` (who it is), `supervisor.sock` (where it is asked), `supervisor.log` (which units
+began and ended), `units.json` (what became of the units) and the `log` of each unit. It does what it is told
+to the units that are named, and compares nothing. It promises that there is one of it per cluster; that a
+unit that crashed is started again, after a pause that doubles with every crash; that a stop goes from the
+workers to the broker; and that no unit outlives it, however it ends. With its last unit that is stopped it
+ends, so that the next one is of the program that starts it. Whether a unit does its work, and one that is
+stopped by SIGSTOP, is not its business: presence tells.
 
     stdin           a `Start`: what it begins with
     SIGTERM         stop all; once more: at once
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -34,6 +35,7 @@ from filelock import FileLock, Timeout
 from mvmci.cluster.changes import Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, UnitConfig
 from mvmci.errors import EXIT_REFUSED, LockHeld
+from mvmci.jobs.summary import rfc3339
 from mvmci.roles import broker
 from mvmci.runtime import GRACE_S, why_ended
 from mvmci.system.clock import wall_clock_ms
@@ -46,6 +48,8 @@ LOG_BYTES_MAX = 16 << 20
 _TAIL_BYTES = 4096
 PORT_ANSWER_S = 0.2  # of a port of this machine
 ANSWER_PAUSE_S = 0.05
+
+log = logging.getLogger(__name__)
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
@@ -97,10 +101,11 @@ class SupervisorFiles:
         self.socket = folder / "supervisor.sock"
         self.units = folder / "units.json"
         self.lock = folder / "supervisor.lock"
+        self.own_log = folder / "supervisor.log"
         self.logs = folder / "units"
 
     def log(self, name: str) -> Path:
-        """What the unit printed."""
+        """What the unit printed. `log.1` beside it is what came before."""
         return self.logs / name / "log"
 
     def config(self, name: str) -> Path:
@@ -274,9 +279,9 @@ class Supervisor:
     async def _bound_logs(self) -> None:
         while True:
             await asyncio.sleep(self.pace.look_every_s)
-            for name in self.units:
+            for file in (self.files.own_log, *map(self.files.log, self.units)):
                 with contextlib.suppress(OSError):
-                    _bound(self.files.log(name))
+                    _bound(file)
 
 
 class UnitProcess:
@@ -346,6 +351,7 @@ class UnitProcess:
         except OSError as error:
             self._say(**told, state="down", pid=None, reason=f"it cannot be started: {error.strerror}")
             return -1
+        log.info("%s is started: process %d", unit.name, process.pid)
         pidfd = os.pidfd_open(process.pid)
         loop = asyncio.get_running_loop()
         loop.add_reader(pidfd, self._news.set)
@@ -363,6 +369,7 @@ class UnitProcess:
             loop.remove_reader(pidfd)
             os.close(pidfd)
         code = process.wait()
+        log.info("%s %s", unit.name, _how(code))
         self._say(
             state="down",
             pid=None,
@@ -446,9 +453,9 @@ class UnitProcess:
         self._supervisor.tell()
 
     def _note(self, text: str) -> None:
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with contextlib.suppress(OSError), open(self._log, "ab", opener=private_opener) as log:
-            log.write(f"{now} {text}\n".encode())
+        now = rfc3339(wall_clock_ms())
+        with contextlib.suppress(OSError), open(self._log, "ab", opener=private_opener) as file:
+            file.write(f"{now} INFO {text}\n".encode())
 
     def _last_words(self) -> Iterator[str]:
         """The last lines that this process printed, or put into a log of its own."""
@@ -477,6 +484,6 @@ def _bound(log: Path) -> None:
     if not log.exists() or log.stat().st_size <= LOG_BYTES_MAX:
         return
     try:
-        shutil.copy2(log, log.with_name("log.1"))
+        shutil.copy2(log, log.with_name(f"{log.name}.1"))
     finally:
         os.truncate(log, 0)

@@ -36,6 +36,7 @@ from mvmci.runtimes.local import supervisor
 from mvmci.runtimes.local.runtime import Local
 from mvmci.system import ports
 from mvmci.system.processes import Known, open_alive, this_process
+from mvmci.system.tasks import cancel
 from tests.harness import stub
 from tests.harness.stub import Said, read
 from tests.harness.waiting import LONG_S, until_true
@@ -461,6 +462,24 @@ async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
     os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
     await until_true(lambda: log.read_text().endswith("hello\n"))
     assert log.stat().st_size < 200  # what is open goes on at the new end
+
+
+async def test_who_follows_a_log_that_is_moved_aside_goes_on_with_the_new_one(place: Place) -> None:
+    await place.runs(unit("w-1", "--print", "hello"))
+    log, came = place.folder / "units" / "w-1" / "log", bytearray()
+
+    async def follow() -> None:
+        async for piece in place.local.log("w-1", follow=True):
+            came.extend(piece)
+
+    following = asyncio.create_task(follow())
+    await until_true(lambda: came == b"hello\n")
+    log.with_name("log.1").write_bytes(log.read_bytes())
+    os.truncate(log, 0)
+    with log.open("ab") as file:
+        file.write(b"new\n")
+    await until_true(lambda: came == b"hello\nnew\n")
+    await cancel(following)
 
 
 # ---- Places

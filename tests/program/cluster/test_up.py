@@ -20,7 +20,7 @@ from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 from tests.harness.cluster import SMALLEST, Cluster
-from tests.harness.program import Mvmci, assert_sentence
+from tests.harness.program import TIME, Mvmci, assert_sentence
 from tests.harness.server import serving
 from tests.harness.waiting import until
 
@@ -69,6 +69,24 @@ def test_up_returns_when_every_unit_is_ready_and_a_real_job_has_run(cluster: Mak
     (job,) = demo.mvmci("list", "--all", "--json").json
     assert (job["status"], job["worker"] in WORKERS) == ("succeeded", True)
     assert demo.mvmci("list", "--json").json == []  # among one's own jobs it is not
+
+
+def test_what_units_say_can_be_read_with_times_in_utc(demo: Cluster) -> None:
+    for unit, words in (("worker-1", "has joined demo"), ("supervisor", "worker-3 is started: process")):
+        done = demo.mvmci("logs", "--unit", unit, TZ="Asia/Tokyo")
+        assert (done.code, done.err) == (0, "")
+        assert words in done.text
+        assert all(TIME.match(line) for line in done.text.splitlines())
+    assert "[INF] Server is ready" in demo.mvmci("logs", "--unit", "broker-1").text
+    following = demo.mvmci.start("logs", "--unit", "worker-2", "-f")
+    following.hears("has joined demo")
+    following.signal(signal.SIGINT)
+    assert following.end().code == 130
+    assert_sentence(
+        demo.mvmci("logs", "--unit", "worker-9"), 2, "no unit worker-9 of demo", "broker-1, control-plane-1"
+    )
+    assert demo.mvmci("logs", "--unit", "worker-1", "a").code == 2
+    assert demo.mvmci("logs").code == 2
 
 
 def test_ps_tells_of_each_unit(demo: Cluster) -> None:
