@@ -294,7 +294,10 @@ async def _all_end(
 @place_options
 @json_option
 def cancel_verb(ids: tuple[str, ...], place: Location, as_json: bool) -> int:
-    """Cancel jobs: one that has not begun ends at once, a running one within two seconds."""
+    """Cancel jobs: one that has not begun ends at once, a running one within two seconds.
+
+    A native program that it runs is told to end, with SIGTERM, and killed ten seconds later.
+    """
     _check_ids(ids)
 
     async def main() -> int:

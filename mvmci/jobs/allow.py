@@ -9,8 +9,11 @@ A rule for `exec` is the name of a program or an absolute path, and matches `arg
 What is compared is what is sent: `parse` gives the one form of a URL, and `str` of it is what goes
 out. Anything that two readers could take for two different URLs is refused instead of being guessed.
 
-A public rule never opens a private address: who resolves a name asks `Decision.permits` for each
-address. Not promised: what an allowed program does, or where an allowed server passes a request on to.
+Who resolves a name asks `Decision.permits` for each address. A rule with a `*` in its host opens public
+addresses alone; one that names the host in full opens wherever that name leads, but for the addresses at
+which clouds hand out credentials: those are opened by themselves alone.
+
+Not promised: what an allowed program does, or where an allowed server passes a request on to.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 _AS_IT_IS = _UNRESERVED | frozenset(b"!$&'()*+,;=:@/?%")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_OWN_V6 = ipaddress.IPv6Network("fc00::/7")
+_THIS_NETWORK = ipaddress.IPv4Network("0.0.0.0/8")
+_METADATA = frozenset({"100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254"})  # not link-local
 
 
 class BadRule(Usage, ValueError):
@@ -75,7 +81,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int | None
     target: str
-    private: bool = False
+
+    @property
+    def in_full(self) -> bool:
+        """Whether it names its host, and not a family of hosts."""
+        return "*" not in self.host
 
     def matches(self, url: Url) -> bool:
         """Whether `url` is one of those that this rule allows."""
@@ -89,24 +99,27 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What the list says. `hint` is one sentence for the user when it says no."""
+    """What the list says; `in_full` where it names the host. `hint` is a sentence for the user."""
 
     allowed: bool
-    private: bool = False
+    in_full: bool = False
     hint: str = ""
     url: Url | None = None
 
     def permits(self, address: str) -> bool:
         """Whether a connection to `address`, to which the host resolved, is allowed.
 
-        A private rule permits what it names: the address itself, or any loopback one for `localhost`.
+        An address in a rule opens itself, `localhost` the loopback, and another name in full whatever it
+        leads to but `is_guarded` addresses.
         """
         if is_public_address(address):
             return True
-        if not self.private or self.url is None:
+        if not self.in_full or self.url is None:
             return False
         ip = _plain(ipaddress.ip_address(address.partition("%")[0]))
-        return ip.is_loopback if _is_localhost(self.url.host) else str(ip) == self.url.host
+        if _is_localhost(self.url.host):
+            return ip.is_loopback
+        return str(ip) == self.url.host or not (_is_address(self.url.host) or is_guarded(address))
 
 
 class Allow(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +149,7 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True):
         matching = [one for one in map(rule, self.http) if one.matches(url)]
         if not matching:
             return Decision(allowed=False, hint=f"not allowed: {url.origin}; {line(url)}", url=url)
-        return Decision(allowed=True, private=any(one.private for one in matching), url=url)
+        return Decision(allowed=True, in_full=any(one.in_full for one in matching), url=url)
 
     def decide_program(self, argv0: str) -> Decision:
         """Whether the program `argv0` may be run."""
@@ -167,8 +180,23 @@ def is_public_address(address: str) -> bool:
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.sixtofour
         if inner is not None:
             return is_public_address(str(inner))
+    if str(ip) in _METADATA:
+        return False
     special = ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_reserved
     return ip.is_global and not (special or ip.is_unspecified)
+
+
+def is_guarded(address: str) -> bool:
+    """Whether no name leads to `address`: link-local ones and their like, where hosts find credentials, and
+    private ones in a dress that no resolver has a reason to give.
+    """
+    ip = _plain(ipaddress.ip_address(address.partition("%")[0]))
+    if ip.is_loopback:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        return ip not in _OWN_V6 or str(ip) in _METADATA
+    special = ip.is_link_local or ip.is_multicast or ip.is_reserved or ip in _THIS_NETWORK
+    return special or str(ip) in _METADATA
 
 
 def parse(url: str) -> Url:
@@ -224,9 +252,7 @@ def _rule(text: str) -> Rule:
         # `https://example.com*` would allow example.com.evil.org: surely a slash was meant.
         raise BadUrl("a '*' may not end a host: put a slash before it")
     number: int | None = None if port == "*" else _port(port)
-    is_address = ":" in host or _NUMBER.fullmatch(last) is not None
-    private = _is_localhost(host) or (is_address and not is_public_address(host))
-    return Rule(scheme=scheme, host=host, port=number, target=_path(path) + _escaped(query), private=private)
+    return Rule(scheme=scheme, host=host, port=number, target=_path(path) + _escaped(query))
 
 
 def _split(text: str) -> tuple[str, str, str, str]:
@@ -322,6 +348,10 @@ def _glob(pattern: str, text: str) -> bool:
 def _plain(ip: _Address) -> _Address:
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return mapped or ip
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _is_localhost(host: str) -> bool:

@@ -157,11 +157,11 @@ class Child:
             self._loop.remove_reader(self._connection)
             self._listening = False
 
-    def kill(self) -> None:
-        """SIGKILL, at once and for sure; nothing if it has ended."""
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """SIGKILL, at once and for sure, or another signal; nothing if it has ended."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self.pidfd, number)
 
     async def wait(self) -> int:
         """Its status as `os.waitpid` gives it, once it has ended."""

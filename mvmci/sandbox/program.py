@@ -10,6 +10,8 @@ its descendants in /proc and kills them until none is left. In both, when `super
 program and everything that it started are dead, daemons with a group of their own too; and when the
 supervisor is killed, or nobody reads the program's standard output any more, they die as well.
 
+SIGTERM to the supervisor goes on to the whole tree, which may then end by itself.
+
 Promised to the caller: the end of the program itself, the limits on processes and file size, and that
 the program has its three streams and no other descriptor. Not promised: a bound on memory or CPU
 time, and, as a subreaper without a uid of its own, that a program which kills init leaves nothing
@@ -76,6 +78,8 @@ def supervise_program(
     is the lifeline: when its reader is gone, the tree is killed and the outcome is signal 9. The
     process that calls this is changed for good and should end soon after.
     """
+    # From here on it waits, in init too, until somebody can hear of it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     try:
         tree = _isolate(uid, namespaces)
         lifeline, hold = os.pipe()
@@ -105,13 +109,19 @@ def supervise_program(
 
 def _follow(init: int, report: int, hold: int, stdout: int, tree: _Tree) -> frames.Ended:
     """In the supervisor: wait for the report and for init's end, or bring both about."""
+    wake = _signals_to_a_pipe(signal.SIGTERM)
     poll = select.poll()
     poll.register(report, select.POLLIN)
+    poll.register(wake, select.POLLIN)
     poll.register(stdout, 0)  # POLLERR and POLLHUP only: nobody reads any more
-    while all(fd != report for fd, _ in poll.poll()):
-        poll.unregister(stdout)
-        os.close(hold)
-        os.kill(init, signal.SIGKILL if tree.namespace else signal.SIGCONT)
+    while report not in (ready := [fd for fd, _ in poll.poll()]):
+        if wake in ready:
+            os.read(wake, 4096)
+            os.kill(init, signal.SIGTERM)
+        if stdout in ready:
+            poll.unregister(stdout)
+            os.close(hold)
+            os.kill(init, signal.SIGKILL if tree.namespace else signal.SIGCONT)
     os.waitpid(init, 0)
     data = os.read(report, REPORT_BYTES_MAX)
     if not data:
@@ -169,11 +179,7 @@ class _Init:
             os._exit(_EXIT_FAILED)  # the supervisor is dead already
         self._root = int(number)
         self._private_proc = self._tree.namespace and self._mount()
-        wake, poke = os.pipe()
-        os.set_blocking(wake, False)
-        os.set_blocking(poke, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
+        wake = _signals_to_a_pipe(signal.SIGCHLD, signal.SIGTERM)
         started = self._start()
         ended = started if isinstance(started, frames.Ended) else self._watch(started, wake)
         if not self._tree.namespace:
@@ -207,30 +213,43 @@ class _Init:
         return program
 
     def _watch(self, program: int, wake: int) -> frames.Ended:
+        """Until the program has ended; once it was told to, until all have that it started."""
         poll = select.poll()
         poll.register(self._lifeline, select.POLLIN)
         poll.register(wake, select.POLLIN)
         due = time.monotonic() + COUNT_INTERVAL_S
+        ended: frames.Ended | None = None
+        told = False
         while True:
             ready = dict(poll.poll(max(0, due - time.monotonic()) * 1000))
             if self._lifeline in ready:
                 return _killed("killed: nobody waits for it")
             if wake in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 4096)
+                if signal.SIGTERM in os.read(wake, 4096):
+                    told = True
+                    self._tell_all(signal.SIGTERM, signal.SIGCONT)
                 status = dict(_reaped()).get(program)
                 if status is not None:
                     # A program that met the kernel's limit before we looked may give up by itself.
                     code = os.waitstatus_to_exitcode(status)
-                    return self._crowded() or frames.Ended(
+                    ended = self._crowded() or frames.Ended(
                         outcome="signal" if code < 0 else "exit", code=abs(code)
                     )
+                if ended is not None and not (told and _has_children()):
+                    return ended
             before = time.monotonic()
             if before >= due:
                 if crowded := self._crowded():
                     return crowded
                 after = time.monotonic()
                 due = after + max(COUNT_INTERVAL_S, (after - before) * COUNT_SHARE)
+
+    def _tell_all(self, *numbers: int) -> None:
+        """To every process of the tree: what a shell started would hear nothing from it."""
+        for number in numbers:
+            for pid in [-1] if self._tree.namespace else descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def _crowded(self) -> frames.Ended | None:
         if self._private_proc:
@@ -358,6 +377,26 @@ def _reaped() -> Iterator[tuple[int, int]]:
         if not pid:
             return
         yield pid, status
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _signals_to_a_pipe(*numbers: int) -> int:
+    """Where the numbers of these signals can be read from now on, as bytes."""
+    wake, poke = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(poke, False)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+    return wake
 
 
 def _killed(why: str) -> frames.Ended:

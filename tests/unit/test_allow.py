@@ -156,21 +156,40 @@ def test_what_is_denied_names_the_line_to_add_and_the_line_works() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "url", "private"),
+    ("rule", "url", "address", "opened"),
     [
-        ("*", "http://127.0.0.1/", False),
-        ("http://*/*", "http://localhost/", False),
-        ("http://localhost:*/*", "http://localhost:9000/", True),
-        ("http://127.0.0.1:9000/*", "http://127.0.0.1:9000/", True),
-        ("http://10.1.2.3/*", "http://10.1.2.3/", True),
-        ("http://[fd00::1]/*", "http://[fd00::1]/", True),
-        ("https://8.8.8.8/*", "https://8.8.8.8/", False),
+        ("*", "http://127.0.0.1/", "127.0.0.1", False),
+        ("http://*/*", "http://localhost/", "127.0.0.1", False),
+        ("http://*.corp.example/*", "http://git.corp.example/", "10.1.2.3", False),
+        ("http://git.corp.example/*", "http://git.corp.example/", "10.1.2.3", True),
+        ("http://git.corp.example:*/*", "http://git.corp.example:81/", "100.64.0.1", True),
+        ("http://git/*", "http://git/", "fd00::1", True),
+        ("http://git/*", "http://git/", "127.0.1.1", True),
+        ("http://git/*", "http://git/", "::1", True),
+        ("http://git/*", "http://git/", "169.254.169.254", False),
+        ("http://git/*", "http://git/", "::ffff:169.254.169.254", False),
+        ("http://git/*", "http://git/", "fe80::1%eth0", False),
+        ("http://git/*", "http://git/", "64:ff9b::a9fe:a9fe", False),
+        ("http://git/*", "http://git/", "2002:a9fe:a9fe::", False),
+        ("http://git/*", "http://git/", "fd00:ec2::254", False),
+        ("http://git/*", "http://git/", "100.100.100.200", False),
+        ("http://git/*", "http://git/", "168.63.129.16", False),
+        ("http://git/*", "http://git/", "0.0.0.0", False),
+        ("http://git/*", "http://git/", "224.0.0.1", False),
+        ("http://169.254.169.254/*", "http://169.254.169.254/", "169.254.169.254", True),
+        ("http://168.63.129.16/*", "http://168.63.129.16/", "168.63.129.16", True),
+        ("http://localhost:*/*", "http://localhost:9000/", "127.0.0.1", True),
+        ("http://127.0.0.1:9000/*", "http://127.0.0.1:9000/", "127.0.0.1", True),
+        ("http://[fd00::1]/*", "http://[fd00::1]/", "fd00::1", True),
+        ("https://8.8.8.8/*", "https://8.8.8.8/", "10.0.0.1", False),
     ],
 )
-def test_only_a_rule_that_names_a_private_address_opens_one(rule: str, url: str, private: bool) -> None:
+def test_only_a_rule_that_names_the_host_opens_what_is_not_public(
+    rule: str, url: str, address: str, opened: bool
+) -> None:
     decision = Allow(http=(rule,)).decide(url)
     assert decision.allowed
-    assert decision.private is private
+    assert decision.permits(address) is opened
 
 
 def test_a_private_rule_opens_the_address_it_names_and_no_other() -> None:
@@ -195,6 +214,7 @@ def test_a_private_rule_opens_the_address_it_names_and_no_other() -> None:
         ("0.0.0.0", False),
         ("10.0.0.1", False),
         ("100.64.0.1", False),
+        ("168.63.129.16", False),
         ("169.254.169.254", False),
         ("172.16.0.1", False),
         ("192.168.1.1", False),

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from mvmci.config.quantity import format_size
+from mvmci.errors import Fenced
 from mvmci.journals.holder import Holder
 from mvmci.store import CHUNK_BYTES_MAX, Chunk
 
@@ -23,6 +24,10 @@ class LimitReached(Exception):
     def __init__(self, limit: str, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = f"{limit}: {sentence}"
+
+
+AT_ONCE = "at once"
+"""What `CancelledError` says to a guest whose guard leaves it no time to end by itself."""
 
 
 class TimedOut(Exception):
@@ -46,7 +51,8 @@ async def first(guest: Awaitable[T], *guards: Awaitable[object]) -> T:
         nonlocal interrupted
         if not (interrupted or over) and (guard.cancelled() or guard.exception() is not None):
             interrupted = True
-            task.cancel()
+            hurried = not guard.cancelled() and isinstance(guard.exception(), LimitReached | Fenced)
+            task.cancel(AT_ONCE if hurried else None)
 
     watched = [asyncio.ensure_future(guard) for guard in guards]
     for guard in watched:

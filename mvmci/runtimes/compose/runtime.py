@@ -30,7 +30,7 @@ from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.authority import Authority
 
 _LOOK_EVERY_S = 1.0  # at the latest: a word of what happened may come between two looks
-_HURRY_S = 5  # from the second SIGTERM to SIGKILL
+_HURRY_S = 15  # from the second SIGTERM to SIGKILL: longer than a native program has
 _STATES: dict[str, UnitState] = {"created": "starting", "running": "starting", "paused": "starting"}
 _ENDED = ("created", "exited", "dead")  # Docker does not start them by itself
 

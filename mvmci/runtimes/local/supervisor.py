@@ -88,7 +88,7 @@ class Pace:
     first_pause_s: float = 0.1  # between a crash and the next start; doubles with every crash
     longest_pause_s: float = 10.0
     healthy_s: float = 30.0  # a process that lived as long has not crashed because of the one before
-    hurry_s: float = 5.0  # from the second SIGTERM to SIGKILL
+    hurry_s: float = 15.0  # from the second SIGTERM to SIGKILL: longer than a native program has
     look_every_s: float = 5.0  # at the size of the logs
 
 

@@ -20,6 +20,7 @@ from mvmci.engines.embedded.effects.exec import (
     LimitReached,
     run_program,
 )
+from mvmci.engines.embedded.limits import first
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.forkserver import ForkServer
@@ -144,7 +145,10 @@ async def test_a_path_that_a_workflow_sets_does_not_change_which_program_runs(ru
     assert await run("true", env=(("PATH", str(planted.parent)),)) == Exit(code=0)
 
 
-async def test_a_program_that_ignores_signals_is_dead_when_its_time_is_up(run: Runner, marker: str) -> None:
+async def test_a_program_that_ignores_signals_is_dead_when_its_time_is_up(
+    run: Runner, marker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.engines.embedded.effects.exec.GRACE_S", 0.3)
     script = f"trap '' TERM INT HUP PIPE; setsid sleep 1000 & while :; do sleep 1; done; : {marker}"
     answer = await run("sh", "-c", script, timeout_ms=300)
     assert isinstance(answer, effect.Error)
@@ -167,6 +171,40 @@ async def test_a_cancelled_effect_leaves_nothing_behind(run: Runner, marker: str
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert alive(marker) == []
+
+
+@pytest.mark.parametrize("why", ["its time is up", "it is cancelled"])
+async def test_a_program_that_is_stopped_may_put_down_what_it_has_in_hand(
+    run: Runner, marker: str, why: str
+) -> None:
+    started = asyncio.Event()
+    script = f"touch lock; trap 'rm lock; exit 0' TERM; echo up; while :; do sleep 0.1; done; : {marker}"
+    timeout_ms = 2_000 if why == "its time is up" else 0
+    how = {"on_output": lambda stream, data: started.set()}
+    task = asyncio.create_task(run("sh", "-c", script, timeout_ms=timeout_ms, how=how))
+    await started.wait()
+    if timeout_ms:
+        assert isinstance(await task, effect.Error)
+    else:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not (run.forkserver.root / "work/lock").exists()
+    assert alive(marker) == []
+
+
+async def test_a_program_over_a_limit_of_its_job_is_killed_at_once(run: Runner, marker: str) -> None:
+    started = asyncio.Event()
+    script = f"trap 'touch late' TERM; echo up; while :; do sleep 0.1; done; : {marker}"
+
+    async def limit() -> None:
+        await started.wait()
+        raise LimitReached("workspace", "too much")
+
+    with ends_at("workspace"):
+        await first(run("sh", "-c", script, how={"on_output": lambda stream, data: started.set()}), limit())
+    assert not (run.forkserver.root / "work/late").exists()
     assert alive(marker) == []
 
 

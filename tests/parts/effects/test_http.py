@@ -183,14 +183,39 @@ async def test_what_is_denied_is_not_even_resolved_neither_at_first_nor_after_a_
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1", "::ffff:127.0.0.1", "10.0.0.1", "169.254.169.254"])
-async def test_a_name_that_resolves_to_a_private_address_is_denied_unless_the_address_is_named(
+async def test_a_name_that_resolves_to_a_private_address_is_denied_unless_a_rule_names_it(
     address: str,
 ) -> None:
     async with serving(ok()) as server:
-        for allow in (server.allow, Allow(http=("*",))):
-            client = HttpClient(lambda allow=allow: allow, resolve=names(address))
-            assert why(await client.perform(request(f"http://named.example:{server.port}/"))) == "denied"
+        url = f"http://named.example:{server.port}/"
+        for rule in ("*", f"http://*.example:{server.port}/*", "http://*:*/*"):
+            client = HttpClient(lambda rule=rule: Allow(http=(rule,)), resolve=names(address))
+            answer = await client.perform(request(url))
+            assert why(answer) == "denied"
     assert server.connections == 0
+    assert isinstance(answer, effect.Error)
+    line = answer.text.partition('http: ["')[2].partition('"]')[0]
+    followed = f"http://{address}:{server.port}/" if "itself" in answer.text else url
+    decision = Allow(http=(line,)).decide(followed)
+    assert decision.permits(address), "the line that is said to open it does"
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "100.100.100.200"]
+)
+async def test_no_name_leads_to_where_hosts_find_credentials(address: str) -> None:
+    async with serving(ok()) as server:
+        client = HttpClient(lambda: server.allow, resolve=names(address))
+        answer = await client.perform(request(f"http://named.example:{server.port}/"))
+    assert why(answer) == "denied"
+    assert "which no name opens" in answer.text  # type: ignore[union-attr]
+
+
+async def test_a_host_that_a_rule_names_in_full_is_reached_where_it_is() -> None:
+    async with serving(ok()) as server:
+        client = HttpClient(lambda: server.allow, resolve=names("127.0.0.1"))
+        answer = await client.perform(request(f"http://named.example:{server.port}/"))
+    assert isinstance(answer, HttpResponse)
 
 
 async def test_a_star_does_not_open_a_private_address() -> None:
@@ -256,6 +281,26 @@ async def test_redirects_are_followed_for_get_and_handed_back_for_others() -> No
         assert isinstance(answer, HttpResponse)
         assert answer.status == 302
     assert server.connections == 3
+
+
+@pytest.mark.parametrize("there", ["/a b", "/a b ", "/a%20b"])
+async def test_a_redirect_with_a_blank_in_it_is_quoted(there: str) -> None:
+    async with serving(to(there), ok()) as server:
+        answer = await HttpClient(lambda: server.allow).perform(request(server.url))
+    assert isinstance(answer, HttpResponse)
+    assert server.requests[1].startswith("GET /a%20b HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [["X: " + "y" * 9_000], ["X: " + "y" * 65_000], [f"X-{number}: 1" for number in range(5_000)]],
+    ids=["one of 9 kB", "one of 65 kB", "5000"],
+)
+async def test_headers_are_taken_up_to_the_limit_of_their_bytes(headers: list[str]) -> None:
+    async with serving(ok(b"fine", *headers)) as server:
+        answer = await HttpClient(lambda: server.allow).perform(request(server.url, "POST"))
+    assert isinstance(answer, HttpResponse), answer
+    assert len(answer.headers) == len(headers) + 1
 
 
 async def test_redirects_come_to_an_end() -> None:

@@ -142,6 +142,21 @@ def test_everything_dies_when_nobody_reads_its_output_any_more(
     assert alive(marker) == []
 
 
+def test_a_tree_that_is_told_to_end_may_put_down_what_it_has_in_hand(
+    start: Start, way: dict[str, Any], marker: str
+) -> None:
+    """All of it is told: a shell dies of the signal and passes nothing on to what it started."""
+    inner = f"trap 'sleep 0.3; echo unlocked; exit 0' TERM; echo up; while :; do sleep 0.1; done; : {marker}"
+    program = start("sh", "-c", 'sh -c "$1"; true', "sh", inner, **way)
+    assert program.process.stdout is not None
+    assert program.process.stdout.readline() == b"up\n"
+    program.process.terminate()
+    ended, out, _ = program.end()
+    assert out == b"unlocked\n"
+    assert (ended.outcome, ended.code) == ("signal", signal.SIGTERM)
+    assert alive(marker) == []
+
+
 def test_a_fork_bomb_ends_at_the_limit(start: Start, way: dict[str, Any], marker: str) -> None:
     # What met the kernel's limit gives up by itself, and may have done so before we look: sleepers stay.
     bomb = f"bomb() {{ sleep 1000 & bomb & bomb; }}; bomb & exec sleep 1000; : {marker}"

@@ -1,7 +1,9 @@
 """The effect `exec`: one native program, from its request to its answer.
 
 A program is started by the supervisor (`program.py`) in a child of the fork server. This module finds the
-executable, feeds and reads the streams, and keeps the limits on time and output. When `run_program`
+executable, feeds and reads the streams, and keeps the limits on time and output. A program that is to stop
+gets SIGTERM and `GRACE_S` to put down what it has in hand, and only then SIGKILL; what goes over a limit of
+the job gets SIGKILL at once. When `run_program`
 returns or raises, nothing that the program started is alive; only where the supervisor itself was killed
 may that take a moment longer.
 
@@ -16,13 +18,14 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from mvmci.engines.embedded import workspace
 from mvmci.engines.embedded.command import FILE_SLACK_BYTES
 from mvmci.engines.embedded.effects.context import Context, Effect
-from mvmci.engines.embedded.limits import LimitReached, first
+from mvmci.engines.embedded.limits import AT_ONCE, LimitReached, first
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
 from mvmci.sandbox.confinement import Profile
@@ -35,6 +38,7 @@ _PROCESSES_MAX = 256
 OUTPUT_BYTES_MAX = 4 << 20  # both streams together: an answer stands in the journal and crosses a socket
 ESCAPED_BYTES_MAX = 12 << 20  # the same, with control characters counted as JSON writes them
 _READ_BYTES = 64 << 10
+GRACE_S = 10.0  # as containers give it
 KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell
 
@@ -111,13 +115,10 @@ async def run_program(
     streams = _Streams(request.stdin.encode(), min(output_bytes_max, OUTPUT_BYTES_MAX), on_output)
     profile = Profile(name="program", uid=uid)
     try:
-        async with (
-            asyncio.timeout(min(timeouts, default=None)),
-            _started(forkserver, profile, streams) as child,
-        ):
-            ended = await _converse(child, task, streams)
+        async with _started(forkserver, profile, streams) as child:
+            ended = await _converse(child, task, streams, min(timeouts, default=None))
     except TimeoutError:
-        return effect.Error(why="timed-out", text=f"{request.argv[0]} was killed: its time was up")
+        return effect.Error(why="timed-out", text=f"{request.argv[0]} was stopped: its time was up")
     except NoSlot as why:
         return effect.Error(why="failed", text=f"{request.argv[0]}: {why.message}")
     except SlotDied as died:
@@ -161,24 +162,43 @@ def _task(
     )
 
 
-async def _converse(child: Child, task: frames.RunProgram, streams: _Streams) -> frames.Ended:
+async def _converse(
+    child: Child, task: frames.RunProgram, streams: _Streams, within_s: float | None
+) -> frames.Ended:
     """The end of the program. Raises LimitReached for too much output, SlotDied, TimeoutError."""
-    await child.send(task)
-    streams.start()
-    answer = asyncio.ensure_future(child.receive())
+    answer = asyncio.ensure_future(_answered(child, task, streams))
     waiting: set[asyncio.Future[Any]] = {answer, streams.full}
     try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done() and not streams.full.done():
+            await _stop(child, waiting)
+            raise TimeoutError
         if not streams.full.done():
-            ended = answer.result()
-            assert isinstance(ended, frames.Ended)
-            streams.drain()
-            return ended
+            return answer.result()
+    except asyncio.CancelledError as told:
+        if AT_ONCE not in told.args:
+            await _stop(child, waiting)
+        raise
     finally:
         answer.cancel()
         with contextlib.suppress(asyncio.CancelledError, SlotDied):
             await answer
     raise LimitReached("output", streams.limit)
+
+
+async def _answered(child: Child, task: frames.RunProgram, streams: _Streams) -> frames.Ended:
+    await child.send(task)
+    streams.start()
+    ended = await child.receive()
+    assert isinstance(ended, frames.Ended)
+    streams.drain()
+    return ended
+
+
+async def _stop(child: Child, ends: set[asyncio.Future[Any]]) -> None:
+    """Let it end by itself, for a while. Who is told a second time waits no longer."""
+    child.kill(signal.SIGTERM)
+    await asyncio.wait(ends, timeout=GRACE_S, return_when=asyncio.FIRST_COMPLETED)
 
 
 @contextlib.asynccontextmanager

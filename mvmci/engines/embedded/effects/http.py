@@ -3,7 +3,7 @@
 Owns the connections; aiohttp is loaded with the first request. It promises that a request goes out once:
 a connection of its own, nothing tried again, and redirects followed by hand for GET and HEAD alone. It
 promises that nothing is asked for that the allow-list does not allow: each hop is looked at again, a name
-is resolved once, private addresses are refused unless a rule names them, and the connection goes to an
+is resolved once, private addresses are refused unless a rule names the host, and the connection goes to an
 address that was looked at. What is read is bounded, before and after decompression.
 
 What is reported is what is known:
@@ -32,7 +32,7 @@ import msgspec
 from mvmci import __version__
 from mvmci.engines.embedded.effects.context import Context, Effect
 from mvmci.jobs import effect
-from mvmci.jobs.allow import Allow, BadUrl, Decision, Url, line, parse
+from mvmci.jobs.allow import Allow, BadUrl, Decision, Url, is_guarded, line, parse
 
 if TYPE_CHECKING:
     import aiohttp
@@ -43,7 +43,8 @@ REDACTED = "(redacted)"
 RESPONSE_BYTES_MAX = 4 << 20
 _ESCAPED_BYTES_MAX = 12 << 20  # the body written as JSON; what is longer goes as base64
 HEADER_BYTES_MAX = 64 << 10
-HEADERS_MAX = 100
+_HEADER_BYTES_MIN = 4  # `a:` and the end of its line
+HEADERS_MAX = 100  # of a request
 REDIRECTS_MAX = 10
 _TIMEOUT_MS = 60_000  # where a request says none
 TIMEOUT_MS_MAX = 3_600_000
@@ -176,10 +177,10 @@ def _permitted(decision: Decision, url: Url, found: list[str], hop: _Hop) -> lis
     permitted = [address for address in found if decision.permits(address)]
     if found and not permitted:
         private = parse(f"{url.scheme}://{_bracketed(found[0])}:{url.port}/")
-        raise Ends(
-            "denied",
-            f"not allowed: {url.origin} is at {found[0]}, which is not a public address; {line(private)}",
-        )
+        guarded = decision.in_full or is_guarded(found[0])
+        opened = f"ask for {private.origin} itself; {line(private)}" if guarded else line(url)
+        where = "which no name opens" if guarded else "which is not a public address"
+        raise Ends("denied", f"not allowed: {url.origin} is at {found[0]}, {where}; {opened}")
     if not permitted:
         raise hop.broken(f"{url.host} has no address")
     return permitted
@@ -265,6 +266,9 @@ async def _exchange(
         trust_env=False,
         auto_decompress=False,
         skip_auto_headers=("Content-Type",),
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+        max_headers=HEADER_BYTES_MAX // _HEADER_BYTES_MIN,
         trace_configs=[hop.trace()],
     )
     target = yarl.URL(str(url), encoded=True)
@@ -365,8 +369,9 @@ def _parsed(url: str) -> Url:
 
 
 def _redirected(url: Url, location: str) -> Url:
+    """Where it points. Servers write blanks there as they are, and everybody quotes them."""
     try:
-        return _parsed(urljoin(str(url), location))
+        return _parsed(urljoin(str(url), location.strip(" \t").replace(" ", "%20")))
     except ValueError:
         raise Ends("denied", f"refused: {url.origin} redirects to what is not a URL") from None
 
