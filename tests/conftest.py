@@ -67,6 +67,7 @@ FIRST = (
 SOAK = (
     "tests/faults/chaos/",
     "tests/faults/test_crash_everywhere.py",
+    "tests/faults/test_flipped_bits.py",
     "tests/faults/test_kill_at_random.py",
     "tests/foreign/",
     "tests/parts/roles/test_shortcuts.py",

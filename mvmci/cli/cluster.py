@@ -372,14 +372,14 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
 def recover_verb(yes: bool, cluster: str | None, as_json: bool, state: Path) -> int:
     """Print what a cluster lost that stands still because of that; with --yes, let it go on without."""
     from mvmci.deploy.operate import open_admin
-    from mvmci.deploy.recover import accept, missing
+    from mvmci.deploy.recover import accept, missing, read_damage
     from mvmci.deploy.state import ClusterState
 
     found = ClusterState(state, find_cluster(state, cluster))
 
     async def main() -> int:
         async with open_admin(found) as opened:
-            told = await missing(opened)
+            told = await missing(opened, read_damage(found.folder))
             if as_json:
                 click.echo(msgspec.json.encode(told))
             elif told is None:

@@ -5,12 +5,18 @@ Nothing here brings a record back. What the broker's own check kept aside lies i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import msgspec
 
 from mvmci.cluster.witness import JOBS_MAX, Witness
 from mvmci.errors import StoreUnavailable
+from mvmci.jobs.job import is_id
 from mvmci.jobs.journal import Journal
+from mvmci.roles.broker import DAMAGE, FOLDER
 from mvmci.stores.nats import Cluster
+from mvmci.stores.nats.blocks import Damage
 from mvmci.stores.nats.config import LOSS
 from mvmci.system.clock import wall_clock_ms
 
@@ -30,14 +36,20 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
     damaged: dict[str, str]
 
 
-async def missing(cluster: Cluster) -> Missing | None:
-    """What `cluster` lacks; None where nothing is. Raises StoreUnavailable."""
+async def missing(cluster: Cluster, damage: Sequence[Damage] = ()) -> Missing | None:
+    """What `cluster` lacks; None where nothing is. `damage` is what its broker found before it started.
+
+    Raises StoreUnavailable.
+    """
     loss = await cluster.config.loss()
     if loss is None:
         return None
     witness, _ = await cluster.config.witness()
     there, damaged = await _read(cluster)
-    heard_of = {*loss.jobs, *await cluster.mentioned()}
+    lost = {job: one.seq for one in damage if (job := _lost_job(cluster, one)) is not None}
+    heard_of = {*loss.jobs, *await cluster.mentioned(), *lost}
+    for job in lost.keys() & there - damaged.keys():
+        damaged[job] = f"the record {lost[job]} of it was lost"
     return Missing(
         at=loss.at,
         what=loss.what,
@@ -46,6 +58,22 @@ async def missing(cluster: Cluster) -> Missing | None:
         jobs=sorted(heard_of - there)[:JOBS_MAX],
         damaged=dict(list(damaged.items())[:JOBS_MAX]),
     )
+
+
+def _lost_job(cluster: Cluster, damage: Damage) -> str | None:
+    """The job of which a record could not be mended, if it says so itself."""
+    if damage.mended or damage.stream != cluster.layout.jobs:
+        return None
+    job = damage.subject.removeprefix(f"{cluster.layout.cluster}.job.").partition(".")[0]
+    return job if is_id(job) else None
+
+
+def read_damage(folder: Path) -> list[Damage]:
+    """What the broker of the cluster in `folder` found, where it ran on this machine."""
+    try:
+        return msgspec.json.decode((folder / FOLDER / DAMAGE).read_bytes(), type=list[Damage])
+    except (OSError, msgspec.DecodeError):
+        return []
 
 
 async def _read(cluster: Cluster) -> tuple[set[str], dict[str, str]]:

@@ -9,6 +9,8 @@ another listener: no monitoring where an account can be asked, no websocket, no 
     <cluster>/broker/nats.log          what the server says
     <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
     <cluster>/broker/store/            the streams
+    <cluster>/broker/store.damaged-*/  files of it that were not whole before a start, as they were found
+    <cluster>/broker/damage.json       which records those were
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +34,8 @@ _MEMORY_BYTES = 256 << 20
 _LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 FOLDER = "broker"
 LOG = "nats.log"  # in it
+DAMAGE = "damage.json"
+DAMAGES_MAX = 1_000
 
 
 def find_server() -> Path:
@@ -51,12 +56,40 @@ def find_server() -> Path:
 
 
 def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:
-    """Become a broker that keeps its data in `folder`. Raises Usage."""
+    """Become a broker that keeps its data in `folder`, once that was read. Raises Usage."""
     if settings.port != ANY_PORT:
         check_port(settings.listen, settings.port)
+    check(folder)
     config = prepare(folder, settings, guard)
     server = str(find_server())
     os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+
+
+def check(folder: Path) -> None:
+    """See that every record of the streams in `folder` is whole, and mend what can be, before it is read.
+
+    What was not whole is said on standard error, and kept in `DAMAGE` for `mvmci recover`. Raises Usage.
+    """
+    if not (folder / "store").is_dir():
+        return
+    from mvmci.stores.nats.blocks import Damage, check_store
+
+    aside = folder / f"store.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    try:
+        found = check_store(folder / "store", aside)
+    except OSError as error:  # to start on what is not whole would make it less
+        raise Usage(
+            f"the streams in {folder / 'store'} cannot be read and mended: {error.strerror}",
+            hint="see that the disk works and has room; the broker is tried again",
+        ) from error
+    for one in found:
+        what = f"{one.stream}, {one.file}: the record {one.seq} {one.subject!r} was not whole"
+        print(f"{what}; {'it was mended' if one.mended else 'it is lost'}", file=sys.stderr)
+    if found:
+        print(f"the files as they were are in {aside}", file=sys.stderr)
+        kept = folder / DAMAGE
+        before = msgspec.json.decode(kept.read_bytes(), type=list[Damage]) if kept.exists() else []
+        write_private(kept, msgspec.json.encode([*before, *found][-DAMAGES_MAX:]))
 
 
 def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path:

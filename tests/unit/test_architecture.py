@@ -50,7 +50,7 @@ OWNERS = {
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},
     "uvloop": {"mvmci.roles.unit"},
-    "wasmtime": {"mvmci.sandbox.slot"},
+    "wasmtime": {"mvmci.sandbox.slot", "mvmci.stores.nats.highwayhash"},
     "yaml": {"mvmci.config.strict_yaml"},
 }
 CLI_ONLY = ["click", "rich"]
