@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -200,7 +201,7 @@ def _tell_ready(state: ClusterState, roster: ClusterStatus, as_json: bool) -> No
         "mvmci submit MODULE --wait": "run something on it",
         "mvmci ps": "see how it is",
         "mvmci down": "stop it; its data stays",
-        f"mvmci worker --join @{state.ticket}": "add a worker, once, within the hour",
+        f"mvmci worker --join {shlex.quote(f'@{state.ticket}')}": "add a worker, once, within the hour",
     }
     doors = (
         [unit for unit in state.applied_deployment().units if unit.listen]
@@ -272,14 +273,27 @@ class _View:
 
 
 def _table(units: Sequence[UnitRow]) -> Any:
-    titles = ("NAME", "ROLE", "HOST", "STATE", "PID", "BUSY", "QUEUES", "ISOLATION", "VERSION", "REASON")
-    return make_table(titles, map(_cells, units))
+    labelled = any(row.labels for row in units)
+    rows = [_cells(row) for row in units]
+    titles = [title for title in rows[0] if title != "LABELS" or labelled] if rows else ["NAME"]
+    return make_table(titles, ([cells[title] for title in titles] for cells in rows))
 
 
-def _cells(row: UnitRow) -> tuple[str, ...]:
-    busy = f"{row.busy}/{row.slots}" if row.slots else ""
-    where = row.name, row.role, row.host, row.state, str(row.pid or "")
-    return *where, busy, ",".join(row.queues), row.isolation or "", row.version or "", row.reason or ""
+def _cells(row: UnitRow) -> dict[str, str]:
+    """What a table shows of a unit, by its column."""
+    return {
+        "NAME": row.name,
+        "ROLE": row.role,
+        "HOST": row.host,
+        "STATE": row.state,
+        "PID": str(row.pid or ""),
+        "BUSY": f"{row.busy}/{row.slots}" if row.slots else "",
+        "QUEUES": ",".join(row.queues),
+        "LABELS": ",".join(f"{key}={value}" for key, value in sorted(row.labels.items())),
+        "ISOLATION": row.isolation or "",
+        "VERSION": row.version or "",
+        "REASON": row.reason or "",
+    }
 
 
 # ---- plan

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import shlex
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import click
 from mvmci.cli.options import complete_access, examples, option
 from mvmci.errors import Usage
 
+SCHEMA = "topology.schema.json"  # for editors, beside the file that it is for
 HELLO = """\
 ;; Prints a line. A job is any WASI program: from C, Rust, Go, … (README.md), or by hand, as here.
 (module
@@ -59,8 +62,11 @@ Build it, and others like it:
 )
 def init_verb(directory: Path, access: str) -> int:
     """Write a cluster file with comments, and an example job. No file is overwritten."""
+    from mvmci.cluster import topology
+
     files: dict[str, str | bytes] = {
-        "topology.yaml": _topology(directory, access),
+        "topology.yaml": f"# yaml-language-server: $schema={SCHEMA}\n{_topology(directory, access)}",
+        SCHEMA: f"{json.dumps(topology.schema(), indent=2)}\n",
         "hello/hello.wat": HELLO,
         "hello/hello.wasm": HELLO_WASM,
         "hello/README.md": README,
@@ -78,10 +84,10 @@ def init_verb(directory: Path, access: str) -> int:
         except OSError as error:
             raise Usage(f"{path} cannot be written: {error.strerror}") from None
         click.echo(path)
-    here = "" if directory == Path() else f"{directory}/"
+    up, hello = (shlex.quote(str(directory / name)) for name in ("topology.yaml", "hello/hello.wasm"))
     click.echo("\nnext:", err=True)
-    click.echo(f"  mvmci up {here}topology.yaml                    the cluster, until Ctrl-C", err=True)
-    click.echo(f"  mvmci submit {here}hello/hello.wasm --wait      in another terminal", err=True)
+    click.echo(f"  mvmci up {up}                    the cluster, until Ctrl-C", err=True)
+    click.echo(f"  mvmci submit {hello} --wait      in another terminal", err=True)
     return 0
 
 

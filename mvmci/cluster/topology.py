@@ -118,7 +118,7 @@ class HostSection(_Section, frozen=True, kw_only=True):
 
 
 class BrokerSection(_Section, frozen=True, kw_only=True):
-    """Where nats-server runs: on one host, on three, or at the URL of one that you run yourself.
+    """Where nats-server runs: on one host, or at the URL of one that you run yourself.
 
     `credentials` are those that a broker of yours gave you, in a .creds file; its path is relative to
     the cluster file's folder.
@@ -302,10 +302,27 @@ def read_topology(text: str | bytes, *, name: str, accesses: Collection[str] | N
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of the file, made from the structs above."""
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "mvmci topology"}
-    body = msgspec.json.encode(msgspec.json.schema(Topology))  # the defaults in it are structs and tuples
-    return head | msgspec.json.decode(body, type=dict[str, Any])
+    """The JSON Schema of the file, of draft 7, made from the structs above."""
+    (body,), parts = msgspec.json.schema_components((Topology,), ref_template="#/definitions/{name}")
+    head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "mvmci topology"}
+    whole = msgspec.json.encode(head | body | {"definitions": parts})  # its defaults are structs and tuples
+    found: dict[str, Any] = _without_ref_siblings(msgspec.json.decode(whole))
+    # Who writes what a later version will do gets a sentence, but nobody is told to.
+    found["definitions"]["Topology"]["properties"]["runtime"]["enum"].remove("ssh")
+    found["definitions"]["BrokerSection"]["properties"]["hosts"]["maxItems"] = 1
+    return found
+
+
+def _without_ref_siblings(value: Any) -> Any:
+    """`value`, where no `$ref` has keys beside it: in draft 7, which editors know, they would not count."""
+    if isinstance(value, list):
+        return [_without_ref_siblings(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _without_ref_siblings(one) for key, one in value.items()}
+    if len(found) > 1 and isinstance(found.get("$ref"), str):
+        found["allOf"] = [{"$ref": found.pop("$ref")}]
+    return found
 
 
 # Checks across keys. Each yields (path, message, hint) and needs the named sections to be sound.
@@ -318,17 +335,11 @@ def _check_hosts(topology: Topology) -> Iterator[_Finding]:
     present = [name for name, host in topology.hosts.items() if host.state == "present"]
     if topology.hosts and not present:
         yield ("hosts",), "every host is absent", "Leave one present; `mvmci down` removes a whole cluster."
-    if topology.runtime != "ssh":
-        return
-    if not topology.hosts:
-        yield ("runtime",), "runtime `ssh` needs hosts", "Add hosts: {a: {address: 10.0.0.5, user: ci}}."
-    for name in present:
-        if topology.hosts[name].address is None:
-            yield (
-                ("hosts", name),
-                f"host `{name}` has no address",
-                "Runtime `ssh` needs one: {address: 10.0.0.5}.",
-            )
+    if topology.runtime == "ssh":
+        hint = (
+            "There are local and compose. Other machines join with a ticket: `mvmci worker --join @ticket`."
+        )
+        yield ("runtime",), "runtime ssh is not in this version", hint
 
 
 def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:
@@ -403,8 +414,9 @@ def _check_broker(topology: Topology) -> Iterator[_Finding]:
         what = "hosts" if broker.hosts else "listen"
         hint = "A URL is that of a broker which you run yourself."
         yield ("broker", what), f"`broker.{what}` and `broker.url` exclude each other", hint
-    if len(broker.hosts) not in (0, 1, 3):
-        yield ("broker", "hosts"), f"a broker runs on one host or on three, not on {len(broker.hosts)}", None
+    if len(broker.hosts) > 1:
+        hint = "Name one host in `broker.hosts`."
+        yield ("broker", "hosts"), "a replicated broker is not in this version", hint
     if broker.credentials is not None and broker.url is None:
         hint = "Add url: tls://…, or remove it: a broker that `up` starts makes its own."
         yield ("broker", "credentials"), "`broker.credentials` goes with `broker.url`", hint

@@ -7,6 +7,7 @@ what it returns is checked, and what goes wrong in it is said in a sentence.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.resources
@@ -58,7 +59,8 @@ class Access:
     def about(self) -> str:
         """What it is for: the first line of its module."""
         try:
-            self.load()
+            with contextlib.redirect_stdout(sys.stderr):
+                self.load()
         except Usage as error:
             return error.message
         return (sys.modules[self.entry.module].__doc__ or "").strip().partition("\n")[0]
@@ -93,10 +95,12 @@ def find_access(name: str) -> Access:
 
 def deployment_of(found: Topology, file: Path) -> Deployment:
     """The plan of the cluster that `file` says, not yet resolved. Raises Usage."""
-    if found.plugin is not None:
-        path = file.parent / Path(found.plugin).expanduser()
-        return _checked(_plugin(path), found, str(path), path)
-    return _checked(find_access(found.access).load(), found, f"access {found.access}", None)
+    # What a plan function prints is talk: stdout is for what the verb says.
+    with contextlib.redirect_stdout(sys.stderr):
+        if found.plugin is not None:
+            path = file.parent / Path(found.plugin).expanduser()
+            return _checked(_plugin(path), found, str(path), path)
+        return _checked(find_access(found.access).load(), found, f"access {found.access}", None)
 
 
 def _plugin(path: Path) -> PlanFunction:

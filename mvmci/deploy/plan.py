@@ -64,8 +64,6 @@ async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
     Raises BadTopology, Usage, VersionsDiffer for whatever is wrong and can be seen before a change.
     """
     text, found = read_file(file)
-    if len(found.broker.hosts) > 1:
-        raise Usage("a replicated broker is not in this version", hint="name one host in `broker.hosts`")
     deployment, runtime = deployment_of(found, file), runtime or found.runtime
     state = ClusterState(root, found.cluster)
     state.check_version()

@@ -30,6 +30,7 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     isolation: str | None = None
     version: str | None = None
     reason: str | None = None  # why it is down
+    labels: dict[str, str] = {}
 
 
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +103,7 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
         slots=about.slots,
         busy=len(member.jobs | set(member.keeps)),
         queues=about.queues,
+        labels=about.labels,
         isolation=about.isolation or None,
         version=about.version or None,
     )

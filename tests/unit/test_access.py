@@ -195,6 +195,14 @@ def test_a_plugin_makes_the_plan(plugin: Plugin) -> None:
     assert [unit.name for unit in found.deployment.units][2:] == ["executor-1", "worker-1"]
 
 
+def test_what_a_plugin_prints_does_not_get_into_what_a_verb_says(
+    plugin: Plugin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin.write("print('loaded')\n" + textwrap.dedent(GOOD).replace("return", "print('planned'); return"))
+    asyncio.run(make_plan(plugin.file.parent / "state", plugin.file))
+    assert capsys.readouterr() == ("", "loaded\nplanned\n")
+
+
 def test_a_plugin_is_looked_for_beside_the_file(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     with pytest.raises(Usage, match=r"mine\.py, which `plugin` names, cannot be read: No such file"):

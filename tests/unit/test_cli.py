@@ -15,13 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import msgspec
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
 from mvmci.cli import cli
+from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
 from mvmci.cli.options import Location, LogLines, make_table
+from mvmci.deploy.status import UnitRow
 
 
 def commands(command: click.Command = cli) -> Iterator[click.Command]:
@@ -81,6 +84,14 @@ def test_log_lines_begin_with_a_time_as_everywhere(monkeypatch: pytest.MonkeyPat
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_ps_shows_the_labels_of_units_where_there_are_any() -> None:
+    row = UnitRow(name="gpu-1", role="worker", host="a", state="ready", queues=("gpu",))
+    table = units_table([row, msgspec.structs.replace(row, labels={"b": "2", "arch": "arm64"})])
+    titles = [column.header for column in table.columns]
+    assert list(table.columns[titles.index("LABELS")].cells) == ["", "arch=arm64,b=2"]
+    assert "LABELS" not in [column.header for column in units_table([row]).columns]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def states(*args: Any) -> list[str]:
 
 
 def test_a_unit_is_ready_when_presence_says_so() -> None:
-    (row,) = look([W1], [status(W1)], [member("w-1", isolation="confined")])
+    (row,) = look([W1], [status(W1)], [member("w-1", isolation="confined", labels={"arch": "amd64"})])
     assert row == UnitRow(
         name="w-1",
         role="worker",
@@ -46,6 +46,7 @@ def test_a_unit_is_ready_when_presence_says_so() -> None:
         pid=11,
         slots=2,
         queues=("default",),
+        labels={"arch": "amd64"},
         isolation="confined",
         version="1",
     )

@@ -30,6 +30,7 @@ UNITS = ["broker-1", "control-plane-1", "worker-1", "worker-2", "worker-3"]
 PLANE = ["broker-1", "control-plane-1"]
 WORKERS = ["worker-1", "worker-2", "worker-3"]
 KEYS = ["name", "role", "host", "state", "pid", "slots", "busy", "queues", "isolation", "version"]
+KEYS += ["reason", "labels"]
 
 
 @pytest.fixture(autouse=True)
@@ -474,6 +475,7 @@ def test_init_writes_a_cluster_and_a_job_that_work(cluster: Make, tmp_path: Path
     assert done.code == 0
     assert done.text.splitlines() == [
         "ci/topology.yaml",
+        "ci/topology.schema.json",
         "ci/hello/hello.wat",
         "ci/hello/hello.wasm",
         "ci/hello/README.md",
@@ -485,6 +487,7 @@ def test_init_writes_a_cluster_and_a_job_that_work(cluster: Make, tmp_path: Path
     (tmp_path / "ci" / "hello" / "hello.wat").write_text("mine")
     assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/topology.yaml already exists")
     (tmp_path / "ci" / "topology.yaml").unlink()
+    (tmp_path / "ci" / "topology.schema.json").unlink()
     assert_sentence(mvmci("init", "ci", cwd=tmp_path), 2, "ci/hello/hello.wat already exists")
     assert (tmp_path / "ci" / "hello" / "hello.wat").read_text() == "mine"
     assert not (tmp_path / "ci" / "topology.yaml").exists()
