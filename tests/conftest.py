@@ -38,13 +38,12 @@ from tests.harness.program import Mvmci
 
 # Where several workers run the tests, a file stays on one of them. So do folders that share something:
 # programs share a user, and the clean-up of one ends all that the user has; containers share the project of
-# one cluster, and Docker's builder misses layers that another's clean-up removes; clusters in chaos would
-# starve each other's units. Of a file that has a cluster for each access, every one is dealt out by itself.
+# one cluster, and its image; clusters in chaos would starve each other's units. Of a file that has a cluster
+# for each access, every one is dealt out by itself.
 TOGETHER = {
     "tests/faults/chaos/": "chaos",
     "tests/parts/effects/": "users",
     "tests/parts/sandbox/": "users",
-    "tests/contracts/test_runtime.py": "containers",
     "tests/program/compose/": "containers",
 }
 APART = re.compile(

@@ -111,7 +111,7 @@ async def world(
     said, base = (lambda: stub.read(tmp_path / "said")), ""
     if request.param == "compose":
         engine: Docker = request.getfixturevalue("docker")
-        base = engine.base
+        base = engine.base_of(NAME)
         stub.write_zipapp(tmp_path / "mvmci.pyz")
         monkeypatch.setattr(sys, "argv", [str(tmp_path / "mvmci.pyz")])
         volumes = [engine.volumes / f"mvmci-{NAME}_{name}" / "_data" / "said" for name in ("broker", "state")]
