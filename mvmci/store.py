@@ -15,7 +15,8 @@ from typing import BinaryIO, Literal, Protocol
 
 import msgspec
 
-from mvmci.jobs.job import INLINE_BYTES_MAX, Payload
+from mvmci.errors import NotFound
+from mvmci.jobs.job import INLINE_BYTES_MAX, Count, Payload, Time
 from mvmci.jobs.journal import Entry, Lease, MessageKind
 
 CHUNK_BYTES_MAX = 64 << 10
@@ -116,11 +117,11 @@ class Hints(Protocol):
 class Chunk(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A piece of output. Numbers count from 0 in each attempt; a replay repeats them."""
 
-    attempt: int  # the epoch for a command; 0 for a workflow, whose replays are one attempt
-    number: int
+    attempt: Count  # the epoch for a command; 0 for a workflow, whose replays are one attempt
+    number: Count
     stream: Literal["stdout", "stderr"]
     data: bytes
-    at: int
+    at: Time
 
 
 class Logs(Protocol):
@@ -283,7 +284,10 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 async def load_text(blobs: Blobs, payload: Payload) -> str:
     """The text of a payload, wherever it lies. Raises NotFound."""
     if payload.blob is not None:
-        return (await blobs.get(payload.blob)).decode()
+        try:
+            return (await blobs.get(payload.blob)).decode()
+        except UnicodeDecodeError:
+            raise NotFound(f"there is no text in the blob {payload.blob[:80]}") from None
     return payload.text or ""
 
 

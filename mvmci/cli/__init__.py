@@ -17,6 +17,7 @@ from mvmci import __version__
 from mvmci.cli.options import Interrupted
 from mvmci.cli.streams import OutputLost, ReaderGone, hold_streams, let_go
 from mvmci.errors import EXIT_INTERNAL, MvmciError
+from mvmci.system.text import one_line, printable
 
 VERBS = {
     "init": "init",
@@ -143,9 +144,9 @@ def _run() -> int:
 
 
 def _tell(error: MvmciError) -> int:
-    click.echo(f"Error: {error.message}", err=True)
+    click.echo(f"Error: {printable(error.message)}", err=True)
     if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+        click.echo(f"hint: {printable(error.hint)}", err=True)
     return error.exit_code
 
 
@@ -153,7 +154,7 @@ def _bug(error: Exception) -> int:
     import tempfile
     import traceback
 
-    click.echo(f"Error: a bug in mvmci: {type(error).__name__}: {error}"[:500], err=True)
+    click.echo(one_line(f"Error: a bug in mvmci: {type(error).__name__}: {error}"[:500]), err=True)
     try:
         with tempfile.NamedTemporaryFile("w", prefix="mvmci-bug-", suffix=".txt", delete=False) as file:
             traceback.print_exception(error, file=file)

@@ -22,6 +22,7 @@ from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import Usage
 from mvmci.system.files import private_folder
 from mvmci.system.processes import heeded
+from mvmci.system.text import one_line, printable
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
@@ -50,6 +51,11 @@ class LogLines(logging.Formatter):
         from mvmci.jobs.summary import rfc3339
 
         return str(rfc3339(int(record.created * 1000)))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A message is one line, whatever it tells of; a traceback keeps its own."""
+        line = {"msg": one_line(record.getMessage()), "args": ()}
+        return printable(super().format(logging.makeLogRecord(record.__dict__ | line)))
 
 
 def log_to_stderr() -> None:
@@ -232,7 +238,7 @@ def make_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
         least = min(whole, REASON_WIDTH_MIN) if cells is columns[-1] else whole
         table.add_column(cells[0], overflow="fold", min_width=least)
     for row in zip(*(cells[1:] for cells in columns), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(one_line, row))
     return table
 
 

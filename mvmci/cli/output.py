@@ -19,6 +19,7 @@ from mvmci.jobs.journal import Journal, status
 from mvmci.journals.logs import Viewer
 from mvmci.journals.status import summary_of
 from mvmci.store import Chunk, Store
+from mvmci.system.text import one_line
 
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
@@ -76,7 +77,7 @@ class Printer(Viewer):
         await self._writer.write(STDERR, b"")
 
     def tell(self, sentence: str) -> None:
-        click.echo(sentence, err=True)
+        click.echo(one_line(sentence), err=True)
 
 
 def standard_streams(*, all_on_stderr: bool = False) -> tuple[int, int]:
@@ -99,5 +100,5 @@ def tell_end(journal: Journal) -> int:
     """Say on stderr how a job ended, unless it succeeded; the exit code that tells it."""
     name, reason = status(journal.state)
     if name != "succeeded":
-        click.echo(f"{journal.job} {name}: {reason}", err=True)
+        click.echo(f"{journal.job} {name}: {one_line(reason)}", err=True)
     return EXITS.get(name, EXIT_INTERNAL)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from mvmci.jobs.journal import (
     AnyRecord,
     Cancel,
     Done,
+    Ignored,
     Intent,
     Journal,
     Lease,
@@ -50,6 +52,7 @@ from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
 from mvmci.system.clock import wall_clock_ms
+from mvmci.system.text import one_line
 from mvmci.trust.known import find_cluster
 
 TOLD_CHARS_MAX = 200
@@ -84,7 +87,7 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
         for name, value in json.loads(msgspec.json.encode(summary)).items():
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if shown not in ("null", ""):
-                click.echo(f"{name:<13} {shown}")
+                click.echo(f"{name:<13} {one_line(shown)}")
         return 0
 
     return _verb(work, place)
@@ -169,23 +172,44 @@ def history_verb(job: str, place: Location, as_json: bool) -> int:
         journal = await load(store, job)
         if as_json:
             records = [
-                {**msgspec.to_builtins(record), "at": rfc3339(record.at)} for record in journal.records
+                {"record": "ignored", **msgspec.to_builtins(record)}
+                if isinstance(record, Ignored)
+                else {**msgspec.to_builtins(record), "at": rfc3339(record.at)}
+                for record in _with_ignored(journal)
             ]
             click.echo(json.dumps(records))
         else:
-            for record in journal.records:
-                told = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in _told(record))
-                click.echo(f"{rfc3339(record.at)}  {type(record).__name__.lower():<8}  {told}")
+            for record in _with_ignored(journal):
+                at = (
+                    rfc3339(record.at)
+                    if not isinstance(record, Ignored)
+                    else "-" * len("2000-01-01T00:00:00.000Z")
+                )
+                click.echo(f"{at:<24}  {type(record).__name__.lower():<8}  {one_line(_told(record))}")
         if journal.state.corrupt:
-            click.echo(f"the rest of the journal is corrupt: {journal.state.corrupt}", err=True)
+            click.echo(f"the rest of the journal is corrupt: {one_line(journal.state.corrupt)}", err=True)
         return 0
 
     return _verb(work, place)
 
 
-def _told(record: AnyRecord) -> str:
+def _with_ignored(journal: Journal) -> Iterator[AnyRecord | Ignored]:
+    """The records in order, and between them the messages that no reader takes in."""
+    ignored = deque(journal.ignored)
+    for place, record in enumerate(journal.records):
+        while ignored and ignored[0].after <= place:
+            yield ignored.popleft()
+        yield record
+    yield from ignored
+
+
+def _told(record: AnyRecord | Ignored) -> str:
     """One line about a record."""
     match record:
+        case Ignored():
+            kind, queue, unit = record.origin or ("message", "", "")
+            by = f" by {unit} on {queue}" if record.origin else ""
+            return f"a {kind}{by}: {record.why}"
         case Spec():
             return f"{record.kind} {record.name} by {record.by}"
         case Lease():
@@ -305,7 +329,7 @@ def artifacts_verb(job: str, output: Path | None, place: Location, as_json: bool
             click.echo(msgspec.json.encode(found))
         else:
             for artifact in found:
-                click.echo(artifact.path)
+                click.echo(one_line(artifact.path))
         if not found and not as_json:
             why = "left no artifacts" if done else "has not ended"
             click.echo(f"warning: {job} {why}", err=True)
@@ -319,6 +343,7 @@ async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:
     from mvmci.jobs.tree import check_path
 
     check_path(artifact.path)
+    shown = one_line(artifact.path)
     target = output / artifact.path
     try:
         if not target.parent.resolve().is_relative_to(output.resolve()):
@@ -329,4 +354,4 @@ async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:
     except OSError as error:
         raise Usage(f"{target} cannot be written: {error.strerror}") from None
     except NotFound as gone:
-        raise NotFound(f"{artifact.path}: {gone.message}", hint=gone.hint) from None
+        raise NotFound(f"{shown}: {gone.message}", hint=gone.hint) from None

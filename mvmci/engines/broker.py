@@ -109,7 +109,9 @@ class BrokerTransport:
     def _on_reply(self, message: Incoming) -> None:
         replies = self._requests.get(message.subject.rpartition(".")[2])
         if replies is not None:
-            with contextlib.suppress(msgspec.DecodeError):  # a newer version's: the journal will tell
+            with contextlib.suppress(
+                msgspec.DecodeError, UnicodeDecodeError, RecursionError
+            ):  # the journal will tell
                 replies.put_nowait(_replies.decode(message.data))
 
     def _on_capacity(self) -> None:

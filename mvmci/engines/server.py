@@ -119,6 +119,9 @@ class Executor:
         except MvmciError as failure:
             log.warning("%s: %s", request.job, failure.message)
             return Failed(why="other", message=failure.message)
+        except Exception as bug:  # it is ours, and costs this order; the others here run on
+            log.exception("job %s met a bug in mvmci", request.job)
+            return Failed(why="other", message=f"a bug in mvmci: {type(bug).__name__}: {bug}")
         finally:
             on_slot_free()
 
@@ -176,7 +179,7 @@ async def _process(executor: Executor, link: Link, layout: Layout, message: Inco
     try:
         request = msgspec.structs.replace(_requests.decode(message.data), worker=worker)
         running = await executor.take(request)
-    except (NoCapacity, msgspec.DecodeError):
+    except (NoCapacity, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         await _reply(link, layout, message, Rejected())
         return
     async for reply in executor.replies(running):

@@ -1,7 +1,8 @@
-"""A job: what a user asked for, in values.
+"""A job: what a user asked for, in values, and the bounds of every value that stands in a record.
 
 `JobId`s become subjects and file names, so they are checked where they enter. `Limits` are part of
-the spec, because a replay must run out of the same things at the same place.
+the spec, because a replay must run out of the same things at the same place. What is out of bounds here
+is no record for any reader, whoever wrote it, and so never reaches an engine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from mvmci.config.quantity import DURATION_MS_MAX, SIZE_BYTES_MAX
 from mvmci.errors import Usage
 
 ID_PATTERN = r"[a-z0-9][a-z0-9-]{0,62}"
@@ -27,6 +29,18 @@ STATUSES: tuple[Status, ...] = ("queued", "running", "suspended", *ENDS)
 
 INLINE_BYTES_MAX = 64 << 10  # a larger payload is a blob
 MODULE_NAME_CHARS_MAX = 255
+REASON_CHARS_MAX = 16 << 10
+ATTEMPTS_MAX = 1000
+COUNT_MAX = 1 << 53  # what every reader of JSON keeps exactly
+_TIME_MS_MAX = 253_402_300_799_999  # the year 9999
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Time = Annotated[int, msgspec.Meta(ge=0, le=_TIME_MS_MAX)]  # milliseconds since 1970
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARS_MAX)]
+Text = Annotated[str, msgspec.Meta(max_length=1 << 20)]
+Words = Annotated[tuple[Text, ...], msgspec.Meta(max_length=1 << 18)]
+_Bytes = Annotated[int, msgspec.Meta(ge=1, le=SIZE_BYTES_MAX)]
 
 TIMEOUT_MS = 3_600_000
 MEMORY_BYTES = 1 << 30
@@ -39,27 +53,29 @@ FUEL = 100_000_000_000  # a few minutes of computing between a workflow's first 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a job may use. Going beyond ends it, with the limit's name first in the reason."""
 
-    timeout_ms: int = TIMEOUT_MS  # from its first lease to its end, waiting included
-    memory_bytes: int = MEMORY_BYTES
-    output_bytes: int = OUTPUT_BYTES  # both streams, one attempt
-    workspace_bytes: int = WORKSPACE_BYTES
-    attempts: int = ATTEMPTS  # holders that may be lost; of a workflow, in a row without a result
-    fuel: int = FUEL  # workflows only
+    # from its first lease to its end, waiting included
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=DURATION_MS_MAX)] = TIMEOUT_MS
+    memory_bytes: _Bytes = MEMORY_BYTES
+    output_bytes: _Bytes = OUTPUT_BYTES  # both streams, one attempt
+    workspace_bytes: _Bytes = WORKSPACE_BYTES
+    # holders that may be lost; of a workflow, in a row without a result
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=ATTEMPTS_MAX)] = ATTEMPTS
+    fuel: Annotated[int, msgspec.Meta(ge=1, le=COUNT_MAX)] = FUEL  # workflows only
 
 
 class Payload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Text in place, or the digest of the blob that holds it."""
 
-    text: str | None = None
-    blob: str | None = None
+    text: Text | None = None
+    blob: Name | None = None
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """A file that a job left: its path in the workspace, its blob, its size in bytes."""
 
-    path: str
-    digest: str
-    size: int
+    path: Text
+    digest: Name
+    size: Count
 
 
 def is_id(text: str) -> bool:

@@ -10,30 +10,34 @@ or foreign message is noticed. Status is folded from the records and stored nowh
     message 4   [lease]                          by the holder of epoch 2: intent 1 was interrupted
     message 5   [result 2, done]                 no record follows a `done`
 
-This module owns the records, the fold, the chain and the verdict on a refused write (docs/protocol.md §2).
-It knows no store, no engine and no clock.
+Whoever may write to a journal may write anything there. So each message is *taken in* or *ignored*, by a
+rule that every reader has, `misfit`: who wrote it, as what, and whether it may stand there. One that is
+ignored changes nothing but where the next message goes.
+
+This module owns the records, the fold, the chain, that rule, and the verdict on a refused write
+(docs/protocol.md §2). It knows no store, no engine and no clock.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 from mvmci.errors import JournalCorrupt
 from mvmci.jobs import effect
-from mvmci.jobs.job import End, Id, Kind, Limits, Payload, Status
+from mvmci.jobs.job import Count, End, Id, Kind, Limits, Name, Payload, Reason, Status, Text, Time, Words
 
 MessageKind = Literal["spec", "run", "cancel", "done"]
 PROOF_BY = "up"  # who submits the job that does nothing, by which `up` sees that a cluster works
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", omit_defaults=True):
-    """Base of all records. `at` is milliseconds since 1970 by its writer's clock."""
+    """Base of all records. `at` is by its writer's clock."""
 
-    at: int
+    at: Time
 
 
 class Spec(Record, frozen=True, kw_only=True, tag="spec"):
@@ -42,37 +46,37 @@ class Spec(Record, frozen=True, kw_only=True, tag="spec"):
     id: Id
     queue: Id  # who holds the job writes to subjects with it in their names
     kind: Kind
-    module: str  # digest
-    name: str  # of the module's file; argv[0] of a command
+    module: Name  # digest
+    name: Name  # of the module's file; argv[0] of a command
     component: bool
     input: Payload = Payload()
-    args: tuple[str, ...] = ()
-    env: effect.Pairs = ()
-    stdin: str | None = None  # digest
-    tree: str | None = None  # digest of the workspace's manifest
-    artifacts: tuple[str, ...] = ()
+    args: Words = ()
+    env: Annotated[tuple[tuple[Text, Text], ...], msgspec.Meta(max_length=1 << 18)] = ()
+    stdin: Name | None = None  # digest
+    tree: Name | None = None  # digest of the workspace's manifest
+    artifacts: Words = ()
     limits: Limits = Limits()
-    seed: int
-    by: str
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    by: Name
 
 
 class Lease(Record, frozen=True, kw_only=True, tag="lease"):
     """A holder takes the job. `run` is new for every taking, also by the same process."""
 
-    epoch: int
+    epoch: Count
     unit: Id
     incarnation: Id
-    run: str
+    run: Name
     why: Literal["first", "recovered", "resumed"]
-    worker: str = ""  # who sent the job to an engine of another unit
+    worker: Name = ""  # who sent the job to an engine of another unit
 
 
 class Intent(Record, frozen=True, kw_only=True, tag="intent"):
     """The holder is about to perform effect `index`. `request` is absent when it was too large."""
 
-    index: int
-    kind: str
-    digest: str
+    index: Count
+    kind: Name
+    digest: Name
     idempotent: bool = False
     request: effect.Fields | None = None
 
@@ -80,17 +84,17 @@ class Intent(Record, frozen=True, kw_only=True, tag="intent"):
 class Result(Record, frozen=True, kw_only=True, tag="result"):
     """Effect `index` ended: its answer, or the blob that holds it. `tree` is the workspace, if used."""
 
-    index: int
+    index: Count
     value: effect.Fields | None = None
-    blob: str | None = None
-    tree: str | None = None
+    blob: Name | None = None
+    tree: Name | None = None
 
 
 class Released(Record, frozen=True, kw_only=True, tag="released"):
     """The holder lets go on purpose: to sleep `until` a time, or because it drains."""
 
     why: Literal["sleep", "drain"]
-    until: int = 0
+    until: Time = 0
 
 
 class Response(Record, frozen=True, kw_only=True, tag="response"):
@@ -102,26 +106,26 @@ class Response(Record, frozen=True, kw_only=True, tag="response"):
 class Progress(Record, frozen=True, kw_only=True, tag="progress"):
     """How far a workflow says that it is."""
 
-    done: int
-    total: int
-    message: str
+    done: Count
+    total: Count
+    message: Text
 
 
 class Cancel(Record, frozen=True, kw_only=True, tag="cancel"):
     """Somebody wants the job to end."""
 
-    by: str
+    by: Name
 
 
 class Done(Record, frozen=True, kw_only=True, tag="done"):
     """The end. The last record, once."""
 
     status: End
-    reason: str = ""
-    exit_code: int | None = None
+    reason: Reason = ""
+    exit_code: Annotated[int, msgspec.Meta(ge=-(1 << 31), le=(1 << 32) - 1)] | None = None
     result: Payload = Payload()
     artifacts: Payload = Payload()  # a list of `Artifact`
-    chunks: int = 0  # of output, by the last attempt
+    chunks: Count = 0  # of output, by the last attempt
 
 
 AnyRecord = Spec | Lease | Intent | Result | Released | Response | Progress | Cancel | Done
@@ -130,7 +134,7 @@ AnyRecord = Spec | Lease | Intent | Result | Released | Response | Progress | Ca
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One message: an id of its own, and its records."""
 
-    id: str
+    id: Name
     records: tuple[AnyRecord, ...]
 
 
@@ -140,9 +144,9 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     The first makes a chain; the second vouches for the last message, which nothing follows yet.
     """
 
-    prev: str
-    sum: str
-    id: str
+    prev: Name
+    sum: Name
+    id: Name
     records: msgspec.Raw
 
 
@@ -163,6 +167,15 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     data: bytes
     origin: Origin | None = None
+
+
+class Ignored(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that no reader takes in: where it stands, by whom it is, and why."""
+
+    seq: int
+    after: int  # so many records
+    origin: Origin | None
+    why: str
 
 
 _encoder = msgspec.json.Encoder()
@@ -259,23 +272,93 @@ def status(state: State) -> tuple[Status, str]:
     return "queued", "drained" if state.released is not None else ""
 
 
+def misfit(
+    state: State, records: Sequence[AnyRecord], *, kind: str, queue: str | None, unit: str | None
+) -> str:
+    """Why a message with `records` may not stand next in a journal of `state`; empty if it may.
+
+    `kind`, `queue` and `unit` are as what, where and by whom it was written; the last two are None where
+    a store does not tell. A `spec` is one Spec, the first; a `cancel` one Cancel; all else is its holder's,
+    or an end that needs none.
+    """
+    if state.done is not None:
+        return "the job had ended"
+    if state.spec is None or kind == "spec":
+        if state.spec is not None:
+            return "there is a spec before it"
+        first = records[0]
+        if kind != "spec" or len(records) > 1 or not isinstance(first, Spec):
+            return "it is not one spec"
+        return "" if queue in (None, first.queue) else "it is of another queue"
+    if queue not in (None, state.spec.queue):
+        return "it is of another queue"
+    if kind == "cancel":
+        return "" if len(records) == 1 and isinstance(records[0], Cancel) else "it is not one cancel"
+    if kind != ("done" if isinstance(records[-1], Done) else "run"):
+        return f"it was not to be written as {kind[:10]!r}"
+    return _misfit_of_holder(state, records, unit)
+
+
+def _misfit_of_holder(state: State, records: Sequence[AnyRecord], unit: str | None) -> str:
+    """The same of what a holder writes, and of an end that somebody else writes."""
+    lease, held = state.lease, state.held
+    for place, record in enumerate(records):
+        theirs = held and lease is not None and unit in (None, lease.unit)
+        match record:
+            case Spec() | Cancel():
+                return "it is not a holder's"
+            case Lease():
+                if place or state.ended or record.epoch != state.epoch + 1:
+                    return "its lease could not be had"
+                if unit not in (None, record.unit):
+                    return "its lease is in the name of another unit"
+                lease, held = record, True
+            case Done() if not theirs:
+                return (
+                    "" if len(records) == 1 and _needs_no_holder(state, record) else "it is not its holder's"
+                )
+            case Done():
+                if place < len(records) - 1:
+                    return "it goes on after its end"
+                if state.cancel is not None and record.status != "cancelled":
+                    return "a cancel stands before it"
+            case _ if not theirs:
+                return "it is not its holder's"
+            case Released():
+                held = False
+    return ""
+
+
+def _needs_no_holder(state: State, done: Done) -> bool:
+    """Whether that is an end which follows from the journal alone, so that a control plane may write it."""
+    if done != Done(at=done.at, status=done.status, reason=done.reason):
+        return False  # only a holder knows of results
+    if done.status == "cancelled":
+        return state.cancel is not None
+    late = state.deadline_ms is not None and done.at >= state.deadline_ms
+    return done.status == "timed_out" and state.cancel is None and late
+
+
 class Journal:
     """One job as its reader knows it, and where its next message goes.
 
-    `tail` is the sequence of the last message (0 for none) and `head` its hash. A lone `done` is the
-    tombstone of a job that was forgotten, and is exempt from the chain.
+    `tail` is the sequence of the last message (0 for none) and `head` the hash of the last that was taken
+    in; `end` is the sequence of that which holds the end. A lone `done` is the tombstone of a job that was
+    forgotten, and is exempt from the chain.
     """
 
     def __init__(self, job: str) -> None:
         self.job = job
         self.tail = 0
         self.head = ""
+        self.end = 0
         self.records: list[AnyRecord] = []
+        self.ignored: list[Ignored] = []
         self.state = State()
         self.ids: set[str] = set()
 
     def absorb(self, entries: Iterable[Entry]) -> list[Message]:
-        """Take in `entries`, which follow what is known, and return their messages.
+        """Take in `entries`, which follow what is known, and return the messages that are not ignored.
 
         A break of the chain is kept in `state.corrupt`; nothing after it is taken in.
         """
@@ -284,12 +367,17 @@ class Journal:
             if self.state.corrupt is not None:
                 break
             try:
-                message = self._link(entry)
+                found = self.judge(entry)
             except JournalCorrupt as corrupt:
                 self.state.corrupt = corrupt.message
                 break
-            self.extend(entry, message.id, message.records)
-            messages.append(message)
+            if isinstance(found, str):
+                self.tail = entry.seq
+                after, origin = len(self.records), entry.origin
+                self.ignored.append(Ignored(seq=entry.seq, after=after, origin=origin, why=found))
+                continue
+            self.extend(entry, found.id, found.records)
+            messages.append(found)
         return messages
 
     def extend(self, entry: Entry, message_id: str, records: Sequence[AnyRecord]) -> None:
@@ -299,9 +387,39 @@ class Journal:
         self.records += records
         for record in records:
             fold(self.state, record)
+        if self.state.done is not None:
+            self.end = entry.seq
+
+    def judge(self, entry: Entry) -> Message | str:
+        """The message of `entry`, if that is to be taken in next; else why every reader ignores it.
+
+        Raises JournalCorrupt for what may have been a holder's, and for a first message that is no spec of
+        this job: where bytes may have been changed nobody can say how the job went on.
+        """
+        state, origin = self.state, entry.origin
+        if state.done is not None:
+            return "the job had ended"
+        if state.spec is not None and origin is not None:
+            if origin.kind == "spec":
+                return "there is a spec before it"
+            if origin.queue != state.spec.queue:
+                return "it is of another queue"
+        try:
+            message = self._link(entry)
+        except JournalCorrupt:
+            if state.spec is not None and origin is not None and origin.kind not in ("run", "done"):
+                return "it cannot be read, or does not follow the one before it"
+            raise
+        kind, queue, unit = origin or (kind_of(message.records), None, None)
+        if self.tail == 0 and entry.seq > 1 and kind == "done" and isinstance(message.records[-1], Done):
+            return message  # what stood before it was forgotten
+        why = misfit(state, message.records, kind=kind, queue=queue, unit=unit or None)
+        if why and state.spec is None:
+            raise JournalCorrupt(f"message {entry.seq} of {self.job} is not the spec of that job")
+        return why or message
 
     def _link(self, entry: Entry) -> Message:
-        """The message of `entry`, if it may stand next. Raises JournalCorrupt."""
+        """The message of `entry`, if it can be read and follows what is known. Raises JournalCorrupt."""
         at = f"message {entry.seq} of {self.job}"
         try:
             envelope = _envelopes.decode(entry.data)
@@ -310,16 +428,12 @@ class Journal:
             raise JournalCorrupt(f"{at} cannot be read") from None
         if envelope.sum != _sum(envelope.prev, envelope.id, envelope.records) or not records:
             raise JournalCorrupt(f"{at} was changed")
-        message = Message(id=envelope.id, records=records)
-        if self.tail == 0 and entry.seq > 1 and isinstance(records[-1], Done):
-            return message  # what stood before it was forgotten
-        if envelope.prev != self.head:
+        tombstone = self.tail == 0 and entry.seq > 1 and isinstance(records[-1], Done)
+        if envelope.prev != self.head and not tombstone:
             raise JournalCorrupt(f"{at} does not follow the one before it")
-        if self.tail == 0 and not (isinstance(records[0], Spec) and records[0].id == self.job):
+        if self.tail == 0 and isinstance(records[0], Spec) and records[0].id != self.job:
             raise JournalCorrupt(f"{at} is not the spec of that job")
-        if self.state.done is not None:
-            raise JournalCorrupt(f"{at} stands after the end")
-        return message
+        return Message(id=envelope.id, records=records)
 
     def encode(self, records: Sequence[AnyRecord], message_id: str) -> bytes:
         """The bytes of a message with `records` that would follow what is known."""

@@ -43,7 +43,9 @@ async def submit(store: Store, spec: Spec) -> bool:
         return () if journal.tail else (spec,)
 
     try:
-        return await Writer(store, journal, spec.queue).write(wanted, give_up_s=_GIVE_UP_S)
+        accepted = await Writer(store, journal, spec.queue).write(wanted, give_up_s=_GIVE_UP_S)
+        _check_id_is_free(journal.state, spec)
+        return accepted
     except StoreFull:
         raise
     except StoreUnavailable as away:
@@ -57,6 +59,8 @@ def _check_id_is_free(state: State, spec: Spec) -> None:
     """Raises IdTaken where the id belongs to another request."""
     if state.spec is None and state.done is not None:
         raise IdTaken(f"job {spec.id} has already ended and was forgotten", hint="choose another --id")
+    if state.spec is None and state.corrupt is not None:
+        raise IdTaken(f"the id {spec.id} is taken: its journal is corrupt", hint="choose another --id")
     if state.spec is not None and _request(state.spec) != _request(spec):
         raise IdTaken(
             f"the id {spec.id} is taken by another job",

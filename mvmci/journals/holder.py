@@ -64,6 +64,7 @@ class Holder:
         assert journal.state.spec is not None
         self.journal = journal
         self.lease = lease
+        self.started_at: int | None = None  # when the guest began to run
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.spec = journal.state.spec
         self._store = store
@@ -88,9 +89,17 @@ class Holder:
         return self._durable > 0
 
     def set_start(self, at: int) -> None:
-        """The guest is about to run: that, and not when its code began to be fetched, is the lease's time."""
-        assert not self.leased
-        self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
+        """The guest is about to run: from then on its time counts, and not from when its code was fetched."""
+        self.started_at = at
+        if not self.leased:
+            self.lease = self._unwritten[0] = msgspec.structs.replace(self.lease, at=at)
+
+    @property
+    def deadline_ms(self) -> int:
+        """When the job's time is up: counted from its first holder's start, which may be this one's."""
+        first = self.journal.state.started_at
+        since = first if first not in (None, self.lease.at) else self.started_at or self.lease.at
+        return (since or 0) + self.spec.limits.timeout_ms
 
     async def add(self, record: AnyRecord, *, within_s: float = RESULT_WAIT_S) -> None:
         """Let `record` ride with the next write; it comes `within_s` at the latest.

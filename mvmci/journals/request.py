@@ -20,14 +20,13 @@ from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.glob import Pattern
-from mvmci.jobs.job import Limits, Payload
+from mvmci.jobs.job import ATTEMPTS_MAX, Limits, Payload
 from mvmci.jobs.journal import Spec
 from mvmci.jobs.module import Module
 from mvmci.store import Store, keep_text
 
 INPUT_BYTES_MAX = 8 << 20
 _WORDS_BYTES_MAX = 256 << 10
-ATTEMPTS_MAX = 1000
 _SHOWN_CHARS_MAX = 300
 
 

@@ -16,10 +16,20 @@ async def summary_of(store: Store, journal: Journal, *, local: bool = False) -> 
 
     `local` says that it is a job of `mvmci run`. Raises NotFound for a payload that is gone.
     """
-    result, response = [await load_text(store.blobs, payload) for payload in payloads(journal)]
+    result, response = [_json(await load_text(store.blobs, payload)) for payload in payloads(journal)]
     summary = summarise(journal, result=result, response=response)
     reason = await _why(store, journal, summary, local) or summary.reason
     return msgspec.structs.replace(summary, reason=reason)
+
+
+def _json(text: str) -> str:
+    """A payload as a value of JSON, which it is unless its holder wrote something else."""
+    try:
+        if text:
+            msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.encode(text).decode()
+    return text
 
 
 async def _why(store: Store, journal: Journal, summary: Summary, local: bool) -> str:

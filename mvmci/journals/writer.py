@@ -22,7 +22,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.jobs.journal import AnyRecord, Done, Entry, Journal, Lease, Message, kind_of
+from mvmci.jobs.journal import AnyRecord, Done, Entry, Journal, Lease, Message, Origin, kind_of
 from mvmci.journals.reader import read_on
 from mvmci.store import Store
 from mvmci.system.clock import boottime_s
@@ -75,6 +75,7 @@ class Writer:
                 raise StoreUnavailable(
                     f"the store took no record of {self.journal.job} for {give_up_s:.0f} s: {refusal}"
                 ) from refusal
+            tail = self.journal.tail
             try:
                 news = [await self._append(records, message_id)]
             except (Conflict, StoreUnavailable) as refused:
@@ -84,7 +85,9 @@ class Writer:
                     raise
                 news = await read_on(self._store, self.journal, give_up)
             self._absorbed(news, message_id)
-            if not news:  # else at once: who writes often leaves little time between two messages
+            if (
+                self.journal.tail == tail
+            ):  # else at once: who writes often leaves little time between two messages
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
         return message_id in self.journal.ids
 
@@ -94,9 +97,14 @@ class Writer:
 
     async def _append(self, records: Sequence[AnyRecord], message_id: str) -> Message:
         data = self.journal.encode(records, message_id)
+        kind = kind_of(records)
+        origin = Origin(kind, self._queue, self._store.presence.unit)
+        found = self.journal.judge(Entry(seq=self.journal.tail + 1, data=data, origin=origin))
+        if isinstance(found, str):
+            raise AssertionError(f"no reader would take this record of {self.journal.job}: {found}")
         seq = await self._store.journals.append(
             self.journal.job,
-            kind_of(records),
+            kind,
             self._queue,
             data,
             expect=self.journal.tail,

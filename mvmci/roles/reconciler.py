@@ -26,7 +26,7 @@ from typing import Literal
 
 from mvmci.config.quantity import format_duration
 from mvmci.errors import StoreUnavailable
-from mvmci.jobs.job import End
+from mvmci.jobs.job import End, is_id
 from mvmci.jobs.journal import Done, Entry, Journal, State
 from mvmci.journals.writer import Writer
 from mvmci.stores.nats import Cluster
@@ -75,6 +75,11 @@ class _Open:
     next_at: float = 0.0
     alone_since: float | None = None  # since when nobody seems to be looking
 
+    def read(self) -> None:
+        """Let the journal take in what is new."""
+        self.journal.absorb(entry for entry in self.news if entry.seq > self.journal.tail)
+        self.news.clear()
+
 
 @dataclass
 class Counts:
@@ -119,23 +124,36 @@ class Reconciler:
         looked_at = {job for one in members for job in one.jobs | set(one.keeps)}
         self.counts.open = len(self._open) + sum(map(len, self._waiting.values()))
         for job, one in list(self._open.items()):
-            if one.next_at <= self.clock():
+            if one.next_at > self.clock():
+                continue
+            try:
                 await self._process(job, one, delivered, looked_at)
+            except StoreUnavailable:
+                raise
+            except Exception:  # a bug of ours; the other jobs are looked after all the same
+                log.exception("job %s cannot be looked after", job)
+                one.next_at = self.clock() + PAUSES_S[-1]
 
     def _take(self, told: Tailed) -> None:
-        """Take in a message by its subject alone: most jobs end before anybody has to read them.
+        """Take in a message by its subject alone: most jobs end before anybody has to look after them.
 
         A new job waits in its queue; one that somebody wrote to is looked at; one that ended is let go.
         """
         job, (kind, queue, _), entry = told
-        waiting = self._waiting[queue]
-        one = self._open.pop(job, None) or waiting.pop(job, None) or _Open(Journal(job), queue, entry.seq)
-        if kind == "done":
+        if not (is_id(job) and is_id(queue)):
             return
+        known = self._open.pop(job, None)
+        for jobs in self._waiting.values():
+            known = known or jobs.pop(job, None)
+        one = known or _Open(Journal(job), queue, entry.seq)
         one.news.append(entry)
+        if kind == "done":
+            one.read()
+            if one.journal.state.done is not None:
+                return
         one.said, one.next_at, one.alone_since = 0, 0.0, None
-        if kind == "spec":
-            waiting[job] = one
+        if kind == "spec" and known is None:
+            self._waiting[queue][job] = one
         else:
             self._open[job] = one
 
@@ -162,8 +180,7 @@ class Reconciler:
     async def _process(
         self, job: str, one: _Open, delivered: dict[str, Delivered], looked_at: set[str]
     ) -> None:
-        one.journal.absorb(entry for entry in one.news if entry.seq > one.journal.tail)
-        one.news.clear()
+        one.read()
         state = one.journal.state
         if state.spec is None or state.corrupt is not None:
             del self._open[job]  # its status says so; nothing that is done here would mend it

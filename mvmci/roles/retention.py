@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from mvmci.cluster.witness import Removal
 from mvmci.errors import NotFound, StoreUnavailable
 from mvmci.jobs.job import DIGEST_PATTERN
-from mvmci.jobs.journal import Done, Result, Spec, records_of
+from mvmci.jobs.journal import Done, Entry, Journal, Result, Spec, records_of
 from mvmci.roles.witness import Watch
 from mvmci.stores.nats import Cluster
 
@@ -64,20 +64,19 @@ class Retention:
         """Make tombstones of jobs that ended long ago, and remove those that are as old again."""
         now, age_ms = self.now_ms(), self.jobs_ms()
         removals: list[Removal] = []
-        async for job, entry in self.cluster.journals.ends():
+        async for job, entry, stored_ms in self.cluster.journals.ends():
             if self.watch.loss is not None:
                 return
             last = next(reversed(records_of(entry)), None)
             if last is None:
                 continue  # nobody can say what it is: a person may want to look
-            ended_at = last.at
+            ended_at = min(last.at, stored_ms)  # whoever wrote it may have said any time
             if ended_at + age_ms > now:
                 break  # they lie in the order of their ends
             if ended_at + 2 * age_ms <= now:
-                removals.append(await self._removal(job))
+                removals += await self._removal(job, entry, whole=True)
             elif entry.seq > self._forgotten_to:
-                tombstone = await self._removal(job, entry.seq)
-                removals += [tombstone] if tombstone.count else []
+                removals += await self._removal(job, entry, whole=False)
                 self._forgotten_to = entry.seq
             if len(removals) == REMOVALS_AT_ONCE:
                 await self.watch.remove(removals)
@@ -85,11 +84,19 @@ class Retention:
         if removals:
             await self.watch.remove(removals)
 
-    async def _removal(self, job: str, before: int | None = None) -> Removal:
-        """What goes of `job`: all that is there now, or what stands `before` a sequence."""
-        there = [entry.seq for entry in await self.cluster.journals.read(job)]
-        limit = there[-1] + 1 if before is None else before
-        return Removal(job, limit, sum(seq < limit for seq in there))
+    async def _removal(self, job: str, end: Entry, *, whole: bool) -> list[Removal]:
+        """What goes of `job`: all that is there now, or what stands before its `end`.
+
+        Nothing where that is no end, but a message that readers ignore.
+        """
+        there = await self.cluster.journals.read(job)
+        journal = Journal(job)
+        journal.absorb(there)
+        if journal.end != end.seq and journal.state.corrupt is None:
+            return []
+        limit = there[-1].seq + 1 if whole else end.seq
+        count = sum(entry.seq < limit for entry in there)
+        return [Removal(job, limit, count)] if count else []
 
     async def sweep(self) -> None:
         """Remove blobs that nothing names and nobody touched for long.
@@ -100,7 +107,8 @@ class Retention:
             return  # the journals that name them may be what is missing
         old = await self.cluster.blobs.older_than(self.blob_age_ms)
         named = await self._named() if old else set()
-        stale = [blob for blob in old if blob.name not in named]
+        kept = {blob.chunks for blob in old if blob.name in named}
+        stale = [blob for blob in old if blob.name not in named and blob.chunks not in kept]
         if stale:
             async with self.watch.sweeping():
                 for blob in stale:

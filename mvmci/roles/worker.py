@@ -211,6 +211,10 @@ class Worker:
             log.warning("job %s: %s; will retry in %.0f s", hint.job, failure.message, FAILED_PAUSE_S)
             await hint.redeliver(FAILED_PAUSE_S)
             return
+        except Exception:  # a bug of ours; the other jobs here run on
+            log.exception("job %s met a bug in mvmci; will retry in %.0f s", hint.job, FAILED_PAUSE_S)
+            await hint.redeliver(FAILED_PAUSE_S)
+            return
         if outcome.kind == "held":
             await hint.redeliver(HELD_PAUSE_S)
         elif outcome.kind == "released" and not outcome.until:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import threading
@@ -47,6 +48,7 @@ FOLDER_VERSION = "1"
 LOOK_AT_FILE_S = 0.1  # how often a follower looks at a file that another process may be writing
 PROBE_S = 0.3  # somebody who only asks whether a job is held has its lock for a moment
 
+log = logging.getLogger(__name__)
 _chunks = msgspec.json.Decoder(Chunk)
 _encode = msgspec.json.Encoder().encode
 
@@ -257,20 +259,31 @@ class _Logs:
             self._appended.notify_all()
 
     async def read(self, job: str) -> list[Chunk]:
-        return [_chunks.decode(line) for line in await self._lines(job, 0)]
+        lines = await self._lines(job, 0)
+        return [chunk for line in lines if (chunk := _chunk(job, line)) is not None]
 
     async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
         seen = 0
         while True:
             lines = await self._lines(job, seen)
             for line in lines:
-                yield _chunks.decode(line)
+                if (chunk := _chunk(job, line)) is not None:
+                    yield chunk
             seen += len(lines)
             if not lines:
                 await _wait_for(self._appended, LOOK_AT_FILE_S)
 
     async def _lines(self, job: str, after: int) -> list[bytes]:
         return await asyncio.to_thread(self._files.of(job).read, after)
+
+
+def _chunk(job: str, line: bytes) -> Chunk | None:
+    """A piece of output; one that is none is told of, and nothing else is kept back for it."""
+    try:
+        return _chunks.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        log.warning("a piece of the output of %s cannot be read", job)
+        return None
 
 
 class _Blobs:

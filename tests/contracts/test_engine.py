@@ -246,7 +246,7 @@ async def test_an_engine_that_is_deposed_writes_nothing_more(way: Way, outside: 
     running = asyncio.create_task(way.engine.run("j"))
     await outside.asked.wait()
     journal = await load(way.store, "j")
-    newer = Lease(at=1, epoch=2, unit="rival", incarnation="i", run="r", why="recovered")
+    newer = Lease(at=1, epoch=2, unit=way.store.presence.unit, incarnation="i", run="r", why="recovered")
     data = journal.encode([newer], "m")
     seq = await way.store.journals.append("j", "run", "default", data, expect=journal.tail)
     outside.answers.set()

@@ -77,7 +77,7 @@ async def test_a_submit_without_an_answer_is_sent_again_and_exists_once(store: S
 
 
 def lease(epoch: int = 1) -> Lease:
-    return Lease(at=1, epoch=epoch, unit="w", incarnation="i", run=f"r{epoch}", why="first")
+    return Lease(at=1, epoch=epoch, unit="u1", incarnation="i", run=f"r{epoch}", why="first")
 
 
 async def write(store: Store, journal: Journal, *records: AnyRecord) -> None:

@@ -146,7 +146,7 @@ def my_lease(epoch: int = 1, run: str = "mine") -> Lease:
 
 
 def foreign_lease(epoch: int) -> Lease:
-    return Lease(at=6, epoch=epoch, unit="u2", incarnation="i2", run="foreign", why="recovered")
+    return Lease(at=6, epoch=epoch, unit="u1", incarnation="i2", run="foreign", why="recovered")
 
 
 def intent(index: int) -> Intent:
@@ -370,7 +370,7 @@ async def test_a_cancel_before_the_lease_is_the_end(store: Store) -> None:
 
 async def test_a_lease_refused_because_something_was_recorded_means_reading_afresh(store: Store) -> None:
     """The dead holder's last result landed late: whoever replays without it would ask again."""
-    before = (Lease(at=1, epoch=1, unit="u0", incarnation="i0", run="old", why="first"), intent(0))
+    before = (Lease(at=1, epoch=1, unit="u1", incarnation="i0", run="old", why="first"), intent(0))
     ran = await run_with(store, {1: "old"}, *before, epoch=2)
     assert (ran.outcome, ran.journals.attempts) == ("reread", 1)
     assert not any(record.run == "mine" for record in ran.records if isinstance(record, Lease))

@@ -56,7 +56,7 @@ class Counting:
             await runner.cleanup()
 
 
-class Crashed(Exception):
+class Crashed(BaseException):
     """The process is dead: nothing that it asks of the store happens any more."""
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from mvmci.errors import JournalCorrupt
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import (
+    AnyRecord,
     Cancel,
     Done,
     Entry,
@@ -26,14 +28,18 @@ from mvmci.jobs.journal import (
 from mvmci.jobs.replay import RecordedEffect, steps
 
 JOB = "job"
+QUEUE = "q"
 SLEEP_MS = 60_000
 INTERRUPTED = "interrupted"
+
+FORGER = "forger"  # who writes what he may not
 
 CORRUPT = "the journal is corrupt"
 TWICE_RECORDED = "a record stands there twice"
 CANCEL_IGNORED = "a cancel stands there, and another end"
 SLEPT_EARLY = "a sleep ended early"
 OTHER_REQUEST = "a replay asks for something else than is recorded"
+FORGED = "what somebody else wrote counts as its holder's"
 
 
 def spec(attempts: int) -> Spec:
@@ -41,7 +47,7 @@ def spec(attempts: int) -> Spec:
     return Spec(
         at=0,
         id=JOB,
-        queue="q",
+        queue=QUEUE,
         kind="workflow",
         module="sha256:" + "0" * 64,
         name="m",
@@ -52,17 +58,27 @@ def spec(attempts: int) -> Spec:
     )
 
 
+class Believing(Journal):
+    """A reader who takes in whatever follows the chain."""
+
+    def judge(self, entry: Entry) -> Message:
+        if self.state.done is not None:
+            raise JournalCorrupt("it stands after the end")
+        return self._link(entry)
+
+
 class Log:
-    """A row of messages, and all that follows from it alone.
+    """A row of messages, and all that follows from it alone, for a `reader`.
 
     `view` is what a workflow is told of its effects when it is replayed; `ended` is the status of a job that
     has ended, else empty; `faults` are the promises that the row itself breaks.
     """
 
-    def __init__(self, entries: tuple[Entry, ...] = ()) -> None:
+    def __init__(self, entries: tuple[Entry, ...] = (), reader: type[Journal] = Journal) -> None:
         self.entries = entries
+        self.reader = reader
         self.tail = entries[-1].seq if entries else 0
-        self.journal = Journal(JOB)
+        self.journal = reader(JOB)
         self.messages: list[Message] = self.journal.absorb(entries)
         self.state: State = self.journal.state
         self.steps: list[RecordedEffect] = steps(self.journal.records)
@@ -74,7 +90,7 @@ class Log:
     def append(self, entry: Entry) -> Log:
         """This row and `entry`, whether or not that may stand there."""
         if entry not in self._next:
-            self._next[entry] = Log((*self.entries, entry))
+            self._next[entry] = Log((*self.entries, entry), self.reader)
         return self._next[entry]
 
     def read_on(self, there: Log) -> tuple[Log, list[Message]]:
@@ -116,6 +132,7 @@ def _faults(log: Log) -> tuple[str, ...]:
             isinstance(one, Done) and one.status != "cancelled" for one in records[cancelled:]
         ),
         SLEPT_EARLY: any(_early(step) for step in log.steps),
+        FORGED: any(_forged(one) for one in records),
         OTHER_REQUEST: any(
             step.intent.digest != digest(log.view[: step.intent.index])
             for step in log.steps
@@ -123,6 +140,14 @@ def _faults(log: Log) -> tuple[str, ...]:
         ),
     }
     return tuple(fault for fault, there in found.items() if there)
+
+
+def _forged(record: AnyRecord) -> bool:
+    match record:
+        case Done(reason=by) | Result(blob=by) | Lease(unit=by):
+            return by == FORGER
+        case _:
+            return False
 
 
 def _early(step: RecordedEffect) -> bool:

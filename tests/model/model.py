@@ -31,14 +31,16 @@ from mvmci.jobs.journal import (
     Intent,
     Lease,
     Message,
+    Origin,
     Released,
     Result,
     State,
     Verdict,
+    kind_of,
     verdict,
 )
 from mvmci.roles.reconciler import TIMER_GRACE_MS, needs
-from tests.model.log import SLEEP_MS, Log, digest, spec, view_of
+from tests.model.log import FORGER, QUEUE, SLEEP_MS, Believing, Log, digest, spec, view_of
 from tests.model.rules import Rules, Setting
 from tests.model.world import CLIENT, HINTS, Deed, HintName, Run, Sent, World
 
@@ -60,12 +62,12 @@ class Model:
     def __init__(self, setting: Setting, rules: Rules) -> None:
         self.setting = setting
         self.rules = rules
-        self.nothing = Log()
+        self.nothing = Log() if rules.misfits_are_ignored else Log(reader=Believing)
         self._submit = self.nothing.journal.encode([spec(setting.attempts)], "submit")
 
     def start(self) -> World:
         """The job was accepted, and nobody has looked at it yet."""
-        log = self.nothing.append(Entry(seq=1, data=self._submit))
+        log = self.nothing.append(_entry(1, "spec", "client", self._submit))
         copies = [Sent(CLIENT, 0, self._submit)] if self.setting.sent_twice else []
         return World(log, self.setting.budget, air=frozenset(copies))
 
@@ -283,7 +285,7 @@ class Model:
     def _store(self, world: World, sent: Sent) -> World:
         waiter = world.waiter(sent)
         seq = world.seq + 1
-        log = world.log.append(Entry(seq=seq, data=sent.data))
+        log = world.log.append(_sent(sent, seq))
         world = world._replace(air=world.air - {sent}).with_log(log)
         if sent.run == CLIENT:
             world = world._replace(spec_hint="new")
@@ -301,7 +303,7 @@ class Model:
         assert run.sent is not None
         landed = run.sent.records
         waiting = tuple(record for record in run.waiting if record not in landed)
-        known = run.known.append(Entry(seq=seq, data=run.sent.data))
+        known = run.known.append(_sent(run.sent, seq))
         return self._on(run._replace(known=known, waiting=waiting))
 
     def _resolve(self, world: World, run: Run) -> Move:
@@ -387,17 +389,36 @@ class Model:
         if budget.cancel and state.spec is not None and not state.ended:
             cancelled = self._add(world.spend("cancel"), Cancel(at=0, by="client"))
             yield Move("a client cancels", cancelled, fault=True)
+        if budget.forge:
+            yield from self._forge(world)
         if budget.forget and state.done is not None:
             yield Move("retention goes by", self._forget(world.spend("forget")), fault=True)
 
     def _add(self, world: World, record: AnyRecord) -> World:
         """A message of somebody who holds no job, written on what is there."""
-        data = world.log.journal.encode([record], f"other {world.seq + 1}")
-        return world.with_log(world.log.append(Entry(seq=world.seq + 1, data=data)))
+        return self._written(world, record, kind=kind_of([record]), unit="other")
+
+    def _written(self, world: World, *records: AnyRecord, kind: str, unit: str, queue: str = QUEUE) -> World:
+        data = world.log.journal.encode(records, f"other {world.seq + 1}") if records else b"no message"
+        return world.with_log(world.log.append(_entry(world.seq + 1, kind, unit, data, queue)))
+
+    def _forge(self, world: World) -> Iterator[Move]:
+        """Somebody writes what he may not, where the broker lets him: it follows the chain all the same."""
+        world, state = world.spend("forge"), world.log.state
+        lease = Lease(at=0, epoch=state.epoch + 1, unit=FORGER, incarnation="i", run="0", why="first")
+        end, result = _done("succeeded", FORGER), Result(at=0, index=0, blob=FORGER)
+        client = {"unit": "client"}
+        yield Move("forged: a spec", self._written(world, lease, end, kind="spec", **client), fault=True)
+        yield Move("forged: a cancel", self._written(world, lease, end, kind="cancel", **client), fault=True)
+        yield Move("forged: no cancel", self._written(world, kind="cancel", **client), fault=True)
+        yield Move("forged: a result", self._written(world, result, kind="run", unit=FORGER), fault=True)
+        yield Move("forged: an end", self._written(world, end, kind="done", unit=FORGER), fault=True)
+        elsewhere = self._written(world, lease, end, kind="done", unit=FORGER, queue="elsewhere")
+        yield Move("forged: a holder of another queue", elsewhere, fault=True)
 
     def _forget(self, world: World) -> World:
         """Only the `done` is kept, and the next time not even that."""
-        last = world.log.entries[-1]
+        last = next(entry for entry in world.log.entries if entry.seq == world.log.journal.end)
         kept = len(world.log.entries) > 1 and self.rules.tombstones_are_kept
         log = self.nothing.append(last) if kept else self.nothing
         return world._replace(log=log, spec_hint="")
@@ -423,6 +444,14 @@ def _overtaken(record: AnyRecord) -> bool:
 
 def _message_id(run: Run) -> str:
     return f"{run.number}.{run.writes}"
+
+
+def _entry(seq: int, kind: str, unit: str, data: bytes, queue: str = QUEUE) -> Entry:
+    return Entry(seq=seq, data=data, origin=Origin(kind, queue, unit))
+
+
+def _sent(sent: Sent, seq: int) -> Entry:
+    return _entry(seq, kind_of(sent.records), str(sent.run) if sent.run else "client", sent.data)
 
 
 def _told(sent: Sent) -> str:

@@ -31,6 +31,9 @@ class Rules:
     own_records_are_recognised: bool = True
     after_a_cancel_only_cancelled: bool = True
 
+    # every read (§2)
+    misfits_are_ignored: bool = True  # what its writer may not say there, or says too late
+
     # what is on disk before what (§2)
     intents_come_first: bool = True  # they do not ride with their result
     intents_are_awaited: bool = True
@@ -67,6 +70,7 @@ class Budget(NamedTuple):
     cancel: int = 0
     drain: int = 0
     forget: int = 0  # retention goes by
+    forge: int = 0  # somebody writes what he may not
 
 
 NO_FAULTS = Budget()

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from tests.model.log import CANCEL_IGNORED, CORRUPT, OTHER_REQUEST, SLEPT_EARLY, TWICE_RECORDED
+from tests.model.log import CANCEL_IGNORED, CORRUPT, FORGED, OTHER_REQUEST, SLEPT_EARLY, TWICE_RECORDED
 from tests.model.model import Model
 from tests.model.promises import (
     END_TAKEN_BACK,
@@ -37,6 +37,9 @@ SETTINGS = [
     Setting("A", Budget(crash=1, suspicion=1), attempts=2),
     Setting("A", Budget(suspicion=1, drain=1), attempts=2),
     Setting("A", Budget(crash=1, cancel=1)),
+    Setting("A", Budget(forge=1)),
+    Setting("", Budget(crash=1, cancel=1, forge=1)),
+    Setting("S", Budget(forge=1)),
     Setting("A", Budget(timeout=2, suspicion=1, lapse=1, cancel=1)),
     Setting("A", Budget(timeout=1, suspicion=1, drain=1)),
     Setting("A", Budget(timeout=1, suspicion=1, forget=2)),
@@ -59,13 +62,12 @@ FAULTS = [
     ("one_message_of_a_job_in_a_batch", Setting("A", Budget(lapse=1)), TWICE),
     ("silence_is_answered_by_reading", Setting("A", Budget(timeout=1, lapse=1)), TWICE),
     ("fencing_is_looked_at_first", Setting("A", Budget(timeout=1, suspicion=1, lapse=1)), TWICE),
-    ("fencing_is_looked_at_first", Setting("II", SUSPECTED), TWO_STRAYS),
     ("an_end_fences_too", Setting("A", Budget(timeout=1, suspicion=1, cancel=1)), KNOWING),
-    ("an_end_fences_too", Setting("A", Budget(timeout=1, suspicion=1, cancel=1)), CORRUPT),
     ("runs_are_told_apart_by_name", Setting("A", Budget(lapse=1)), TWICE),
     ("refused_leases_read_afresh", Setting("A", Budget(suspicion=1, drain=1), attempts=1), NO_ATTEMPTS_LEFT),
-    ("own_records_are_recognised", Setting("A", SUSPECTED), TWICE_RECORDED),
-    ("after_a_cancel_only_cancelled", Setting("A", Budget(cancel=1)), CANCEL_IGNORED),
+    ("misfits_are_ignored", Setting("A", Budget(forge=1)), FORGED),
+    ("misfits_are_ignored", Setting("A", Budget(forge=1)), CORRUPT),
+    ("misfits_are_ignored", Setting("A", Budget(forge=1)), END_TAKEN_BACK),
     ("intents_come_first", Setting("A", Budget(crash=1)), TWICE),
     ("intents_are_awaited", Setting("A", Budget(crash=1)), TWICE),
     ("intents_are_awaited", Setting("II", SUSPECTED), TWO_REQUESTS),
@@ -74,9 +76,7 @@ FAULTS = [
     ("interrupted_is_not_done_again", Setting("A", Budget(crash=1)), TWICE),
     ("sleeps_end_at_their_time", Setting("S", Budget(drain=1)), SLEPT_EARLY),
     ("tombstones_are_kept", Setting("", Budget(forget=1), sent_twice=True), END_TAKEN_BACK),
-    ("takers_look_for_the_end", Setting("A", Budget(lapse=1)), END_TAKEN_BACK),
     ("takers_look_for_the_spec", Setting("", Budget(crash=1, forget=2)), CORRUPT),
-    ("takers_look_for_a_cancel", Setting("S", Budget(cancel=1)), END_TAKEN_BACK),
     ("a_live_holder_is_followed", Setting("A", Budget(lapse=1), attempts=1), NO_ATTEMPTS_LEFT),
     ("a_later_delivery_leases_at_once", Setting("", deadly=True, attempts=2), UNCOUNTED),
     ("only_lost_holders_are_attempts", Setting("A", Budget(drain=1), attempts=1), NO_ATTEMPTS_LEFT),
@@ -89,6 +89,16 @@ FAULTS = [
 TOGETHER = [
     ("hints_are_acknowledged_after_the_end", Setting("A", Budget(crash=1))),
     ("the_fenced_leave_their_hint", Setting("A", Budget(crash=1, suspicion=1))),
+]
+
+# What a writer must not write its readers ignore: without both, it counts.
+WRITTEN_AND_READ = [
+    ("fencing_is_looked_at_first", Setting("II", SUSPECTED), TWO_STRAYS),
+    ("own_records_are_recognised", Setting("A", SUSPECTED), TWICE_RECORDED),
+    ("after_a_cancel_only_cancelled", Setting("A", Budget(cancel=1)), CANCEL_IGNORED),
+    ("an_end_fences_too", Setting("A", Budget(timeout=1, suspicion=1, cancel=1)), CORRUPT),
+    ("takers_look_for_the_end", Setting("A", Budget(lapse=1)), END_TAKEN_BACK),
+    ("takers_look_for_a_cancel", Setting("S", Budget(cancel=1)), END_TAKEN_BACK),
 ]
 
 COSTS = [
@@ -127,6 +137,16 @@ def test_either_of_two_rules_keeps_a_job_from_staying_behind(rule: str, setting:
     assert_sound(found(setting, "somebody_reconciles"))
 
 
+@pytest.mark.parametrize(("rule", "setting", "fault"), WRITTEN_AND_READ, ids=str)
+def test_either_the_writer_or_its_readers_keep_what_may_not_stand_from_counting(
+    rule: str, setting: Setting, fault: str
+) -> None:
+    without = found(setting, rule, "misfits_are_ignored", until=fault)
+    assert fault in without.faults, str(without)
+    assert fault not in found(setting, rule).faults
+    assert fault not in found(setting, "misfits_are_ignored").faults
+
+
 @pytest.mark.parametrize(("rule", "setting", "waste"), COSTS, ids=str)
 def test_without_a_rule_that_saves_work_more_is_done_and_no_promise_broken(
     rule: str, setting: Setting, waste: str
@@ -138,5 +158,5 @@ def test_without_a_rule_that_saves_work_more_is_done_and_no_promise_broken(
 
 
 def test_every_rule_is_taken_out_by_one_of_these_tests() -> None:
-    taken_out = {case[0] for case in (*FAULTS, *TOGETHER, *COSTS)}
+    taken_out = {case[0] for case in (*FAULTS, *TOGETHER, *WRITTEN_AND_READ, *COSTS)}
     assert taken_out == {field.name for field in fields(Rules)}

@@ -18,6 +18,7 @@ from mvmci.jobs.journal import (
     Journal,
     Lease,
     Message,
+    Origin,
     Progress,
     Released,
     Response,
@@ -64,6 +65,7 @@ def result(index: int, tree: str | None = None) -> Result:
 
 DONE = Done(at=9_000, status="succeeded")
 CANCEL = Cancel(at=8_000, by="you")
+ENDED_BY_CANCEL = Done(at=9_000, status="cancelled", reason="cancelled by you")
 SLEEP = Released(at=5_000, why="sleep", until=99_000)
 DRAIN = Released(at=5_000, why="drain")
 
@@ -136,7 +138,7 @@ def test_time_is_up_counted_from_the_first_lease() -> None:
 
 def test_records_survive_their_encoding() -> None:
     records = [SPEC, lease(1), intent(0), result(0), SLEEP, CANCEL]
-    journal, _ = build([SPEC], records[1:])
+    journal, _ = build([SPEC], records[1:-1], [CANCEL])
     assert journal.records == records
 
 
@@ -181,9 +183,13 @@ def test_a_name_that_would_be_more_than_a_name_in_a_subject_is_a_corrupt_journal
         assert journal.state.corrupt is not None
 
 
-def test_nothing_is_read_after_the_end() -> None:
-    journal, _ = build([SPEC], [lease(1), DONE], [lease(2)])
-    assert journal.state.corrupt is not None
+def test_what_comes_after_the_end_is_ignored() -> None:
+    journal, entries = build([SPEC], [lease(1), DONE], [lease(2)])
+    assert status(journal.state) == ("succeeded", "")
+    journal.absorb([Entry(seq=4, data=b"no message at all"), entries[1]])
+    assert status(journal.state) == ("succeeded", "")
+    assert [one.why for one in journal.ignored] == ["the job had ended"] * 3
+    assert (journal.tail, journal.end) == (2, 2)  # the last of these was entry 2 again
 
 
 def test_a_lone_end_is_a_tombstone_and_exempt_from_the_chain() -> None:
@@ -219,23 +225,23 @@ OLD = lease(1, run="old")
         ([[SPEC], [OLD]], [], "retry"),
         ([[SPEC], [OLD]], [("mine", [ME])], "written"),
         ([[SPEC], [OLD]], [("x", [OTHER])], "fenced"),
-        ([[SPEC], [OLD]], [("x", [LATER])], "fenced"),
+        ([[SPEC], [OLD]], [("x", [OTHER]), ("y", [LATER])], "fenced"),
         ([[SPEC], [OLD]], [("x", [result(0)])], "reread"),
         ([[SPEC], [OLD]], [("x", [CANCEL])], "retry"),
         ([[SPEC]], [("x", [CANCEL])], "fenced"),
         ([[SPEC], [OLD]], [("x", [DONE])], "fenced"),
         # It is.
-        ([[SPEC], [ME]], [], "retry"),
-        ([[SPEC], [ME]], [("mine", [intent(0)])], "written"),
-        ([[SPEC], [ME]], [("x", [CANCEL])], "retry"),
-        ([[SPEC], [ME]], [("mine", [intent(0)]), ("x", [CANCEL])], "written"),
-        ([[SPEC], [ME]], [("x", [LATER])], "fenced"),
+        ([[SPEC], [OLD], [ME]], [], "retry"),
+        ([[SPEC], [OLD], [ME]], [("mine", [intent(0)])], "written"),
+        ([[SPEC], [OLD], [ME]], [("x", [CANCEL])], "retry"),
+        ([[SPEC], [OLD], [ME]], [("mine", [intent(0)]), ("x", [CANCEL])], "written"),
+        ([[SPEC], [OLD], [ME]], [("x", [LATER])], "fenced"),
         # Fencing comes before "my message is there": a deposed holder does not go on.
-        ([[SPEC], [ME]], [("mine", [intent(0)]), ("x", [LATER])], "fenced"),
-        ([[SPEC], [ME]], [("mine", [intent(0)]), ("x", [CANCEL]), ("y", [DONE])], "fenced"),
-        ([[SPEC], [ME]], [("mine", [DONE])], "written"),
-        ([[SPEC], [ME]], [("mine", [SLEEP]), ("x", [CANCEL])], "written"),
-        ([[SPEC], [ME]], [("x", [DONE])], "fenced"),
+        ([[SPEC], [OLD], [ME]], [("mine", [intent(0)]), ("x", [LATER])], "fenced"),
+        ([[SPEC], [OLD], [ME]], [("mine", [intent(0)]), ("x", [CANCEL]), ("y", [ENDED_BY_CANCEL])], "fenced"),
+        ([[SPEC], [OLD], [ME]], [("mine", [DONE])], "written"),
+        ([[SPEC], [OLD], [ME]], [("mine", [SLEEP]), ("x", [CANCEL])], "written"),
+        ([[SPEC], [OLD], [ME]], [("x", [DONE])], "fenced"),
     ],
 )
 def test_a_refused_write_is_judged_in_the_order_that_carries_the_promise(
@@ -251,3 +257,143 @@ def test_a_refused_write_is_judged_in_the_order_that_carries_the_promise(
 
 def test_a_job_that_is_gone_fences_its_holder() -> None:
     assert verdict(Journal("j1"), [], run="me", epoch=2, message_id="mine") == "fenced"
+
+
+# Who may write what: each message below follows the chain, and was written as, where and by whom is said.
+FAR = msgspec.structs.replace(SPEC, at=2_000)
+HELD: list[list[AnyRecord]] = [[SPEC], [lease(1)]]
+ENDED: list[list[AnyRecord]] = [[SPEC], [lease(1), DONE]]
+ASLEEP: list[list[AnyRecord]] = [[SPEC], [lease(1), SLEEP]]
+LATE = Done(at=2_001 + 60_000, status="timed_out", reason="timeout: more than 1m")
+FAILED = Done(at=9_000, status="failed", reason="exit: 1")
+
+
+@pytest.mark.parametrize(
+    ("known", "records", "written", "why"),
+    [
+        # A spec is one spec, and the first.
+        (HELD, [FAR], ("spec", "default", "client"), "a spec before"),
+        (HELD, [lease(2), DONE], ("spec", "default", "client"), "a spec before"),
+        # A cancel is one cancel.
+        (HELD, [CANCEL], ("cancel", "default", "client"), ""),
+        (HELD, [lease(2), DONE], ("cancel", "default", "client"), "not one cancel"),
+        (HELD, [CANCEL, CANCEL], ("cancel", "default", "client"), "not one cancel"),
+        (HELD, [CANCEL], ("run", "default", "w"), "not a holder's"),
+        (ENDED, [CANCEL], ("cancel", "default", "client"), "had ended"),
+        # Everything is of the queue of the spec.
+        (HELD, [CANCEL], ("cancel", "other", "client"), "another queue"),
+        (HELD, [lease(2)], ("run", "other", "w"), "another queue"),
+        (HELD, [DONE], ("done", "other", "w"), "another queue"),
+        # A lease is the next one, in the name of who writes it, and begins a message.
+        (HELD, [msgspec.structs.replace(lease(2), unit="you")], ("run", "default", "you"), ""),
+        (HELD, [lease(2)], ("run", "default", "you"), "name of another"),
+        (HELD, [lease(1)], ("run", "default", "w"), "could not be had"),
+        (HELD, [lease(99), DONE], ("done", "default", "w"), "could not be had"),
+        (HELD, [intent(0), lease(2)], ("run", "default", "w"), "could not be had"),
+        ([[SPEC], [CANCEL]], [lease(1)], ("run", "default", "w"), "could not be had"),
+        # All else is its holder's.
+        *(
+            (HELD, [record], ("run", "default", unit), "" if unit == "w" else "not its holder's")
+            for unit in ("w", "you", "client")
+            for record in (
+                intent(0),
+                result(0),
+                SLEEP,
+                DRAIN,
+                Response(at=1, value=Payload(text="1")),
+                Progress(at=1, done=1, total=2, message=""),
+            )
+        ),
+        ([[SPEC]], [intent(0)], ("run", "default", "w"), "not its holder's"),
+        (ASLEEP, [result(0)], ("run", "default", "w"), "not its holder's"),
+        (HELD, [SLEEP, result(0)], ("run", "default", "w"), "not its holder's"),
+        # So is its end, and nothing follows that; but one that needs no holder.
+        (HELD, [DONE], ("done", "default", "w"), ""),
+        (HELD, [DONE], ("done", "default", "you"), "not its holder's"),
+        (HELD, [FAILED], ("done", "default", "control-plane-1"), "not its holder's"),
+        ([[SPEC]], [DONE], ("done", "default", "w"), "not its holder's"),
+        (HELD, [DONE], ("run", "default", "w"), "not to be written"),
+        (HELD, [intent(0)], ("done", "default", "w"), "not to be written"),
+        (HELD, [intent(0)], ("hello", "default", "w"), "not to be written"),
+        (HELD, [DONE, DONE], ("done", "default", "w"), "after its end"),
+        ([*HELD, [CANCEL]], [DONE], ("done", "default", "w"), "a cancel stands"),
+        ([*HELD, [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "w"), ""),
+        ([*HELD, [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), ""),
+        ([[SPEC], [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), ""),
+        (HELD, [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), "not its holder's"),
+        (ASLEEP, [LATE], ("done", "default", "control-plane-1"), ""),
+        ([*ASLEEP, [CANCEL]], [LATE], ("done", "default", "control-plane-1"), "not its holder's"),
+        (
+            ASLEEP,
+            [msgspec.structs.replace(LATE, at=LATE.at - 1)],
+            ("done", "default", "control-plane-1"),
+            "not its holder's",
+        ),
+        (
+            ASLEEP,
+            [msgspec.structs.replace(LATE, result=Payload(text="1"))],
+            ("done", "default", "control-plane-1"),
+            "not its holder's",
+        ),
+    ],
+)
+def test_a_message_is_taken_in_only_as_what_its_writer_may_say(
+    known: list[list[AnyRecord]], records: list[AnyRecord], written: tuple[str, str, str], why: str
+) -> None:
+    journal, _ = build(*known)
+    before, head = len(journal.records), journal.head
+    entry = Entry(seq=9, data=journal.encode(records, "x"), origin=Origin(*written))
+    taken = journal.absorb([entry])
+    assert journal.state.corrupt is None
+    assert journal.tail == 9  # the next message is written behind it, whatever becomes of it
+    assert [one.why for one in journal.ignored] == ([journal.ignored[0].why] if why else [])
+    if why:
+        assert why in journal.ignored[0].why
+        assert (taken, len(journal.records), journal.head) == ([], before, head)
+    else:
+        assert journal.records[before:] == records
+
+
+@pytest.mark.parametrize(
+    "written", [("spec", "default", "c"), ("cancel", "default", "c"), ("run", "other", "w")]
+)
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 5_000])
+def test_bytes_that_can_be_no_holders_are_ignored(written: tuple[str, str, str], data: bytes) -> None:
+    journal, _ = build(*HELD)
+    journal.absorb([Entry(seq=9, data=data, origin=Origin(*written))])
+    assert status(journal.state) == ("running", "")
+    journal.absorb([Entry(seq=10, data=journal.encode([DONE], "end"), origin=Origin("done", "default", "w"))])
+    assert status(journal.state) == ("succeeded", "")
+
+
+@pytest.mark.parametrize(
+    "written", [("spec", "default", "c"), ("cancel", "default", "c"), ("run", "default", "w")]
+)
+def test_a_first_message_that_is_no_spec_is_a_corrupt_journal(written: tuple[str, str, str]) -> None:
+    other = msgspec.structs.replace(SPEC, queue="other")
+    for data in (b"", Journal("j1").encode([CANCEL], "x"), Journal("j1").encode([other], "x")):
+        journal = Journal("j1")
+        journal.absorb([Entry(seq=1, data=data, origin=Origin(*written))])
+        assert status(journal.state)[1].startswith("journal corrupt")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *(
+            msgspec.structs.replace(SPEC, limits=msgspec.structs.replace(SPEC.limits, **{name: value}))
+            for name in Limits.__struct_fields__
+            for value in (-1, 0, 2**62, 2**70)
+        ),
+        msgspec.structs.replace(SPEC, at=2**62),
+        msgspec.structs.replace(SPEC, at=-1),
+        msgspec.structs.replace(SPEC, seed=2**63),
+        msgspec.structs.replace(SPEC, name="n" * 300),
+        msgspec.structs.replace(SPEC, kind="plan"),
+    ],
+    ids=str,
+)
+def test_a_spec_out_of_bounds_is_no_spec(spec: Spec) -> None:
+    journal = Journal("j1")
+    journal.absorb([Entry(seq=1, data=journal.encode([spec], "x"), origin=Origin("spec", "default", "c"))])
+    assert status(journal.state)[1].startswith("journal corrupt")

@@ -15,8 +15,10 @@ from mvmci.store import Store
 from tests.harness.waiting import LONG_S
 
 SPEC = Spec(at=1, id="j", queue="q", kind="command", module="m", name="m", component=False, seed=1, by="t")
-LEASE = Lease(at=2, epoch=1, unit="u", incarnation="i", run="r", why="first")
+HELD = Lease(at=2, epoch=1, unit="u", incarnation="i", run="r", why="first")
+LEASE = Lease(at=2, epoch=2, unit="u", incarnation="i", run="r2", why="recovered")
 OURS = Progress(at=3, done=1, total=2, message="ours")
+MORE = Progress(at=4, done=2, total=2, message="ours")
 THEIRS = Cancel(at=3, by="somebody else")
 
 
@@ -33,11 +35,13 @@ class Scripted:
         self.may_delay: list[bool] = []
         self._appends, self._reads = iter(appends), iter(reads)
         self._late: list[tuple[bytes, int]] = []
+        self.unit = "u"
         self._append(SPEC)
+        self._append(HELD)
 
     @property
     def store(self) -> Store:
-        return Store(cast("Any", self), *[cast("Any", None)] * 5)
+        return Store(*cast("Any", [self, None, None, None, self, None]))
 
     def journal(self) -> Journal:
         journal = Journal("j")
@@ -109,8 +113,8 @@ async def write(store: Scripted, **options: Any) -> tuple[bool, Journal]:
 
 
 def written(store: Scripted) -> list[AnyRecord]:
-    """What stands in the store behind the spec."""
-    return store.journal().records[1:]
+    """What stands in the store behind the spec and the lease."""
+    return store.journal().records[2:]
 
 
 async def test_what_the_store_takes_is_written_with_one_append_and_no_read() -> None:
@@ -215,9 +219,9 @@ async def test_what_is_wanted_may_shrink_to_what_has_not_landed() -> None:
     store = Scripted()
     journal = store.journal()
     store._append(OURS)
-    wanted = lambda: tuple(one for one in (OURS, LEASE) if one not in journal.records)  # noqa: E731
+    wanted = lambda: tuple(one for one in (OURS, MORE) if one not in journal.records)  # noqa: E731
     assert await Writer(store.store, journal, "q").write(wanted, give_up_s=LONG_S)
-    assert written(store) == [OURS, LEASE]
+    assert written(store) == [OURS, MORE]
 
 
 async def test_a_store_without_room_is_told_of_at_once_where_nothing_can_have_landed() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -35,13 +36,16 @@ from mvmci.errors import (
     StoreFull,
     Usage,
 )
-from mvmci.jobs.job import End
+from mvmci.jobs.glob import Pattern
+from mvmci.jobs.job import REASON_CHARS_MAX, End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied
 from mvmci.store import load_text
 from mvmci.system.tasks import cancel
+
+log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 0.25  # a first delivery that ends sooner is written in one message
 LET_GO_S = 2.0
@@ -197,13 +201,17 @@ class Embedded:
         except (asyncio.CancelledError, HostFull):
             await self._let_go(holder)
             raise
+        except MvmciError:
+            if holder.started_at is None:  # nothing of the job has run: that is no attempt
+                await self._let_go(holder)
+            raise
         return Outcome("ended")
 
     async def _release(self, holder: Holder, until: int) -> Outcome:
         if not until:
             await holder.finish(Released(at=self._host.now_ms(), why="drain"))
             return Outcome("released")
-        until = min(until, self._deadline_ms(holder))
+        until = min(until, holder.journal.state.deadline_ms or holder.deadline_ms)
         await holder.finish(Released(at=self._host.now_ms(), why="sleep", until=until))
         await self._host.store.hints.timer(holder.spec.queue, holder.spec.id, until)
         return Outcome("released", until)
@@ -212,7 +220,7 @@ class Embedded:
         """This engine is told to stop: say so in the journal, if it can be said quickly."""
         if holder.leased and holder.journal.state.held:
             released = holder.finish(Released(at=self._host.now_ms(), why="drain"))
-            with contextlib.suppress(MvmciError, Cancelled, TimeoutError):
+            with contextlib.suppress(MvmciError, Cancelled, Reread, TimeoutError):
                 await asyncio.wait_for(released, LET_GO_S)
 
     async def _attempt(self, holder: Holder, run: _Run) -> Done:
@@ -224,6 +232,8 @@ class Embedded:
             return self._done("errored", f"attempts: {state.lost + 1} holders were lost")
         time = Deadline(self._host.now_ms)
         try:
+            for pattern in holder.spec.artifacts:
+                Pattern(pattern)
             if state.deadline_ms is not None:
                 time.begin(state.deadline_ms)
                 if time.over.done():
@@ -245,13 +255,22 @@ class Embedded:
             return self._done("failed", f"store: {full.message}")
         except (Nondeterminism, NotFound) as ours:
             return self._done("errored", ours.message)
-
-    def _deadline_ms(self, holder: Holder) -> int:
-        """Counted from the first lease, which may be this one."""
-        return holder.journal.state.deadline_ms or holder.lease.at + holder.spec.limits.timeout_ms
+        except Usage as wrong:
+            return self._done("failed", f"request: {wrong.message}")
+        except (MvmciError, Cancelled, Reread, Suspended):
+            raise
+        except Exception as bug:  # it is ours, and costs this job; the others here run on
+            log.exception("job %s met a bug in mvmci", holder.spec.id)
+            return self._done("errored", f"a bug in mvmci: {type(bug).__name__}: {bug}")
 
     async def _guest(self, holder: Holder, run: _Run, time: Deadline) -> Done:
-        """Everything slow comes before the lease; the guest runs once it is written, or soon will be."""
+        """Everything slow comes before the first lease; the guest runs once it is written, or soon will be.
+
+        Where somebody may have tried before, what lies before the guest may be what that one died of: then
+        the lease is written at once, and dying again is an attempt.
+        """
+        if run.spec_entry is None:
+            await holder.write()
         code = await self._host.compiled(holder.spec)
         try:
             try:
@@ -272,7 +291,7 @@ class Embedded:
                 await fill(host, slot, spec.tree)
             if not again:
                 holder.set_start(host.now_ms())
-                time.begin(self._deadline_ms(holder))
+                time.begin(holder.deadline_ms)
             if run.spec_entry is not None and not again:
                 holder.write_within(LEASE_WAIT_S)
             else:
@@ -287,4 +306,4 @@ class Embedded:
             return await live.collect(await run_workflow(host, slot, spec, started_at, code, live))
 
     def _done(self, end: End, reason: str) -> Done:
-        return Done(at=self._host.now_ms(), status=end, reason=reason)
+        return Done(at=self._host.now_ms(), status=end, reason=reason[:REASON_CHARS_MAX])

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
+from mvmci.stores.nats.layout import EXPECTED, EXPECTED_OF
 from mvmci.stores.nats.link import ApiError, Link, accepted
 from mvmci.stores.nats.parser import Incoming
 from mvmci.system.tasks import TaskSet
@@ -65,8 +66,8 @@ class Append:
     @property
     def headers(self) -> dict[str, str]:
         return {
-            "Nats-Expected-Last-Subject-Sequence": str(self.expect),
-            "Nats-Expected-Last-Subject-Sequence-Subject": self.subtree,
+            EXPECTED: str(self.expect),
+            EXPECTED_OF: self.subtree,
         }
 
 

@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mappi
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
 from mvmci.config.quantity import rough_size
 from mvmci.errors import NotFound, StoreFull, StoreUnavailable
+from mvmci.jobs.job import Count
 from mvmci.store import Source
 from mvmci.stores.nats.append import FULL, MAKE_ROOM
 from mvmci.stores.nats.layout import Layout
@@ -44,9 +45,9 @@ class _Info(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     name: str
     bucket: str
-    nuid: str
-    size: int
-    chunks: int
+    nuid: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
+    size: Count
+    chunks: Count
     digest: str = ""
     deleted: bool = False
     options: dict[str, int] = {}
@@ -202,17 +203,19 @@ class NatsBlobs:
 
         Ages are by the broker's clock alone. Chunks of which nothing was ever told count as a blob.
         """
-        stream, found = self._layout.blobs, []
+        stream, found, young = self._layout.blobs, list[Old](), set[str]()
         chunks, now = await self._all_chunks()
         async for stored in self._link.read(stream, self._layout.blob_info("*")):
-            try:
-                info = _infos.decode(stored.data)
-            except msgspec.DecodeError:
+            info = _info(stored)
+            if info is None:
                 continue
             told = self._layout.blob_chunks(info.nuid)
             chunks.discard(told)
             if _age_ms(stored, now) > age_ms:
                 found.append(Old(info.name, told, stored))
+            else:
+                young.add(told)  # whoever tells of them as his own does not take them along
+        found = [old for old in found if old.chunks not in young]
         for subject in chunks:
             last = await self._link.last(stream, subject)
             if last is not None and _age_ms(last, now) > age_ms:
@@ -251,8 +254,9 @@ class NatsBlobs:
         """Read on, since the last time, which chunks were told of."""
         async for stored in self._link.read(self._layout.blobs, self._layout.blob_info("*"), self._told_to):
             self._told_to = stored.seq
-            with contextlib.suppress(msgspec.DecodeError):
-                self._told.add(_infos.decode(stored.data).nuid)
+            info = _info(stored)
+            if info is not None:
+                self._told.add(info.nuid)
 
     async def last_seq(self) -> int:
         """The sequence of the newest message: where it is the same, nothing has come."""
@@ -331,11 +335,17 @@ class NatsBlobs:
 
 def _told(stored: Stored) -> _Info | None:
     """What a message tells of a blob; None if it is of none, or deleted."""
+    info = _info(stored)
+    return None if info is None or info.deleted else info
+
+
+def _info(stored: Stored) -> _Info | None:
+    """What a message tells, if it tells of the blob of its subject: anybody may write there."""
     try:
         info = _infos.decode(stored.data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return None if info.deleted else info
+    return info if stored.subject.endswith(f".M.{_token(info.name)}") else None
 
 
 def _age_ms(stored: Stored, now: datetime) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from mvmci.cluster.witness import Loss, Witness
-from mvmci.errors import Conflict
+from mvmci.errors import Conflict, StoreUnavailable
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats.append import CONFLICTS
 from mvmci.stores.nats.layout import Layout
@@ -53,7 +53,12 @@ class Config:
     async def settings(self) -> ClusterSettings | None:
         """What the cluster is and allows, if anybody has said it. Raises StoreUnavailable."""
         found = await self.get(SETTINGS)
-        return None if found is None else _settings.decode(found.value)
+        try:
+            return None if found is None else _settings.decode(found.value)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise StoreUnavailable(
+                "the settings of the cluster cannot be read", hint="`mvmci up` with its file writes them anew"
+            ) from None
 
     async def put_settings(self, settings: ClusterSettings) -> None:
         """Say it, if that is news. Raises StoreUnavailable."""

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from mvmci.errors import MvmciError
+from mvmci.jobs.job import is_id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Delivery
 from mvmci.stores.nats.layout import Layout
@@ -186,7 +187,10 @@ class _Queue:
     def _hand_out(self, reply: Incoming) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
         deliveries, seq = _delivered(reply.reply)
-        first = spec and deliveries == 1
+        if not is_id(job):  # anybody who may say `ready` may have said it
+            self._start(_Delivery(self._link, job, spec_entry=None, reply=reply.reply).ack)
+            return
+        first = spec and deliveries == 1 and self._layout.begins(reply.subject, reply.headers)
         origin = self._layout.origin_of_message(reply.subject)
         spec_entry = Entry(seq=seq, data=reply.data, origin=origin) if first else None
         delivery = _Delivery(self._link, job, spec_entry=spec_entry, reply=reply.reply)

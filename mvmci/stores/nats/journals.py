@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from datetime import datetime
 from typing import NamedTuple
 
 from mvmci.cluster.witness import Removal
 from mvmci.errors import StoreFull, StoreLost
+from mvmci.jobs.job import is_id
 from mvmci.jobs.journal import Entry, MessageKind, Origin
 from mvmci.store import MESSAGE_BYTES_MAX
 from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
@@ -58,10 +60,18 @@ class NatsJournals:
 
     async def first(self, job: str, seq: int) -> Entry | None:
         stored = await self._link.at(self._layout.jobs, seq)
-        if stored is None or not self._layout.is_spec(stored.subject):
+        if stored is None or self._layout.job_of_message(stored.subject) != job:
             return None
-        there = self._layout.job_of_message(stored.subject) == job
-        return self._entry(stored) if there else None
+        begins = self._layout.is_spec(stored.subject) and await self._begins(stored)
+        return self._entry(stored) if begins else None
+
+    async def _begins(self, message: Stored) -> bool:
+        """Whether a job begins with that message. The broker is asked of those that were not submitted."""
+        if self._layout.begins(message.subject, message.headers):
+            return True
+        subtree = self._layout.journal(self._layout.job_of_message(message.subject))
+        first = await self._link.first(self._layout.jobs, subtree)
+        return first is not None and first.seq == message.seq
 
     async def append(
         self,
@@ -128,7 +138,9 @@ class NatsJournals:
 
     async def all(self) -> AsyncIterator[tuple[str, Entry]]:
         async for message in self._link.read(self._layout.jobs, EVERYTHING):
-            yield self._layout.job_of_message(message.subject), self._entry(message)
+            job = self._layout.job_of_message(message.subject)
+            if is_id(job):
+                yield job, self._entry(message)
 
     async def tail(self, after: int) -> AsyncGenerator[Tailed, None]:
         """The messages of all jobs with a sequence over `after`, as they stand in the stream.
@@ -140,10 +152,15 @@ class NatsJournals:
             assert entry.origin is not None
             yield Tailed(self._layout.job_of_message(message.subject), entry.origin, entry)
 
-    async def ends(self) -> AsyncGenerator[tuple[str, Entry], None]:
-        """The last messages of all jobs that ended, in the order of their ends. Raises StoreUnavailable."""
+    async def ends(self) -> AsyncGenerator[tuple[str, Entry, int], None]:
+        """What was written as the end of a job, in order, and when it was stored, in ms since 1970.
+
+        The journal says whether it is the end. Raises StoreUnavailable.
+        """
         async for message in self._link.read(self._layout.jobs, self._layout.ends()):
-            yield self._layout.job_of_message(message.subject), self._entry(message)
+            job, at = self._layout.job_of_message(message.subject), message.headers["Nats-Time-Stamp"]
+            if is_id(job):
+                yield job, self._entry(message), int(datetime.fromisoformat(at).timestamp() * 1000)
 
     async def purge(self, removal: Removal) -> None:
         """Remove messages of a job. Again is free. Raises StoreUnavailable."""
@@ -167,7 +184,10 @@ class NatsJournals:
         return found + ([(end + 1, last)] if last > end else [])
 
     async def newest(self) -> AsyncGenerator[tuple[str, list[Entry]], None]:
-        """Backwards, a window of the stream at a time: a job's spec stands before all else of it."""
+        """Backwards, a window of the stream at a time: a job's spec stands before all else of it.
+
+        What has no spec at all comes last; a tombstone does not.
+        """
         state = (await self._link.api(f"STREAM.INFO.{self._layout.jobs}"))["state"]
         first, last, size = state["first_seq"], state["last_seq"], WINDOW
         later: dict[str, list[Entry]] = {}  # what stands behind specs that were not seen yet
@@ -175,10 +195,14 @@ class NatsJournals:
             start = max(first, last - size + 1)
             window, specs = await self._window(start, last)
             for job in reversed(specs):
-                yield job, window.pop(job) + later.pop(job, [])
+                if job in window:
+                    yield job, window.pop(job) + later.pop(job, [])
             for job, entries in window.items():
                 later[job] = entries + later.get(job, [])
             last, size = start - 1, min(size * 2, WINDOW_MAX)
+        for job, entries in later.items():
+            if entries[0].origin is not None and entries[0].origin.kind != "done":
+                yield job, entries
 
     async def _window(self, start: int, last: int) -> tuple[dict[str, list[Entry]], list[str]]:
         """The messages from `start` to `last` by their jobs, and the jobs that begin there, in order."""
@@ -188,8 +212,10 @@ class NatsJournals:
             if message.seq > last:
                 break
             job = self._layout.job_of_message(message.subject)
+            if not is_id(job):
+                continue
             window.setdefault(job, []).append(self._entry(message))
-            if self._layout.is_spec(message.subject):
+            if self._layout.is_spec(message.subject) and await self._begins(message):
                 specs.append(job)
         return window, specs
 
@@ -207,7 +233,7 @@ class NatsJournals:
             subjects = answer["state"].get("subjects") or {}
             for subject in subjects:
                 job = self._layout.job_of_message(subject)
-                if job not in found:
+                if job not in found and is_id(job):
                     found.add(job)
                     yield job
             offset += len(subjects)

@@ -13,6 +13,7 @@ The sizes sum up to less than the store, so that logs and blobs cannot eat the j
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mvmci.jobs.job import check_id
@@ -25,6 +26,8 @@ MEMBER_AGE_S = 10  # a unit that has been silent for so long is forgotten
 LOG_AGE_MS = 2 * 86_400_000
 ACKS_PENDING_MAX = 65_536  # jobs of one queue that may be at work
 PULLS_WAITING_MAX = 8_192
+EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_OF = "Nats-Expected-Last-Subject-Sequence-Subject"
 _NS = 1_000_000_000
 _NS_PER_MS = 1_000_000
 
@@ -123,7 +126,16 @@ class Layout:
         return unit, incarnation
 
     def job_of_message(self, subject: str) -> str:
+        """The job of a message of a journal; who publishes may put there what is no id."""
         return subject.split(".")[2]
+
+    def begins(self, subject: str, headers: Mapping[str, str]) -> bool:
+        """Whether a spec is surely the first message of its job: it was stored behind none, says the broker.
+
+        Anybody who may submit can publish another spec later, without that expectation.
+        """
+        subtree = self.journal(self.job_of_message(subject))
+        return headers.get(EXPECTED) == "0" and headers.get(EXPECTED_OF) == subtree
 
     def origin_of_message(self, subject: str) -> Origin:
         """What the broker vouches for of a message of a journal. What is not there is empty."""
@@ -135,7 +147,7 @@ class Layout:
         return subject.split(".")[3] == "spec"
 
     def job_of_hint(self, subject: str) -> tuple[str, bool]:
-        """The job that a hint is about, and whether it is the job's own spec."""
+        """The job that a hint is about, which may be no id, and whether it is the job's own spec."""
         tokens = subject.split(".")
         return (tokens[2], True) if tokens[1] == "job" else (tokens[3], False)
 

@@ -465,6 +465,10 @@ class Link:
         """The last message on the literal `subject`. Raises StoreUnavailable."""
         return await self._get(stream, last_by_subj=subject)
 
+    async def first(self, stream: str, subject: str) -> Stored | None:
+        """The first message on `subject`, which may have wildcards. Raises StoreUnavailable."""
+        return await self._get(stream, seq=1, next_by_subj=subject)
+
     async def at(self, stream: str, seq: int) -> Stored | None:
         """The message with that sequence. Raises StoreUnavailable."""
         return await self._get(stream, seq=seq)

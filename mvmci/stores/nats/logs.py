@@ -5,6 +5,7 @@ New lines are heard as plain messages as well, but only what the stream gives is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
@@ -12,8 +13,9 @@ import msgspec
 
 from mvmci.store import Chunk
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.link import Link, Stored
 
+log = logging.getLogger(__name__)
 _CHUNKS_IN_FLIGHT = 64
 
 _chunks = msgspec.json.Decoder(Chunk)
@@ -34,12 +36,30 @@ class NatsLogs:
             await self._link.request_all(subject, [_encode(chunk) for chunk in group])
 
     async def read(self, job: str) -> list[Chunk]:
-        stored = self._link.read(self._layout.logs, self._layout.log_of(job))
-        return [_chunks.decode(message.data) async for message in stored]
+        subject = await self._subject(job)
+        stored = [message async for message in self._link.read(self._layout.logs, subject)]
+        return [chunk for message in stored if (chunk := _chunk(job, message)) is not None]
 
     async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
-        subject = self._layout.log_of(job)
+        subject = await self._subject(job)
         following = self._link.follow(self._layout.logs, subject, self._layout.stored(subject))
         async with aclosing(following) as messages:
             async for message in messages:
-                yield _chunks.decode(message.data)
+                if (chunk := _chunk(job, message)) is not None:
+                    yield chunk
+
+    async def _subject(self, job: str) -> str:
+        """Where the job's own holders print: who has another queue may write under its id as well."""
+        first = await self._link.first(self._layout.jobs, self._layout.journal(job))
+        if first is None:
+            return self._layout.log_of(job)
+        return self._layout.log(job, self._layout.origin_of_message(first.subject).queue)
+
+
+def _chunk(job: str, message: Stored) -> Chunk | None:
+    """A piece of output; one that is none is told of, and nothing else is kept back for it."""
+    try:
+        return _chunks.decode(message.data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        log.warning("a piece of the output of %s cannot be read (sequence %d)", job, message.seq)
+        return None

@@ -120,7 +120,7 @@ async def test_the_early_response_of_a_job_that_was_there_already_is_answered(fa
 
     assert (await face.start("echo", id="j")).json["ok"]["response"] is None
     journal: Journal = await load(face.store, "j")
-    lease = Lease(at=1, epoch=1, unit="w", incarnation="i", run="r", why="first")
+    lease = Lease(at=1, epoch=1, unit=face.store.presence.unit, incarnation="i", run="r", why="first")
     data = journal.encode([lease, Response(at=1, value=Payload(text='{"early": true}'))], "m")
     await face.store.journals.append("j", "run", "default", data, expect=journal.tail)
     assert (await face.start("echo", id="j")).json["ok"] == {"id": "j", "response": {"early": True}}

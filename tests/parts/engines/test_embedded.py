@@ -16,14 +16,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from mvmci.config.quantity import DURATION_MS_MAX, SIZE_BYTES_MAX
 from mvmci.engines.embedded import command
+from mvmci.engines.embedded import engine as engine_module
 from mvmci.engines.embedded.code import _stat
 from mvmci.engines.embedded.engine import Embedded
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import LimitReached, first
 from mvmci.errors import HostFull, Nondeterminism, StoreFull, Usage
 from mvmci.jobs.allow import Allow
-from mvmci.jobs.job import Limits
+from mvmci.jobs.job import ATTEMPTS_MAX, COUNT_MAX, Limits
 from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
@@ -416,3 +418,115 @@ async def test_a_command_closes_a_pipe_once(
     assert (await make(store).run("j")).kind == "ended"
     assert closed == 2
     assert not found_closed
+
+
+EXTREMES = Limits(
+    timeout_ms=DURATION_MS_MAX,
+    memory_bytes=SIZE_BYTES_MAX,
+    output_bytes=SIZE_BYTES_MAX,
+    workspace_bytes=SIZE_BYTES_MAX,
+    attempts=ATTEMPTS_MAX,
+    fuel=COUNT_MAX,
+)
+
+
+@pytest.mark.parametrize("kind", ["command", "workflow"])
+async def test_a_job_may_have_the_most_of_everything(memory: Memory, make: Make, kind: str) -> None:
+    store = memory.store("w")
+    spec = await (
+        command_spec(store, "j", "hello", EXTREMES)
+        if kind == "command"
+        else script_spec(store, "j", [], limits=EXTREMES)
+    )
+    await submit(store, spec)
+    assert (await make(store).run("j")).kind == "ended"
+    assert status((await load(store, "j")).state) == ("succeeded", "")
+
+
+@pytest.mark.parametrize("guest", ["hello", "script"])
+@pytest.mark.parametrize(
+    ("kind", "component"),
+    [("command", True), ("workflow", False), ("command", False), ("workflow", True)],
+)
+async def test_a_kind_that_does_not_fit_the_module_fails_at_once(
+    memory: Memory, make: Make, guest: str, kind: Any, component: bool
+) -> None:
+    store = memory.store("w")
+    like = await (command_spec(store, "j", "hello") if guest == "hello" else script_spec(store, "j", []))
+    if (like.kind, like.component) == (kind, component):
+        return
+    await submit(store, msgspec.structs.replace(like, kind=kind, component=component))
+    assert (await make(store).run("j")).kind == "ended"
+    journal = await load(store, "j")
+    assert status(journal.state)[0] == "failed"
+    assert status(journal.state)[1].startswith(("module: ", "trap: "))
+    assert count(journal, Lease) <= 1
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "../x", "", "[z-a]", "a" * 2_000])
+async def test_bad_artifact_patterns_fail_a_job_at_once(memory: Memory, make: Make, pattern: str) -> None:
+    store = memory.store("w")
+    spec = msgspec.structs.replace(await command_spec(store, "j", "hello"), artifacts=(pattern,))
+    await submit(store, spec)
+    assert (await make(store).run("j")).kind == "ended"
+    assert status((await load(store, "j")).state)[0] == "failed"
+
+
+async def test_a_bug_of_ours_ends_its_job_alone(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = memory.store("w")
+    engine = make(store)
+    await submit(store, await script_spec(store, "long", [{"sleep": 2_000}]))
+    await submit(store, await command_spec(store, "j", "hello"))
+    running = asyncio.create_task(engine.run("long"))
+
+    async def broken(*_: Any) -> None:
+        raise OverflowError("too large\n\x1b[2J")
+
+    await until_journal(store, "long", lambda journal: journal.state.held)
+    monkeypatch.setattr("mvmci.engines.embedded.engine.fill", broken)
+    assert (await engine.run("j")).kind == "ended"
+    name, reason = status((await load(store, "j")).state)
+    assert (name, reason.startswith("a bug in mvmci: OverflowError")) == ("errored", True)
+    assert "job j met a bug" in caplog.text
+    assert (await running).kind == "ended"
+    assert status((await load(store, "long")).state)[0] == "succeeded"
+
+
+async def test_a_death_before_the_guest_runs_counts_from_the_second_delivery_on(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies before the guest, its module or its workspace, may be what ends the process."""
+    store = memory.store("w")
+    await submit(store, await command_spec(store, "j", "hello", Limits(attempts=2)))
+
+    async def deadly(*_: Any) -> None:
+        raise Crashed
+
+    spec_entry = (await store.journals.read("j"))[0]
+    with monkeypatch.context() as patched:
+        patched.setattr("mvmci.engines.embedded.engine.fill", deadly)
+        for delivery in (spec_entry, None, None):
+            dying = memory.store("w")
+            with contextlib.suppress(Crashed):
+                await make(dying).run("j", spec_entry=delivery)
+            await dying.close()
+    await make(store).run("j")
+    assert status((await load(store, "j")).state) == ("errored", "attempts: 2 holders were lost")
+
+
+async def test_time_counts_from_the_guest_though_its_lease_is_older(
+    memory: Memory, make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = memory.store("w")
+    await submit(store, await command_spec(store, "j", "hello", Limits(timeout_ms=HOUR_MS)))
+    fill = engine_module.fill
+
+    async def slow(*args: Any) -> None:
+        clock.ahead_ms += 2 * HOUR_MS
+        await fill(*args)
+
+    monkeypatch.setattr(engine_module, "fill", slow)
+    await make(store).run("j")
+    assert status((await load(store, "j")).state)[0] == "succeeded"

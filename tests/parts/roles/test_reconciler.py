@@ -16,11 +16,11 @@ from mvmci.jobs.journal import (
     Cancel,
     Done,
     Lease,
-    MessageKind,
     Released,
     Spec,
     State,
     fold,
+    kind_of,
     status,
 )
 from mvmci.journals.client import submit
@@ -44,7 +44,7 @@ def spec() -> Spec:
 
 
 def lease(at: int = NOW_MS) -> Lease:
-    return Lease(at=at, epoch=1, unit="u", incarnation="i", run="r", why="first")
+    return Lease(at=at, epoch=1, unit="client", incarnation="i", run="r", why="first")
 
 
 CANCEL = Cancel(at=NOW_MS, by="me")
@@ -97,7 +97,7 @@ async def append(cluster: Cluster, job: str, *records: AnyRecord) -> None:
     journal = await load(cluster.store, job)
     message_id = secrets.token_hex(4)
     data = journal.encode(records, message_id)
-    kind: MessageKind = "cancel" if isinstance(records[-1], Cancel) else "run"
+    kind = kind_of(records)
     await cluster.store.journals.append(job, kind, "default", data, expect=journal.tail)
 
 
@@ -125,7 +125,7 @@ async def test_a_job_whose_holder_died_is_run_by_another_within_seconds(
     await submit(client.store, await script_spec(client.store, "j", []))
     assert await dead.store.hints.pull("default", wait_s=LONG_S) is not None
     await dead.store.presence.add_job("j", 1)
-    await append(client, "j", _lease_of(dead))
+    await append(dead, "j", _lease_of(dead))
     await place.worker("w1")
     await asyncio.sleep(3)
     assert (await load(client.store, "j")).state.epoch == 1  # it lives, as far as anybody can tell

@@ -56,7 +56,7 @@ async def end(client: Cluster, job: str, **more: str | None) -> Spec:
     """A job that was submitted and ended at `NOW_MS`."""
     submitted = await spec(client.store, job, **more)
     await submit(client.store, submitted)
-    lease = Lease(at=NOW_MS, epoch=1, unit="u", incarnation="i", run="r", why="first")
+    lease = Lease(at=NOW_MS, epoch=1, unit="client", incarnation="i", run="r", why="first")
     journal = await load(client.store, job)
     data = journal.encode([lease, Done(at=NOW_MS, status="succeeded")], "m")
     await client.store.journals.append(job, "done", "default", data, expect=journal.tail)
@@ -97,7 +97,7 @@ async def test_a_job_that_has_not_ended_is_never_forgotten(
     client: Cluster, retention: Retention, clock: Clock
 ) -> None:
     await submit(client.store, await spec(client.store, "open"))
-    await append(client, "open", Lease(at=1, epoch=1, unit="u", incarnation="i", run="r", why="first"))
+    await append(client, "open", Lease(at=1, epoch=1, unit="client", incarnation="i", run="r", why="first"))
     clock.ahead_ms = 100 * AGE_MS
     await retention.forget()
     assert (await load(client.store, "open")).state.spec is not None
