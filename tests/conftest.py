@@ -49,14 +49,21 @@ TOGETHER = {
 APART = re.compile(
     r"tests/program/cluster/test_accesses\.py::.*\[(per-worker|peer|pool behind HAProxy|pool|shared)"
 )
-# What takes longest begins first.
+# What takes longest begins first: the whole ends soon after the last of what is short.
 FIRST = (
     "tests/program/compose/",
     "tests/faults/chaos/",
-    "tests/program/cluster/",
+    "tests/program/cluster/test_down.py",
+    "tests/program/cluster/test_up.py",
+    "tests/program/cluster/test_jobs.py",
+    "tests/contracts/test_runtime.py",
+    "tests/program/cluster/test_changes.py",
+    "tests/program/cli/test_death.py",
+    "tests/foreign/",
+    "tests/program/cluster/test_topologies.py",
+    "tests/program/test_",
     "tests/program/",
     "tests/faults/",
-    "tests/foreign/",
     "tests/parts/",
     "tests/contracts/",
     "tests/",

@@ -18,14 +18,14 @@ LOOK_S = 0.02
 def until(there: Callable[[], object], told: Callable[[], object] = lambda: "") -> None:
     """Wait until `there()` is true; what is `told` stands in the failure.
 
-    A look may start a program: it is not to keep a core from that which is waited for.
+    A look may run a verb: at most a fifth of a core is kept from that which is waited for.
     """
     end = time.monotonic() + LONG_S
     began = time.monotonic()
     while not there():
         now = time.monotonic()
         assert now < end, f"it never came to that: {told()}"
-        time.sleep(max(LOOK_S, 2 * (now - began)))
+        time.sleep(max(LOOK_S, 4 * (now - began)))
         began = time.monotonic()
 
 
