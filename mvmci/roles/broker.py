@@ -201,12 +201,18 @@ async def check_broker(login: Login, system: Login | None = None, *, synced: boo
             f"the broker at {', '.join(login.urls)} cannot carry a cluster: {'; '.join(missing)}",
             hint="nats-server 2.12 or later is needed, with JetStream for this account",
         )
+    unparted = (
+        "all units have the one credential and the one account of this broker: "
+        "each may do what any other may, and write in its name"
+    )
     if not synced:
-        return ["durability is relaxed: a power cut can lose what was accepted in the last two minutes"]
+        relaxed = "durability is relaxed: a power cut can lose what was accepted in the last two minutes"
+        return [relaxed] if system is not None else [relaxed, unparted]
     if system is None:
         return [
             "the broker does not tell us whether it syncs every write: without `sync_interval: always`, "
-            "a power cut loses jobs that were accepted"
+            "a power cut loses jobs that were accepted",
+            unparted,
         ]
     from mvmci.trust.permissions import VARZ
 

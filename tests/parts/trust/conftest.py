@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, UnitRole
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.link import Link
+from mvmci.system import keys
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import make_ticket
@@ -110,3 +114,54 @@ async def until_refused(link: Link) -> None:
     """Until the broker has cut `link` off for good."""
     async with asyncio.timeout(LONG_S):
         await link.refused.wait()
+
+
+class Plain:
+    """A client of somebody who knows NATS and has a credential, and what the broker told it."""
+
+    def __init__(self, login: Login) -> None:
+        self.login = login
+        self.client = Client()
+        self.reply: list[str] = []
+
+    async def open(self) -> Plain:
+        async def hear(error: Exception) -> None:
+            self.reply.append(str(error))
+
+        await self.client.connect(
+            list(self.login.urls),
+            user_jwt_cb=lambda: self.login.jwt.encode(),
+            signature_cb=lambda nonce: base64.b64encode(keys.sign(self.login.seed, nonce.encode())),
+            inbox_prefix=self.login.inbox,
+            error_cb=hear,
+            allow_reconnect=False,
+        )
+        return self
+
+    async def refusals(self, publish: Iterable[str] = (), subscribe: Iterable[str] = ()) -> set[str]:
+        """Which of these the broker refuses."""
+        self.reply.clear()
+        tried = [("publish to", subject) for subject in publish]
+        tried += [("subscription to", subject) for subject in subscribe]
+        for kind, subject in tried:
+            if kind == "publish to":
+                await self.client.publish(subject, b"x")
+            else:
+                await self.client.subscribe(subject)
+        await self.client.flush()
+        await self.client.flush()  # the first one's ping may overtake what was published before it
+        told = "\n".join(self.reply)
+        return {subject for kind, subject in tried if f'violation for {kind} "{subject.lower()}"' in told}
+
+
+@pytest.fixture
+async def plain(world: World) -> Any:
+    opened: list[Plain] = []
+
+    async def open_plain(login: Login) -> Plain:
+        opened.append(await Plain(login).open())
+        return opened[-1]
+
+    yield open_plain
+    for one in opened:
+        await one.client.close()

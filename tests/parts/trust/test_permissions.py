@@ -7,7 +7,6 @@ nobody's own is tried as well.
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,16 +14,13 @@ from typing import Any, get_args
 
 import msgspec
 import pytest
-from nats.aio.client import Client
 
-from mvmci.cluster.identity import Login
 from mvmci.jobs.journal import Lease
 from mvmci.roles.control_plane import ControlPlane
 from mvmci.store import About, Chunk, ClusterSettings, Member
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.system import keys
 from mvmci.trust.enrol.client import renew
 from mvmci.trust.permissions import Grantee, inbox, permissions
 from tests.harness.waiting import LONG_S
@@ -143,57 +139,6 @@ def of_others() -> set[str]:
             for pattern in permissions(LAYOUT, role, unit, queues).publish:
                 found |= concrete(pattern)
     return found
-
-
-class Plain:
-    """A client of somebody who knows NATS and has a credential, and what the broker told it."""
-
-    def __init__(self, login: Login) -> None:
-        self.login = login
-        self.client = Client()
-        self.reply: list[str] = []
-
-    async def open(self) -> Plain:
-        async def hear(error: Exception) -> None:
-            self.reply.append(str(error))
-
-        await self.client.connect(
-            list(self.login.urls),
-            user_jwt_cb=lambda: self.login.jwt.encode(),
-            signature_cb=lambda nonce: base64.b64encode(keys.sign(self.login.seed, nonce.encode())),
-            inbox_prefix=self.login.inbox,
-            error_cb=hear,
-            allow_reconnect=False,
-        )
-        return self
-
-    async def refusals(self, publish: Iterable[str] = (), subscribe: Iterable[str] = ()) -> set[str]:
-        """Which of these the broker refuses."""
-        self.reply.clear()
-        tried = [("publish to", subject) for subject in publish]
-        tried += [("subscription to", subject) for subject in subscribe]
-        for kind, subject in tried:
-            if kind == "publish to":
-                await self.client.publish(subject, b"x")
-            else:
-                await self.client.subscribe(subject)
-        await self.client.flush()
-        await self.client.flush()  # the first one's ping may overtake what was published before it
-        told = "\n".join(self.reply)
-        return {subject for kind, subject in tried if f'violation for {kind} "{subject.lower()}"' in told}
-
-
-@pytest.fixture
-async def plain(world: World) -> Any:
-    opened: list[Plain] = []
-
-    async def open_plain(login: Login) -> Plain:
-        opened.append(await Plain(login).open())
-        return opened[-1]
-
-    yield open_plain
-    for one in opened:
-        await one.client.close()
 
 
 async def states(cluster: Cluster) -> dict[str, Any]:
