@@ -31,6 +31,7 @@ from mvmci.cli.options import (
     say_loss,
     state_option,
 )
+from mvmci.config.quantity import rough_size
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 from mvmci.jobs.summary import rfc3339
 from mvmci.system.tasks import readable
@@ -366,8 +367,20 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
         click.echo(msgspec.json.encode(roster))
     else:
         print_table(_table(roster.units))
+        if roster.store:
+            click.echo(f"\nstore: {_rooms(roster)}")
     say_loss(roster.loss)
+    if roster.trouble:
+        click.echo(f"warning: {roster.trouble}: make room, then it goes on by itself", err=True)
     return 0
+
+
+def _rooms(roster: ClusterStatus) -> str:
+    parts = (
+        f"{part} {rough_size(room.used)} of {rough_size(room.most)} ({room.used * 100 // room.most} %)"
+        for part, room in roster.store.items()
+    )
+    return f"{', '.join(parts)}; `broker.store` is 45 % journals, 25 blobs, 15 output, 5 hints"
 
 
 # ---- recover

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mvmci.config.quantity import parse_duration, parse_size
-from mvmci.errors import Usage
+from mvmci.errors import StoreFull, Usage
 from mvmci.system.files import private_folder
 from mvmci.system.processes import heeded
 from mvmci.system.text import one_line, printable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
 
     from mvmci.store import Store
 
+TROUBLE_EVERY_S, TROUBLE_LOOKS = 0.5, 4  # a write that is not answered while the broker is in trouble
 T = TypeVar("T")
 R = TypeVar("R")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -188,6 +189,26 @@ class Location:
             loss = await cluster.config.loss()
             say_loss(loss.what if loss is not None else ())
             yield cluster.store
+
+    async def written(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to, which writes to the place.
+
+        Raises StoreFull when a broker on this machine has no room, which may leave it without an answer.
+        """
+        import asyncio
+
+        from mvmci.roles.broker import FOLDER, trouble
+
+        folder = None if self.local else self.state / find_cluster(self.state, self.cluster) / FOLDER
+        task, stuck = asyncio.ensure_future(work), 0
+        try:
+            while not (await asyncio.wait([task], timeout=TROUBLE_EVERY_S))[0] and stuck < TROUBLE_LOOKS:
+                stuck += bool(folder is not None and trouble(folder))
+            if task.done() or folder is None:
+                return await task
+            raise StoreFull(trouble(folder), hint="make room: then it goes on by itself, and try this again")
+        finally:
+            task.cancel()
 
 
 def place_options(verb: Callable[..., int]) -> Callable[..., int]:

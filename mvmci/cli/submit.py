@@ -99,10 +99,10 @@ def submit_verb(
     async def main() -> int:
         nonlocal sent, accepted
         async with place.open() as store:
-            await files.keep(store)
-            spec = await files.spec(checked, job, store)
+            await place.written(files.keep(store))
+            spec = await place.written(files.spec(checked, job, store))
             sent = True
-            await submit(store, spec)
+            await place.written(submit(store, spec))
             accepted = True
             if wait:
                 click.echo(job, err=True)
@@ -172,7 +172,7 @@ def _submit_batch(
 async def _send(sending: Sending, place: Location, as_json: bool) -> None:
     async with place.open() as store:
         try:
-            await sending.send(store)
+            await place.written(sending.send(store))
         finally:
             there = [job for job in sending.ids if job in sending.accepted]
             if as_json:

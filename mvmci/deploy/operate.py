@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.identity import Identity
 from mvmci.cluster.witness import Loss
 from mvmci.deploy.state import ClusterState
-from mvmci.deploy.status import ClusterStatus, rows
+from mvmci.deploy.status import ClusterStatus, Room, rows
 from mvmci.errors import NotFound, StoreUnavailable, Usage
+from mvmci.roles.broker import FOLDER, trouble
 from mvmci.runtime import GRACE_S
 from mvmci.store import Member
 from mvmci.stores import open_cluster
@@ -36,23 +39,37 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
     planned, seen = state.applied_deployment().units, await state.runtime().observe()
     members: Sequence[Member] | None = None
     loss: Loss | None = None
+    store: dict[str, Room] = {}
     if applied is None or seen or applied.broker.url is not None:
         try:
             cluster = await open_cluster(identity(), announce=False)
             try:
                 members = await cluster.store.presence.members()
                 loss = await cluster.config.loss()
+                with suppress(StoreUnavailable):
+                    store = {part: Room(*found) for part, found in (await cluster.room()).items()}
             finally:
                 await cluster.close()
         except StoreUnavailable:
             if not planned and not seen:
                 raise
+    why = trouble(state.folder / FOLDER)
+    units = rows(planned, seen, members, here=socket.gethostname(), now_ms=wall_clock_ms())
+    if why:
+        units = [
+            msgspec.structs.replace(row, state="down")
+            if (row.role, row.state) == ("broker", "ready")
+            else row
+            for row in units
+        ]
     return ClusterStatus(
         cluster=state.cluster,
         access=applied.access if applied is not None else None,
         runtime=facts.runtime if facts is not None else None,
-        units=rows(planned, seen, members, here=socket.gethostname(), now_ms=wall_clock_ms()),
+        units=units,
         loss=loss.what if loss is not None else (),
+        trouble=why,
+        store=store,
     )
 
 

@@ -6,6 +6,7 @@ to be wrong before anything is changed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from mvmci.cluster.changes import Action, Observed, changes, next_generation
 from mvmci.cluster.deployment import Deployment, UnitConfig, is_url, listening, resolve
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
-from mvmci.config.quantity import format_duration, format_size
+from mvmci.config.quantity import format_duration, format_size, rough_size
 from mvmci.deploy.access import accesses, deployment_of
 from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.roles import broker
+from mvmci.roles.disk_watch import ROOM_BYTES
 from mvmci.runtime import Runtime
 from mvmci.store import ClusterSettings
 from mvmci.system.ports import check_port
@@ -145,7 +147,26 @@ async def check_external(plan: Plan) -> list[str]:
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
-    return [] if plan.external is None else await broker_warnings(plan, plan.external)
+    return _disk_warnings(plan) if plan.external is None else await broker_warnings(plan, plan.external)
+
+
+def _disk_warnings(plan: Plan) -> list[str]:
+    """Compare the store with what is free where it lies, if that is this machine. Raises Usage."""
+    folder = plan.state.folder / broker.FOLDER
+    if plan.runtime != "local":
+        return []
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    disk = os.statvfs(there)
+    free, wanted = disk.f_bavail * disk.f_frsize, broker_of(plan.topology, plan.state.facts()).store_bytes
+    if free < ROOM_BYTES and not plan.state.applied_deployment().units:
+        raise Usage(f"{there} has {rough_size(free)} free: no broker can begin there", hint="make room")
+    free += sum(file.stat().st_blocks * 512 for file in folder.glob("store/**/*.blk"))
+    if free >= wanted:
+        return []
+    return [
+        f"warning: broker.store is {rough_size(wanted)}, and {there} has {rough_size(free)} for it: once "
+        "that is full nothing is accepted or ended until there is room"
+    ]
 
 
 async def check_front(plan: Plan) -> None:

@@ -33,6 +33,13 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
 
 
+class Room(msgspec.Struct, frozen=True):
+    """How full a part of the store is, in bytes."""
+
+    used: int
+    most: int
+
+
 class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """All of a cluster, as `ps --json` prints it. Of a cluster on other machines, not all is known."""
 
@@ -41,6 +48,8 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     runtime: str | None
     units: list[UnitRow]
     loss: tuple[str, ...] = ()  # what its store lacks, until `mvmci recover`
+    trouble: str = ""  # why a broker on this machine stores nothing now
+    store: dict[str, Room] = {}  # of journals and blobs
 
 
 def rows(

@@ -10,6 +10,7 @@ another listener: no monitoring where an account can be asked, no websocket, no 
     <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
     <cluster>/broker/store/            the streams
     <cluster>/broker/store.damaged-*/  files of it that were not whole before a start, as they were found
+    <cluster>/broker/trouble           why it stores nothing, while that is so
     <cluster>/broker/damage.json       which records those were
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,7 +29,9 @@ import msgspec
 from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Guard
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable, Usage
+from mvmci.roles import disk_watch
 from mvmci.system.files import private_folder, write_private
+from mvmci.system.linux import dying_with_us
 from mvmci.system.ports import check_port, is_loopback
 
 _MEMORY_BYTES = 256 << 20
@@ -60,9 +64,32 @@ def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:
     if settings.port != ANY_PORT:
         check_port(settings.listen, settings.port)
     check(folder)
-    config = prepare(folder, settings, guard)
+    try:
+        config = prepare(folder, settings, guard)
+        disk_watch.say(str(folder), "")
+    except OSError as error:
+        raise Usage(
+            f"the broker's folder {folder} cannot be written: {error.strerror}",
+            hint="make room there; the broker is tried again",
+        ) from None
     server = str(find_server())
+    _watch_disk(folder)
     os.execv(server, [server, "-c", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+
+
+def _watch_disk(folder: Path) -> None:
+    """Have somebody look after the server that we are about to become."""
+    size = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
+    command = [sys.executable, "-I", "-S", disk_watch.__file__, str(folder), str(size)]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=dying_with_us())
+
+
+def trouble(folder: Path) -> str:
+    """Why the broker in `folder` stores nothing now; empty where it does, or is not of this machine."""
+    try:
+        return (folder / disk_watch.TROUBLE).read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def check(folder: Path) -> None:

@@ -54,6 +54,7 @@ class Watch:
         self._open_jobs = open_jobs
         self._now_ms = now_ms
         self._kept: Witness | None = _read(file)
+        self._unwritten = False
         self._lock = asyncio.Lock()
         self._sweeping = asyncio.Lock()
 
@@ -161,7 +162,16 @@ class Watch:
         config = await self._cluster.look("config")
         kept = msgspec.structs.replace(now, config=config)
         if self._file is not None and kept != self._kept:
-            await in_thread(write_private, self._file, msgspec.json.encode(kept))
+            try:
+                await in_thread(write_private, self._file, msgspec.json.encode(kept))
+            except OSError as error:
+                if not self._unwritten:
+                    log.warning(
+                        "the witness %s cannot be written: %s; will retry", self._file, error.strerror
+                    )
+                self._unwritten = True
+                return
+            self._unwritten = False
         self._kept = kept
 
     async def remove(self, removals: Sequence[Removal]) -> None:

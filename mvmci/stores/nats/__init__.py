@@ -72,6 +72,11 @@ class Cluster:
         """How one of its streams is; None where it is not there. Raises StoreUnavailable."""
         return await streams.look(self.link, getattr(self.layout, stream))
 
+    async def room(self) -> dict[str, tuple[int, int]]:
+        """The bytes that journals and blobs take, and those that they may. Raises StoreUnavailable."""
+        parts = {"journals": self.layout.jobs, "blobs": self.layout.blobs}
+        return {part: await streams.room(self.link, stream) for part, stream in parts.items()}
+
     async def mentioned(self) -> set[str]:
         """The jobs that output, hints and units tell of, whether they have a journal or not.
 

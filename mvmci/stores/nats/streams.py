@@ -88,6 +88,12 @@ async def look(link: Link, stream: str) -> Seen | None:
     return Seen(told["created"], state["last_seq"], state["messages"])
 
 
+async def room(link: Link, stream: str) -> tuple[int, int]:
+    """The bytes that `stream` takes, and those that it may. Raises StoreUnavailable."""
+    told = await link.api(f"STREAM.INFO.{stream}")
+    return told["state"]["bytes"], told["config"]["max_bytes"]
+
+
 async def subjects(link: Link, stream: str, pattern: str) -> set[str]:
     """Those of `stream` that fit `pattern` and have a message. Raises StoreUnavailable."""
     found: set[str] = set()

@@ -1,0 +1,85 @@
+"""A small process beside the broker, which sees what nats-server does not mend: a disk that was full once.
+
+A stream of nats-server that could not be written stays so until the server starts anew. This process reads
+the server's log. While there is no room it says so, in its own log and in the file `trouble`, which has its
+bytes already; as soon as there is room again it stops the server, and whoever keeps that running starts it.
+
+It is given the broker's folder and dies with the server. It is run as a file, with the standard library
+alone: a tenth of the memory of the whole program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+
+LOG, TROUBLE = "nats.log", "trouble"
+TROUBLE_BYTES = 1024  # of the file, which is written in place: a disk that is full makes no new ones
+SIGNS = (b"no space left on device", b"disk quota exceeded", b"critical write error", b"input/output error")
+ROOM_BYTES = 16 << 20  # to go on with
+EVERY_S, QUIET_S = 0.5, 2.0
+
+
+def say(folder: str, text: str) -> None:
+    """Put `text` where verbs on this machine look for it."""
+    data = text.encode()[:TROUBLE_BYTES].ljust(TROUBLE_BYTES)
+    opened = os.open(os.path.join(folder, TROUBLE), os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(opened, data, 0)
+    finally:
+        os.close(opened)
+
+
+def room(folder: str) -> int:
+    """The bytes that are free there."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def watch(folder: str, server: int, at: int) -> None:
+    """Until the server is stopped. Its log counts from the place `at`."""
+    log, failed, free_since = os.path.join(folder, LOG), b"", None
+    while os.getppid() == server:
+        time.sleep(EVERY_S)
+        lines, at = _news(log, at)
+        bad = [line for line in lines if any(sign in line.lower() for sign in SIGNS)]
+        if bad and not failed:
+            failed = bad[-1]
+            why = next(sign for sign in SIGNS if sign in failed.lower()).decode()
+            say(folder, f"the broker stores nothing: {why}, in {folder}")
+            _log(f"the broker stores nothing: {why}; it starts again when there is room")
+        if not failed or room(folder) < ROOM_BYTES or bad:
+            free_since = None
+        elif free_since is None:
+            free_since = time.monotonic()
+        elif time.monotonic() - free_since >= QUIET_S:
+            _log("there is room again: the broker starts anew")
+            os.kill(server, signal.SIGTERM)
+            return
+
+
+def _log(text: str) -> None:
+    """On standard error, which may lie on the same disk."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _news(log: str, at: int) -> tuple[list[bytes], int]:
+    """The whole lines behind the place `at`, and where they end. A log that was begun anew is read anew."""
+    try:
+        with open(log, "rb") as file:
+            if os.fstat(file.fileno()).st_size < at:
+                at = 0
+            file.seek(at)
+            data = file.read(1 << 20)
+    except OSError:
+        return [], at
+    whole = data[: data.rfind(b"\n") + 1]
+    return whole.splitlines(), at + len(whole)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1], os.getppid(), int(sys.argv[2]))
