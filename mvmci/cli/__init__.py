@@ -33,6 +33,8 @@ VERBS = {
     "executor": "units",
     "drain": "cluster",
     "recover": "cluster",
+    "backup": "cluster",
+    "restore": "cluster",
     "revoke": "ticket",
     "run": "run",
     "submit": "submit",

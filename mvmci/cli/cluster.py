@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,11 +39,13 @@ from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
     from mvmci.cluster.changes import Action
+    from mvmci.deploy.backup import Report
     from mvmci.deploy.plan import Plan
     from mvmci.deploy.recover import Missing
     from mvmci.deploy.state import ClusterState
     from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
+    from mvmci.stores.nats import Part
 
 _LOOK_EVERY_S = 1.0
 GAPS_SHOWN = 20
@@ -439,6 +441,75 @@ def _print_missing(told: Missing) -> None:
         click.echo(f"job {job}: {why}")
     if not told.jobs and not told.damaged:
         click.echo("no job is known by name of which something is missing")
+
+
+# ---- backup, restore
+
+
+@click.command(
+    "backup",
+    epilog=examples(
+        "mvmci backup /mnt/backup/demo            while jobs run; again adds what is new",
+        "mvmci backup /mnt/backup/demo --keys     with the cluster's keys, which are secret",
+    ),
+)
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@option("--keys", is_flag=True, help="Copy the keys that are the cluster, too.")
+@cluster_option
+@json_option
+@state_option
+def backup_verb(folder: Path, keys: bool, cluster: str | None, as_json: bool, state: Path) -> int:
+    """Copy what a cluster keeps into DIR, while it runs: journals, blobs, output, configuration."""
+    from mvmci.deploy.backup import back_up
+    from mvmci.deploy.operate import open_admin
+    from mvmci.deploy.state import ClusterState
+
+    found = ClusterState(state, find_cluster(state, cluster))
+
+    async def main() -> Report:
+        async with open_admin(found) as opened:
+            loss = await opened.config.loss()
+            say_loss(loss.what if loss is not None else ())
+            return await back_up(opened, found, folder, keys=keys, say=_say_progress)
+
+    report = run_async(main())
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+    else:
+        click.echo(f"{folder}: {_counts(report.messages)}; new: {_counts(report.new)}")
+    return 0
+
+
+@click.command(
+    "restore",
+    epilog=examples("mvmci restore /mnt/backup/demo     then: mvmci up topology.yaml"),
+)
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@json_option
+@state_option
+def restore_verb(folder: Path, as_json: bool, state: Path) -> int:
+    """Lay down what `backup` left in DIR, where there is no such cluster. `up` then starts it."""
+    from mvmci.deploy.backup import restore
+
+    make_state(state)
+    report = restore(state, folder, say=_say_progress)
+    if as_json:
+        click.echo(msgspec.json.encode(report))
+        return 0
+    click.echo(f"{report.cluster} is as it was at {rfc3339(report.at)}: {report.jobs} jobs")
+    for one in report.missing:
+        click.echo(f"what came after is gone: {one}", err=True)
+    file = folder / "topology.yaml"
+    click.echo(f"next: mvmci up {file if file.exists() else 'FILE'}")
+    return 0
+
+
+def _say_progress(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _counts(messages: Mapping[Part, int]) -> str:
+    return ", ".join(f"{count} of {part}" for part, count in messages.items() if count) or "nothing"
 
 
 # ---- down

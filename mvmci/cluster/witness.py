@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+RECOVER = "`mvmci recover` on the machine with its keys says what is missing, and goes on"
 JOBS_MAX = 1_000  # of the ids that a `Loss` names
 
 
@@ -66,6 +67,11 @@ class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     what: tuple[str, ...]
     jobs: tuple[str, ...] = ()  # of jobs that are gone, those whose ids are known
     last: int = 0  # the last sequence that JOBS is known to have had
+
+    @property
+    def sentence(self) -> str:
+        """What is said to who wants something of the cluster."""
+        return f"its store lacks records that it had, so it takes no jobs: {'; '.join(self.what)}"
 
 
 def losses(

@@ -28,10 +28,11 @@ from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
 from mvmci.cluster.identity import Identity, Login, encode_ticket
 from mvmci.cluster.topology import Topology
+from mvmci.cluster.witness import RECOVER
 from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
-from mvmci.errors import MvmciError, PartlyApplied, StoreUnavailable
+from mvmci.errors import MvmciError, PartlyApplied, StoreLost, StoreUnavailable
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import PROOF_BY, Spec, status
 from mvmci.journals.client import mint_id, submit, until_ended
@@ -244,6 +245,9 @@ class Up:
             leaving = {one.name for one in self._seen} - wanted
             if not leaving and all(row.state == "ready" for row in ours):
                 return
+            loss = await cluster.config.loss()
+            if loss is not None:
+                raise StoreLost(f"{self._state.cluster}: {loss.sentence}", hint=RECOVER)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     # How it goes.

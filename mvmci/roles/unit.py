@@ -50,6 +50,7 @@ READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the c
 READY_EVERY_S = 2.0
 GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
 CACHE_BYTES = 2 << 30
+TAKE_JOBS = ("worker", "executor")
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
             changed.clear()
             with suppress(StoreUnavailable):
                 await role.apply_settings(await read_settings(cluster))
-                lost = await cluster.config.loss() is not None
+                lost = role.about.role in TAKE_JOBS and await cluster.config.loss() is not None
                 wanted = lost or await cluster.config.get(drain_key) is not None
                 if wanted and draining is None:
                     until = "recover`: the store lacks records" if lost else "drain --undo`"

@@ -35,13 +35,16 @@ from mvmci.stores.nats import streams
 from mvmci.stores.nats.append import GroupCommit
 from mvmci.stores.nats.blobs import NatsBlobs
 from mvmci.stores.nats.clock import Clock
-from mvmci.stores.nats.config import Config
+from mvmci.stores.nats.config import DELETED, Config, deleted
 from mvmci.stores.nats.hints import NatsHints
 from mvmci.stores.nats.journals import NatsJournals
 from mvmci.stores.nats.layout import Layout
-from mvmci.stores.nats.link import Link
+from mvmci.stores.nats.link import EVERYTHING, Link
 from mvmci.stores.nats.logs import NatsLogs
 from mvmci.stores.nats.presence import NatsPresence
+from mvmci.stores.nats.rows import Row, nanoseconds
+
+Part = Literal["jobs", "blobs", "logs", "config"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,16 @@ class Cluster:
         """Whether something that `maintain` makes is not there. Raises StoreUnavailable."""
         return await streams.lacks(self.link, self.layout, queues)
 
-    async def look(self, stream: Literal["jobs", "blobs", "config"]) -> Seen | None:
+    async def look(self, stream: Part) -> Seen | None:
         """How one of its streams is; None where it is not there. Raises StoreUnavailable."""
         return await streams.look(self.link, getattr(self.layout, stream))
+
+    async def rows(self, part: Part, after: int) -> AsyncIterator[Row]:
+        """The messages of a stream over a sequence, as a back-up keeps them. Raises StoreUnavailable."""
+        async for stored in self.link.read(getattr(self.layout, part), EVERYTHING, after):
+            at = nanoseconds(stored.headers["Nats-Time-Stamp"])
+            headers = DELETED if deleted(stored) else b""
+            yield Row(stored.seq, at, stored.subject, headers, stored.data)
 
     async def room(self) -> dict[str, tuple[int, int]]:
         """The bytes that journals and blobs take, and those that they may. Raises StoreUnavailable."""

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.stores.nats.highwayhash import Hasher, forget_module
+from mvmci.stores.nats.highwayhash import Hasher
 from mvmci.system.files import write_private
 
 MEND_BYTES_MAX = 16 << 10  # of a record: each of its bits is tried
@@ -57,13 +57,14 @@ def check_store(store: Path, aside: Path) -> list[Damage]:
     for folder in folders:
         if not folder.name.endswith(_FIRST) and limit is None:
             limit = time.monotonic() + REST_S
-        found += _check_meta(folder, aside)
+        found += _check_meta(folder, folder.name, aside)
+        for consumer in sorted(folder.glob("obs/*")):
+            found += _check_meta(consumer, f"{folder.name}/{consumer.name}", aside)
         for file in _blocks(folder):
             if limit is not None and time.monotonic() > limit:
                 log.warning("%s is too large to be read before the start: what is bad shows later", folder)
                 break
             found += _check_block(folder, file, aside)
-    forget_module()
     return found
 
 
@@ -72,7 +73,7 @@ def _blocks(folder: Path) -> Iterator[Path]:
     yield from sorted(numbered, key=lambda file: int(file.stem))
 
 
-def _check_meta(folder: Path, aside: Path) -> list[Damage]:
+def _check_meta(folder: Path, name: str, aside: Path) -> list[Damage]:
     """Without its hash a server passes a stream over, with all that is in it."""
     file, sums = folder / "meta.inf", folder / "meta.sum"
     try:
@@ -80,12 +81,12 @@ def _check_meta(folder: Path, aside: Path) -> list[Damage]:
     except (OSError, ValueError):
         expected = b""
         data = file.read_bytes() if file.exists() else b""
-    hasher = Hasher(_key(folder.name), data)
+    hasher = Hasher(hash_key(name), data)
     found = hasher.sum()
     if not data or found == expected:
         return []
     mended = len(expected) == 8 and hasher.mend_all(expected) >= 0
-    if not mended and _is_stream(data, folder.name):
+    if not mended and _is_named(data, folder.name):
         hasher.write(0, data)
         mended = True  # then it is the hash that is wrong
     if mended:
@@ -93,10 +94,10 @@ def _check_meta(folder: Path, aside: Path) -> list[Damage]:
             _keep(one, aside)
         write_private(file, hasher.data)
         write_private(sums, hasher.sum().hex().encode())
-    return [Damage(folder.name, file.name, 0, "", mended)]
+    return [Damage(name, file.name, 0, "", mended)]
 
 
-def _is_stream(data: bytes, name: str) -> bool:
+def _is_named(data: bytes, name: str) -> bool:
     try:
         return bool(msgspec.json.decode(data, type=dict[str, object]).get("name") == name)
     except msgspec.DecodeError:
@@ -105,7 +106,7 @@ def _is_stream(data: bytes, name: str) -> bool:
 
 def _check_block(folder: Path, file: Path, aside: Path) -> list[Damage]:
     data = file.read_bytes()
-    key = _key(f"{folder.name}-{file.stem}")
+    key = hash_key(f"{folder.name}-{file.stem}")
     hasher = Hasher(key, data)
     found: list[Damage] = []
     at = hasher.scan()
@@ -162,16 +163,13 @@ def _erase(hasher: Hasher, key: bytes, data: bytes, at: int, following: int) -> 
 
 def _keep(file: Path, aside: Path) -> None:
     """Copy a file to `aside` as it was found, where there is room."""
-    kept = aside / file.parent.name / file.name if file.suffix != ".blk" else _aside(file, aside)
+    inside = file.parts[len(file.parts) - 1 - file.parts[::-1].index("streams") + 1 :]
     try:
-        write_private(kept, file.read_bytes())
+        write_private(aside.joinpath(*inside), file.read_bytes())
     except OSError as error:
         log.error("%s cannot be copied to %s before it is mended: %s", file, aside, error.strerror)
 
 
-def _aside(file: Path, aside: Path) -> Path:
-    return aside / file.parent.parent.name / "msgs" / file.name
-
-
-def _key(name: str) -> bytes:
+def hash_key(name: str) -> bytes:
+    """The key of the hashes of a stream's files: `<stream>`, `<stream>-<block>`, `<stream>/<consumer>`."""
     return hashlib.sha256(name.encode()).digest()

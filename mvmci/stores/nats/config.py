@@ -29,6 +29,7 @@ _settings = msgspec.json.Decoder(ClusterSettings)
 _witness = msgspec.json.Decoder(Witness)
 _loss = msgspec.json.Decoder(Loss)
 _OPERATION = "KV-Operation"
+DELETED = b"NATS/1.0\r\nKV-Operation: DEL\r\n\r\n"
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -48,7 +49,7 @@ class Config:
     async def get(self, key: str) -> Setting | None:
         """Raises StoreUnavailable."""
         stored = await self._link.last(self._layout.config, self._layout.setting(key))
-        return None if stored is None or _deleted(stored) else Setting(stored.data, stored.seq)
+        return None if stored is None or deleted(stored) else Setting(stored.data, stored.seq)
 
     async def settings(self) -> ClusterSettings | None:
         """What the cluster is and allows, if anybody has said it. Raises StoreUnavailable."""
@@ -102,7 +103,7 @@ class Config:
         """Every key that begins with `prefix.`, and its value. Raises StoreUnavailable."""
         found = {}
         async for stored in self._link.read(self._layout.config, self._layout.setting(f"{prefix}.>")):
-            if not _deleted(stored):
+            if not deleted(stored):
                 found[self._layout.setting_of(stored.subject)] = stored.data
         return found
 
@@ -124,5 +125,6 @@ class Config:
         return int(answer["seq"])
 
 
-def _deleted(stored: Stored) -> bool:
+def deleted(stored: Stored) -> bool:
+    """Whether a message says that its key is no more."""
     return _OPERATION in stored.headers

@@ -12,6 +12,7 @@ subject, headers and message.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 from typing import Any
@@ -86,13 +87,9 @@ class Hasher:
 def _module() -> tuple[Any, Any]:
     import wasmtime
 
+    atexit.register(_module.cache_clear)  # at the very end wasmtime could not let go of it
     engine = wasmtime.Engine()
     return engine, wasmtime.Module(engine, _text())
-
-
-def forget_module() -> None:
-    """Let go of what was compiled, which wasmtime cannot at the end of a process."""
-    _module.cache_clear()
 
 
 # ---- The module. Lanes are globals: a0–a3 and b0–b3 the state, m0–m3 and n0–n3 the multipliers.

@@ -33,6 +33,7 @@ PULL_GRACE_S = 1.0  # a request without a word for so much longer than it lives 
 _ASK_EVERY_S = 1.0  # so often pulls that wait see that they have requests
 ASK_SHARE = 4  # of the pulls that wait, one in so many may be without a request
 NO_CONSUMER_PAUSE_S = 0.5
+BEGINS_ELSEWHERE = 10012  # one that a restore has made
 
 
 class _Delivery:
@@ -221,9 +222,16 @@ def _give_up(waiting: asyncio.Future[_Delivery | None]) -> None:
 
 
 async def make_consumer(link: Link, stream: str, settings: dict[str, Any]) -> None:
-    """Make a consumer, or bring it up to date. Raises StoreUnavailable."""
+    """Make a consumer, or bring it up to date. Where one begins stays. Raises StoreUnavailable."""
     verb = f"CONSUMER.DURABLE.CREATE.{stream}.{settings['name']}"
-    await link.api(verb, stream_name=stream, config=settings)
+    try:
+        await link.api(verb, stream_name=stream, config=settings)
+    except ApiError as refused:
+        if refused.code != BEGINS_ELSEWHERE:
+            raise
+        there = (await link.api(f"CONSUMER.INFO.{stream}.{settings['name']}"))["config"]
+        begin = {key: there[key] for key in ("deliver_policy", "opt_start_seq") if key in there}
+        await link.api(verb, stream_name=stream, config=settings | begin)
 
 
 class NatsHints:

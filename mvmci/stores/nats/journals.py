@@ -14,7 +14,7 @@ from contextlib import aclosing
 from datetime import datetime
 from typing import NamedTuple
 
-from mvmci.cluster.witness import Removal
+from mvmci.cluster.witness import RECOVER, Removal
 from mvmci.errors import StoreFull, StoreLost
 from mvmci.jobs.job import is_id
 from mvmci.jobs.journal import Entry, MessageKind, Origin
@@ -123,11 +123,7 @@ class NatsJournals:
         """Raises StoreLost: an id that looks free may be that of a job which is gone."""
         loss = await Config(self._link, self._layout).loss()
         if loss is not None:
-            raise StoreLost(
-                f"the store of {self._layout.cluster} lacks records that it had, and takes no jobs: "
-                f"{'; '.join(loss.what)}",
-                hint="`mvmci recover` on the machine with its keys says what is missing, and goes on",
-            )
+            raise StoreLost(f"{self._layout.cluster}: {loss.sentence}", hint=RECOVER)
 
     async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
         subject = self._layout.journal(job)
