@@ -82,6 +82,7 @@ SOAK = (
     "tests/program/cli/test_tampering.py",
     "tests/program/cli/test_unprivileged.py",
     "tests/program/cluster/test_accesses.py",
+    "tests/program/cluster/test_backup.py",
     "tests/program/cluster/test_broker.py",
     "tests/program/cluster/test_changes.py",
     "tests/program/cluster/test_down.py",
