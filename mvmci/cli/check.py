@@ -148,22 +148,23 @@ def _state(state: Path) -> str:
 
 
 def _cluster(folder: Path) -> str:
-    """Whether all that was in its store is there. Raises StoreLost."""
+    """Whether all that was in its store is there, and what its broker parts. Raises StoreLost."""
 
-    async def lost() -> tuple[str, ...]:
+    async def asked() -> tuple[tuple[str, ...], bool]:
         from mvmci.trust.client import open_client
 
         async with open_client(folder) as cluster:
             loss = await cluster.config.loss()
-            return () if loss is None else loss.what
+            return () if loss is None else loss.what, cluster.link.login.has_name
 
     try:
-        what = run_async(lost())
+        what, parted = run_async(asked())
     except (StoreUnavailable, TicketRefused) as away:
         return f"not asked: {away.message}"
     if what:
         raise StoreLost(f"records were lost: {'; '.join(what)}", hint="`mvmci recover` says what is missing")
-    return "nothing that was in its store is missing"
+    unparted = "; all units have the one credential of this broker, and each may do what any other may"
+    return "nothing that was in its store is missing" + ("" if parted else unparted)
 
 
 async def _isolation(state: Path) -> str:

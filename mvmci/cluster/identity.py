@@ -23,6 +23,7 @@ from mvmci.errors import TicketRefused
 PREFIX = "mvmci1_"
 TICKET_CHARS_MAX = 8_192
 CHECKSUM_BYTES = 4
+ANY_INBOX = "_INBOX"
 TLS_NAME = "broker.mvmci"  # what every broker's certificate is made out to, whatever its address
 _OTHER_VERSION = re.compile(r"mvmci[0-9]+_")
 
@@ -42,8 +43,13 @@ class Login(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ca: str = ""
     jwt: str = ""
     seed: str = ""
-    inbox: str = "_INBOX"  # answers come beneath it, and nobody else may listen there
+    inbox: str = ANY_INBOX  # answers come beneath it, and nobody else may listen there
     api: str = ""  # what requests to the store begin with, if it has a name of its own in this account
+
+    @property
+    def has_name(self) -> bool:
+        """Whether it is of one unit, and not lent to all of them."""
+        return self.inbox != ANY_INBOX
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
