@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,14 +104,22 @@ class World:
         return {one.name: one.pid for one in await self.runtime.observe()}
 
 
+@pytest.fixture(scope="module")
+def engine(docker: Docker) -> Iterator[tuple[Docker, str]]:
+    """Docker, and the image that containers are made on here."""
+    yield docker, docker.base_of(NAME)
+    if images := docker.kept(f"mvmci-{NAME}"):
+        docker("image", "rm", *images)
+
+
 @pytest.fixture(params=RUNTIMES)
 async def world(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
     said, base = (lambda: stub.read(tmp_path / "said")), ""
+    engine: Docker | None = None
     if request.param == "compose":
-        engine: Docker = request.getfixturevalue("docker")
-        base = engine.base_of(NAME)
+        engine, base = request.getfixturevalue("engine")
         stub.write_zipapp(tmp_path / "mvmci.pyz")
         monkeypatch.setattr(sys, "argv", [str(tmp_path / "mvmci.pyz")])
         volumes = [engine.volumes / f"mvmci-{NAME}_{name}" / "_data" / "said" for name in ("broker", "state")]
@@ -119,6 +127,8 @@ async def world(
         docker_line.check_docker.cache_clear()
     world = World(request.param, tmp_path, said, base or "unused")
     yield world
+    if engine is not None:
+        engine.keep(f"mvmci-{NAME}")
     await world.runtime.stop(grace_s=0)
     await world.runtime.forget()
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.harness import image
 from tests.harness.places import need
 
+KEPT = "mvmci-tests-kept"
 HERE = ("DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CONTEXT")
 
 
@@ -50,6 +51,16 @@ class Docker:
         recipe = f"FROM {self.base}\nLABEL project={project}\n".encode()
         subprocess.run(command, env=self.environment, input=recipe, capture_output=True, check=True)
         return name
+
+    def keep(self, project: str) -> None:
+        """Give the images of `project` another name, so that the same are built from their layers again."""
+        for found in self("image", "ls", "--quiet", project).split():
+            self("image", "tag", found, f"{KEPT}:{project}-{found}")
+
+    def kept(self, project: str) -> list[str]:
+        """What was kept of `project`."""
+        form = "{{.Repository}}:{{.Tag}}"
+        return self("image", "ls", "--format", form, f"{KEPT}:{project}-*").split()
 
     @property
     def volumes(self) -> Path:

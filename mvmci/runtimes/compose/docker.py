@@ -245,20 +245,22 @@ async def has_image(name: str) -> bool:
 
 async def remove_networks(project: str) -> None:
     """Remove the networks of a project that has no containers any more. Raises MvmciError."""
-    await _remove("network", f"label={PROJECT}={project}")
+    await _remove("network", ["--quiet", f"--filter=label={PROJECT}={project}"])
 
 
 async def remove_data(project: str) -> None:
-    """Remove the volumes and images of a project that has no containers any more. Raises MvmciError."""
-    await _remove("volume", f"label={PROJECT}={project}")
-    await _remove("image", f"reference={project}")
+    """Remove the volumes and images of a project that has no containers any more. Raises MvmciError.
+
+    Images go by their names: what has another one too, or is built upon, was not made for us alone.
+    """
+    await _remove("volume", ["--quiet", f"--filter=label={PROJECT}={project}"])
+    names = "--format={{.Repository}}:{{.Tag}}"
+    await _remove("image", [names, f"--filter=reference={project}"], "--force")
 
 
-async def _remove(what: str, which: str) -> None:
-    ids = (await run(["docker", what, "ls", "--quiet", "--filter", which])).split()
-    if ids:
-        force = ["--force"] if what == "image" else []
-        await run(["docker", what, "rm", *force, *dict.fromkeys(ids)])
+async def _remove(what: str, which: Sequence[str], *options: str) -> None:
+    if found := (await run(["docker", what, "ls", *which])).split():
+        await run(["docker", what, "rm", *options, *found])
 
 
 async def last_exit(container: str) -> int | None:

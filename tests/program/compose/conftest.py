@@ -20,10 +20,12 @@ BUILD_S = 900.0  # for a verb that may build an image, on a machine that is busy
 
 
 @pytest.fixture(scope="session")
-def contained(program: Mvmci, docker: Docker) -> Mvmci:
+def contained(program: Mvmci, docker: Docker) -> Iterator[Mvmci]:
     """The program, which finds the engine."""
     told = {key: value for key, value in docker.environment.items() if key in HERE}
-    return dataclasses.replace(program, env=told, patience_s=BUILD_S)
+    yield dataclasses.replace(program, env=told, patience_s=BUILD_S)
+    if images := docker.kept("mvmci-demo"):
+        docker("image", "rm", *images)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,9 @@ def cluster(contained: Mvmci, docker: Docker, folder: Path) -> Iterator[Cluster]
     made = Cluster(dataclasses.replace(contained, state=folder / "state"), folder / "topology.yaml")
     yield made
     if made.folder.exists():
+        docker.keep("mvmci-demo")
         made.mvmci("down", "--cluster", made.name, "--purge")
+        assert docker.kept("mvmci-demo"), "what has another name too is not this cluster's alone"
     assert_nothing_is_left(docker)
 
 
