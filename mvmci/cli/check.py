@@ -48,6 +48,8 @@ def completion_verb(shell: str) -> int:
 
     kind = get_completion_class(shell)
     assert kind is not None
+    if shell == "bash":  # else what is typed behind `@` would come as a word of its own
+        click.echo("COMP_WORDBREAKS=${COMP_WORDBREAKS//@/}")
     click.echo(kind(cli, {}, "mvmci", "_MVMCI_COMPLETE").source())
     return 0
 

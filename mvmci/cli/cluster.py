@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from mvmci.cli.complete import complete_unit
 from mvmci.cli.options import (
     Duration,
     cluster_option,
@@ -541,7 +542,7 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
 
 
 @click.command("drain", epilog=examples("mvmci drain worker-2", "mvmci drain worker-2 --undo"))
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=complete_unit)
 @option("--undo", is_flag=True, help="Let it take jobs again.")
 @cluster_option
 @state_option

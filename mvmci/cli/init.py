@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from mvmci.cli.options import complete_access, examples, option
+from mvmci.cli.complete import complete_access
+from mvmci.cli.options import examples, option
 from mvmci.errors import Usage
 
 SCHEMA = "topology.schema.json"  # for editors, beside the file that it is for

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mvmci.cli.complete import complete_cluster, complete_id
 from mvmci.config.quantity import parse_duration, parse_size
 from mvmci.errors import StoreFull, Usage
 from mvmci.system.files import private_folder
 from mvmci.system.processes import heeded
 from mvmci.system.text import one_line, printable
-from mvmci.trust.known import find_cluster
+from mvmci.trust.known import LOCAL_FOLDER, find_cluster
 
 if TYPE_CHECKING:  # `version` and `--help` need no event loop and no records
     from asyncio import AbstractEventLoop
@@ -37,7 +38,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 WIDTH = 1 << 20  # of tables, off a terminal: a row is one line, however long
 REASON_WIDTH_MIN = 20  # of a table's last column
 LOCAL_UNIT = "run"
-LOCAL_FOLDER = "_local"  # the store of `run`
 HOST_FOLDER = "_host"  # slots and compiled code of this machine
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -129,7 +129,12 @@ state_option = option(
     help="The directory of all that mvmci keeps.",
 )
 json_option = option("--json", "as_json", is_flag=True, help="Print JSON with stable keys.")
-cluster_option = option("--cluster", metavar="NAME", help="The cluster. By default, the only one known here.")
+cluster_option = option(
+    "--cluster",
+    metavar="NAME",
+    shell_complete=complete_cluster,
+    help="The cluster. By default, the only one known here.",
+)
 grace_option = option(
     "--grace",
     type=Duration(),
@@ -138,19 +143,6 @@ grace_option = option(
     help="How long jobs may take to finish once it stops.",
 )
 local_option = option("--local", is_flag=True, help="Jobs of `mvmci run` on this machine.")
-
-
-def complete_id(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The ids of local jobs, for tab completion."""
-    jobs = (ctx.params.get("state") or default_state()) / LOCAL_FOLDER / "jobs"
-    return sorted(path.name for path in jobs.glob(f"{incomplete}*")) if jobs.is_dir() else []
-
-
-def complete_access(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """The accesses that are installed, for tab completion."""
-    from mvmci.deploy.access import accesses
-
-    return [name for name in accesses() if name.startswith(incomplete)]
 
 
 id_argument = click.argument("job", metavar="ID", shell_complete=complete_id)
@@ -253,13 +245,14 @@ def make_table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Any:
     from rich.cells import cell_len
     from rich.table import Table
 
-    table, *columns = Table(box=None, pad_edge=False), *zip(titles, *rows, strict=True)
+    shown = [[one_line(cell) for cell in row] for row in rows]
+    table, *columns = Table(box=None, pad_edge=False), *zip(titles, *shown, strict=True)
     for cells in columns:
         whole = max(map(cell_len, cells))
         least = min(whole, REASON_WIDTH_MIN) if cells is columns[-1] else whole
         table.add_column(cells[0], overflow="fold", min_width=least)
     for row in zip(*(cells[1:] for cells in columns), strict=True):
-        table.add_row(*map(one_line, row))
+        table.add_row(*row)
     return table
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from mvmci.cli.complete import complete_id, complete_logging_unit, complete_queue
 from mvmci.cli.options import (
     Location,
-    complete_id,
     examples,
     id_argument,
     json_option,
@@ -97,7 +97,7 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
 @option("--limit", type=click.IntRange(0), default=100, show_default=True, help="At most so many; 0 is all.")
 @option("--all", "proofs", is_flag=True, help="Those too by which `mvmci up` saw that a cluster works.")
 @option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs with this status.")
-@option("--queue", envvar="MVMCI_LIST_QUEUE", help="Only jobs of this queue.")
+@option("--queue", envvar="MVMCI_LIST_QUEUE", shell_complete=complete_queue, help="Only jobs of this queue.")
 @place_options
 @json_option
 def list_verb(
@@ -252,7 +252,12 @@ def _answer(record: Result) -> str:
 @click.argument("job", metavar="[ID]", required=False, shell_complete=complete_id)
 @option("-f", "--follow", "following", is_flag=True, help="Go on until the job has ended.")
 @option("--attempt", type=click.IntRange(1), help="An attempt of a command. By default, the last.")
-@option("--unit", metavar="NAME", help="The log of this unit of `mvmci up` instead.")
+@option(
+    "--unit",
+    metavar="NAME",
+    shell_complete=complete_logging_unit,
+    help="The log of this unit of `mvmci up` instead.",
+)
 @place_options
 @click.pass_context
 def logs_verb(

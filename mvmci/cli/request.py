@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from mvmci.cli.complete import complete_at_file, complete_file, complete_queue
 from mvmci.cli.options import Decorator, Duration, Size, option
 from mvmci.errors import Usage
 from mvmci.jobs.journal import Spec
@@ -38,14 +39,25 @@ STDIN = "-"
 
 _OPTIONS: tuple[Decorator, ...] = (
     option("--id", metavar="ID", help="The job's id and idempotency key. By default, a random one."),
-    option("--queue", default="default", show_default=True, help="The queue it belongs to."),
-    option("--input", metavar="JSON|@FILE", help="A workflow's input."),
+    option(
+        "--queue",
+        default="default",
+        show_default=True,
+        shell_complete=complete_queue,
+        help="The queue it belongs to.",
+    ),
+    option("--input", metavar="JSON|@FILE", shell_complete=complete_at_file, help="A workflow's input."),
     option(
         "--dir", type=click.Path(path_type=Path), help="A directory that is copied and becomes the workspace."
     ),
     option("--artifact", metavar="GLOB", multiple=True, help="Files to keep at the end."),
     option("--env", metavar="K=V", multiple=True, help="The guest's environment. Not for secrets."),
-    option("--stdin", metavar="FILE|-", help="The guest's standard input. By default, empty."),
+    option(
+        "--stdin",
+        metavar="FILE|-",
+        shell_complete=complete_file,
+        help="The guest's standard input. By default, empty.",
+    ),
     option(
         "--timeout", type=Duration(), default="1h", show_default=True, help="From its first start to its end."
     ),

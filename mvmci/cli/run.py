@@ -15,9 +15,9 @@ from typing import Any
 import click
 import msgspec
 
+from mvmci.cli.complete import complete_file
 from mvmci.cli.options import (
     HOST_FOLDER,
-    LOCAL_FOLDER,
     Interrupted,
     Location,
     examples,
@@ -44,6 +44,7 @@ from mvmci.journals.reader import load
 from mvmci.journals.request import CheckedRequest, JobRequest
 from mvmci.store import Store
 from mvmci.system.clock import wall_clock_ms
+from mvmci.trust.known import LOCAL_FOLDER
 
 
 @click.command(
@@ -56,7 +57,7 @@ from mvmci.system.clock import wall_clock_ms
         "echo hello | mvmci run cat.wasm --stdin -",
     ),
 )
-@click.argument("module", metavar="MODULE")
+@click.argument("module", metavar="MODULE", shell_complete=complete_file)
 @click.argument("args", metavar="[-- ARG]...", nargs=-1)
 @job_options
 @option("--allow-http", metavar="URL", multiple=True, help="URLs that a workflow may request; * matches.")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from mvmci.cli.complete import complete_file, complete_id
 from mvmci.cli.options import (
     Duration,
     Interrupted,
     Location,
     cluster_option,
-    complete_id,
     examples,
     json_option,
     option,
@@ -60,12 +60,15 @@ NAMED_MAX = 20  # ids in one sentence
         """echo '{"module": "tool.wasm", "args": ["one"]}' | mvmci submit --batch -""",
     ),
 )
-@click.argument("module", metavar="[MODULE]", default="")
+@click.argument("module", metavar="[MODULE]", default="", shell_complete=complete_file)
 @click.argument("args", metavar="[-- ARG]...", nargs=-1)
 @job_options
 @option("--wait", is_flag=True, help="Print its output, and exit when it has ended.")
 @option(
-    "--batch", metavar="FILE|-", help="Submit many jobs: one JSON object a line, with the options as keys."
+    "--batch",
+    metavar="FILE|-",
+    shell_complete=complete_file,
+    help="Submit many jobs: one JSON object a line, with the options as keys.",
 )
 @json_option
 @cluster_option

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from mvmci.cli.complete import complete_at_file, complete_queue, complete_unit
 from mvmci.cli.options import (
     Duration,
     cluster_option,
@@ -43,7 +44,9 @@ if TYPE_CHECKING:
 USES_MAX = 1_000
 TTL = "1h"
 
-ticket_argument = click.argument("text", metavar="TICKET|@FILE|-", required=False)
+ticket_argument = click.argument(
+    "text", metavar="TICKET|@FILE|-", required=False, shell_complete=complete_at_file
+)
 
 
 @click.group("ticket")
@@ -71,6 +74,7 @@ def ticket_verb() -> None:
     "queues",
     multiple=True,
     envvar="MVMCI_TICKET_QUEUE",
+    shell_complete=complete_queue,
     help="Only for these queues. By default, those of the cluster.",
 )
 @option(
@@ -258,7 +262,7 @@ def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
 
 
 @click.command("revoke", epilog=examples("mvmci revoke worker-4", "mvmci revoke laptop"))
-@click.argument("unit", metavar="NAME")
+@click.argument("unit", metavar="NAME", shell_complete=complete_unit)
 @cluster_option
 @state_option
 def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:

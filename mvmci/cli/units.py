@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mvmci.cli.complete import complete_at_file, complete_queue
 from mvmci.cli.options import (
     HOST_FOLDER,
     cluster_option,
@@ -46,7 +47,10 @@ isolation_options = (
     option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
 )
 join_option = option(
-    "--join", metavar="TICKET|@FILE|-", help="Enrol with a ticket, unless this was done before."
+    "--join",
+    metavar="TICKET|@FILE|-",
+    shell_complete=complete_at_file,
+    help="Enrol with a ticket, unless this was done before.",
 )
 slots_option = option(
     "--slots", type=click.IntRange(1, 1024), help="Jobs at once. The number of processors, if absent."
@@ -85,6 +89,7 @@ config_option = option(
     "queues",
     multiple=True,
     envvar="MVMCI_WORKER_QUEUE",
+    shell_complete=complete_queue,
     help="Queues to take jobs from. Those of the ticket, if absent.",
 )
 @option("--label", "labels", metavar="K=V", multiple=True, help="What is special about this machine.")

@@ -3,6 +3,7 @@
 <state>/<cluster>/client.json                  who its user is: an `Identity` of role client
 <state>/<cluster>/units/<name>/identity.json   who a unit is that runs here
 <state>/<cluster>/keys                         what makes it the machine that `up` was called on
+<state>/_local                                 the jobs of `mvmci run`, which are of no cluster
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from mvmci.errors import StoreUnavailable, Usage
 
 CLIENT = "client.json"
+LOCAL_FOLDER = "_local"
 KEYS = "keys"
 _KNOWN_BY = (CLIENT, KEYS, "units")
 

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import signal
+import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,7 @@ from types import SimpleNamespace
 import click
 import msgspec
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -24,6 +26,7 @@ from mvmci.cli import cli
 from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
 from mvmci.cli.options import Location, LogLines, make_table
+from mvmci.cluster.identity import Identity, Login
 from mvmci.deploy.status import UnitRow
 
 
@@ -54,6 +57,59 @@ def test_help_is_as_wide_as_the_terminal(
     monkeypatch.setenv("COLUMNS", "160")
     cli.main(["up", "--help"], standalone_mode=False)
     assert 100 < max(map(len, capsys.readouterr().out.splitlines())) <= 160
+
+
+# ---- Completion
+
+
+def offered(state: Path, *words: str) -> list[str]:
+    """What is offered for the last of `words`, for `--state state`."""
+    verb, *rest, incomplete = words
+    complete = ShellComplete(cli, {}, "mvmci", "_MVMCI_COMPLETE")
+    at = ["--state", str(state)] if verb != "ticket" else []
+    return [item.value for item in complete.get_completions([verb, *at, *rest], incomplete)]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state directory of a machine that is a client of two clusters, and has run a job of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("east", "west"):
+        (tmp_path / "state" / name / "keys").mkdir(parents=True)
+    (tmp_path / "state" / "_local" / "jobs" / "own-1").mkdir(parents=True)
+    return tmp_path / "state"
+
+
+def test_clusters_and_files_are_offered(state: Path, tmp_path: Path) -> None:
+    assert offered(state, "ps", "--cluster", "") == ["east", "west"]
+    assert offered(state, "ps", "--cluster", "w") == ["west"]
+    (state / "west" / "ticket").write_text("")
+    (tmp_path / "build.json").write_text("")
+    assert offered(state, "worker", "--join", "") == [f"@{state}/west/ticket", "@build.json", "@state/"]
+    assert offered(state, "login", "@state/w") == ["@state/west/"]
+    assert offered(state, "ticket", "inspect", "@b") == ["@build.json"]
+    assert offered(state, "submit", "--input", "@b") == ["@build.json"]
+    assert offered(state, "submit", "--input", "{") == []
+    complete = ShellComplete(cli, {}, "mvmci", "_MVMCI_COMPLETE")
+    for words in (["run"], ["submit"], ["submit", "--stdin"], ["up"], ["validate"]):
+        assert [item.type for item in complete.get_completions(words, "dist/")] == ["file"], words
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_where_no_broker_answers_nothing_is_offered_and_nothing_said(
+    state: Path, listens: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        login = Login(urls=(f"nats://127.0.0.1:{server.getsockname()[1]}",))
+        if not listens:
+            server.close()
+        identity = Identity(cluster="east", unit="a", role="client", login=login)
+        (state / "east" / "keys").rmdir()
+        (state / "east" / "client.json").write_bytes(msgspec.json.encode(identity))
+        at = ["--cluster", "east"]
+        assert offered(state, "logs", *at, "") == ["own-1"]
+        assert offered(state, "drain", *at, "") == offered(state, "submit", *at, "--queue", "") == []
+    assert capfd.readouterr() == ("", "")
 
 
 def printed(width: int, reason: str) -> list[str]:

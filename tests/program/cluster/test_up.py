@@ -58,7 +58,7 @@ def snapshot(cluster: Cluster) -> dict[Path, int]:
 def test_up_returns_when_every_unit_is_ready_and_a_real_job_has_run(cluster: Make) -> None:
     demo = cluster()
     told = demo.up("--json").json
-    assert list(told) == ["cluster", "access", "runtime", "units", "ticket_file", "url"]
+    assert list(told) == ["cluster", "access", "runtime", "units", "loss", "ticket_file", "url"]
     assert (told["cluster"], told["access"], told["runtime"]) == ("demo", "per-worker", "local")
     assert [unit["name"] for unit in told["units"]] == UNITS
     assert {unit["state"] for unit in told["units"]} == {"ready"}
@@ -90,9 +90,24 @@ def test_what_units_say_can_be_read_with_times_in_utc(demo: Cluster) -> None:
     assert demo.mvmci("logs").code == 2
 
 
+def test_the_shell_is_offered_what_the_cluster_has(demo: Cluster) -> None:
+    def offered(words: str) -> list[str]:
+        asked = {"COMP_WORDS": f"mvmci {words}", "COMP_CWORD": str(words.count(" ") + 1)}
+        done = demo.mvmci(**asked, _MVMCI_COMPLETE="bash_complete")
+        assert done.err == ""
+        return [line.partition(",")[2] for line in done.text.splitlines()]
+
+    (job,) = demo.jobs()
+    assert offered(f"logs {job[:3]}") == [job]
+    assert offered("drain w") == WORKERS
+    assert offered("logs --unit ") == [*UNITS, "supervisor"]
+    assert offered("submit --queue ") == ["default"]
+    assert offered("ps --cluster ") == ["demo"]
+
+
 def test_ps_tells_of_each_unit(demo: Cluster) -> None:
     told = demo.ps()
-    assert list(told) == ["cluster", "access", "runtime", "units"]
+    assert list(told) == ["cluster", "access", "runtime", "units", "loss"]
     for unit in told["units"]:
         assert list(unit) == KEYS
         assert Path(f"/proc/{unit['pid']}").exists()
