@@ -48,6 +48,7 @@ VERBS = {
     "replay": "run",
     "validate": "check",
     "schema": "check",
+    "wit": "check",
     "doctor": "check",
     "completion": "check",
     "version": "check",

@@ -1,4 +1,4 @@
-"""Verbs that look at files and at this machine: validate, schema, doctor, version, completion."""
+"""Verbs that look at files and at this machine: validate, schema, wit, doctor, version, completion."""
 
 from __future__ import annotations
 
@@ -93,6 +93,15 @@ def schema_verb() -> int:
     from mvmci.cluster import topology
 
     click.echo(json.dumps(topology.schema(), indent=2))
+    return 0
+
+
+@click.command("wit", epilog=examples("mvmci wit > workflow.wit"))
+def wit_verb() -> int:
+    """Print the WIT of the world that workflows are components of."""
+    from mvmci.sandbox.wit import WORLD
+
+    click.echo(WORLD.read_text(), nl=False)
     return 0
 
 

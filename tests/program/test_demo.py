@@ -39,7 +39,7 @@ def commands(document: Path) -> list[str]:
     return [line.partition("  #")[0].strip() for line in found]
 
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "examples").glob("*/README.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "jobs.md", *sorted((ROOT / "examples").glob("*/README.md"))]
 SHOWN = [(path, line) for path in DOCUMENTS for line in commands(path)]
 
 

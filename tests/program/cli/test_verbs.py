@@ -44,6 +44,7 @@ VERBS = [
     "replay",
     "validate",
     "schema",
+    "wit",
     "doctor",
     "completion",
     "version",
@@ -123,6 +124,11 @@ def test_the_version_is_told(mvmci: Mvmci) -> None:
 def test_the_schema_is_a_json_schema(mvmci: Mvmci) -> None:
     schema = mvmci("schema").json
     assert schema["$schema"].startswith("http://json-schema.org/draft-07/")
+
+
+def test_the_workflow_world_is_printed_as_it_is(mvmci: Mvmci) -> None:
+    done = mvmci("wit")
+    assert (done.code, done.out) == (0, (ROOT / "mvmci" / "wit" / "workflow.wit").read_bytes())
 
 
 def test_what_is_valid_is_said(mvmci: Mvmci, guest: Guest, script: Path) -> None:
