@@ -131,12 +131,12 @@ def balancer(topology: Topology, behind: Iterable[Unit]) -> Unit:
 
 def workers(topology: Topology) -> Iterator[Unit]:
     """The workers of the file. They are always told of isolation: one day, the engine may be in them."""
-    found = topology.workers
-    slots = (f"--slots={found.slots}",) if found.slots is not None else ()
-    queues = (f"--queue={queue}" for queue in found.queues)
-    labels = (f"--label={key}={value}" for key, value in sorted(found.labels.items()))
-    told = (*slots, *queues, *labels, *_isolation(topology))
-    yield from deal("worker", "worker", found.count, found.hosts or hosts_of(topology), told)
+    for group in topology.groups:
+        slots = (f"--slots={group.slots}",) if group.slots is not None else ()
+        queues = (f"--queue={queue}" for queue in group.queues)
+        labels = (f"--label={key}={value}" for key, value in sorted(group.labels.items()))
+        told = (*slots, *queues, *labels, *_isolation(topology))
+        yield from deal(group.name, "worker", group.count, group.hosts or hosts_of(topology), told)
 
 
 def _isolation(topology: Topology) -> Iterator[str]:

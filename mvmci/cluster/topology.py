@@ -174,8 +174,12 @@ class ExecutorsSection(_Section, frozen=True, kw_only=True):
 
 
 class WorkersSection(_Section, frozen=True, kw_only=True):
-    """`count` is the total, dealt round the hosts. No `slots` means as many as the host has processors."""
+    """Workers that are alike, `name`-1 to `name`-`count`, dealt round the hosts.
 
+    No `slots` means as many as the host has processors.
+    """
+
+    name: Name = "worker"
     hosts: HostNames = ()
     count: Count = 1
     slots: SlotCount | None = None
@@ -256,13 +260,29 @@ class Topology(_Section, frozen=True, kw_only=True):
     broker: BrokerSection = BrokerSection()
     control_plane: ControlPlaneSection = ControlPlaneSection()
     executors: ExecutorsSection | None = None
-    workers: WorkersSection
+    workers: (
+        WorkersSection
+        | Annotated[
+            tuple[WorkersSection, ...],
+            Meta(min_length=1, max_length=100, description="a list of 1 to 100 groups of workers"),
+        ]
+    )
     compose: ComposeSection = ComposeSection()
     allow: AllowSection = AllowSection()
     retain: RetainSection = RetainSection()
     durability: Literal["strict", "relaxed"] = "strict"
     min_isolation: Literal["process", "filtered", "confined", "isolated"] = "process"
     isolation: Literal["reuse", "per-job"] = "reuse"
+
+    @property
+    def groups(self) -> tuple[WorkersSection, ...]:
+        """The groups of workers: one, where the file has no list of them."""
+        return (self.workers,) if isinstance(self.workers, WorkersSection) else self.workers
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The queues of all groups, each once, in the order of the file."""
+        return tuple(dict.fromkeys(queue for group in self.groups for queue in group.queues))
 
 
 class BadTopology(errors.Usage):
@@ -345,25 +365,23 @@ def _check_hosts(topology: Topology) -> Iterator[_Finding]:
 def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:
     def check(topology: Topology) -> Iterator[_Finding]:
         section = getattr(topology, role)
-        names: tuple[str, ...] = section.hosts if section is not None else ()
-        for index, name in enumerate(names):
-            path = (role, "hosts", index)
-            if name not in topology.hosts:
-                yield (
-                    path,
-                    f"there is no host `{name}`",
-                    did_you_mean(name, topology.hosts) or "Add it to `hosts`.",
-                )
-            elif topology.hosts[name].state == "absent":
-                yield path, f"host `{name}` is absent", "Name another one here, or make it `state: present`."
-            elif name in names[:index]:
-                yield (
-                    path,
-                    f"host `{name}` is listed twice",
-                    "Name it once; `count` says how many units there are.",
-                )
+        if section is not None:
+            yield from _named_hosts(topology, (role, "hosts"), section.hosts)
 
     return check
+
+
+def _named_hosts(topology: Topology, path: KeyPath, names: tuple[str, ...]) -> Iterator[_Finding]:
+    for index, name in enumerate(names):
+        where = (*path, index)
+        if name not in topology.hosts:
+            hint = did_you_mean(name, topology.hosts) or "Add it to `hosts`."
+            yield where, f"there is no host `{name}`", hint
+        elif topology.hosts[name].state == "absent":
+            yield where, f"host `{name}` is absent", "Name another one here, or make it `state: present`."
+        elif name in names[:index]:
+            hint = "Name it once; `count` says how many units there are."
+            yield where, f"host `{name}` is listed twice", hint
 
 
 def _check_access(accesses: Collection[str] | None, topology: Topology) -> Iterator[_Finding]:
@@ -434,11 +452,21 @@ def _check_retain(topology: Topology) -> Iterator[_Finding]:
     yield from _accepted(("retain", "logs"), lambda: topology.retain.logs_ms)
 
 
-def _check_queues(topology: Topology) -> Iterator[_Finding]:
-    queues = topology.workers.queues
-    for index, queue in enumerate(queues):
-        if queue in queues[:index]:
-            yield ("workers", "queues", index), f"queue `{queue}` is listed twice", None
+def _check_workers(topology: Topology) -> Iterator[_Finding]:
+    listed = not isinstance(topology.workers, WorkersSection)
+    seen: set[str] = set()
+    for number, group in enumerate(topology.groups):
+        path: KeyPath = ("workers", number) if listed else ("workers",)
+        if group.name in seen:
+            hint = "Each group has a `name` of its own; one may do without, and is `worker`."
+            yield (*path, "name"), f"two groups of workers have the name `{group.name}`", hint
+        if group.name in ("broker", "control-plane", "executor", "balancer"):
+            yield (*path, "name"), f"`{group.name}` is the name of another unit", "Choose another one."
+        seen.add(group.name)
+        yield from _named_hosts(topology, (*path, "hosts"), group.hosts)
+        for index, queue in enumerate(group.queues):
+            if queue in group.queues[:index]:
+                yield (*path, "queues", index), f"queue `{queue}` is listed twice", None
 
 
 def _check_allow(topology: Topology) -> Iterator[_Finding]:
@@ -458,13 +486,13 @@ def _accepted(path: KeyPath, value: Callable[[], object]) -> Iterator[_Finding]:
         yield path, error.message, error.hint
 
 
-_ROLES = ("broker", "control_plane", "executors", "workers")
+_ROLES = ("broker", "control_plane", "executors")
 _CHECKS: Final = (
     (("runtime", "hosts"), _check_hosts),
     *((("hosts", role), _check_host_names(role)) for role in _ROLES),
     (("access", "executors"), _check_executors),
     (("broker",), _check_broker),
-    (("workers",), _check_queues),
+    (("hosts", "workers"), _check_workers),
     (("allow",), _check_allow),
     (("retain",), _check_retain),
     (("compose",), _check_compose),

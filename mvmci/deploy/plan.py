@@ -271,7 +271,7 @@ def settings_of(found: Topology, engine: str) -> ClusterSettings:
         jobs_ms=found.retain.jobs_ms,
         logs_ms=found.retain.logs_ms,
         store_bytes=found.broker.store_bytes,
-        queues=found.workers.queues,
+        queues=found.queues,
         min_isolation=found.min_isolation,
         isolation=found.isolation,
         engine=engine,

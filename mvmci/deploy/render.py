@@ -38,7 +38,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
         wanted = render.Wanted(
             cluster=found.cluster,
             units=tuple(configs_of(deployment, found, runtime, (), who, facts.broker)),
-            queues=found.workers.queues,
+            queues=found.queues,
             compose=found.compose,
             settings=settings_of(found, deployment.engine),
         )

@@ -317,7 +317,7 @@ class Up:
         spec = Spec(
             at=wall_clock_ms(),
             id=job,
-            queue=self._plan.topology.workers.queues[0],
+            queue=self._plan.topology.queues[0],
             kind="command",
             module=await store.blobs.put(NOTHING),
             name="nothing.wasm",
@@ -346,7 +346,7 @@ class Up:
     async def _write_ticket(self, authority: Authority, facts: Facts, cluster: Cluster) -> None:
         from mvmci.trust.registry import make_ticket
 
-        queues = self._plan.topology.workers.queues
+        queues = self._plan.topology.queues
         ticket = await make_ticket(
             cluster.config, authority, facts.outside, role="worker", queues=queues, ttl_s=TICKET_S
         )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
 from mvmci.cluster import topology
+from mvmci.cluster.deployment import workers
 from mvmci.config import strict_yaml
 from mvmci.config.reader import Reading
 from tests.harness.places import ROOT
@@ -96,6 +97,25 @@ def test_every_key_is_read() -> None:
         5_400_000,
         2 << 30,
     )
+
+
+def test_workers_are_one_group_or_several() -> None:
+    text = """
+        cluster: demo
+        hosts: {a: {}, b: {}}
+        workers:
+          - {count: 2, queues: [default, big]}
+          - {name: gpu, count: 1, hosts: [b], slots: 1, queues: [gpu, big], labels: {gpu: a100}}
+    """
+    found = topology.read_topology(text, name="a.yaml")
+    assert found.queues == ("default", "big", "gpu")
+    assert [(one.name, one.host, *one.options) for one in workers(found)] == [
+        ("worker-1", "a", "--queue=default", "--queue=big"),
+        ("worker-2", "b", "--queue=default", "--queue=big"),
+        ("gpu-1", "b", "--slots=1", "--queue=gpu", "--queue=big", "--label=gpu=a100"),
+    ]
+    alone = topology.read_topology("cluster: demo\nworkers: {name: big, count: 1}\n", name="a.yaml")
+    assert [one.name for one in workers(alone)] == ["big-1"]
 
 
 @pytest.mark.parametrize(
@@ -284,6 +304,23 @@ CROSS = [
     (SMALLEST + "runtime: ssh\n", ["3:10 runtime ssh is not in this version"]),
     (SMALLEST + "hosts: {a: {}}\nruntime: ssh\n", ["4:10 runtime ssh is not in this version"]),
     (SMALLEST + "hosts: {a: {state: absent}}\n", ["3:8 every host is absent"]),
+    (
+        "cluster: d\nworkers: []\n",
+        ["2:10 `workers` must be a list of 1 to 100 groups of workers, not an empty list"],
+    ),
+    (
+        HOSTS + "cluster: d\nworkers: [{}, {hosts: [x], queues: [q, q]}, {name: broker, cuont: 1}]\n",
+        ["3:60 unknown key `cuont` in `workers[2]`"],
+    ),
+    (
+        HOSTS + "cluster: d\nworkers: [{}, {hosts: [x], queues: [q, q]}, {name: broker}]\n",
+        [
+            "3:15 two groups of workers have the name `worker`",
+            "3:24 there is no host `x`",
+            "3:40 queue `q` is listed twice",
+            "3:52 `broker` is the name of another unit",
+        ],
+    ),
     (
         HOSTS + "cluster: d\nworkers: {hosts: [a, c, gone, a]}\n",
         ["3:22 there is no host `c`", "3:25 host `gone` is absent", "3:31 host `a` is listed twice"],

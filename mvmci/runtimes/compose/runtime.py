@@ -102,7 +102,7 @@ class Containers:
         wanted = render.Wanted(
             cluster=topology.cluster,
             units=tuple(provisioning.wanted),
-            queues=topology.workers.queues,
+            queues=topology.queues,
             compose=topology.compose,
         )
         starting = {one.unit.name for one in provisioning.starting}
