@@ -36,6 +36,7 @@ from mvmci.config.quantity import rough_size
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 from mvmci.jobs.summary import rfc3339
 from mvmci.system.tasks import readable
+from mvmci.system.text import printable
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
@@ -253,6 +254,7 @@ class _View:
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        text = printable(text)
         if self._live is not None:
             self._live.console.print(text)
         else:

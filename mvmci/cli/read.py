@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
@@ -52,7 +53,7 @@ from mvmci.journals.reader import load
 from mvmci.journals.status import summary_of
 from mvmci.store import Store, load_text
 from mvmci.system.clock import wall_clock_ms
-from mvmci.system.text import one_line
+from mvmci.system.text import one_line, printable
 from mvmci.trust.known import find_cluster
 
 TOLD_CHARS_MAX = 200
@@ -283,10 +284,11 @@ async def _unit_log(name: str, following: bool, place: Location) -> int:
     from mvmci.deploy.state import ClusterState
 
     state = ClusterState(place.state, find_cluster(place.state, place.cluster))
-    writer = DescriptorWriter()
+    writer, terminal = DescriptorWriter(), sys.stdout.isatty()
     async with aclosing(state.runtime().log(name, follow=following)) as pieces:
         async for piece in pieces:
-            await writer.write(STDOUT, piece)
+            shown = printable(piece.decode(errors="replace")).encode() if terminal else piece
+            await writer.write(STDOUT, shown)
     return 0
 
 

@@ -33,6 +33,7 @@ from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
 from mvmci.system.clock import wall_clock_ms
+from mvmci.system.text import one_line
 from mvmci.trust.known import CLIENT, find_cluster
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def inspect_verb(text: str | None, as_json: bool) -> int:
         return 0
     for name, value in shown.items():
         told = ", ".join(value) if isinstance(value, list | tuple) else value
-        click.echo(f"{name:<11} {told or '-'}")
+        click.echo(f"{name:<11} {one_line(told or '-')}")
     return 0
 
 

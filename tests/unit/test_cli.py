@@ -26,7 +26,7 @@ from mvmci.cli import cli
 from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
 from mvmci.cli.options import Location, LogLines, make_table
-from mvmci.cluster.identity import Identity, Login
+from mvmci.cluster.identity import Identity, Login, Ticket, encode_ticket
 from mvmci.deploy.status import UnitRow
 
 
@@ -140,6 +140,17 @@ def test_log_lines_begin_with_a_time_as_everywhere(monkeypatch: pytest.MonkeyPat
     finally:
         monkeypatch.undo()
         time.tzset()
+
+
+def test_what_others_wrote_is_shown_and_moves_no_cursor_in_a_table() -> None:
+    _, row = printed(200, "trap: \x1b[2J\nforged  succeeded")
+    assert row.endswith(r"trap: \x1b[2J\nforged  succeeded")
+
+
+def test_a_ticket_of_somebody_else_is_shown_and_moves_no_cursor() -> None:
+    ticket = Ticket(id="a", cluster="b", role="client", login=Login(urls=("nats://a\x1b[2J",)))
+    shown = CliRunner().invoke(cli, ["ticket", "inspect", encode_ticket(ticket)]).output
+    assert r"nats://a\x1b[2J" in shown
 
 
 def test_ps_shows_the_labels_of_units_where_there_are_any() -> None:
