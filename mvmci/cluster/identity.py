@@ -19,6 +19,7 @@ from typing import Literal
 import msgspec
 
 from mvmci.errors import TicketRefused
+from mvmci.jobs.job import Id
 
 PREFIX = "mvmci1_"
 TICKET_CHARS_MAX = 8_192
@@ -65,8 +66,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A right to enrol. Secret. `expires_at` is ms since 1970; 0 is never."""
 
-    id: str
-    cluster: str
+    id: Id
+    cluster: Id  # the name of a folder, too
     role: TicketRole
     queues: tuple[str, ...] = ()
     expires_at: int = 0

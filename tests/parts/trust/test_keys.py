@@ -319,6 +319,11 @@ def test_a_ticket_that_was_tampered_with_or_cut_short_is_refused(ticket: Ticket)
         refused(other)
 
 
+@pytest.mark.parametrize("name", ["../other", "/tmp/other", "", ".", "a\x1b[2J"])
+def test_a_ticket_whose_cluster_could_not_be_a_folder_of_ours_is_refused(ticket: Ticket, name: str) -> None:
+    refused(encode_ticket(msgspec.structs.replace(ticket, cluster=name)))
+
+
 def test_a_ticket_of_another_version_says_so(ticket: Ticket) -> None:
     assert "another version" in refused(encode_ticket(ticket).replace("mvmci1_", "mvmci2_")).message
 
