@@ -86,6 +86,7 @@ SOAK = (
     "tests/program/cluster/test_broker.py",
     "tests/program/cluster/test_changes.py",
     "tests/program/cluster/test_down.py",
+    "tests/program/cluster/test_full_disk.py",
     "tests/program/cluster/test_topologies.py",
     "tests/program/compose/",
     "tests/program/test_benchmarks.py",
