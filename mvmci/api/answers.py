@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from mvmci.errors import IdTaken, MvmciError, NotFound, NotYet, StoreFull, StoreUnavailable, Usage
+from mvmci.errors import (
+    IdTaken,
+    MvmciError,
+    NotFound,
+    NotYet,
+    StoreFull,
+    StoreLost,
+    StoreUnavailable,
+    Usage,
+)
 
 RETRY_AFTER_S = 1
 WRITE_S = 60.0  # a reader that takes nothing for so long is given up
@@ -20,6 +29,7 @@ _encode = msgspec.json.Encoder().encode
 HTTP_STATUSES: tuple[tuple[type[MvmciError], int], ...] = (
     (StoreFull, 507),
     (StoreUnavailable, 503),
+    (StoreLost, 503),
     (IdTaken, 409),
     (NotFound, 404),
     (NotYet, 504),

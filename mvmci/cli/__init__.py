@@ -6,6 +6,7 @@ is a bug of ours, and ends with 125 and a sentence that says where the traceback
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import sys
@@ -141,9 +142,17 @@ def _run() -> int:
         code = ended.exit_code
     except MvmciError as error:
         code = _tell(error)
+    except OSError as error:
+        code = _tell(_no_room(error)) if error.errno in (errno.ENOSPC, errno.EDQUOT) else _bug(error)
     except Exception as error:
         code = _bug(error)
     return code if isinstance(code, int) else 0
+
+
+def _no_room(error: OSError) -> MvmciError:
+    """What a disk of this machine that is full means, whatever was to be written."""
+    where = f", at {error.filename}" if error.filename else ""
+    return MvmciError(f"this machine has no room: {error.strerror}{where}", hint="make room, and try again")
 
 
 def _tell(error: MvmciError) -> int:

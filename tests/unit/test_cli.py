@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import logging
 import os
@@ -22,6 +23,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 from rich.console import Console
 
+import mvmci.cli as program
 from mvmci.cli import cli
 from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
@@ -186,3 +188,16 @@ def test_after_ctrl_c_a_submit_says_what_is_known(
     done = CliRunner().invoke(cli, ["submit", f"{tmp_path}/hello.wasm", "--id", "a"], standalone_mode=False)
     assert (done.return_value, done.stdout) == (130, "")
     assert done.stderr.endswith(told)
+
+
+def test_a_full_disk_is_a_sentence_and_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/state/x")
+
+    monkeypatch.setattr(program.cli, "main", full)
+    assert program._run() == 125
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "Error: this machine has no room: No space left on device, at /state/x"
+    assert said[1] == "hint: make room, and try again"
