@@ -100,6 +100,7 @@ class Reconciler:
     paused: Callable[[], bool] = lambda: False  # while records are missing nothing is begun or ended
     counts: Counts = field(default_factory=Counts)
     _seq: int = 0
+    _lost: bool = False
     _open: dict[str, _Open] = field(default_factory=dict)  # to be looked at
     _waiting: dict[str, dict[str, _Open]] = field(default_factory=lambda: defaultdict(dict))
 
@@ -114,11 +115,16 @@ class Reconciler:
 
     async def look(self) -> None:
         """Read what is new, and see to every job that needs something. Raises StoreUnavailable."""
+        if self.paused():
+            self._lost = True
+            return
+        if self._lost:  # sequences that are gone are used again: nothing that was read counts any more
+            self._lost, self._seq = False, 0
+            self._open.clear()
+            self._waiting.clear()
         async for told in self.cluster.journals.tail(self._seq):
             self._take(told)
             self._seq = told.entry.seq
-        if self.paused():
-            return
         delivered = await self._deliver()
         members = await self.cluster.store.presence.members()
         looked_at = {job for one in members for job in one.jobs | set(one.keeps)}

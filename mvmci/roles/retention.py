@@ -66,6 +66,7 @@ class Retention:
         removals: list[Removal] = []
         async for job, entry, stored_ms in self.cluster.journals.ends():
             if self.watch.loss is not None:
+                self._forgotten_to = 0  # sequences may be used again
                 return
             last = next(reversed(records_of(entry)), None)
             if last is None:

@@ -12,6 +12,7 @@ from mvmci.deploy.recover import accept, missing
 from mvmci.errors import StoreLost
 from mvmci.jobs.journal import Lease
 from mvmci.journals.client import submit
+from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.witness import Watch
 from mvmci.stores.nats import Cluster
 from tests.conftest import CLUSTER_BYTES
@@ -74,6 +75,25 @@ async def test_an_open_job_that_is_gone_is_named(plane: Cluster, client: Cluster
     told = await missing(plane)
     assert told is not None
     assert told.jobs == ["gone"]
+
+
+async def test_after_a_loss_jobs_are_looked_after_whose_sequences_are_used_again(
+    plane: Cluster, client: Cluster, place: Place
+) -> None:
+    lost = False
+    reconciler = Reconciler(plane, paused=lambda: lost)
+    for job in ("a", "b", "c"):
+        await end(client, job)
+    await reconciler.look()
+    lost = True
+    await plane.link.api(f"STREAM.DELETE.{plane.layout.jobs}")
+    await reconciler.look()
+    await ensure(place.url, place.name, store_bytes=CLUSTER_BYTES, queues=("default",))
+    lost = False
+    other = await place.join("other", announce=False)
+    await submit(other.store, await spec(other.store, "new"))
+    await reconciler.look()
+    assert [job for job, _ in reconciler.open_jobs()] == ["new"]
 
 
 async def test_what_retention_removes_is_no_loss_also_if_it_dies_over_it(
