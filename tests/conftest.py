@@ -77,6 +77,7 @@ SOAK = (
     "tests/faults/test_kill_at_random.py",
     "tests/foreign/",
     "tests/parts/roles/test_shortcuts.py",
+    "tests/parts/trust/test_fuzz.py",
     "tests/program/cli/test_death.py",
     "tests/program/cli/test_limits.py",
     "tests/program/cli/test_tampering.py",
