@@ -30,7 +30,9 @@ from mvmci.errors import JournalCorrupt
 from mvmci.jobs import effect
 from mvmci.jobs.job import Count, End, Id, Kind, Limits, Name, Payload, Reason, Status, Text, Time, Words
 
-MessageKind = Literal["spec", "run", "cancel", "done"]
+# `end` is a `done` by somebody who holds no job.
+MessageKind = Literal["spec", "run", "cancel", "done", "end"]
+OUTSIDE = "_"  # begins the name of a writer who holds no job; no unit's begins so
 PROOF_BY = "up"  # who submits the job that does nothing, by which `up` sees that a cluster works
 
 
@@ -277,12 +279,11 @@ def misfit(
 ) -> str:
     """Why a message with `records` may not stand next in a journal of `state`; empty if it may.
 
+    The job has not ended, and the message is of its queue: that needs no reading, and is looked at before.
     `kind`, `queue` and `unit` are as what, where and by whom it was written; the last two are None where
     a store does not tell. A `spec` is one Spec, the first; a `cancel` one Cancel; all else is its holder's,
     or an end that needs none.
     """
-    if state.done is not None:
-        return "the job had ended"
     if state.spec is None or kind == "spec":
         if state.spec is not None:
             return "there is a spec before it"
@@ -290,8 +291,6 @@ def misfit(
         if kind != "spec" or len(records) > 1 or not isinstance(first, Spec):
             return "it is not one spec"
         return "" if queue in (None, first.queue) else "it is of another queue"
-    if queue not in (None, state.spec.queue):
-        return "it is of another queue"
     if kind == "cancel":
         return "" if len(records) == 1 and isinstance(records[0], Cancel) else "it is not one cancel"
     if kind != ("done" if isinstance(records[-1], Done) else "run"):
@@ -399,15 +398,12 @@ class Journal:
         state, origin = self.state, entry.origin
         if state.done is not None:
             return "the job had ended"
-        if state.spec is not None and origin is not None:
-            if origin.kind == "spec":
-                return "there is a spec before it"
-            if origin.queue != state.spec.queue:
-                return "it is of another queue"
+        if state.spec is not None and origin is not None and origin.queue != state.spec.queue:
+            return "it is of another queue"
         try:
             message = self._link(entry)
         except JournalCorrupt:
-            if state.spec is not None and origin is not None and origin.kind not in ("run", "done"):
+            if state.spec is not None and origin is not None and not _may_hold(origin):
                 return "it cannot be read, or does not follow the one before it"
             raise
         kind, queue, unit = origin or (kind_of(message.records), None, None)
@@ -440,6 +436,10 @@ class Journal:
         body = _encoder.encode(records)
         total = _sum(self.head, message_id, body)
         return _encoder.encode(Envelope(prev=self.head, sum=total, id=message_id, records=msgspec.Raw(body)))
+
+
+def _may_hold(origin: Origin) -> bool:
+    return origin.kind in ("run", "done") and not origin.unit.startswith(OUTSIDE)
 
 
 def records_of(entry: Entry) -> tuple[AnyRecord, ...]:

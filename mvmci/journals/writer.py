@@ -22,7 +22,7 @@ import secrets
 from collections.abc import Callable, Sequence
 
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
-from mvmci.jobs.journal import AnyRecord, Done, Entry, Journal, Lease, Message, Origin, kind_of
+from mvmci.jobs.journal import OUTSIDE, AnyRecord, Done, Entry, Journal, Lease, Message, Origin, kind_of
 from mvmci.journals.reader import read_on
 from mvmci.store import Store
 from mvmci.system.clock import boottime_s
@@ -95,10 +95,19 @@ class Writer:
         """Take in what others wrote. Raises StoreUnavailable after `give_up_s`."""
         self._absorbed(await read_on(self._store, self.journal, boottime_s() + give_up_s), "")
 
+    def _holds(self, records: Sequence[AnyRecord], unit: str) -> bool:
+        """Whether who writes `records` is the job's holder, or becomes it by them."""
+        state = self.journal.state
+        return isinstance(records[0], Lease) or (
+            state.held and state.lease is not None and state.lease.unit == unit
+        )
+
     async def _append(self, records: Sequence[AnyRecord], message_id: str) -> Message:
         data = self.journal.encode(records, message_id)
-        kind = kind_of(records)
-        origin = Origin(kind, self._queue, self._store.presence.unit)
+        kind, unit = kind_of(records), self._store.presence.unit
+        if kind == "done" and not self._holds(records, unit):
+            kind, unit = "end", OUTSIDE + unit
+        origin = Origin("done" if kind == "end" else kind, self._queue, unit)
         found = self.journal.judge(Entry(seq=self.journal.tail + 1, data=data, origin=origin))
         if isinstance(found, str):
             raise AssertionError(f"no reader would take this record of {self.journal.job}: {found}")

@@ -129,7 +129,7 @@ def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del queues  # it looks after all of them
     publish = [
-        layout.message("*", "done", "*", unit),
+        layout.message("*", "end", "*", unit),
         *(layout.ready("*", "*"), layout.timer("*", "*")),
         layout.member(unit, "*"),
         layout.setting(">"),

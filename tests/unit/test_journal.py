@@ -310,29 +310,36 @@ FAILED = Done(at=9_000, status="failed", reason="exit: 1")
         # So is its end, and nothing follows that; but one that needs no holder.
         (HELD, [DONE], ("done", "default", "w"), ""),
         (HELD, [DONE], ("done", "default", "you"), "not its holder's"),
-        (HELD, [FAILED], ("done", "default", "control-plane-1"), "not its holder's"),
+        (HELD, [FAILED], ("done", "default", "_control-plane-1"), "not its holder's"),
         ([[SPEC]], [DONE], ("done", "default", "w"), "not its holder's"),
         (HELD, [DONE], ("run", "default", "w"), "not to be written"),
         (HELD, [intent(0)], ("done", "default", "w"), "not to be written"),
         (HELD, [intent(0)], ("hello", "default", "w"), "not to be written"),
         (HELD, [DONE, DONE], ("done", "default", "w"), "after its end"),
+        (ASLEEP, [LATE, LATE], ("done", "default", "_control-plane-1"), "not its holder's"),
+        (
+            ASLEEP,
+            [msgspec.structs.replace(LATE, status="failed")],
+            ("done", "default", "_control-plane-1"),
+            "not its holder's",
+        ),
         ([*HELD, [CANCEL]], [DONE], ("done", "default", "w"), "a cancel stands"),
         ([*HELD, [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "w"), ""),
-        ([*HELD, [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), ""),
-        ([[SPEC], [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), ""),
-        (HELD, [ENDED_BY_CANCEL], ("done", "default", "control-plane-1"), "not its holder's"),
-        (ASLEEP, [LATE], ("done", "default", "control-plane-1"), ""),
-        ([*ASLEEP, [CANCEL]], [LATE], ("done", "default", "control-plane-1"), "not its holder's"),
+        ([*HELD, [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "_control-plane-1"), ""),
+        ([[SPEC], [CANCEL]], [ENDED_BY_CANCEL], ("done", "default", "_control-plane-1"), ""),
+        (HELD, [ENDED_BY_CANCEL], ("done", "default", "_control-plane-1"), "not its holder's"),
+        (ASLEEP, [LATE], ("done", "default", "_control-plane-1"), ""),
+        ([*ASLEEP, [CANCEL]], [LATE], ("done", "default", "_control-plane-1"), "not its holder's"),
         (
             ASLEEP,
             [msgspec.structs.replace(LATE, at=LATE.at - 1)],
-            ("done", "default", "control-plane-1"),
+            ("done", "default", "_control-plane-1"),
             "not its holder's",
         ),
         (
             ASLEEP,
             [msgspec.structs.replace(LATE, result=Payload(text="1"))],
-            ("done", "default", "control-plane-1"),
+            ("done", "default", "_control-plane-1"),
             "not its holder's",
         ),
     ],
@@ -366,12 +373,21 @@ def test_bytes_that_can_be_no_holders_are_ignored(written: tuple[str, str, str],
     assert status(journal.state) == ("succeeded", "")
 
 
+def test_an_end_that_cannot_be_read_is_ignored_if_it_can_be_no_holders() -> None:
+    journal, _ = build(*HELD)
+    journal.absorb([Entry(seq=9, data=b"{", origin=Origin("done", "default", "_control-plane-1"))])
+    assert status(journal.state) == ("running", "")
+    journal.absorb([Entry(seq=10, data=b"{", origin=Origin("done", "default", "w"))])
+    assert status(journal.state)[1].startswith("journal corrupt")
+
+
 @pytest.mark.parametrize(
     "written", [("spec", "default", "c"), ("cancel", "default", "c"), ("run", "default", "w")]
 )
 def test_a_first_message_that_is_no_spec_is_a_corrupt_journal(written: tuple[str, str, str]) -> None:
     other = msgspec.structs.replace(SPEC, queue="other")
-    for data in (b"", Journal("j1").encode([CANCEL], "x"), Journal("j1").encode([other], "x")):
+    encode = Journal("j1").encode
+    for data in (b"", encode([CANCEL], "x"), encode([other], "x"), encode([SPEC, lease(1)], "x")):
         journal = Journal("j1")
         journal.absorb([Entry(seq=1, data=data, origin=Origin(*written))])
         assert status(journal.state)[1].startswith("journal corrupt")

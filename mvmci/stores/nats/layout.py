@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mvmci.jobs.job import check_id
-from mvmci.jobs.journal import MessageKind, Origin
+from mvmci.jobs.journal import OUTSIDE, MessageKind, Origin
 from mvmci.store import HINT_LAPSE_S
 
 STORE_BYTES = 10 << 30
@@ -48,7 +48,12 @@ class Layout:
         self.config = f"KV_{self.config_bucket}"
 
     def message(self, job: str, kind: MessageKind, queue: str, unit: str) -> str:
-        """Where `unit` writes to a journal: the broker lets nobody write in the name of another."""
+        """Where `unit` writes to a journal: the broker lets nobody write in the name of another.
+
+        Who ends a job without holding it has a name that is no unit's: nothing of that can be a holder's.
+        """
+        if kind == "end":
+            kind, unit = "done", OUTSIDE + unit
         return f"{self.cluster}.job.{job}.{kind}.{queue}.{unit}"
 
     def journal(self, job: str) -> str:

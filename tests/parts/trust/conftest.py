@@ -97,10 +97,16 @@ def listen() -> str:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, listen: str) -> AsyncIterator[World]:
+def synced() -> bool:
+    """Whether the broker syncs each write; a test that writes very much says otherwise."""
+    return True
+
+
+@pytest.fixture
+async def world(tmp_path: Path, listen: str, synced: bool) -> AsyncIterator[World]:
     folder = tmp_path / "state" / CLUSTER
     authority = Authority.create(folder)
-    broker = Broker(folder / "broker", BrokerSettings(listen=listen), authority.guard())
+    broker = Broker(folder / "broker", BrokerSettings(listen=listen, synced=synced), authority.guard())
     await broker.start()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(broker.stop)

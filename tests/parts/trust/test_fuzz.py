@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,8 @@ from tests.parts.trust.conftest import CLUSTER, QUEUES, STORE_BYTES, World
 COUNT = int(os.environ.get("MVMCI_FUZZ", "600"))
 SEED = int(os.environ.get("MVMCI_FUZZ_SEED", "1"))
 ROUND = 1_000
+AT_ONCE = 100
+NOT_HERE = ("$JS.", f"{CLUSTER}.api.", "$KV.demo-CONFIG", f"{CLUSTER}.job.")
 DRAWN = 10  # values in one example
 LAYOUT = Layout(CLUSTER)
 ROLES: tuple[UnitRole, ...] = ("worker", "executor", "client", "control-plane")
@@ -83,6 +86,12 @@ def draw(strategy: schema.Strategy, count: int, number: int) -> list[Any]:
     return found
 
 
+@pytest.fixture
+def synced() -> bool:
+    """What is tried here is not whether it survives a power cut."""
+    return False
+
+
 @dataclass
 class Fuzz:
     """Who writes, and about what."""
@@ -104,14 +113,14 @@ class Fuzz:
         }
         pool = await asyncio.to_thread(draw, records, count, number)
         rest = {name: await asyncio.to_thread(draw, one, count // 20, number) for name, one in others.items()}
-        for record in pool:
+        for place, record in enumerate(pool):
+            if place % AT_ONCE == 0:
+                await self._arrived()
             role = self.random.choice(ROLES)
             identity, cluster = self.attackers[role]
             allowed = permissions(LAYOUT, role, identity.unit, identity.queues).publish
             journals = [one for one in allowed if one.startswith(f"{CLUSTER}.job.")]
-            ours = [
-                one for one in allowed if not one.startswith(("$JS.", "$KV.demo-CONFIG", f"{CLUSTER}.job."))
-            ]
+            ours = [one for one in allowed if not one.startswith(NOT_HERE)]
             if self.random.random() < 0.8 or not ours:
                 about = self.random.choice(list(self.journals))
                 subject, data = self.random.choice(journals), self._message(about, record, role)
@@ -121,8 +130,15 @@ class Fuzz:
                 subject = self.random.choice(ours)
                 data = self._damage(msgspec.json.encode(self.random.choice(rest[_kind_of(subject)])))
             await cluster.link.publish(self._literal(subject), data)
-        for _, cluster in self.attackers.values():
-            await cluster.config.get("settings")  # what was sent before has arrived
+        await self._arrived()
+
+    async def _arrived(self) -> None:
+        """All that was sent is stored, or refused."""
+        for role, (identity, cluster) in self.attackers.items():
+            kind = {"control-plane": "done", "worker": "run"}.get(role, "cancel")
+            unit = f"_{identity.unit}" if role == "control-plane" else identity.unit
+            last = f"{CLUSTER}.job.last.{kind}.default.{unit}"
+            await cluster.link.request(last, b"the last")
 
     def _message(self, about: str, record: Any, role: UnitRole) -> bytes:
         """A message of a journal, as one who knows that journal would write it, or nearly."""
