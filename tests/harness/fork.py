@@ -77,15 +77,23 @@ class Loaded:
             )
         self._lock = threading.Lock()
 
-    def fork(self, words: Sequence[str], environment: Mapping[str, str], cwd: Path, *, stdin: bool) -> Forked:
-        """Begin a verb. `words` start with the zipapp; `stdin` says whether there will be any."""
-        body = json.dumps({"words": words, "environment": dict(environment), "cwd": str(cwd)})
+    def fork(
+        self,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        cwd: Path,
+        *,
+        stdin: bool = False,
+        looks: bool = False,
+    ) -> Forked:
+        """Begin a verb. `words` start with the zipapp; `stdin`: there is some; `looks`: it only reads."""
+        verb = {"words": words, "environment": dict(environment), "cwd": str(cwd), "looks": looks}
         ours, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         in_read, in_write = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), None)
         (out_read, out_write), (err_read, err_write) = os.pipe(), os.pipe()
         theirs = [answers.detach(), in_read, out_write, err_write]
         with self._lock:
-            socket.send_fds(self._requests, [body.encode()], theirs)
+            socket.send_fds(self._requests, [json.dumps(verb).encode()], theirs)
         for descriptor in theirs:
             os.close(descriptor)
         return Forked(ours, in_write, out_read, err_read)

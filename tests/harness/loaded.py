@@ -4,8 +4,9 @@
 
 A started program takes half a second of a slow processor, most of it to load its own modules, while what it
 looks at waits for the processor. What is forked here does all the rest: it runs the first code of the zipapp,
-in the environment, in the directory and on the streams that it is given, and ends as Python ends. It imports
-nothing of the tests, so that it has loaded what a program would have, and that from the zipapp.
+in the environment, in the directory and on the streams that it is given, and ends as Python ends. Of a look,
+of which tests need the most, there is the verb alone. It imports nothing of the tests, so that it has loaded
+what a program would have, and that from the zipapp.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import runpy
 import signal
 import socket
 import sys
+from typing import Any
 
 MESSAGE_BYTES_MAX = 1 << 20
 
@@ -37,8 +39,8 @@ def load(zipapp: str, modules: list[str]) -> None:
         importlib.import_module(module)
 
 
-def serve(requests: socket.socket) -> list[str]:
-    """Fork a process for each message. Returns in that process alone: the words of its verb."""
+def serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork a process for each message. Returns in that process alone: its verb."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those between
     while True:
         message, files, _, _ = socket.recv_fds(requests, MESSAGE_BYTES_MAX, 4)
@@ -51,7 +53,7 @@ def serve(requests: socket.socket) -> list[str]:
             os.close(file)
 
 
-def _between(verb: dict[str, object], answers: int, *streams: int) -> list[str]:
+def _between(verb: dict[str, Any], answers: int, *streams: int) -> dict[str, Any]:
     """Fork the verb, and answer with its pid and its end. Returns in the verb alone."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
@@ -60,10 +62,10 @@ def _between(verb: dict[str, object], answers: int, *streams: int) -> list[str]:
         for descriptor, stream in enumerate(streams):
             os.dup2(stream, descriptor)
             os.close(stream)
-        os.chdir(str(verb["cwd"]))
+        os.chdir(verb["cwd"])
         os.environ.clear()
-        os.environ.update(verb["environment"])  # type: ignore[call-overload]
-        return list(verb["words"])  # type: ignore[call-overload]
+        os.environ.update(verb["environment"])
+        return verb
     for stream in streams:
         os.close(stream)
     os.write(answers, str(pid).encode())
@@ -73,12 +75,29 @@ def _between(verb: dict[str, object], answers: int, *streams: int) -> list[str]:
     os._exit(0)
 
 
+def look() -> None:
+    """Run the verb alone, and end at once."""
+    from mvmci.cli import main
+
+    code = 0
+    try:
+        main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     path = sys.path[1:]  # without the directory of this file
     load(sys.argv[1], sys.argv[2:])
     gc.freeze()  # the collector of a child is not to touch, and so copy, all of it
-    sys.argv = serve(requests)
+    verb = serve(requests)
+    sys.argv = verb["words"]
+    if verb["looks"]:
+        look()
     sys.path[:] = path
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -178,7 +178,7 @@ class Mvmci:
         self, *args: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str
     ) -> Outcome:
         """Run a verb to its end, forked from a program that is loaded, at less than the price of one."""
-        if self.prefix or env or (self.zipapp, self.python) != (ZIPAPP, sys.executable):
+        if env or not self._is_loaded:
             given = subprocess.DEVNULL if stdin is None else subprocess.PIPE
             running = self.start(*args, cwd=cwd, stdin=given, **env)
         else:
@@ -194,9 +194,19 @@ class Mvmci:
 
     def look(self, *args: str | Path) -> Any:
         """What a verb that only reads says as JSON."""
-        done = self(*args, "--json")
+        if self._is_loaded:
+            words = [str(self.zipapp), *map(str, args), "--json"]
+            looking = loaded(self.home).fork(words, self.environment(), Path.cwd(), looks=True)
+            done = Running(looking).end(self.patience_s)
+        else:
+            done = self(*args, "--json")
         assert done.code == 0, done
         return done.json
+
+    @property
+    def _is_loaded(self) -> bool:
+        """Whether verbs of this program may be forked."""
+        return not self.prefix and (self.zipapp, self.python) == (ZIPAPP, sys.executable)
 
     def environment(self, **more: str) -> dict[str, str]:
         ours = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MVMCI_STATE": str(self.state)}
