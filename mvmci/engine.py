@@ -44,7 +44,8 @@ class Engine(Protocol):
         tried before: it is not read again, and a job that ends quickly is written in one message more.
         `worker` is who sent it, where that is not the engine's own unit. `on_slot_free` may be called when
         the guest has ended and another can begin, while the end is still being written.
-        Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway.
+        Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway, and HostUnfit or
+        JobUnfit where another host may do better.
         """
 
     def drain(self, yes: bool = True) -> None:

@@ -123,5 +123,13 @@ class Nondeterminism(MvmciError):
     """A workflow asked for something else than it had asked for when the journal was written."""
 
 
+class HostUnfit(MvmciError):
+    """This host can run no guest at all now; another may."""
+
+
+class JobUnfit(MvmciError):
+    """This host cannot run this job, through no fault of the job's; another may."""
+
+
 class IsolationUnavailable(MvmciError):
     """This host cannot give the isolation that was demanded."""

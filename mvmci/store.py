@@ -190,6 +190,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     version: str = ""
     engine: str = ""  # the `ClusterSettings.engine` that it uses now; workers have one
     state: Literal["ready", "draining"] = "ready"
+    trouble: str = ""  # why it can run no job now
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

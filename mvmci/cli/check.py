@@ -12,8 +12,17 @@ from typing import Any
 import click
 
 from mvmci import __version__
-from mvmci.cli.options import HOST_FOLDER, examples, json_option, run_async, state_option
+from mvmci.cli.options import (
+    HOST_FOLDER,
+    LOCAL_FOLDER,
+    examples,
+    json_option,
+    open_local,
+    run_async,
+    state_option,
+)
 from mvmci.errors import EXIT_FAILED, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
+from mvmci.system.capacity import memory_bytes, processors
 from mvmci.system.files import passable_folder, private_folder
 from mvmci.trust.known import known_clusters
 
@@ -116,7 +125,9 @@ def doctor_verb(as_json: bool, state: Path) -> int:
     checks = [
         _check("python", lambda: f"{platform.python_version()} on {system}"),
         _check("state directory", lambda: _state(state)),
+        _check("capacity", lambda: f"processors: {processors()}, memory: {memory_bytes() >> 20} MiB"),
         _check("isolation", lambda: run_async(_isolation(state))),
+        _check("guests", lambda: run_async(_guest(state))),
         _check("broker", lambda: str(find_server())),
         *(
             _check(f"cluster {name}", functools.partial(_cluster, state / name))
@@ -176,6 +187,22 @@ def _cluster(folder: Path) -> str:
         raise StoreLost(f"records were lost: {'; '.join(what)}", hint="`mvmci recover` says what is missing")
     unparted = "; all units have the one credential of this broker, and each may do what any other may"
     return "nothing that was in its store is missing" + ("" if parted else unparted)
+
+
+async def _guest(state: Path) -> str:
+    """Run one that does nothing, confined as a job is."""
+    from mvmci.engines import open_embedded
+    from mvmci.engines.embedded.code import compile_bounds
+    from mvmci.jobs.allow import Allow
+
+    store = open_local(state / LOCAL_FOLDER, make=False)
+    engine = open_embedded(store, state / HOST_FOLDER, allow=Allow, slots=1)
+    try:
+        await engine.check()
+    finally:
+        await engine.close()
+        await store.close()
+    return f"one ran; compiling: {compile_bounds()}"
 
 
 async def _isolation(state: Path) -> str:

@@ -6,7 +6,6 @@ short: jobs are handed back as they are. The third does not even wait for that.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.errors import Usage
+from mvmci.system.capacity import processors
 from mvmci.trust.known import find_cluster, find_config
 
 _API_PORT = 27288
@@ -53,7 +53,7 @@ join_option = option(
     help="Enrol with a ticket, unless this was done before.",
 )
 slots_option = option(
-    "--slots", type=click.IntRange(1, 1024), help="Jobs at once. The number of processors, if absent."
+    "--slots", type=click.IntRange(1, 1024), help="Jobs at once. As many as it may use processors, if absent."
 )
 name_option = option("--name", metavar="NAME", help="The unit's name. Of this host, if absent.")
 replica_option = option(
@@ -167,7 +167,7 @@ def _host_options(
         "state": state,
         "root": state / HOST_FOLDER,
         "name": name,
-        "slots": slots or os.cpu_count() or 1,
+        "slots": slots or processors(),
         "reuse": isolation == "reuse",
         "token": _token(token_file),
         "grace_ms": grace,

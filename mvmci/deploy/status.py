@@ -29,7 +29,7 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] = ()
     isolation: str | None = None
     version: str | None = None
-    reason: str | None = None  # why it is down
+    reason: str | None = None  # why it is down, or takes no jobs
     labels: dict[str, str] = {}
 
 
@@ -115,4 +115,5 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
         labels=about.labels,
         isolation=about.isolation or None,
         version=about.version or None,
+        reason=about.trouble or None,
     )

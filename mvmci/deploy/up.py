@@ -33,8 +33,8 @@ from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
 from mvmci.errors import MvmciError, PartlyApplied, StoreLost, StoreUnavailable
-from mvmci.jobs.job import Limits
-from mvmci.jobs.journal import PROOF_BY, Spec, status
+from mvmci.jobs.journal import PROOF_BY, status
+from mvmci.jobs.nothing import NOTHING, nothing
 from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.journals.reader import load
 from mvmci.roles import broker
@@ -57,14 +57,6 @@ TICKET_S = 3600.0
 PROOF_MS = 30_000
 FULL_FOR_S = 1.0  # a cluster is busy and well that is so at two looks
 _TAIL_BYTES = 4096
-
-# The smallest command: it does nothing. As text:
-#
-#   (module (memory (export "memory") 1) (func (export "_start")))
-NOTHING = bytes.fromhex(
-    "0061736d 01000000  01 04 01 60 00 00  03 02 01 00  05 03 01 00 01"
-    "07 13 02 06 6d656d6f7279 02 00 06 5f7374617274 00 00  0a 04 01 02 00 0b"
-)
 
 
 class Overtaken(MvmciError):
@@ -314,18 +306,9 @@ class Up:
 
     async def _prove(self, store: Store, job: str) -> None:
         """Run a job that does nothing. Raises MvmciError when it did not."""
-        spec = Spec(
-            at=wall_clock_ms(),
-            id=job,
-            queue=self._plan.topology.queues[0],
-            kind="command",
-            module=await store.blobs.put(NOTHING),
-            name="nothing.wasm",
-            component=False,
-            limits=Limits(timeout_ms=PROOF_MS),
-            seed=0,
-            by=PROOF_BY,
-        )
+        queue = self._plan.topology.queues[0]
+        spec = nothing(job, queue=queue, at=wall_clock_ms(), by=PROOF_BY, timeout_ms=PROOF_MS)
+        await store.blobs.put(NOTHING)
         await submit(store, spec)
         journal = await load(store, spec.id)
         await until_ended(store, journal)

@@ -27,11 +27,13 @@ def open_embedded(
     min_isolation: str = "process",
     reuse: bool = True,
     notice: Callable[[str], None] = lambda _: None,
+    trouble: Callable[[str], None] = lambda _: None,
     now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Embedded:
     """An engine in this process. `root` holds its slots and compiled code; `notice` hears of long work.
 
-    `allow` is asked at every effect what workflows may do. `now_ms` is since 1970.
+    `allow` is asked at every effect what workflows may do. `trouble` hears why no job can run here, and ""
+    once one can. `now_ms` is since 1970.
     """
     from mvmci.engines.embedded.engine import Embedded
     from mvmci.engines.embedded.host import Host
@@ -43,6 +45,7 @@ def open_embedded(
         min_isolation=min_isolation,
         reuse=reuse,
         notice=notice,
+        trouble=trouble,
         now_ms=now_ms,
     )
     return Embedded(host, slots=slots)

@@ -41,6 +41,7 @@ class Executor:
         self.engine = engine
         self.slots = slots
         self.draining = False
+        self._resting = False  # no job can run here now
         self.unit = store.presence.unit
         self._accepted = Accepted(unit=self.unit, incarnation=store.presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
@@ -57,7 +58,12 @@ class Executor:
     @property
     def open(self) -> bool:
         """Whether a job would be taken now."""
-        return self._prefetch.accepting and not self.draining
+        return self._prefetch.accepting and not self.draining and not self._resting
+
+    def rest(self, yes: bool) -> None:
+        """Take no jobs while none can run here."""
+        self._resting = yes
+        self._changed()
 
     async def take(self, request: RunRequest) -> asyncio.Task[Outcome | Failed]:
         """Begin to run a job, or follow it if that has begun; how it comes out. Raises NoCapacity."""
@@ -97,6 +103,7 @@ class Executor:
     def resume(self) -> None:
         """Take jobs again."""
         self.draining = False
+        self._resting = False  # no job can run here now
         self.engine.drain(False)
         self._changed()
 

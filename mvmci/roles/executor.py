@@ -43,7 +43,12 @@ async def run_executor(options: ExecutorOptions) -> NoReturn:
 @asynccontextmanager
 async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Cluster) -> AsyncIterator[Role]:
     allow = allowed(await read_settings(cluster))
-    engine, isolation = await open_host_engine(cluster, options, lambda: allow)
+
+    def trouble(why: str) -> None:
+        executor.rest(bool(why))
+        role.tell_trouble(why)
+
+    engine, isolation = await open_host_engine(cluster, options, lambda: allow, trouble)
     executor = Executor(engine, cluster.store, slots=options.slots)
 
     async def run() -> None:
@@ -64,13 +69,14 @@ async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Clus
         nonlocal allow
         allow = allowed(settings)
 
+    role = Role(
+        about=about_unit("executor", slots=options.slots, isolation=isolation),
+        run=run,
+        apply_settings=apply_settings,
+        drain=executor.drain,
+        resume=executor.resume,
+    )
     try:
-        yield Role(
-            about=about_unit("executor", slots=options.slots, isolation=isolation),
-            run=run,
-            apply_settings=apply_settings,
-            drain=executor.drain,
-            resume=executor.resume,
-        )
+        yield role
     finally:
         await engine.close()

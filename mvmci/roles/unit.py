@@ -19,7 +19,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, NoReturn
@@ -96,6 +96,16 @@ class Role:
     apply_settings: Callable[[ClusterSettings], Awaitable[None]] = _nothing  # may change `about`
     drain: Callable[[], Coroutine[Any, Any, None]] = _nothing  # ends when nothing is in work
     resume: Callable[[], None] = lambda: None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # set when `about` is another
+
+    def tell_trouble(self, why: str) -> None:
+        """Have others see why no job can run here; empty once one can."""
+        if why:
+            log.warning("no jobs are taken: %s", why)
+        else:
+            log.info("taking jobs again: guests can run here")
+        self.about = msgspec.structs.replace(self.about, trouble=why)
+        self.changed.set()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -134,9 +144,12 @@ def allowed(settings: ClusterSettings) -> Allow:
 
 
 async def open_host_engine(
-    cluster: Cluster, options: HostOptions, allow: Callable[[], Allow]
+    cluster: Cluster, options: HostOptions, allow: Callable[[], Allow], trouble: Callable[[str], None]
 ) -> tuple[Embedded, str]:
-    """An engine of this process, whose blobs are kept on this host, and its isolation."""
+    """An engine of this process, whose blobs are kept on this host, and its isolation.
+
+    `trouble` hears why it can run no job, and "" once it can again. Raises IsolationUnavailable, HostUnfit.
+    """
     blobs = CachedBlobs(cluster.store.blobs, options.root / "blobs", bytes_max=CACHE_BYTES)
     engine = open_embedded(
         replace(cluster.store, blobs=blobs),
@@ -146,6 +159,7 @@ async def open_host_engine(
         min_isolation=options.min_isolation,
         reuse=options.reuse,
         notice=log.info,
+        trouble=trouble,
         now_ms=cluster.clock.now_ms,
     )
     try:
@@ -223,7 +237,7 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
     """Follow what the cluster wants and allows, and whether this unit is to drain; tell in presence."""
     presence = cluster.store.presence
     drain_key = f"drain.{presence.unit}"
-    changed = asyncio.Event()
+    changed = role.changed
     cluster.link.on_reconnect.append(changed.set)
     for key in ("settings", drain_key):
         await cluster.config.watch(key, lambda _: changed.set())
@@ -244,7 +258,7 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                     draining = None
                     role.resume()
                     log.info("taking jobs again")
-                state = "draining" if draining is not None else "ready"
+                state = "draining" if draining is not None or role.about.trouble else "ready"
                 await presence.describe(msgspec.structs.replace(role.about, state=state))
             await at_most(_LOOK_EVERY_S, changed.wait())
     finally:

@@ -31,7 +31,7 @@ from mvmci.cluster.identity import Identity
 from mvmci.engine import Engine
 from mvmci.engines import open_remote
 from mvmci.engines.prefetch import AHEAD_MAX, Permit, Prefetch
-from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
+from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable
 from mvmci.roles.unit import (
     HostOptions,
     Role,
@@ -72,6 +72,8 @@ class Worker:
         self._open.set()
         self._rested = asyncio.Event()  # whether hints are not left to others just now
         self._rested.set()
+        self._able = asyncio.Event()  # whether jobs can run here at all
+        self._able.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
         self._prefetch = Prefetch(slots)
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
@@ -102,6 +104,14 @@ class Worker:
         self.engine.drain(False)
         self._open.set()
 
+    def rest(self, yes: bool) -> None:
+        """Take no hints while no job can run here."""
+        if yes:
+            self._able.clear()
+            self._call_off()
+        else:
+            self._able.set()
+
     async def switch(self, engine: Engine, *, within_s: float) -> None:
         """Go on with another engine once nothing is in work, or at the latest after `within_s`.
 
@@ -123,6 +133,7 @@ class Worker:
     async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
         while True:
             await self._rested.wait()
+            await self._able.wait()
             await self._open.wait()
             if ahead:
                 await self._prefetch.jobs_are_short.wait()
@@ -200,7 +211,7 @@ class Worker:
             return
         except StoreUnavailable:
             raise
-        except EngineAway as away:
+        except (EngineAway, HostUnfit) as away:
             log.warning("job %s: %s; left for another worker", hint.job, away.message)
             await hint.redeliver(AWAY_PAUSE_S)
             self._rested.clear()
@@ -262,10 +273,14 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
     settings = await read_settings(cluster)
     allow = allowed(settings)
 
+    def trouble(why: str) -> None:
+        worker.rest(bool(why))
+        role.tell_trouble(why)
+
     async def open_engine(settings: ClusterSettings) -> tuple[Engine, str]:
         """The engine that the cluster wants its workers to use, and its isolation if it is on this host."""
         if settings.engine == "embedded":
-            return await open_host_engine(cluster, options, lambda: allow)
+            return await open_host_engine(cluster, options, lambda: allow, trouble)
         return await open_remote(cluster, settings.engine, options.token), ""
 
     async def apply_settings(settings: ClusterSettings) -> None:
@@ -276,7 +291,10 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
             await cluster.store.presence.describe(msgspec.structs.replace(role.about, state="draining"))
             engine, isolation = await open_engine(settings)
             await worker.switch(engine, within_s=min(SWITCH_S, options.grace_ms / 1000))
-            role.about = msgspec.structs.replace(role.about, engine=settings.engine, isolation=isolation)
+            worker.rest(False)
+            role.about = msgspec.structs.replace(
+                role.about, engine=settings.engine, isolation=isolation, trouble=""
+            )
 
     queues = tuple(options.queues or identity.queues or settings.queues)
     engine, isolation = await open_engine(settings)

@@ -54,6 +54,10 @@ class SlotDied(MvmciError):
     """A child ended, or was ended, without saying how its task ended."""
 
 
+class SlotLost(SlotDied):
+    """A child was ended by the host, or could not begin, through no fault of what it was to run."""
+
+
 class CodeGone(SlotDied):
     """A child could not map the code that it was to run; nothing of the guest has run."""
 
@@ -195,8 +199,8 @@ class Child:
         self._killed_for = self._killed_for or offence
         self.kill()
         status = await self.wait()
-        no_code = os.waitstatus_to_exitcode(status) == wire.EXIT_NO_CODE
-        died = CodeGone if no_code and self._killed_for is None else SlotDied
+        code = os.waitstatus_to_exitcode(status)
+        died = SlotDied if self._killed_for else _ENDS.get(code, SlotDied)
         return died(f"the slot process {self._killed_for or _sentence(status)}")
 
     def ended(self, status: int) -> None:
@@ -205,6 +209,10 @@ class Child:
             self._ended.set_result(status)
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+# A process that we did not kill was killed for want of memory, or with its zygote.
+_ENDS = {wire.EXIT_NO_CODE: CodeGone, wire.EXIT_UNCONFINED: SlotLost, -signal.SIGKILL: SlotLost}
 
 
 def _sentence(status: int) -> str:

@@ -100,6 +100,11 @@ class ReportProgress(Frame, frozen=True, kw_only=True, tag="progress"):
     message: str
 
 
+NO_MEMORY = (
+    "compiling it takes more memory than is allowed"  # `host`, where it is allowed less than elsewhere
+)
+
+
 class Ended(Frame, frozen=True, kw_only=True, tag="ended"):
     """How the task ended.
 
@@ -107,10 +112,11 @@ class Ended(Frame, frozen=True, kw_only=True, tag="ended"):
     `err`: a workflow returned err (`text` is its reason). `exit`: a command or program ended with
     `code`. `trap`: the guest trapped; `limit` names the limit if it was one (`memory`, `stack`,
     `fuel`). `signal`: a program died of signal `code`. `limit`: a program was stopped at `limit`
-    (`processes`). `invalid`: not something that this engine runs (`text` says why).
+    (`processes`). `invalid`: not something that this engine runs (`text` says why). `host`: this host
+    refused what every guest needs, and what it refused is no fault of this one (`text` says what).
     """
 
-    outcome: Literal["ok", "err", "exit", "trap", "signal", "limit", "invalid"]
+    outcome: Literal["ok", "err", "exit", "trap", "signal", "limit", "invalid", "host"]
     code: int | None = None
     text: str = ""
     limit: str | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -456,6 +457,8 @@ def _error(name: str, function: wit.Function, why: str, text: str) -> components
 # ---- how a guest ended
 
 
+# What the engine says of system calls that fail before any guest runs.
+_OF_HOST = re.compile(r"mmap failed to reserve|(unable|failed) to make memory executable")
 _OF_LINKING = ("unknown import", "incompatible import", "a matching implementation was not found")
 
 
@@ -466,6 +469,8 @@ def _is_full(size: int, limit: int) -> bool:
 def _trapped(error: Exception, size: int, limit: int) -> frames.Ended:
     text = str(error)
     reason = _reason(text)
+    if _OF_HOST.match(reason):
+        return frames.Ended(outcome="host", text=_clip(reason))
     name = None
     if "call stack exhausted" in reason:
         name = "stack"
@@ -518,11 +523,12 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
         )
         wire.write_all(target, code)
     except wasmtime.WasmtimeError as error:
-        return frames.Ended(outcome="invalid", text=_clip(_flat(str(error))))
+        text = _flat(str(error))
+        return frames.Ended(outcome="host" if _OF_HOST.match(text) else "invalid", text=_clip(text))
     except (BadModule, Invalid) as error:
         return frames.Ended(outcome="invalid", text=_clip(str(error)))
     except MemoryError:
-        return frames.Ended(outcome="invalid", text="compiling it takes more memory than is allowed")
+        return frames.Ended(outcome="host", text=frames.NO_MEMORY)
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise  # a full disk is no fault of the module

@@ -30,23 +30,29 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import filelock
 
-from mvmci.errors import BadModule, MvmciError
+from mvmci.config.quantity import format_size
+from mvmci.errors import BadModule, JobUnfit, MvmciError
 from mvmci.sandbox import confinement, frames, settings
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import ForkServer, SlotDied
+from mvmci.sandbox.forkserver import ForkServer, SlotDied, SlotLost
+from mvmci.system.capacity import memory_bytes, processors
 from mvmci.system.files import passable_folder, private_folder, private_opener
 from mvmci.system.tasks import in_thread
 
 CODE_BYTES_MAX = 4 << 30  # of all files together
 CODE_FILE_BYTES_MAX = 1 << 30
 COMPILE_DATA_BYTES_MAX = 6 << 30
+COMPILE_DATA_BYTES_MIN = 64 << 20
 COMPILE_S_MAX = 300.0
-COMPILES_MAX = 2  # at once in this process
+COMPILES_MAX = 2  # at once on this host, by all who share the root
+LOCK_PAUSE_S = 0.05
+UNFIT_S = 60.0  # so long it is remembered that a module cannot be compiled here
 LOCKS = 16  # lock files; a key takes one of them
 EVICT_AGE_S_MIN = 300.0
 TOUCH_S = 60.0  # a use is noted this often at most
@@ -55,6 +61,31 @@ HOST_KEY_BYTES = 32
 
 Key = str
 Stat = tuple[int, int, int, int]
+
+
+class Bounds(NamedTuple):
+    """What compiling may take on this host."""
+
+    at_once: int
+    data_bytes: int  # of each
+
+    @property
+    def limited(self) -> bool:
+        """Whether another host may compile what this one cannot."""
+        return self.data_bytes < COMPILE_DATA_BYTES_MAX
+
+    def __str__(self) -> str:
+        return (
+            f"{self.at_once} at a time, at most {format_size(self.data_bytes)} and {COMPILE_S_MAX:.0f} s each"
+        )
+
+
+def compile_bounds() -> Bounds:
+    """By the memory and the processors that this process may use: together they leave a quarter of it."""
+    memory = memory_bytes()
+    at_once = max(1, min(COMPILES_MAX, processors(), memory // COMPILE_DATA_BYTES_MAX))
+    most = memory * 3 // 4 // at_once
+    return Bounds(at_once, min(COMPILE_DATA_BYTES_MAX, max(COMPILE_DATA_BYTES_MIN, most)))
 
 
 class CompileFailed(MvmciError):
@@ -75,7 +106,8 @@ class CodeCache:
         self._touched: dict[Key, float] = {}  # when, by this process's clock
         self._running: dict[Key, asyncio.Task[None]] = {}
         self._key = functools.lru_cache(KEPT_MAX)(_key)
-        self._compiles = asyncio.Semaphore(COMPILES_MAX)
+        self._unfit: dict[Key, tuple[float, JobUnfit]] = {}  # what cannot be compiled here, and since when
+        self._bounds = compile_bounds()
         self._evict_lock = asyncio.Lock()
         self._sweep()
 
@@ -85,9 +117,13 @@ class CodeCache:
         """The path, relative to the fork server's root, of the code of module `digest`.
 
         `fetch` writes the module's file, and is called only if it must be compiled. Raises BadModule
-        if it cannot run here, CompileFailed if compiling took too long or too much.
+        if it cannot run here, CompileFailed if compiling took too long or too much, JobUnfit if another
+        host may do better.
         """
         key = self._key(digest, component, workflow)
+        since, unfit = self._unfit.get(key, (0.0, None))
+        if unfit is not None and time.monotonic() - since < UNFIT_S:
+            raise unfit
         if not self._is_fresh(key):
             task = self._running.get(key)
             if task is None:  # once for all who wait; it goes on when one of them gives up
@@ -112,27 +148,35 @@ class CodeCache:
         if await asyncio.to_thread(self._verify, key):
             return
         stripe = int(key[:8], 16) % LOCKS
-        lock = self._lock(stripe)
-        try:
-            await asyncio.to_thread(lock.acquire, timeout=COMPILE_S_MAX)
-        except filelock.Timeout:
-            raise CompileFailed(f"another process has been compiling for {COMPILE_S_MAX:.0f} s") from None
-        try:
+        async with self._locked(f"{stripe}"):
             if await asyncio.to_thread(self._verify, key):
                 return  # another process made it in the meantime
-            async with self._compiles:
+            async with self._locked(f"turn-{stripe % self._bounds.at_once}"):
                 with self._stage(stripe) as stage:
                     await fetch(stage / "module")
                     await self._compile(key, component, workflow, stage)
             if not await asyncio.to_thread(self._verify, key):
                 raise CompileFailed("compiled code was changed while it was being stored")
-        finally:
-            lock.release()
         async with self._evict_lock:
             await asyncio.to_thread(self._evict)
 
-    def _lock(self, stripe: int) -> filelock.FileLock:
-        return filelock.FileLock(self._directory / f"lock-{stripe}", mode=0o600, thread_local=False)
+    def _lock(self, name: str) -> filelock.FileLock:
+        return filelock.FileLock(self._directory / f"lock-{name}", mode=0o600, thread_local=False)
+
+    @contextlib.asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[None]:
+        """Hold a lock, waited for as long as others compile. A thread that waits could not be called off."""
+        lock = self._lock(name)
+        while True:
+            try:
+                lock.acquire(timeout=0)
+                break
+            except filelock.Timeout:
+                await asyncio.sleep(LOCK_PAUSE_S)
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextlib.contextmanager
     def _stage(self, stripe: int) -> Iterator[Path]:
@@ -148,7 +192,7 @@ class CodeCache:
     def _sweep(self) -> None:
         """Remove what processes that were killed while compiling have left."""
         for left in self._directory.glob("new-*"):
-            lock = self._lock(int(left.name.removeprefix("new-")))
+            lock = self._lock(left.name.removeprefix("new-"))
             with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
                 shutil.rmtree(left, ignore_errors=True)
 
@@ -156,7 +200,11 @@ class CodeCache:
         code = os.open(stage / "code", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with contextlib.closing(_Descriptor(code)), (stage / "module").open("rb") as source:
             task = frames.Compile(component=component, workflow=workflow)
-            await self._run(task, source.fileno(), code)
+            try:
+                await self._run(task, source.fileno(), code)
+            except JobUnfit as unfit:
+                self._unfit[key] = (time.monotonic(), unfit)
+                raise
             # The child is dead: nothing can change what is authenticated from here on.
             await in_thread(self._publish, key, code, stage)
 
@@ -165,7 +213,7 @@ class CodeCache:
             name="compile",
             uid=confinement.COMPILE_UID if "uid" in self._forkserver.features else None,
             threads=True,
-            data_bytes=COMPILE_DATA_BYTES_MAX,
+            data_bytes=self._bounds.data_bytes,
             file_bytes=CODE_FILE_BYTES_MAX,
         )
         child = await self._forkserver.fork(profile, (source, target))
@@ -176,11 +224,17 @@ class CodeCache:
         except TimeoutError:
             raise CompileFailed(f"compiling the module took more than {COMPILE_S_MAX:.0f} s") from None
         except SlotDied as error:
+            if isinstance(error, SlotLost) or self._bounds.limited:
+                raise JobUnfit(f"compiling the module failed here: {error}") from None
             raise CompileFailed(f"compiling the module failed: {error}") from None
         finally:
             await child.close()
-        if not isinstance(ended, frames.Ended) or ended.outcome not in ("ok", "invalid"):
+        if not isinstance(ended, frames.Ended) or ended.outcome not in ("ok", "invalid", "host"):
             raise CompileFailed("compiling the module failed: its process sent nonsense")
+        if ended.outcome == "host" and (ended.text != frames.NO_MEMORY or self._bounds.limited):
+            raise JobUnfit(f"the module cannot be compiled here: {ended.text}")
+        if ended.outcome == "host":
+            raise BadModule(f"the module cannot run here: {ended.text}")
         if ended.outcome == "invalid":
             raise BadModule(f"the module cannot run here: {ended.text}")
 

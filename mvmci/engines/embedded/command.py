@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+from typing import Protocol
 
 import msgspec
 
@@ -17,6 +18,7 @@ from mvmci.engines.embedded import workspace
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import Output, first
 from mvmci.engines.embedded.slots import Slot
+from mvmci.errors import JobUnfit
 from mvmci.jobs import tree
 from mvmci.jobs.job import Artifact, Limits
 from mvmci.jobs.journal import Done, Spec
@@ -36,14 +38,14 @@ _REASON_CHARS_MAX = 4_096
 async def run_command(host: Host, holder: Holder, slot: Slot, code: str) -> Done:
     """The end of the command that `holder` holds, in a slot whose workspace is laid out.
 
-    Raises LimitReached, SlotDied, BadWorkspace.
+    Raises LimitReached, SlotDied, BadWorkspace, JobUnfit.
     """
     spec = holder.spec
     output = Output(
         holder, attempt=holder.lease.epoch, bytes_max=spec.limits.output_bytes, now_ms=host.now_ms
     )
     watch = workspace.watch(slot.place, spec.limits.workspace_bytes)
-    ended = await first(_run(host, slot, spec, code, output), watch)
+    ended = await first(run_guest(host, slot, spec, code, output), watch)
     done = done_of(ended, spec.limits, at=host.now_ms())
     if not spec.artifacts:
         return done
@@ -66,7 +68,13 @@ async def fill(host: Host, slot: Slot, digest: str | None) -> workspace.Snapshot
     return await workspace.materialise(value, slot.directory, host.store.blobs, owner=slot.uid)
 
 
-async def _run(host: Host, slot: Slot, spec: Spec, code: str, output: Output) -> frames.Ended:
+class Sink(Protocol):
+    """What takes a guest's output."""
+
+    async def write(self, stream: str, data: bytes) -> None: ...
+
+
+async def run_guest(host: Host, slot: Slot, spec: Spec, code: str, output: Sink) -> frames.Ended:
     """Run the guest to its end, its streams passed on; nothing of it is left, however this ends."""
     guests = await host.guests()
     profile = Profile(
@@ -140,7 +148,7 @@ async def _open_stdin(host: Host, slot: Slot, spec: Spec) -> int:
     return fd
 
 
-async def _pump(pipe: io.FileIO, stream: str, output: Output) -> None:
+async def _pump(pipe: io.FileIO, stream: str, output: Sink) -> None:
     """Pass on what comes through `pipe` until its end.
 
     Not by `connect_read_pipe`: uvloop closes the descriptor twice, and by the second time its number may
@@ -155,7 +163,7 @@ async def _pump(pipe: io.FileIO, stream: str, output: Output) -> None:
 
 
 def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:
-    """The end of a job by the end of its guest."""
+    """The end of a job by the end of its guest. Raises JobUnfit."""
     match ended.outcome:
         case "ok":
             return Done(at=at, status="succeeded", exit_code=ended.code)
@@ -163,6 +171,8 @@ def done_of(ended: frames.Ended, limits: Limits, *, at: int) -> Done:
             reason = f"exit: {ended.code}"
         case "err":
             reason = ended.text[:_REASON_CHARS_MAX]
+        case "host":
+            raise JobUnfit(ended.text)
         case "invalid":
             reason = f"module: {ended.text}"
         case _:

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mvmci.config.quantity import format_duration
 from mvmci.engine import Outcome
 from mvmci.engines.embedded.code import CompileFailed
-from mvmci.engines.embedded.command import fill, run_command
+from mvmci.engines.embedded.command import fill, run_command, run_guest
 from mvmci.engines.embedded.effects.context import Suspended
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import Deadline, LimitReached, TimedOut, first
@@ -29,6 +30,9 @@ from mvmci.errors import (
     BadWorkspace,
     Fenced,
     HostFull,
+    HostUnfit,
+    IsolationUnavailable,
+    JobUnfit,
     LockHeld,
     MvmciError,
     Nondeterminism,
@@ -39,17 +43,33 @@ from mvmci.errors import (
 from mvmci.jobs.glob import Pattern
 from mvmci.jobs.job import REASON_CHARS_MAX, End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
+from mvmci.jobs.nothing import nothing
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
-from mvmci.sandbox.forkserver import CodeGone, SlotDied
+from mvmci.sandbox.forkserver import CodeGone, SlotDied, SlotLost
 from mvmci.store import load_text
-from mvmci.system.tasks import cancel
+from mvmci.system.tasks import TaskSet, cancel
 
 log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 0.25  # a first delivery that ends sooner is written in one message
 LET_GO_S = 2.0
+FILES, FILES_OF_SLOT = 192, 16  # descriptors of this process
+FIT_S = 1.0  # for so long a look at the host holds
+UNFIT_PAUSE_S, UNFIT_PAUSE_S_MAX = 1.0, 30.0  # before it is looked at again
+LOST_HINT = "the kernel ends processes when memory is short: `dmesg` may say so"
+HINTS = {
+    "mmap failed to reserve": "a guest reserves more than 4 GiB of addresses: raise `ulimit -v`",
+    "make memory executable": "compiled code has to be executable: MemoryDenyWriteExecute=no under systemd",
+}
 OUTSIDE_REASONS = ("output", "workspace", "processes", "response")  # ends that no replay repeats
+
+
+class _Nowhere:
+    """Where the output of a guest goes that has none."""
+
+    async def write(self, stream: str, data: bytes) -> None:
+        """Drop it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +88,11 @@ class Embedded:
     def __init__(self, host: Host, *, slots: int) -> None:
         self._host = host
         self.slots = Slots(host.root, slots)
+        host.files_min = FILES + FILES_OF_SLOT * slots
+        self._unfit: HostUnfit | None = None  # why no guest can run here
+        self._fit_at = -FIT_S  # when one was last seen to
+        self._checking = asyncio.Lock()
+        self._tasks = TaskSet()
         self._runs: dict[str, asyncio.Task[Outcome]] = {}
 
     async def run(
@@ -94,12 +119,68 @@ class Embedded:
             self._host.draining.clear()
 
     async def prepare(self) -> str:
-        """Get ready to run guests, and return the isolation that they get. Raises IsolationUnavailable."""
+        """Get ready to run guests, and return the isolation that they get.
+
+        Raises IsolationUnavailable, HostUnfit.
+        """
+        await self.check()
         return (await self._host.guests()).isolation
+
+    async def check(self) -> None:
+        """Run a guest that does nothing, as any job is run. Raises HostUnfit, IsolationUnavailable."""
+        async with self._checking:
+            if time.monotonic() - self._fit_at < FIT_S:
+                return
+            try:
+                await self._run_nothing()
+            except (HostUnfit, IsolationUnavailable):
+                raise
+            except (MvmciError, OSError) as error:
+                hint = next((hint for words, hint in HINTS.items() if words in str(error)), None)
+                raise HostUnfit(f"this host cannot run guests: {error}", hint=hint) from None
+            self._fit_at = time.monotonic()
+
+    async def _run_nothing(self) -> None:
+        host, spec = self._host, nothing("nothing", queue="none", at=0, by="check", timeout_ms=1)
+        guests = await host.guests()
+        for again in (False, True):
+            code = await host.compiled(spec, refused=again)
+            async with self.slots.borrow(guests) as slot:
+                try:
+                    ended = await run_guest(host, slot, spec, code, _Nowhere())
+                except CodeGone:
+                    if again:
+                        raise
+                    continue
+            if ended.outcome != "ok":
+                raise SlotDied(ended.text)
+            return
+
+    async def _look_at_host(self) -> None:
+        """A guest failed as it need not have by itself: see whether any can run here. Raises HostUnfit."""
+        try:
+            await self.check()
+        except HostUnfit as unfit:
+            if self._unfit is None:
+                self._unfit = unfit
+                self._host.trouble(unfit.message)
+                self._tasks.start(self._until_fit(), name="until fit")
+            raise
+
+    async def _until_fit(self) -> None:
+        pause_s = UNFIT_PAUSE_S
+        while self._unfit is not None:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, UNFIT_PAUSE_S_MAX)
+            with contextlib.suppress(MvmciError):
+                await self.check()
+                self._unfit = None
+        self._host.trouble("")
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`."""
         await cancel(*self._runs.values())
+        await self._tasks.close()
         await self.slots.close()
         await self._host.close()
 
@@ -225,6 +306,8 @@ class Embedded:
 
     async def _attempt(self, holder: Holder, run: _Run) -> Done:
         """One try at the job. What ends the job becomes its `done`; what does not is raised."""
+        if self._unfit is not None:
+            raise self._unfit
         state, limits = holder.journal.state, holder.spec.limits
         if state.cancel is not None:
             raise Cancelled
@@ -244,12 +327,20 @@ class Embedded:
         except LimitReached as reached:
             return self._done("failed", reached.reason)
         except (BadModule, CompileFailed) as bad:
+            if isinstance(bad, CompileFailed):
+                await self._look_at_host()
             return self._done("failed", f"module: {bad.message}")
         except BadWorkspace as bad:
             return self._done("failed", f"workspace: {bad.message}")
         except CodeGone:
             raise  # twice: something is wrong with this host, not with the job
+        except JobUnfit:
+            await self._look_at_host()
+            raise
         except SlotDied as died:
+            await self._look_at_host()
+            if isinstance(died, SlotLost):
+                raise JobUnfit(died.message, hint=LOST_HINT) from None
             return self._done("failed", f"trap: {died.message}")
         except StoreFull as full:  # what the job made does not fit; another holder would only make it again
             return self._done("failed", f"store: {full.message}")

@@ -7,13 +7,15 @@ fork server that died is replaced when it is next asked for.
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from mvmci.engines.embedded.code import CodeCache
-from mvmci.errors import IsolationUnavailable
+from mvmci.errors import HostUnfit, IsolationUnavailable
+from mvmci.jobs import nothing
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Spec
 from mvmci.sandbox.confinement import LEVELS
@@ -37,6 +39,8 @@ class Host:
     without: frozenset[str] = frozenset()  # layers of confinement that tests leave out
     now_ms: Callable[[], int] = wall_clock_ms
     notice: Callable[[str], None] = lambda _: None  # hears of work that may take long
+    trouble: Callable[[str], None] = lambda _: None  # hears why no guest can run here, and "" once one can
+    files_min: int = 0  # descriptors that this process needs
     draining: asyncio.Event = field(default_factory=asyncio.Event)  # workflows are to let go
     _guests: ForkServer | None = None
     _good: ForkServer | None = None  # that which was found to isolate enough
@@ -46,7 +50,7 @@ class Host:
     _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def guests(self) -> ForkServer:
-        """The fork server of slots. Raises IsolationUnavailable below `min_isolation`."""
+        """The fork server of slots. Raises HostUnfit, and IsolationUnavailable below `min_isolation`."""
         guests = self._guests
         if guests is None or not guests.alive:
             guests = await self._start_guests()
@@ -63,6 +67,7 @@ class Host:
     async def _start_guests(self) -> ForkServer:
         async with self._opening:
             if self._guests is None or not self._guests.alive:
+                _check_files(self.files_min)
                 passable_folder(self.root)
                 dead, self._guests, self._code = self._guests, None, None
                 await _close(dead)
@@ -94,6 +99,9 @@ class Host:
             self._code = CodeCache(self.root, guests)
 
         async def fetch(to: Path) -> None:
+            if spec.module == nothing.DIGEST:
+                to.write_bytes(nothing.NOTHING)
+                return
             self.notice(f"compiling {spec.name}: once on this machine")
             await self.store.blobs.fetch(spec.module, to)
 
@@ -105,6 +113,18 @@ class Host:
         """End every process."""
         for forkserver in (self._guests, self._programs):
             await _close(forkserver)
+
+
+def _check_files(needed: int) -> None:
+    """See that so many descriptors can be open, and raise our own limit to that. Raises HostUnfit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise HostUnfit(
+            f"this host allows a process {hard} open files, and {needed} are needed for so many slots",
+            hint="raise the limit (`ulimit -Hn`, LimitNOFILE of systemd), or use fewer slots",
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def _close(forkserver: ForkServer | None) -> None:

@@ -110,6 +110,16 @@ class Slots:
                 self._free.append(slot)
                 self._permits.release()
 
+    @asynccontextmanager
+    async def borrow(self, guests: ForkServer) -> AsyncIterator[Slot]:
+        """One more slot, for a moment, however many are taken."""
+        slot = self._free.pop() if self._free else self._claim(guests)
+        try:
+            yield slot
+        finally:
+            await asyncio.to_thread(slot.prepare)
+            self._free.append(slot)
+
     async def _clean(self, slot: Slot) -> None:
         try:
             await asyncio.to_thread(slot.prepare)

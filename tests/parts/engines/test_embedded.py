@@ -23,14 +23,14 @@ from mvmci.engines.embedded.code import _stat
 from mvmci.engines.embedded.engine import Embedded
 from mvmci.engines.embedded.host import Host
 from mvmci.engines.embedded.limits import LimitReached, first
-from mvmci.errors import HostFull, Nondeterminism, StoreFull, Usage
+from mvmci.errors import HostFull, HostUnfit, JobUnfit, Nondeterminism, StoreFull, Usage
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.job import ATTEMPTS_MAX, COUNT_MAX, Limits
 from mvmci.jobs.journal import AnyRecord, Cancel, Intent, Journal, Lease, Released, Result, Spec, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.sandbox.confinement import Profile
-from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot
+from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot, SlotLost
 from mvmci.store import Blobs, Source, Store
 from tests.harness.memory import Memory
 from tests.harness.waiting import until_journal
@@ -530,3 +530,34 @@ async def test_time_counts_from_the_guest_though_its_lease_is_older(
     monkeypatch.setattr(engine_module, "fill", slow)
     await make(store).run("j")
     assert status((await load(store, "j")).state)[0] == "succeeded"
+
+
+async def test_a_host_that_loses_slots_ends_no_job_and_says_what_is_wrong_until_it_is_mended(
+    memory: Memory, host_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    store = memory.store("w")
+    engine = Embedded(Host(store=store, root=host_root, allow=Allow, trouble=heard.put_nowait), slots=1)
+    run = command.run_guest
+
+    async def lose(*_: object) -> Any:
+        raise SlotLost("the slot process was killed by SIGKILL")
+
+    monkeypatch.setattr(engine_module, "UNFIT_PAUSE_S", 0.01)
+    monkeypatch.setattr(engine_module, "FIT_S", 0.0)
+    try:
+        await submit(store, await command_spec(store, "j", "hello"))
+        monkeypatch.setattr(command, "run_guest", lose)
+        with pytest.raises(JobUnfit):  # others run here
+            await engine.run("j")
+        monkeypatch.setattr(engine_module, "run_guest", lose)
+        with pytest.raises(HostUnfit, match="killed by SIGKILL"):
+            await engine.run("j")
+        assert "killed by SIGKILL" in await heard.get()
+        monkeypatch.setattr(command, "run_guest", run)
+        monkeypatch.setattr(engine_module, "run_guest", run)
+        assert await heard.get() == ""
+        assert (await engine.run("j")).kind == "ended"
+        assert status((await load(store, "j")).state)[0] == "succeeded"
+    finally:
+        await engine.close()

@@ -15,7 +15,7 @@ import pytest
 
 from mvmci.engines.embedded import code
 from mvmci.engines.embedded.code import CodeCache, CompileFailed
-from mvmci.errors import BadModule, MvmciError
+from mvmci.errors import BadModule, JobUnfit, MvmciError
 from mvmci.sandbox import frames, settings
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer
@@ -171,6 +171,32 @@ async def test_a_compile_that_takes_too_long_or_too_much_is_ended(forkserver, ro
     monkeypatch.setattr(code, "CODE_FILE_BYTES_MAX", 100)
     with pytest.raises(BadModule, match="larger than is allowed"):
         await echo.get(CodeCache(root, forkserver))
+
+
+async def test_what_only_this_host_has_no_memory_for_is_no_fault_of_the_module(
+    forkserver, root, echo, monkeypatch
+):
+    monkeypatch.setattr(code, "memory_bytes", lambda: 0)
+    monkeypatch.setattr(code, "COMPILE_DATA_BYTES_MIN", 1 << 20)
+    small = CodeCache(root, forkserver)
+    with pytest.raises(JobUnfit):
+        await echo.get(small)
+    compiles = echo.compiles
+    with pytest.raises(JobUnfit):
+        await echo.get(small)
+    assert echo.compiles == compiles, "it is remembered for a while"
+    monkeypatch.undo()
+    await echo.get(CodeCache(root, forkserver))
+
+
+@pytest.mark.parametrize(
+    ("processors", "gib", "at_once", "each_gib"),
+    [(8, 64, 2, 6), (1, 64, 1, 6), (8, 8, 1, 6), (8, 4, 1, 3), (2, 12, 2, 4.5)],
+)
+def test_what_compiling_may_take_is_bounded_by_the_host(monkeypatch, processors, gib, at_once, each_gib):
+    monkeypatch.setattr(code, "processors", lambda: processors)
+    monkeypatch.setattr(code, "memory_bytes", lambda: gib << 30)
+    assert code.compile_bounds() == (at_once, int(each_gib * (1 << 30)))
 
 
 Make = Callable[[int], Awaitable[Path]]

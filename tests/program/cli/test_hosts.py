@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.harness.places import need
 from tests.harness.program import Mvmci, fresh, steps
 
 Guest = Callable[[str], Path]
@@ -115,3 +118,44 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so(mvmci: Mvmci, guest: Gu
         running.signal(signum)
     done = running.end()
     assert (done.code, done.text) == (0, "tick 0\ntick 1\ntick 2\ntick 3\n"), done
+
+
+# ---- Limits
+
+FORBIDS_MAKING_CODE = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0  # as MemoryDenyWriteExecute= of systemd does
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+LIMITS = {
+    "address space": (("bash", "-c", 'ulimit -v 4000000; exec "$@"', "bash"), "raise `ulimit -v`"),
+    "open files": (("bash", "-c", 'ulimit -n 64; exec "$@"', "bash"), "64 open files"),
+    "code": ((sys.executable, "-c", FORBIDS_MAKING_CODE), "MemoryDenyWriteExecute=no"),
+}
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_host_that_can_run_no_guest_says_so_and_the_job_goes_on_elsewhere(
+    alone: Mvmci, guest: Guest, limit: str
+) -> None:
+    prefix, said = LIMITS[limit]
+    if limit == "code":
+        unable = subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode
+        need(not unable, "this kernel cannot forbid code to be made (6.3 can)")
+    limited = dataclasses.replace(alone, prefix=prefix)
+    order = ("run", guest("hello"), "--id", "a")
+    done = limited(*order)
+    assert done.code == 125
+    assert "Error: this host" in done.err
+    assert said in done.err
+    told = limited("doctor", "--json")
+    assert told.code == 1
+    (found,) = (check for check in told.json if check["name"] == "guests")
+    assert not found["ok"]
+    assert said in f"{found['found']} {found['hint']}"
+    assert alone(*order).code == 0
+
+
+def test_a_soft_limit_of_open_files_is_raised(alone: Mvmci, guest: Guest) -> None:
+    done = through_bash(alone, 'ulimit -Sn 64; exec "$@"')("run", guest("hello"))
+    assert (done.code, done.text) == (0, "arg hello.wasm\n"), done
