@@ -190,7 +190,7 @@ def _cluster(folder: Path) -> str:
 
 
 async def _guest(state: Path) -> str:
-    """Run one that does nothing, confined as a job is."""
+    """Run one that does nothing, confined as a job is; what native programs are kept from."""
     from mvmci.engines import open_embedded
     from mvmci.engines.embedded.code import compile_bounds
     from mvmci.jobs.allow import Allow
@@ -198,11 +198,12 @@ async def _guest(state: Path) -> str:
     store = open_local(state / LOCAL_FOLDER, make=False)
     engine = open_embedded(store, state / HOST_FOLDER, allow=Allow, slots=1)
     try:
-        await engine.check()
+        await engine.prepare()
+        kept = "out of" if engine.parts_programs else "WITHIN"
     finally:
         await engine.close()
         await store.close()
-    return f"one ran; compiling: {compile_bounds()}"
+    return f"one ran; compiling: {compile_bounds()}; mvmci's keys are {kept} reach of native programs"
 
 
 async def _isolation(state: Path) -> str:

@@ -21,6 +21,7 @@ from mvmci.roles.unit import (
     open_host_engine,
     read_settings,
     run_unit,
+    with_programs,
 )
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
@@ -68,6 +69,7 @@ async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Clus
     async def apply_settings(settings: ClusterSettings) -> None:
         nonlocal allow
         allow = allowed(settings)
+        role.about = with_programs(role.about, engine, allow)
 
     role = Role(
         about=about_unit("executor", slots=options.slots, isolation=isolation),

@@ -169,6 +169,15 @@ async def open_host_engine(
         raise
 
 
+def with_programs(about: About, engine: object, allow: Allow) -> About:
+    """`about`, whose isolation tells where programs that are allowed could read our keys."""
+    level = about.isolation.partition(",")[0]
+    exposed = bool(allow.exec) and isinstance(engine, Embedded) and not engine.parts_programs
+    return msgspec.structs.replace(
+        about, isolation=f"{level}, keys exposed to programs" if exposed else level
+    )
+
+
 async def run_unit(
     identity: Identity,
     path: Path,

@@ -41,6 +41,7 @@ from mvmci.roles.unit import (
     open_host_engine,
     read_settings,
     run_unit,
+    with_programs,
 )
 from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
 from mvmci.stores.nats import Cluster
@@ -295,6 +296,7 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
             role.about = msgspec.structs.replace(
                 role.about, engine=settings.engine, isolation=isolation, trouble=""
             )
+        role.about = with_programs(role.about, worker.engine, allow)
 
     queues = tuple(options.queues or identity.queues or settings.queues)
     engine, isolation = await open_engine(settings)

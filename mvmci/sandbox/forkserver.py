@@ -233,6 +233,7 @@ class ForkServer:
     ) -> None:
         self.root = root
         self.features: frozenset[str] = frozenset()  # the layers that a slot reaches on this host
+        self._hides = False  # programs of our own user can be kept from the folder above the root
         self._process = process
         self._control = control
         self._log = log  # what the zygote writes to its standard error
@@ -281,6 +282,11 @@ class ForkServer:
     def isolation(self) -> str:
         """The level, one of `confinement.LEVELS`, that slots of this fork server reach."""
         return confinement.level(self.features)
+
+    @property
+    def parts_programs(self) -> bool:
+        """Whether native programs are out of reach of the folder above the root, where keys lie."""
+        return self._hides or "uid" in self.features
 
     def slot_uid(self, index: int) -> int | None:
         """The user of slot `index`; None where slots cannot have one of their own."""
@@ -384,7 +390,8 @@ class ForkServer:
         for _, _, payload in ancillary:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
         match msgspec.json.decode(data, type=zygote.FromZygote):
-            case zygote.Ready():
+            case zygote.Ready(hides=hides):
+                self._hides = hides
                 self._ready.set_result(None)
             case zygote.Forked(number=number, pid=pid):
                 connection, answer = self._waiting.pop(number)

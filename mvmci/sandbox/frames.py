@@ -61,6 +61,7 @@ class RunProgram(Frame, frozen=True, kw_only=True, tag="program"):
     directory: str
     processes_max: int
     file_bytes: int
+    hidden: str = ""  # a folder that it must not see, where it has our own user; "" for none
 
 
 class Answer(Frame, frozen=True, kw_only=True, tag="answer"):

@@ -21,6 +21,7 @@ behind. Nothing here hides the host's files from the program; that is what its u
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -179,12 +180,18 @@ class _Init:
             os._exit(_EXIT_FAILED)  # the supervisor is dead already
         self._root = int(number)
         self._private_proc = self._tree.namespace and self._mount()
+        if self._must_hide and not self._private_proc:
+            raise OSError(errno.EPERM, "it cannot be kept from the keys of mvmci any more")
         wake = _signals_to_a_pipe(signal.SIGCHLD, signal.SIGTERM)
         started = self._start()
         ended = started if isinstance(started, frames.Ended) else self._watch(started, wake)
         if not self._tree.namespace:
             self._kill_descendants()
         return ended
+
+    @property
+    def _must_hide(self) -> bool:
+        return bool(self._task.hidden) and os.geteuid() != 0
 
     def _start(self) -> int | frames.Ended:
         says, say = os.pipe()
@@ -298,7 +305,9 @@ class _Init:
             return False
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
         private: bool = libc.mount(b"proc", b"/proc", b"proc", flags, None) == 0
-        if private and self._uid is not None and os.geteuid() == 0:
+        if private and self._must_hide:
+            self._cover(os.path.realpath(self._task.hidden))
+        elif private and self._uid is not None and os.geteuid() == 0:
             self._open_the_way(self._uid)
         return private
 
@@ -309,9 +318,12 @@ class _Init:
         tree only, by an empty one that holds the way to the workspace and to TMPDIR and nothing else.
         """
         closed = _first_closed(self._directory, uid)
-        if closed is None:
-            return
-        keep = [self._directory]
+        if closed is not None:
+            self._cover(closed)
+
+    def _cover(self, closed: str) -> None:
+        """Have a directory hold the workspace and TMPDIR, as far as they lie in it, and nothing else."""
+        keep = [self._directory] if self._directory.startswith(f"{closed}/") else []
         temporary = os.path.realpath(self._env["TMPDIR"])
         beneath = temporary.startswith(f"{closed}/") and not f"{temporary}/".startswith(f"{self._directory}/")
         if beneath and os.path.isdir(temporary):
@@ -339,6 +351,33 @@ class _Init:
             except ChildProcessError:
                 return
             time.sleep(0.001)
+
+
+def can_hide(folder: str) -> bool:
+    """Whether a program with our own user can be kept from `folder`, and from other processes of ours.
+
+    Tried as it is done, in processes that end: not every host that grants namespaces lets one mount in them.
+    """
+    trial = os.fork()
+    if trial == 0:
+        try:
+            if linux.unshare_as_user(linux.CLONE_NEWPID | linux.CLONE_NEWNS):
+                init = os.fork()
+                if init == 0:
+                    os._exit(not _hides(folder))
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(init, 0)[1]))
+        finally:
+            os._exit(1)
+    return os.waitpid(trial, 0)[1] == 0
+
+
+def _hides(folder: str) -> bool:
+    flags = _MS_NOSUID | _MS_NODEV
+    return bool(
+        libc.mount(None, b"/", None, _MS_REC_PRIVATE, None) == 0
+        and libc.mount(b"proc", b"/proc", b"proc", flags | _MS_NOEXEC, None) == 0
+        and libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", flags, b"mode=755,size=1m") == 0
+    )
 
 
 def descendants(root: int) -> list[int]:

@@ -51,6 +51,7 @@ class ZygoteStart(msgspec.Struct, frozen=True, kw_only=True):
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     network: bool  # it is out of the host's network
+    hides: bool  # programs that have our own user can be kept from the folder above the root
 
 
 class Fork(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,20 +89,21 @@ def run_zygote(argument: str) -> NoReturn:
     _enlarge_stack()
     # Everything is loaded before the first fork: a confined child can open no file of ours.
     from mvmci.sandbox import slot
-    from mvmci.sandbox.program import supervise_program
+    from mvmci.sandbox.program import can_hide, supervise_program
 
     probe: Probe | None = None
     if start.probe is not None:
         module, _, name = start.probe.partition(":")
         probe = getattr(importlib.import_module(module), name)
     slot.prepare_slot()
+    hides = os.geteuid() != 0 and "namespace" not in start.without and can_hide(os.path.dirname(os.getcwd()))
     unshared = not start.network and "namespace" not in start.without and confinement.leave_network()
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.die_with(start.parent)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     gc.collect()
     gc.freeze()
-    control.send(msgspec.json.encode(Ready(network=unshared)))
+    control.send(msgspec.json.encode(Ready(network=unshared, hides=hides)))
     _ControlLoop(control, start, unshared, _Tasks(slot.serve_slot, supervise_program, probe)).serve()
     os._exit(0)
 

@@ -89,6 +89,7 @@ class Embedded:
         self._host = host
         self.slots = Slots(host.root, slots)
         host.files_min = FILES + FILES_OF_SLOT * slots
+        self.parts_programs = False  # whether programs are out of reach of our keys, as `prepare` found
         self._unfit: HostUnfit | None = None  # why no guest can run here
         self._fit_at = -FIT_S  # when one was last seen to
         self._checking = asyncio.Lock()
@@ -124,7 +125,9 @@ class Embedded:
         Raises IsolationUnavailable, HostUnfit.
         """
         await self.check()
-        return (await self._host.guests()).isolation
+        guests = await self._host.guests()
+        self.parts_programs = guests.parts_programs
+        return guests.isolation
 
     async def check(self) -> None:
         """Run a guest that does nothing, as any job is run. Raises HostUnfit, IsolationUnavailable."""

@@ -240,3 +240,13 @@ async def test_a_supervisor_that_is_killed_means_that_it_may_have_happened(run: 
     answer = await task
     assert isinstance(answer, effect.Error)
     assert answer.why == "lost"
+
+
+@pytest.mark.parametrize(
+    "name", ["LD_PRELOAD", "LD_AUDIT", "BASH_ENV", "ENV", "PYTHONPATH", "PERL5OPT", "NODE_OPTIONS"]
+)
+async def test_what_makes_any_program_run_other_code_is_not_set_by_a_workflow(run: Runner, name: str) -> None:
+    answer = await run("sh", "-c", "echo ran", env=((name, "x"),))
+    assert isinstance(answer, effect.Error)
+    assert (answer.why, name in answer.text) == ("failed", True)
+    assert isinstance(await run("sh", "-c", "true", env=((f"MY_{name}", "x"),)), Exit)

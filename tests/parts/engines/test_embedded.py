@@ -561,3 +561,32 @@ async def test_a_host_that_loses_slots_ends_no_job_and_says_what_is_wrong_until_
         assert status((await load(store, "j")).state)[0] == "succeeded"
     finally:
         await engine.close()
+
+
+@pytest.mark.parametrize(("demanded", "kind"), [("process", "exit"), ("filtered", "error")])
+async def test_a_program_that_could_read_our_keys_is_refused_where_isolation_is_demanded(
+    memory: Memory, host_root: Path, demanded: str, kind: str
+) -> None:
+    store = memory.store("w")
+    host = Host(
+        store=store,
+        root=host_root,
+        allow=lambda: Allow(exec=("sh",)),
+        min_isolation=demanded,
+        without=frozenset({"uid", "namespace"}),
+    )
+    engine = Embedded(host, slots=1)
+    await submit(store, await script_spec(store, "j", [{"exec": {"argv": ["sh", "-c", "true"]}}]))
+    try:
+        await engine.prepare()
+        await engine.run("j")
+    finally:
+        await engine.close()
+    assert not engine.parts_programs
+    journal = await load(store, "j")
+    (result,) = (record for record in journal.records if isinstance(record, Result))
+    assert result.value is not None
+    assert result.value["kind"] == kind
+    if kind == "error":
+        assert result.value["why"] == "denied"
+        assert "filtered is demanded" in result.value["text"]

@@ -89,6 +89,31 @@ def test_a_command_runs_with_everything(nobody: Mvmci, public: Path) -> None:
     assert nobody.status(job)["status"] == "succeeded"
 
 
+def test_keys_are_out_of_reach_of_programs_that_have_our_own_user(nobody: Mvmci, public: Path) -> None:
+    granted = ("unshare", "--user", "--pid", "--mount", "--fork", "--mount-proc", "true")
+    unshared = subprocess.run([*nobody.prefix, *granted], capture_output=True, check=False)
+    need(unshared.returncode == 0, "this host grants a user no namespaces")
+    key = nobody.state / "demo" / "keys" / "secret"
+    key.parent.mkdir(parents=True)
+    key.write_text("hidden-from-programs")
+    for path in (key, key.parent, key.parents[1], nobody.state):
+        os.chown(path, NOBODY, NOBODY)
+    script = f"""
+        cat {key} ../../../../demo/keys/secret
+        for pid in /proc/[0-9]*; do
+            cat $pid/root{key} $pid/environ | tr '\\0' '\\n' | grep -e MVMCI_STATE -e hidden
+        done
+        umount {nobody.state}; unshare --user --map-root-user --mount umount {nobody.state}; cat {key}
+        echo kept >here; cat here
+    """
+    several = [{"exec": {"argv": ["sh", "-c", script]}}]
+    done = nobody("run", public / "script.wasm", "--allow-exec", "sh", "--input", steps(*several))
+    assert done.code == 0, done
+    assert done.json[0]["stdout"] == "kept\n"
+    told = nobody("doctor", "--json").json
+    assert any("keys are out of reach of native programs" in check["found"] for check in told)
+
+
 def test_the_thief_is_refused(nobody: Mvmci, public: Path) -> None:
     done = nobody("run", public / "thief.wasm", "--", nobody.state / "_host" / "code.key")
     assert (done.code, done.text.splitlines()[-1]) == (0, "nothing stolen")

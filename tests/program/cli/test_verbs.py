@@ -52,7 +52,7 @@ VERBS = [
     "broker",
     "balancer",
 ]
-CHECKS = ["python", "state directory", "isolation", "broker"]
+CHECKS = ["python", "state directory", "capacity", "isolation", "guests", "broker"]
 
 
 # ---- Help

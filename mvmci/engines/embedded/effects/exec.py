@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +29,7 @@ from mvmci.engines.embedded.effects.context import Context, Effect
 from mvmci.engines.embedded.limits import AT_ONCE, LimitReached, first
 from mvmci.jobs import effect
 from mvmci.sandbox import frames
-from mvmci.sandbox.confinement import Profile
+from mvmci.sandbox.confinement import LEVELS, Profile
 from mvmci.sandbox.forkserver import Child, ForkServer, NoSlot, SlotDied
 from mvmci.sandbox.program import DEFAULT_PATH, supervise_program
 
@@ -41,6 +42,13 @@ _READ_BYTES = 64 << 10
 GRACE_S = 10.0  # as containers give it
 KILL_S_MAX = 10.0
 SIGNAL_CODE_BASE = 128  # a program that died of signal n has code 128 + n, as in a shell
+
+# What loaders, shells and interpreters read before they do what their arguments say.
+_OF_LOADERS = re.compile(
+    r"LD_.*|DYLD_.*|GCONV_PATH|GLIBC_TUNABLES|ENV|BASH_ENV|BASH_FUNC_.*|SHELLOPTS|BASHOPTS|PS4|ZDOTDIR"
+    r"|PYTHON.*|PERL5.*|PERLLIB|RUBYLIB|RUBYOPT|NODE_OPTIONS|NODE_PATH|LUA_(INIT|PATH|CPATH).*"
+    r"|JAVA_TOOL_OPTIONS|_JAVA_OPTIONS|JDK_JAVA_OPTIONS"
+)
 
 OnOutput = Callable[[str, bytes], None]
 
@@ -70,9 +78,13 @@ class Exec(Effect, frozen=True, kw_only=True, tag="exec"):
         decision = host.allow().decide_program(self.argv[0] if self.argv else "")
         if not decision.allowed:
             return effect.Error(why="denied", text=decision.hint)
+        programs = await host.programs()
+        if not programs.parts_programs and host.min_isolation != LEVELS[0]:
+            text = f"this host cannot keep programs from mvmci's keys, and {host.min_isolation} is demanded"
+            return effect.Error(why="denied", text=text)
         await context.files.use()
         running = run_program(
-            await host.programs(),
+            programs,
             self,
             directory=slot.work,
             uid=slot.uid,
@@ -145,6 +157,10 @@ def _task(
     for name, value in request.env:
         if not name or "=" in name or "\0" in name + value:
             raise ValueError(f"the environment variable {name!r} cannot be set")
+        if _OF_LOADERS.fullmatch(name):
+            raise ValueError(
+                f"the environment variable {name!r} cannot be set: it makes any program run other code"
+            )
     if any("\0" in argument for argument in request.argv):
         raise ValueError("an argument with a NUL in it cannot be passed")
     env = {"PATH": search}
@@ -159,6 +175,7 @@ def _task(
         directory=directory,
         processes_max=processes_max,
         file_bytes=file_bytes,
+        hidden=str(forkserver.root.parent) if forkserver.parts_programs else "",
     )
 
 
