@@ -167,6 +167,48 @@ def unpack(root, build_id, files):
             stop(f"cannot unpack mvmci into {cache}: {error.strerror}.", hint)
 
 
+class Mender:
+    """Puts the cache back under a process that runs from it: cleaners do not ask who still does.
+
+    As the last finder of modules it is asked only for what was not found.
+    """
+
+    def __init__(self, archive, root, cache, build):
+        self.archive, self.root, self.cache, self.build = os.path.abspath(archive), root, cache, build
+
+    def find_spec(self, name, path=None, target=None):
+        place = "site-packages/" + name.replace(".", "/")
+        if not any(file.startswith((place + ".", place + "/")) for file in self.build["files"]):
+            return None
+        self.mend()
+        from importlib.machinery import PathFinder
+
+        PathFinder.invalidate_caches()
+        return PathFinder.find_spec(name, path, target)
+
+    def mend(self):
+        """See that the cache is whole. Raises ImportError where that cannot be."""
+        if not damaged(self.cache, self.build["files"]):
+            return
+        import zipfile
+
+        umask = os.umask(0o077)
+        try:
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
+            lock = locked(os.path.join(self.root, ".mvmci_lock"))
+            try:
+                with zipfile.ZipFile(self.archive) as archive:
+                    if json.loads(archive.read("build.json"))["id"] != self.build["id"]:
+                        raise OSError(f"{self.archive} is another version by now")
+                    mend(archive, self.cache, damaged(self.cache, self.build["files"]))
+            finally:
+                os.close(lock)
+        except (OSError, SystemExit) as error:
+            raise ImportError(f"{self.cache} was removed, and cannot be made again: {error}") from None
+        finally:
+            os.umask(umask)
+
+
 def leave_path(entries):
     gone = {os.path.abspath(entry) for entry in entries}
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in gone]
@@ -202,8 +244,12 @@ def main():
     place = sys.path.index(installed[0]) if installed else len(sys.path)
     sys.path.insert(place, os.path.join(cache, "site-packages"))
 
+    mender = Mender(sys.argv[0], root, cache, build)
+    sys.meta_path.append(mender)
     from mvmci.cli import main as run
+    from mvmci.system import processes
 
+    processes.mend_program = mender.mend
     run()
 
 

@@ -30,6 +30,7 @@ import msgspec
 from mvmci.errors import IsolationUnavailable, MvmciError
 from mvmci.sandbox import confinement, frames, wire, zygote
 from mvmci.sandbox.confinement import Profile
+from mvmci.system import processes
 
 START_S_MAX = 30.0
 CLOSE_S_MAX = 10.0
@@ -463,6 +464,7 @@ def _spawn(
     root: Path, network: bool, without: frozenset[str], probe: str | None
 ) -> tuple[subprocess.Popen[bytes], socket.socket, int]:
     """The zygote's process, our end of its control socket, and its standard error as a file."""
+    processes.mend_program()  # it loads all of it anew
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     log = os.memfd_create("zygote-stderr", os.MFD_CLOEXEC)

@@ -23,6 +23,10 @@ KEPT = ("MVMCI_LOG",)  # how much units say
 _START_TIME = 19  # of the fields of /proc/<pid>/stat behind the command's name
 
 
+def mend_program() -> None:
+    """See that the files that this program is made of are there. The zipapp puts in how."""
+
+
 class Known(msgspec.Struct, frozen=True, kw_only=True):
     """One process, now or in the past."""
 

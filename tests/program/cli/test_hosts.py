@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import select
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,6 +17,7 @@ import pytest
 
 from tests.harness.places import need
 from tests.harness.program import Mvmci, fresh, steps
+from tests.harness.waiting import until
 
 Guest = Callable[[str], Path]
 PASSABLE = {"_host", "_host/slots", "_host/slots/0", "_host/code"}
@@ -159,3 +163,27 @@ def test_a_host_that_can_run_no_guest_says_so_and_the_job_goes_on_elsewhere(
 def test_a_soft_limit_of_open_files_is_raised(alone: Mvmci, guest: Guest) -> None:
     done = through_bash(alone, 'ulimit -Sn 64; exec "$@"')("run", guest("hello"))
     assert (done.code, done.text) == (0, "arg hello.wasm\n"), done
+
+
+# ---- The cache
+
+
+def test_a_cache_that_is_cleaned_under_a_process_is_put_back(
+    alone: Mvmci, guest: Guest, tmp_path: Path
+) -> None:
+    root = tmp_path / "cache"
+    there, end = os.pipe()
+    try:
+        running = alone.start("run", guest("hello"), "--stdin", "-", stdin=there, SHIV_ROOT=str(root))
+        os.write(end, b"x")
+        until(lambda: not select.select([there], [], [], 0)[0])  # it has read that, and waits for more
+        shutil.rmtree(root)
+    finally:
+        os.close(there)
+        os.close(end)
+    done = running.end()
+    assert (done.code, done.text) == (0, "arg hello.wasm\nx"), done
+    assert {path.name for path in root.iterdir()} == {
+        ".mvmci_lock",
+        *(path.name for path in root.glob("mvmci.pyz_*")),
+    }
