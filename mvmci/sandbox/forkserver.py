@@ -479,7 +479,7 @@ def _spawn(
         process = subprocess.Popen(
             [sys.executable, *flags, "-c", _BOOTSTRAP, argument, *roots],
             cwd=root,
-            env={},  # clearing it later would leave it readable in /proc
+            env=_environment(),  # clearing it later would leave it readable in /proc
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -487,6 +487,11 @@ def _spawn(
             start_new_session=True,
         )
     return process, ours, log
+
+
+def _environment() -> dict[str, str]:
+    """Nothing, but for a Python that finds its own library by it."""
+    return {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
 
 
 def _root(package: str) -> str:

@@ -1,9 +1,9 @@
 """The small process that slots are forked from: everything imported, nothing else going on.
 
-Owns no job, no secret and no credential: its environment is empty, its only descriptors are a control
-socket and the null device, and it is single-threaded, so that a fork is a clean copy. It forks a
-child per request, hands back a pidfd, and reports how each child ended. It ends when the control
-socket closes or its parent dies, and its children end with it.
+Owns no job, no secret and no credential: its environment is empty, or says where Python's library is; its
+only descriptors are a control socket and the null device, and it is single-threaded, so that a fork is a
+clean copy. It forks a child per request, hands back a pidfd, and reports how each child ended. It ends
+when the control socket closes or its parent dies, and its children end with it.
 
 On the control socket (SOCK_SEQPACKET, one JSON value a message): `Fork` comes in with the child's
 end of a socket pair and its streams as descriptors; `Forked` goes out with a pidfd, then, once,

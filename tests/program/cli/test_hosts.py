@@ -187,3 +187,22 @@ def test_a_cache_that_is_cleaned_under_a_process_is_put_back(
         ".mvmci_lock",
         *(path.name for path in root.glob("mvmci.pyz_*")),
     }
+
+
+# ---- Python
+
+
+def test_a_python_that_needs_a_library_path_runs_guests_too(
+    alone: Mvmci, guest: Guest, tmp_path: Path
+) -> None:
+    python = tmp_path / "python3"
+    python.write_text(
+        f"""#!/bin/bash
+        [ "$LD_LIBRARY_PATH" = /opt/python/lib ] || {{ echo "cannot open libpython.so" >&2; exit 127; }}
+        exec -a "$0" {alone.python} "$@"
+        """
+    )
+    python.chmod(0o755)
+    needing = dataclasses.replace(alone, python=str(python), env={"LD_LIBRARY_PATH": "/opt/python/lib"})
+    done = needing("run", guest("hello"))
+    assert (done.code, done.text) == (0, "arg hello.wasm\n"), done
