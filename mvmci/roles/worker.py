@@ -132,14 +132,14 @@ class Worker:
             engine.drain()
 
     async def _loop(self, tasks: asyncio.TaskGroup, ahead: bool) -> None:
+        gates = (self._rested, self._able, self._open)  # one may close while the next is waited for
         while True:
-            await self._rested.wait()
-            await self._able.wait()
-            await self._open.wait()
             if ahead:
                 await self._prefetch.jobs_are_short.wait()
+            for gate in gates:
+                await gate.wait()
             await self._unrecorded.acquire()
-            hint = await self._next()
+            hint = await self._next() if all(gate.is_set() for gate in gates) else None
             if hint is None:
                 self._unrecorded.release()
                 continue

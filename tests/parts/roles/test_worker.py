@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mvmci.errors import MvmciError
+from mvmci.errors import HostUnfit, MvmciError
 from mvmci.jobs.job import Limits
 from mvmci.jobs.journal import Cancel, Intent, Lease, Released, status
 from mvmci.journals.client import submit
@@ -160,3 +160,28 @@ async def test_a_failure_of_the_host_puts_the_job_off_and_ends_nothing(
     await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=60_000)))
     assert status((await until_done(client.store, "j")).state)[0] == "succeeded"
     assert failures == ["j"]
+
+
+async def test_a_host_that_can_run_nothing_leaves_jobs_to_others_and_takes_none_while_it_rests(
+    place: Place, client: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfit = await place.worker("w1", slots=1)
+    asked = asyncio.Event()
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        unfit.rest(True)  # as the role does when its engine says so
+        asked.set()
+        raise HostUnfit("this host cannot run guests")
+
+    monkeypatch.setattr(unfit.engine, "run", refuse)
+    await submit(client.store, await script_spec(client.store, "j", []))
+    await asyncio.wait_for(asked.wait(), LONG_S)
+    monkeypatch.undo()
+    await place.worker("w2")
+    for job in ("j", "k"):
+        if job == "k":
+            await submit(client.store, await script_spec(client.store, job, []))
+        journal = await until_done(client.store, job)
+        assert status(journal.state)[0] == "succeeded"
+        assert journal.state.lease is not None
+        assert (journal.state.lease.unit, journal.state.lease.epoch) == ("w2", 1)
