@@ -14,7 +14,6 @@ import click
 from mvmci import __version__
 from mvmci.cli.options import (
     HOST_FOLDER,
-    LOCAL_FOLDER,
     examples,
     json_option,
     open_local,
@@ -24,7 +23,7 @@ from mvmci.cli.options import (
 from mvmci.errors import EXIT_FAILED, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
 from mvmci.system.capacity import memory_bytes, processors
 from mvmci.system.files import passable_folder, private_folder
-from mvmci.trust.known import known_clusters
+from mvmci.trust.known import LOCAL_FOLDER, known_clusters
 
 SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
