@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mvmci.errors import Conflict, StoreUnavailable
+from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster, dial_cluster, remove
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
@@ -57,11 +58,17 @@ async def test_who_watches_hears_of_a_change(cluster: Cluster) -> None:
         assert await heard.get() == "drain.a"
 
 
+async def test_several_who_have_all_units_look_do_not_hinder_each_other(cluster: Cluster) -> None:
+    await cluster.config.put_settings(ClusterSettings(logs_ms=7))
+    await asyncio.gather(*(cluster.config.tell() for _ in range(8)))
+    assert await cluster.config.settings() == ClusterSettings(logs_ms=7)
+
+
 async def test_a_call_is_answered_by_who_serves_it_and_else_refused_at_once(cluster: Cluster) -> None:
     async def answer(subject: str, data: bytes) -> bytes:
         return subject.encode() + b" " + data
 
-    stop = await cluster.link.serve("x.*", answer, group="g")
+    stop = await cluster.link.serve("x.*", answer, lambda subject, reply: True, group="g")
     assert await cluster.link.call("x.a", b"b") == b"x.a b"
     await stop()
     with pytest.raises(StoreUnavailable, match="no stream"):

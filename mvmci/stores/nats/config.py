@@ -11,6 +11,7 @@ loss              `Loss`: what is not, while nobody has accepted it
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -71,7 +72,8 @@ class Config:
         """Have every unit look at CONFIG now, as if the settings had changed. Raises StoreUnavailable."""
         there = await self.get(SETTINGS)
         if there is not None:
-            await self.put(SETTINGS, there.value, expect=there.revision)
+            with suppress(Conflict):  # then somebody else has had them look
+                await self.put(SETTINGS, there.value, expect=there.revision)
 
     async def witness(self) -> tuple[Witness | None, int]:
         """What must be in the streams, and the revision of that. Raises StoreUnavailable."""
