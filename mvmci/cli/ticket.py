@@ -301,12 +301,13 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
     """Make this machine a client of a cluster, with a ticket of role client."""
     from mvmci.stores import open_cluster
-    from mvmci.trust.enrol.client import check_role, enrol, read_ticket
+    from mvmci.trust.enrol.client import check_cluster, check_role, enrol, read_ticket
 
     if name is not None:
         check_id(name, "name")
     ticket = read_ticket(text)
     check_role(ticket, "client")
+    check_cluster(state / ticket.cluster, ticket)
     make_state(state)
 
     async def main() -> Identity:

@@ -23,6 +23,7 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
+from mvmci.cluster.identity import TICKET_CHARS_MAX
 from mvmci.errors import Usage
 from mvmci.system.capacity import processors
 from mvmci.trust.known import find_cluster, find_config
@@ -158,6 +159,8 @@ def _host_options(
     **same: Any,
 ) -> dict[str, Any]:
     """The fields of `HostOptions`. Raises Usage."""
+    if same["join"] == "-":  # before there is a loop, which would not hear Ctrl-C meanwhile
+        same["join"] = sys.stdin.read(TICKET_CHARS_MAX + 1)
     if name is None and replica_of is not None:
         from mvmci.runtimes.compose.replica import replica_name
         from mvmci.trust.enrol.client import host_name

@@ -61,6 +61,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: UnitRole
     queues: tuple[str, ...] = ()
     login: Login
+    named: bool = False  # whether it was started under a name that somebody chose
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -12,27 +12,23 @@ Keys, the broker's files and those of the units lie beside them, and belong to t
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Deployment
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
-from mvmci.errors import LockHeld, StoreUnavailable, Usage, VersionsDiffer
-from mvmci.jobs.summary import rfc3339
+from mvmci.errors import StoreUnavailable, Usage, VersionsDiffer
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_runtime
-from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_folder, write_private
+from mvmci.system.lock import acquire, hold
 from mvmci.trust.known import CLIENT, KEYS
 
 VERSION = "1"
@@ -140,7 +136,7 @@ class ClusterState:
     def check_free(self) -> None:
         """Raises LockHeld when somebody is at work on the cluster now."""
         if (self.folder / "lock").exists():
-            self._acquire().release()
+            acquire(self.folder / "lock", *self._busy).release()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -152,35 +148,13 @@ class ClusterState:
                 f"the state directory {self.root} cannot be used: {error.strerror}",
                 hint="name another one with --state DIR or MVMCI_STATE",
             ) from None
-        lock, file = self._acquire(), self.folder / "lock"
-        try:
-            since = rfc3339(wall_clock_ms())
-            file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
+        with hold(self.folder / "lock", *self._busy):
             yield
-        finally:
-            if file.exists():
-                file.write_text("")
-            lock.release()
 
-    def _acquire(self) -> FileLock:
-        file = self.folder / "lock"
-        lock = FileLock(file, mode=0o600, thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = file.read_text() or "another process"
-            raise LockHeld(
-                f"{who} is at work on {self.cluster}", hint="wait until it has finished, then try again"
-            ) from None
-        return lock
+    @property
+    def _busy(self) -> tuple[str, str]:
+        return f"is at work on {self.cluster}", "wait until it has finished, then try again"
 
     def remove(self) -> None:
         """Remove all of it; the lock is held."""
         shutil.rmtree(self.folder)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as containers have them
-        return str(os.getuid())

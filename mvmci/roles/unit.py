@@ -37,6 +37,8 @@ from mvmci.store import About, ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.stores.cached import CachedBlobs
 from mvmci.stores.nats import Cluster
+from mvmci.system.files import private_folder
+from mvmci.system.lock import hold
 from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
@@ -51,6 +53,7 @@ READY_EVERY_S = 2.0
 GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
 CACHE_BYTES = 2 << 30
 TAKE_JOBS = ("worker", "executor")
+ANOTHER = "stop that one first, or start another unit under a --name of its own, with a ticket"
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +191,21 @@ async def run_unit(
 ) -> NoReturn:
     """Be the unit `identity`, which is kept at `path`, until cancelled. Who `maintains` makes the streams.
 
-    Raises TicketRefused when the credential is refused, and what ends the role.
+    Raises TicketRefused when the credential is refused, LockHeld when another process of this machine is
+    that unit, and what ends the role.
     """
+    with hold(private_folder(path.parent) / "lock", f"is {identity.unit} already", ANOTHER):
+        await _run_only(identity, path, open_role, grace_ms=grace_ms, maintains=maintains)
+
+
+async def _run_only(
+    identity: Identity,
+    path: Path,
+    open_role: Callable[[Cluster], AbstractAsyncContextManager[Role]],
+    *,
+    grace_ms: int,
+    maintains: bool,
+) -> NoReturn:
     cluster = await connect(identity, maintains=maintains)
     try:
         log.info("%s has joined %s", identity.unit, identity.cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from mvmci.cli import units
 from mvmci.cluster.identity import Identity, Login
 from mvmci.cluster.witness import Loss
-from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import EXIT_LOCKED, LockHeld, MvmciError, StoreUnavailable, TicketRefused, Usage
 from mvmci.roles import unit
 from mvmci.roles.unit import Role, UnitOptions, join, run_unit
 from mvmci.store import About, ClusterSettings
 from mvmci.stores.nats.config import Setting
+from mvmci.system.files import private_folder
+from mvmci.system.lock import hold
 
 IDENTITY = Identity(cluster="demo", unit="w1", role="worker", login=Login(urls=("nats://x",)))
 LONG_S = 30.0
@@ -59,7 +62,8 @@ class Config:
 class Fake:
     """A cluster and a role in it. `events` are what happened, in order; `saw` waits for one."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.events: list[str] = []
         self._happened = asyncio.Condition()
         self.away = 0  # how often the broker is away yet
@@ -132,12 +136,14 @@ class Fake:
             await self.event("engine closed")
 
     def start(self, grace_ms: int = LONG_MS) -> asyncio.Task[Any]:
-        return asyncio.create_task(run_unit(IDENTITY, Path("nowhere"), self.role, grace_ms=grace_ms))
+        return asyncio.create_task(
+            run_unit(IDENTITY, self.folder / "identity.json", self.role, grace_ms=grace_ms)
+        )
 
 
 @pytest.fixture
-async def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    made = Fake()
+async def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
+    made = Fake(tmp_path)
     monkeypatch.setattr(unit, "open_cluster", made.open)
     monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr("gc.set_threshold", lambda _: None)
@@ -261,6 +267,18 @@ async def test_it_touches_the_file_that_says_it_is_ready(
     running.cancel()
     fake.idle.set()
     await ended(running)
+
+
+async def test_a_unit_is_one_process_of_a_machine_and_the_second_is_told_which(
+    fake: Fake, tmp_path: Path
+) -> None:
+    path = tmp_path / "w1" / "identity.json"
+    with hold(private_folder(path.parent) / "lock", "is w1", "stop it"):
+        with pytest.raises(LockHeld, match=f"process {os.getpid()} of .* is w1 already") as caught:
+            await run_unit(IDENTITY, path, fake.role, grace_ms=1)
+        assert caught.value.exit_code == EXIT_LOCKED
+        assert "--name" in str(caught.value.hint)
+    assert fake.events == []
 
 
 async def test_only_who_is_patient_waits_for_a_cluster_to_join(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,17 +30,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from mvmci.cluster.changes import Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, UnitConfig
-from mvmci.errors import EXIT_REFUSED, LockHeld
+from mvmci.errors import EXIT_REFUSED
 from mvmci.jobs.summary import rfc3339
 from mvmci.roles import broker
 from mvmci.runtime import GRACE_S, why_ended
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import private_folder, private_opener, sweep, write_private
 from mvmci.system.linux import dying_with_us
+from mvmci.system.lock import hold
 from mvmci.system.processes import heeded, this_process
 
 LINE_BYTES_MAX = 64 << 20  # of a request or report, which holds every unit
@@ -142,13 +142,7 @@ async def supervise(
     `program` is what a unit's role and options are put behind; `ready` is called once requests count.
     """
     files = SupervisorFiles(folder)
-    lock = FileLock(files.lock, mode=0o600, thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise LockHeld(
-            f"another process already runs the units in {folder}", hint="`mvmci down` stops it"
-        ) from None
+    lock = hold(files.lock, f"already runs the units in {folder}", "`mvmci down` stops it")
     with lock, socket_address(files.socket) as address:
         files.socket.unlink(missing_ok=True)
         async with asyncio.TaskGroup() as tasks:

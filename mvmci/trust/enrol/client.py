@@ -16,17 +16,19 @@ import asyncio
 import logging
 import os
 import re
+import shlex
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from mvmci import __version__
-from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Ticket, UnitRole, decode_ticket
-from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
+from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Login, Ticket, UnitRole, decode_ticket
+from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage, VersionsDiffer
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats.layout import Layout
@@ -35,8 +37,8 @@ from mvmci.system import keys
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
-from mvmci.trust.authority import as_unit, read_identity, write_identity
-from mvmci.trust.known import find_cluster, identity_path
+from mvmci.trust.authority import Authority, as_unit, read_identity, write_identity
+from mvmci.trust.known import CLIENT, KEYS, find_cluster, identity_path
 
 PROTOCOL = 4  # of the messages below, of presence and of replies; who speaks another one is told so
 ASK_S = 30.0  # how long somebody is waited for who answers
@@ -123,26 +125,94 @@ async def identity_of(
 ) -> tuple[Identity, Path]:
     """Who a unit is that was started with these options, and where that is kept.
 
-    With a ticket it enrols, unless it has done so before. Raises Usage, StoreUnavailable, TicketRefused,
-    VersionsDiffer.
+    With a ticket it enrols, unless it has done so before: then it goes on as who it is, and the ticket may
+    be gone. Raises Usage, StoreUnavailable, TicketRefused, VersionsDiffer.
     """
     if name is not None:
         check_id(name, "unit name")
-    if join is not None or (cluster is None and os.environ.get(TICKET_FILE)):
+    if join is None and (cluster is not None or not os.environ.get(TICKET_FILE)):
+        return _kept(state, cluster, name, role)
+    try:
         ticket = read_ticket(join)
-        if cluster is not None and cluster != ticket.cluster:
-            raise Usage(f"the ticket is for cluster {ticket.cluster}, not for {cluster}")
-        check_role(ticket, role)
-        path = identity_path(state, ticket.cluster, name or host_name())
-        return await enrol(ticket, path, name=name or ""), path
-    path = identity_path(state, find_cluster(state, cluster), name or host_name())
+    except (TicketRefused, Usage) as unusable:
+        with suppress(MvmciError):
+            identity, path = _kept(state, cluster, name, role)
+            log.info("%s; this is %s already, which needs none", unusable.message, identity.unit)
+            return identity, path
+        raise
+    if cluster is not None and cluster != ticket.cluster:
+        raise Usage(f"the ticket is for cluster {ticket.cluster}, not for {cluster}")
+    check_role(ticket, role)
+    check_cluster(state / ticket.cluster, ticket)
+    path = _place(state, ticket.cluster, name, role)
+    there = read_identity(path)
+    if there is not None and there.role != role:
+        raise Usage(f"{there.unit} is {_a(there.role)} of this machine", hint="choose another --name")
+    return await enrol(ticket, path, name=name or ""), path
+
+
+def _kept(state: Path, cluster: str | None, name: str | None, role: UnitRole) -> tuple[Identity, Path]:
+    """Who a unit is that comes without a ticket."""
+    cluster = find_cluster(state, cluster)
+    path = _place(state, cluster, name, role)
     identity = read_identity(path)
     if identity is None or identity.role != role:
+        several = ", ".join(_joined(state, cluster, role))
         raise StoreUnavailable(
-            f"there is no {role} {name or host_name()} of cluster {path.parts[-4]} on this machine",
-            hint="join with a ticket: --join TICKET; `mvmci ticket create` makes one",
+            f"there is no {role} {name or host_name()} of cluster {cluster} on this machine",
+            hint=f"there is {several}: name it with --name"
+            if several
+            else "join with a ticket: --join TICKET; `mvmci ticket create` makes one",
         )
     return identity, path
+
+
+def _place(state: Path, cluster: str, name: str | None, role: UnitRole) -> Path:
+    """Where a unit keeps who it is. One that was given no name is the one that joined here without one, or
+    the only one, whatever this host is called by now."""
+    if name is not None:
+        return identity_path(state, cluster, name)
+    joined = _joined(state, cluster, role)
+    if host_name() in joined:
+        return identity_path(state, cluster, host_name())
+    mine = [folder for folder, one in joined.items() if not one.named] or list(joined)
+    if len(mine) == 1:
+        return identity_path(state, cluster, mine[0])
+    own = identity_path(state, cluster, host_name())
+    return identity_path(state, cluster, f"{host_name()}-{role}") if own.exists() else own
+
+
+def _joined(state: Path, cluster: str, role: UnitRole) -> dict[str, Identity]:
+    """The units of `role` that joined from here, by their folders: without those that `up` gave a config."""
+    found = {}
+    for path in sorted((state / cluster / "units").glob("*/identity.json")):
+        identity = read_identity(path)
+        if identity is not None and identity.role == role and not path.with_name("config.json").exists():
+            found[path.parent.name] = identity
+    return found
+
+
+def check_cluster(folder: Path, ticket: Ticket) -> None:
+    """Raises TicketRefused where `folder` is of another cluster than the ticket, under the same name."""
+    files = (folder / CLIENT, *folder.glob("units/*/identity.json"))
+    known = {_origin(there.login) for path in files if (there := read_identity(path)) is not None}
+    brought_up = (folder / KEYS).is_dir()
+    if brought_up:
+        here = Authority.load(folder)
+        known = {_origin(here.external) if here.external is not None else here.issuer}
+    if known and _origin(ticket.login) not in known:
+        forget = "" if brought_up else f"; `rm -r {shlex.quote(str(folder))}` forgets it, if it is no more"
+        raise TicketRefused(
+            f"the ticket is of another cluster {ticket.cluster} than the one that this machine knows, "
+            "with other keys",
+            hint=f"--state DIR keeps the two apart{forget}",
+        )
+
+
+def _origin(login: Login) -> str:
+    """What cluster a login is of: its names may be taken twice, but not who signs for it, or its broker."""
+    claims = tokens.peek(login.jwt)
+    return claims.iss if claims is not None else ", ".join(login.urls)
 
 
 def check_role(ticket: Ticket, role: UnitRole) -> None:
@@ -175,7 +245,7 @@ async def enrol(ticket: Ticket, path: Path, *, name: str = "") -> Identity:
         if answer.because == "key":
             seed = _new_seed(path)
             answer = await _ask_to_enrol(ticket, seed, name)
-        identity = _granted(ticket, answer, seed)
+        identity = msgspec.structs.replace(_granted(ticket, answer, seed), named=bool(name))
     except (TicketRefused, StoreUnavailable):
         if there is not None and good:
             return there

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster.broker import LOOPBACK
-from mvmci.cluster.identity import Identity, TicketRole
+from mvmci.cluster.identity import Identity, Login, TicketRole, decode_ticket, encode_ticket
 from mvmci.errors import (
     EXIT_REFUSED,
     EXIT_USAGE,
@@ -30,7 +30,16 @@ from mvmci.system import keys
 from mvmci.trust import tokens
 from mvmci.trust.authority import UNIT_S, Authority, read_identity, write_identity
 from mvmci.trust.enrol import client
-from mvmci.trust.enrol.client import check_role, enrol, host_name, identity_of, is_due, renew, renew_always
+from mvmci.trust.enrol.client import (
+    check_cluster,
+    check_role,
+    enrol,
+    host_name,
+    identity_of,
+    is_due,
+    renew,
+    renew_always,
+)
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import TicketRecord, change_ticket, read_tickets, read_units, revoke_ticket
 from tests.harness.waiting import LONG_S
@@ -458,11 +467,103 @@ async def test_a_unit_finds_its_identity_by_its_options(world: World, tmp_path: 
         await identity_of(state, None, "worker-1", role="control-plane", join=None)
 
 
+def no_file(ticket: Path) -> None:
+    ticket.unlink()
+
+
+def emptied(ticket: Path) -> None:
+    ticket.write_text("")
+
+
+def used_up(ticket: Path) -> None:
+    """As it is: it was for one use."""
+
+
+def expired(ticket: Path) -> None:
+    made = decode_ticket(ticket.read_text())
+    ticket.write_text(encode_ticket(msgspec.structs.replace(made, expires_at=1)))
+
+
+@pytest.mark.parametrize("becomes", [no_file, emptied, used_up, expired])
+@pytest.mark.parametrize("name", [None, "box"], ids=["unnamed", "named"])
+async def test_who_has_joined_goes_on_as_who_it_is_whatever_its_ticket_and_its_host_are_by_now(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, becomes: Any
+) -> None:
+    await world.control_plane()
+    file, state = tmp_path / "ticket", tmp_path / "there"
+    file.write_text(encode_ticket(await world.ticket("worker", "default")) + "\n")
+    first = await identity_of(state, None, name, role="worker", join=f"@{file}")
+    becomes(file)
+    monkeypatch.setattr(client, "_ask", None)  # nobody is asked
+    monkeypatch.setattr(client, "host_name", lambda: "renamed")
+    assert await identity_of(state, None, name, role="worker", join=f"@{file}") == first
+    assert await identity_of(state, None, None, role="worker", join=None) == first
+
+
+async def test_a_bad_ticket_is_said_where_nobody_has_joined(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="cannot be read"):
+        await identity_of(tmp_path, None, None, role="worker", join=f"@{tmp_path / 'ticket'}")
+
+
+async def test_several_units_of_a_machine_keep_apart(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.control_plane()
+    ticket, state = encode_ticket(await world.ticket("worker", "default", uses=3)), tmp_path / "there"
+    found = {
+        name: await identity_of(state, None, name, role="worker", join=ticket) for name in (None, "a", "b")
+    }
+    assert {one.unit for one, _ in found.values()} == {host_name(), "a", "b"}
+    monkeypatch.setattr(client, "_ask", None)
+    monkeypatch.setattr(client, "host_name", lambda: "renamed")
+    for name, one in found.items():
+        assert await identity_of(state, CLUSTER, name, role="worker", join=None) == one
+    found[None][1].unlink()
+    with pytest.raises(StoreUnavailable, match="no worker renamed") as caught:
+        await identity_of(state, CLUSTER, None, role="worker", join=None)
+    assert caught.value.hint == "there is a, b: name it with --name"
+
+
+async def test_a_worker_and_an_executor_of_one_host_do_not_become_each_other(
+    world: World, tmp_path: Path
+) -> None:
+    await world.control_plane()
+    state, roles = tmp_path / "there", {}
+    for role in ("worker", "executor", "worker", "executor"):
+        ticket = encode_ticket(await world.ticket(role, "default"))  # type: ignore[arg-type]
+        identity, _ = await identity_of(state, None, None, role=role, join=ticket)  # type: ignore[arg-type]
+        assert roles.setdefault(role, identity.unit) == identity.unit
+    assert roles == {"worker": host_name(), "executor": f"{host_name()}-2"}
+    with pytest.raises(Usage, match=f"{host_name()} is a worker of this machine"):
+        await identity_of(state, None, host_name(), role="executor", join=ticket)
+
+
+@pytest.mark.parametrize("kept", ["client.json", "units/box/identity.json", "keys"])
+async def test_two_clusters_of_one_name_are_told_apart_by_their_keys(tmp_path: Path, kept: str) -> None:
+    base = Login(urls=("nats://127.0.0.1:4222",))
+    one = Authority.create(tmp_path / "one" / "demo")
+    other = Authority.create(tmp_path / "other" / "demo")
+    state = tmp_path / "one" if kept == "keys" else tmp_path / "there"
+    if kept != "keys":
+        one.identity("box", "worker", ("default",), base, state / "demo" / kept)
+    before = {path: path.read_bytes() for path in state.rglob("*") if path.is_file()}
+    check_cluster(state / "demo", one.ticket("client", (), base, 60))
+    wrong = other.ticket("worker", ("default",), base, 60)
+    with pytest.raises(TicketRefused, match="another cluster demo") as caught:
+        await identity_of(state, None, None, role="worker", join=encode_ticket(wrong))
+    assert "--state DIR keeps the two apart" in one_sentence_hint(caught.value)
+    assert ("`rm -r" in str(caught.value.hint)) == (kept != "keys")
+    assert {path: path.read_bytes() for path in state.rglob("*") if path.is_file()} == before
+
+
+def one_sentence_hint(error: MvmciError) -> str:
+    one_sentence(error)
+    return str(error.hint)
+
+
 async def test_a_unit_joins_by_the_ticket_file_in_the_environment(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mvmci.cluster.identity import encode_ticket
-
     await world.control_plane()
     (tmp_path / "ticket").write_text(encode_ticket(await world.ticket("worker", "default")) + "\n")
     monkeypatch.setenv("MVMCI_TICKET_FILE", str(tmp_path / "ticket"))
