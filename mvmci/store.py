@@ -8,7 +8,16 @@ nothing of records: journals are bytes in order, and only the compare-and-set ma
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -191,12 +200,14 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     engine: str = ""  # the `ClusterSettings.engine` that it uses now; workers have one
     state: Literal["ready", "draining"] = "ready"
     trouble: str = ""  # why it can run no job now
+    drained: bool = False  # it was told so by `mvmci drain`, and stays so when it is started again
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A unit that is there, the jobs that it holds, `id@epoch`, and those whose hints it keeps.
 
-    `waits` says of jobs that it keeps why they cannot begin yet.
+    `waits` says of jobs that it keeps why they cannot begin yet. `first` and `last` are the places of its
+    first word and of the one before this one in the order of all units' words; 0 is not known.
     """
 
     unit: str
@@ -205,11 +216,30 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     keeps: tuple[str, ...] = ()
     waits: dict[str, str] = {}
     about: About = About()
+    first: int = 0
+    last: int = 0
+
+    def is_beside(self, other: Member) -> bool:
+        """Whether two incarnations of a unit run at the same time, as copies of one identity do: each has
+        spoken since the other began to."""
+        return 0 < self.first < other.last and 0 < other.first < self.last
 
     @property
     def jobs(self) -> set[str]:
         """The ids of the jobs that it holds."""
         return {held.partition("@")[0] for held in self.holds}
+
+
+def copies(members: Iterable[Member]) -> dict[str, str]:
+    """The units whose identity was copied, as more than one process runs under it, and where these are."""
+    by_unit: dict[str, list[Member]] = {}
+    for one in members:
+        by_unit.setdefault(one.unit, []).append(one)
+    return {
+        unit: " and on ".join(sorted(f"{one.about.host} (process {one.about.pid})" for one in several))
+        for unit, several in by_unit.items()
+        if any(one.is_beside(several[-1]) for one in several[:-1])
+    }
 
 
 class Presence(Protocol):
@@ -250,7 +280,10 @@ class Presence(Protocol):
         """
 
     async def members(self) -> list[Member]:
-        """All units that are there, each as the last of its processes that spoke says."""
+        """All units that are there, each as the last of its processes that spoke says.
+
+        Of an identity that was copied, each of those that run beside each other.
+        """
 
 
 GONE_S = 4.0

@@ -146,9 +146,11 @@ async def _all_ready(plan: Plan, as_json: bool) -> bool:
     except (StoreUnavailable, TicketRefused):
         return False
     planned = {unit.name for unit in plan.deployment.units}
-    if any(row.state != "ready" for row in roster.units if row.name in planned):
+    if not all(row.is_settled for row in roster.units if row.name in planned):
         return False
-    click.echo(f"nothing to change: {len(planned)} units of {state.cluster} are ready", err=as_json)
+    drained = [row.name for row in roster.units if row.name in planned and row.state != "ready"]
+    but = f", but {', '.join(drained)}: drained by `mvmci drain`" if drained else ""
+    click.echo(f"nothing to change: {len(planned)} units of {state.cluster} are ready{but}", err=as_json)
     if as_json:
         _print_json(state, roster)
     return True
@@ -279,9 +281,9 @@ class _View:
 
 
 def _table(units: Sequence[UnitRow]) -> Any:
-    labelled = any(row.labels for row in units)
     rows = [_cells(row) for row in units]
-    titles = [title for title in rows[0] if title != "LABELS" or labelled] if rows else ["NAME"]
+    empty = {title for title in ("LABELS", "ADDRESS") if not any(cells[title] for cells in rows)}
+    titles = [title for title in rows[0] if title not in empty] if rows else ["NAME"]
     return make_table(titles, ([cells[title] for title in titles] for cells in rows))
 
 
@@ -298,6 +300,7 @@ def _cells(row: UnitRow) -> dict[str, str]:
         "LABELS": ",".join(f"{key}={value}" for key, value in sorted(row.labels.items())),
         "ISOLATION": row.isolation or "",
         "VERSION": row.version or "",
+        "ADDRESS": row.address or "",
         "REASON": row.reason or "",
     }
 

@@ -20,7 +20,7 @@ import click
 
 from mvmci.cli.complete import complete_cluster, complete_id
 from mvmci.config.quantity import parse_duration, parse_size
-from mvmci.errors import StoreFull, Usage
+from mvmci.errors import StoreFull, StoreUnavailable, Usage
 from mvmci.system.files import private_folder
 from mvmci.system.processes import heeded
 from mvmci.system.text import one_line, printable
@@ -177,10 +177,18 @@ class Location:
             return
         from mvmci.trust.client import open_client
 
-        async with open_client(self.state / find_cluster(self.state, self.cluster)) as cluster:
-            loss = await cluster.config.loss()
-            say_loss(loss.what if loss is not None else ())
-            yield cluster.store
+        name = find_cluster(self.state, self.cluster)
+        try:
+            async with open_client(self.state / name) as cluster:
+                loss = await cluster.config.loss()
+                say_loss(loss.what if loss is not None else ())
+                yield cluster.store
+        except StoreUnavailable as away:
+            from mvmci.deploy.operate import check_up
+            from mvmci.deploy.state import ClusterState
+
+            await check_up(ClusterState(self.state, name), away)
+            raise
 
     async def written(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` comes to, which writes to the place.

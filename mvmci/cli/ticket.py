@@ -32,7 +32,6 @@ from mvmci.cluster.identity import TICKET_ROLES, Identity, Ticket, TicketRole, e
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
-from mvmci.system.clock import wall_clock_ms
 from mvmci.system.text import one_line
 from mvmci.trust.known import CLIENT, find_cluster
 
@@ -184,6 +183,8 @@ def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
 
 
 def _row(ticket: str, record: TicketRecord) -> dict[str, Any]:
+    from mvmci.trust.registry import state_of
+
     return {
         "id": ticket,
         "role": record.role,
@@ -193,17 +194,8 @@ def _row(ticket: str, record: TicketRecord) -> dict[str, Any]:
         "created_at": rfc3339(record.since),
         "expires_at": rfc3339(record.expires_at or None),
         "revoked_at": rfc3339(record.revoked or None),
-        "state": _state(record),
+        "state": state_of(record),
     }
-
-
-def _state(record: TicketRecord) -> str:
-    """Whether it can be used now, and if not, why."""
-    if record.revoked:
-        return "revoked"
-    if record.expires_at and record.expires_at <= wall_clock_ms():
-        return "expired"
-    return "used" if record.uses and len(record.used_by) >= record.uses else "open"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -324,8 +316,8 @@ def _with_keys(
     state: Path, cluster: str | None, work: Callable[[Config, Authority, Facts], Awaitable[int]]
 ) -> int:
     """Do `work` as an administrator of the cluster. Raises StoreUnavailable where its keys are not here."""
+    from mvmci.deploy.operate import open_admin
     from mvmci.deploy.state import ClusterState
-    from mvmci.stores import open_cluster
     from mvmci.trust.authority import Authority
 
     home = ClusterState(state, find_cluster(state, cluster))
@@ -334,10 +326,7 @@ def _with_keys(
         raise StoreUnavailable(f"cluster {home.cluster} was never brought up here", hint="`mvmci up` does it")
 
     async def main() -> int:
-        there = await open_cluster(authority.admin(facts.login), announce=False)
-        try:
+        async with open_admin(home) as there:
             return await work(there.config, authority, facts)
-        finally:
-            await there.close()
 
     return run_async(main())

@@ -6,6 +6,7 @@ short: jobs are handed back as they are. The third does not even wait for that.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -54,7 +55,8 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
             if not planned and not seen:
                 raise
     why = trouble(state.folder / FOLDER)
-    units = rows(planned, seen, members, here=socket.gethostname(), now_ms=wall_clock_ms())
+    here, at = socket.gethostname(), facts.outside.urls[0] if facts is not None else None
+    units = rows(planned, seen, members, here=here, now_ms=wall_clock_ms(), broker_at=at)
     if why:
         units = [
             msgspec.structs.replace(row, state="down")
@@ -71,6 +73,17 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
         trouble=why,
         store=store,
     )
+
+
+async def check_up(state: ClusterState, away: StoreUnavailable) -> None:
+    """Raises StoreUnavailable where the reason for `away` is that the cluster, which is of here, is down."""
+    facts = state.facts()
+    if type(away) is not StoreUnavailable or facts is None or facts.broker is None or not state.is_ours:
+        return
+    if await state.runtime().observe():
+        return
+    file = shlex.quote(facts.file) if facts.file else "FILE"
+    raise StoreUnavailable(f"{state.cluster} is down here", hint=f"`mvmci up {file}` starts it")
 
 
 async def drain(state: ClusterState, name: str, *, undo: bool) -> None:
@@ -102,7 +115,11 @@ async def open_admin(state: ClusterState) -> AsyncIterator[Cluster]:
     authority, facts = Authority.load(state.folder), state.facts()
     if facts is None:
         raise StoreUnavailable(f"cluster {state.cluster} was never brought up here", hint="`mvmci up FILE`")
-    cluster = await open_cluster(authority.admin(facts.login), announce=False)
+    try:
+        cluster = await open_cluster(authority.admin(facts.login), announce=False)
+    except StoreUnavailable as away:
+        await check_up(state, away)
+        raise
     try:
         yield cluster
     finally:
@@ -117,12 +134,13 @@ def _roles(members: Sequence[Member], seen: Sequence[Observed]) -> dict[str, str
 
 def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:
     """Whether the worker is as it was told to be; one that left has no jobs either."""
-    for member in members:
-        if member.unit == name:
-            if undo:
-                return member.about.state == "ready"
-            return member.about.state == "draining" and not member.holds and not member.keeps
-    return True
+    return all(
+        member.about.state == "ready"
+        if undo
+        else member.about.state == "draining" and not member.holds and not member.keeps
+        for member in members
+        if member.unit == name
+    )
 
 
 async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:

@@ -44,6 +44,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     urls: tuple[str, ...] = ()
     broker: BrokerSettings | None = None
     runtime: str = "local"
+    file: str = ""  # that was applied last in full
 
     @property
     def outside(self) -> Login:
@@ -122,11 +123,16 @@ class ClusterState:
                 hint="use the version that made it, or name another directory with --state",
             )
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether the cluster was brought up from here."""
+        return (self.folder / KEYS).is_dir()
+
     def check_keys(self) -> None:
         """Raises StoreUnavailable where only a client or a unit of the cluster is, which was brought up
         elsewhere: another one of that name would hide it, and what is kept here is not ours to remove."""
         joined = (self.folder / CLIENT, *self.folder.glob("units/*/identity.json"))
-        if not (self.folder / KEYS).is_dir() and any(path.exists() for path in joined):
+        if not self.is_ours and any(path.exists() for path in joined):
             raise StoreUnavailable(
                 f"the keys of cluster {self.cluster} are not on this machine",
                 hint="do this as the user, and on the machine, that called `mvmci up`; "

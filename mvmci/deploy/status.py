@@ -11,7 +11,7 @@ import msgspec
 
 from mvmci.cluster.changes import Observed, UnitState
 from mvmci.cluster.deployment import ROLES, Unit
-from mvmci.store import Member
+from mvmci.store import Member, copies
 
 SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
 
@@ -29,8 +29,15 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     queues: tuple[str, ...] = ()
     isolation: str | None = None
     version: str | None = None
-    reason: str | None = None  # why it is down, or takes no jobs
+    reason: str | None = None  # why it is down or takes no jobs, or what else is to be known of it
     labels: dict[str, str] = {}
+    address: str | None = None  # where others dial it
+    drained: bool = False  # by `mvmci drain`, and not because it stops
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is as it is to be: at work, or kept from it by the owner's word."""
+        return self.state == "ready" or (self.state == "draining" and self.drained)
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -59,22 +66,35 @@ def rows(
     *,
     here: str,
     now_ms: int,
+    broker_at: str | None = None,
 ) -> list[UnitRow]:
     """The `planned` units in their order, those that are still leaving, and who joined by hand.
 
-    `members` is None when nobody could be asked. `here` is what units of this machine give as their host.
+    `members` is None when nobody could be asked. `here` is what units of this machine give as their host, and
+    `broker_at` the URL at which others reach the broker.
     """
+    addresses = {unit.name: broker_at if unit.role == "broker" else unit.listen for unit in planned}
     down = [Observed(name=unit.name, role=unit.role, host=unit.host) for unit in planned]
     units = list(({one.name: one for one in down} | {one.name: one for one in seen}).values())
-    known = {unit.name for unit in units}
+    known, copied = {unit.name: unit for unit in units}, copies(members or ())
     joined = [
         _with_word(UnitRow(name=one.unit, role=one.about.role, host=one.about.host, state="ready"), one, here)
         for one in members or ()
-        if one.unit not in known and one.about.role in ROLES
+        if one.about.role in ROLES
+        and (one.unit not in known or (one.unit in copied and not _is_of(one, known[one.unit])))
     ]
     order = {str(role): place for place, role in enumerate(ROLES)}
-    joined.sort(key=lambda row: (order[row.role], row.name))
-    return [_row(unit, members, here, now_ms) for unit in units] + joined
+    joined.sort(key=lambda row: (order[row.role], row.name, row.host))
+    return [
+        msgspec.structs.replace(
+            row,
+            address=addresses.get(row.name),
+            reason=f"its identity was copied: it runs on {copied[row.name]}"
+            if row.name in copied
+            else row.reason,
+        )
+        for row in [*(_row(unit, members, here, now_ms) for unit in units), *joined]
+    ]
 
 
 def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:
@@ -87,7 +107,7 @@ def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: 
     if word is not None:
         row = _with_word(row, word, here)
     if status.state == "draining":
-        return msgspec.structs.replace(row, state="draining")
+        return msgspec.structs.replace(row, state="draining", drained=False, reason=None)
     if members is None or word is not None or status.state == "ready":
         return row
     if status.role == "broker":
@@ -115,5 +135,6 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
         labels=about.labels,
         isolation=about.isolation or None,
         version=about.version or None,
-        reason=about.trouble or None,
+        drained=about.drained,
+        reason=about.trouble or ("drained by `mvmci drain`" if about.drained else None),
     )

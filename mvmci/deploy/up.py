@@ -26,13 +26,13 @@ import msgspec
 from mvmci.cluster.broker import ANY_PORT, url_of
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
-from mvmci.cluster.identity import Identity, Login, encode_ticket
+from mvmci.cluster.identity import Identity, Login, Ticket, decode_ticket, encode_ticket
 from mvmci.cluster.topology import Topology
 from mvmci.cluster.witness import RECOVER
 from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
-from mvmci.errors import MvmciError, PartlyApplied, StoreLost, StoreUnavailable
+from mvmci.errors import MvmciError, PartlyApplied, StoreLost, StoreUnavailable, TicketRefused
 from mvmci.jobs.journal import PROOF_BY, status
 from mvmci.jobs.nothing import NOTHING, nothing
 from mvmci.journals.client import mint_id, submit, until_ended
@@ -88,6 +88,7 @@ class Up:
         self._seen: list[Observed] = []
         self._members: Sequence[Member] | None = None
         self._rows: Sequence[UnitRow] = ()
+        self._broker_at: str | None = None
         self._crashed_before: dict[str, int] = {}
         self._touched: set[str] = set()  # the units to which something is being done
         self._watching: asyncio.Task[None] | None = None
@@ -152,8 +153,10 @@ class Up:
                 await self._until_proved(cluster, proving, job)
             finally:
                 await cancel(proving)
-            facts = self._reached(facts)
+            facts = msgspec.structs.replace(self._reached(facts), file=str(plan.file.absolute()))
             self._state.keep_facts(facts)
+            self._broker_at = facts.outside.urls[0]
+            self._update()
             await self._write_ticket(authority, facts, cluster)
 
     # The actions.
@@ -213,7 +216,7 @@ class Up:
         late = _named(self._later)
         serving = {unit.name for unit in deployment.units if unit.role in SERVING} - late
         workers = {unit.name for unit in deployment.units if unit.role == "worker"}
-        while not serving <= {row.name for row in self._rows if row.state == "ready"}:
+        while not serving <= {row.name for row in self._rows if row.is_settled}:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._look(await cluster.store.presence.members())
         await cluster.config.put_settings(settings_of(self._plan.topology, deployment.engine))
@@ -229,13 +232,16 @@ class Up:
             await self._start(later)
 
     async def _until_ready(self, cluster: Cluster) -> None:
-        """Until every unit of the deployment is seen at work, and no other is left."""
+        """Until every unit of the deployment is seen at work or drained by the verb, and no other is left."""
         wanted = {unit.name for unit in self._plan.deployment.units}
         while True:
             self._look(await cluster.store.presence.members())
             ours = [row for row in self._rows if row.name in wanted]
             leaving = {one.name for one in self._seen} - wanted
-            if not leaving and all(row.state == "ready" for row in ours):
+            if not leaving and all(row.is_settled for row in ours):
+                for row in ours:
+                    if row.state != "ready":
+                        self._say(f"{row.name} is drained: `mvmci drain {row.name} --undo` lets it take jobs")
                 return
             loss = await cluster.config.loss()
             if loss is not None:
@@ -267,7 +273,14 @@ class Up:
     def _update(self) -> None:
         """Take in what is seen, and show it. Before presence is heard, only of what is done to units."""
         wanted, here = self._plan.deployment.units, socket.gethostname()
-        self._rows = rows(wanted, self._seen, self._members, here=here, now_ms=wall_clock_ms())
+        self._rows = rows(
+            wanted,
+            self._seen,
+            self._members,
+            here=here,
+            now_ms=wall_clock_ms(),
+            broker_at=self._broker_at,
+        )
         known = self._members is not None
         states = ("starting", "ready", "draining", "down") if self._configs else ("draining", "down")
         self._show(
@@ -299,6 +312,11 @@ class Up:
             for why in (member.waits[job] for member in members if job in member.waits):
                 self._waits = f"a job that does nothing waits: {why}"
             was_full, full = full, _is_full(members, self._plan.deployment.engine, job)
+            if drained := _all_drained(members, self._plan.deployment.engine):
+                self._say(
+                    f"every {drained} is drained: {job}, which does nothing, waits for one to take jobs"
+                )
+                return
             if was_full and full:
                 self._say(f"every slot is taken: {job}, which does nothing, waits behind other jobs")
                 return
@@ -327,13 +345,30 @@ class Up:
         return msgspec.structs.replace(facts, urls=tuple(far or told))
 
     async def _write_ticket(self, authority: Authority, facts: Facts, cluster: Cluster) -> None:
-        from mvmci.trust.registry import make_ticket
+        """Have a ticket for a worker lie there: the last one, as long as half of its time is left. One that
+        would let in as something else is revoked."""
+        from mvmci.trust.registry import make_ticket, read_tickets, revoke_ticket, state_of
 
-        queues = self._plan.topology.queues
+        queues, outside = self._plan.topology.queues, facts.outside
+        there = self._last_ticket()
+        record = (await read_tickets(cluster.config)).get(there.id) if there is not None else None
+        if there is not None and record is not None and state_of(record) == "open":
+            login = there.login
+            fits = (there.queues, login.urls, login.ca) == (tuple(queues), outside.urls, outside.ca)
+            if fits and there.expires_at - wall_clock_ms() > TICKET_S * 1000 / 2:
+                return
+            if not fits:
+                await revoke_ticket(cluster.config, authority, facts.login, there.id)
         ticket = await make_ticket(
-            cluster.config, authority, facts.outside, role="worker", queues=queues, ttl_s=TICKET_S
+            cluster.config, authority, outside, role="worker", queues=queues, ttl_s=TICKET_S
         )
         write_private(self._state.ticket, f"{encode_ticket(ticket)}\n".encode())
+
+    def _last_ticket(self) -> Ticket | None:
+        try:
+            return decode_ticket(self._state.ticket.read_text())
+        except (OSError, UnicodeDecodeError, TicketRefused):
+            return None
 
     def _partly(self, why: str, hint: str | None = None) -> PartlyApplied:
         """How far it came, and why not further."""
@@ -376,6 +411,15 @@ def make_keys(
 def _named(actions: Sequence[Action]) -> set[str]:
     """The units to which something is done."""
     return {action.unit.name for action in actions if action.unit is not None and action.kind != "keep"}
+
+
+def _all_drained(members: Sequence[Member], engine: str) -> str:
+    """The role without which no job runs, where every unit of it is drained by the verb; empty if none."""
+    for role in ("worker",) if engine == EMBEDDED else ("worker", "executor"):
+        states = [one.about.drained for one in members if one.about.role == role]
+        if states and all(states):
+            return role
+    return ""
 
 
 def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:

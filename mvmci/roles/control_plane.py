@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +27,7 @@ from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
 from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
 from mvmci.roles.witness import FILE, Watch
-from mvmci.store import ClusterSettings
+from mvmci.store import ClusterSettings, Member, copies
 from mvmci.stores.nats import Cluster
 from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.enrol.server import EnrolmentServer
@@ -52,6 +52,7 @@ class ControlPlane:
         self.retention = Retention(cluster, self.watch, lambda: self.settings.jobs_ms, clock_ms)
         self._maintained: tuple[ClusterSettings, list[str]] | None = None
         self._look = asyncio.Event()
+        self._copied: set[str] = set()  # the units whose identities are known to run twice
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -72,6 +73,7 @@ class ControlPlane:
             try:
                 self.settings = await read_settings(self.cluster)
                 await self.maintain()
+                self._name_copies(await self.cluster.store.presence.members())
             except StoreUnavailable as away:
                 log.info("cannot maintain the streams: %s; will retry", away.message)
             try:
@@ -79,6 +81,18 @@ class ControlPlane:
                     await self._look.wait()
             except TimeoutError:
                 pass
+
+    def _name_copies(self, members: Iterable[Member]) -> None:
+        """Say once of an identity that was copied where it runs."""
+        copied = copies(members)
+        for unit in copied.keys() - self._copied:
+            log.warning(
+                "the identity of %s was copied, and runs on %s; `mvmci revoke %s`, and join each by a ticket",
+                unit,
+                copied[unit],
+                unit,
+            )
+        self._copied = set(copied)
 
     async def maintain(self) -> None:
         """Make what is missing, and bring up to date what is there. Raises StoreUnavailable, Usage."""

@@ -100,6 +100,7 @@ class Role:
     drain: Callable[[], Coroutine[Any, Any, None]] = _nothing  # ends when nothing is in work
     resume: Callable[[], None] = lambda: None
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # set when `about` is another
+    stopping: bool = False  # it drains because it ends
 
     def tell_trouble(self, why: str) -> None:
         """Have others see why no job can run here; empty once one can."""
@@ -215,13 +216,19 @@ async def _run_only(
             gc.collect()
             gc.freeze()
             gc.set_threshold(GARBAGE_MIN)
+
+            async def drain() -> None:
+                role.stopping = True
+                await cluster.store.presence.describe(msgspec.structs.replace(role.about, state="draining"))
+                await role.drain()
+
             await _run_parts(
                 role.run(),
                 watch_config(cluster, role),
                 renew_always(cluster.link, identity, path),
                 _until_refused(cluster),
                 _touch_ready_file(cluster),
-                drain=role.drain,
+                drain=drain,
                 grace_ms=grace_ms,
             )
     finally:
@@ -283,8 +290,9 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                     draining = None
                     role.resume()
                     log.info("taking jobs again")
-                state = "draining" if draining is not None or role.about.trouble else "ready"
-                await presence.describe(msgspec.structs.replace(role.about, state=state))
+                kept_out = draining is not None or role.stopping or role.about.trouble
+                state = "draining" if kept_out else "ready"
+                await presence.describe(msgspec.structs.replace(role.about, state=state, drained=wanted))
             await at_most(_LOOK_EVERY_S, changed.wait())
     finally:
         await cancel(draining)

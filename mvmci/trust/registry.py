@@ -153,6 +153,15 @@ def record_of(authority: Authority, ticket: Ticket, uses: int) -> TicketRecord:
     )
 
 
+def state_of(record: TicketRecord) -> str:
+    """Whether a ticket can be used now, "open", and if not, why."""
+    if record.revoked:
+        return "revoked"
+    if record.expires_at and record.expires_at <= wall_clock_ms():
+        return "expired"
+    return "used" if record.uses and len(record.used_by) >= record.uses else "open"
+
+
 async def revoke_ticket(config: Config, authority: Authority, base: Login, ticket: str) -> None:
     """Let nobody enrol with a ticket any more; who did stays. Raises NotFound, StoreUnavailable."""
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from mvmci.jobs.journal import Lease
-from mvmci.store import Presence, Store
-from tests.conftest import LISTENING, PLACES, OpenStore
+from mvmci.store import Presence, Store, copies
+from tests.conftest import LISTENING, PLACES, OpenStore, Place
 from tests.harness.waiting import until_true
 
 GONE_S = 1.0
@@ -160,3 +160,33 @@ async def test_an_older_epoch_of_a_live_holder_is_not_live(open_store: OpenStore
     await one.presence.add_job("a", 2)
     assert await one.presence.live("a", lease(one.presence, epoch=2))
     assert not await one.presence.live("a", lease(one.presence, epoch=1))
+
+
+async def test_who_runs_beside_itself_is_told_apart_and_who_was_started_again_is_not(
+    open_store: OpenStore, place: Place
+) -> None:
+    if "jetstream" not in place.kind:
+        pytest.skip("nobody else can be there under the same identity")
+    reader = await open_store("u2")
+
+    async def there() -> set[str]:
+        return {one.incarnation for one in await reader.presence.members() if one.unit == "u1"}
+
+    before = await open_store("u1")
+    before.presence._announcer.cancel()  # type: ignore[attr-defined] (it dies, and says nothing)
+    now = await open_store("u1")
+    only_now = {now.presence.incarnation}
+
+    async def it_alone() -> bool:
+        return await there() == only_now
+
+    await until_true(it_alone)
+    assert await stays(it_alone, 1.5 * GONE_S)
+    copy = await open_store("u1")
+
+    async def both() -> bool:
+        return await there() == only_now | {copy.presence.incarnation}
+
+    await until_true(both)
+    assert await stays(both, GONE_S)
+    assert list(copies(await reader.presence.members())) == ["u1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.cluster.changes import Observed
@@ -90,6 +91,25 @@ def test_a_unit_drains_when_its_runtime_or_itself_says_so(state: str, said: str)
     assert states([W1], [status(W1, state=state)], [member("w-1", state=said)]) == ["draining"]
 
 
+@pytest.mark.parametrize(
+    ("state", "drained", "settled"),
+    [("starting", True, True), ("starting", False, False), ("draining", True, False)],
+    ids=["by the verb", "by a signal", "while it is stopped"],
+)
+def test_a_unit_that_was_drained_by_the_verb_is_as_it_is_to_be(
+    state: str, drained: bool, settled: bool
+) -> None:
+    (row,) = look([W1], [status(W1, state=state)], [member("w-1", state="draining", drained=drained)])
+    assert (row.state, row.is_settled) == ("draining", settled)
+
+
+def test_who_is_dialled_has_an_address() -> None:
+    executor = Unit(name="executor-1", role="executor", host="local", options=("--listen=127.0.0.1:8000",))
+    units = [BROKER, executor, W1]
+    found = rows(units, map(status, units), [], here=HERE, now_ms=NOW_MS, broker_at="tls://10.0.0.1:4222")
+    assert [row.address for row in found] == ["tls://10.0.0.1:4222", "127.0.0.1:8000", None]
+
+
 def test_what_is_not_running_is_down() -> None:
     assert states([BROKER, W1], [], None) == ["down", "down"]
 
@@ -114,6 +134,24 @@ def test_who_joined_by_hand_is_there_too_behind_the_plan_by_role_and_name() -> N
         ("adam", None),  # a number means nothing on another machine
         ("zoe", 21),
     ]
+
+
+@pytest.mark.parametrize("planned", [[W1], []], ids=["of up", "joined"])
+def test_an_identity_that_was_copied_is_there_twice_and_says_so(planned: list[Unit]) -> None:
+    here = msgspec.structs.replace(member("w-1"), first=3, last=20)
+    there = msgspec.structs.replace(member("w-1", pid=12, host="other"), incarnation="j", first=15, last=19)
+    found = look(planned, [status(unit) for unit in planned], [there, here])
+    assert sorted((row.pid, row.state) for row in found if row.pid) == [(11, "ready")]
+    assert len(found) == 2
+    says = "its identity was copied: it runs on other (process 12) and on this-machine (process 11)"
+    assert {row.reason for row in found} == {says}
+
+
+def test_a_unit_that_was_started_again_was_not_copied() -> None:
+    before = msgspec.structs.replace(member("w-1"), first=3, last=14)
+    now = msgspec.structs.replace(member("w-1", pid=12), incarnation="j", first=15, last=19)
+    (row,) = look([W1], [status(W1, pid=12)], [before, now])
+    assert (row.pid, row.reason) == (12, None)
 
 
 def test_a_unit_that_is_planned_no_more_and_has_yet_to_leave_is_there_once() -> None:

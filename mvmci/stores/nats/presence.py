@@ -90,6 +90,7 @@ class NatsPresence:
         self._remembered_max = REMEMBERED_MIN
         self._said_at = float("-inf")
         self._own_words: deque[tuple[float, int]] = deque(maxlen=OWN_WORDS_MAX)  # when they were in, and seq
+        self._first_seq = 0  # of our own words in this bucket; 0: there is none yet
         self._reading = asyncio.Lock()
         self._read_at: dict[tuple[str, str], float] = {}  # as `_heard`; of the whole bucket, by `_ALL`
         self._blind = False  # whether the last look into the bucket failed
@@ -184,8 +185,17 @@ class NatsPresence:
         self._check()
         if not self._listens:
             await self._read_again(_ALL, READ_EVERY_S)
-        there = {heard.member.unit: heard.member for heard in self._heard.values() if self._is_there(heard)}
-        return list(there.values())
+        there: dict[str, list[Member]] = {}
+        for heard in self._heard.values():
+            if self._is_there(heard):
+                there.setdefault(heard.member.unit, []).append(heard.member)
+        # Of a unit that was started again its last word may still stand there; of copies, all run.
+        return [
+            one
+            for several in there.values()
+            for one in several
+            if one is several[-1] or one.is_beside(several[-1])
+        ]
 
     def _is_there(self, heard: _Heard) -> bool:
         now = self._clock()
@@ -258,8 +268,10 @@ class NatsPresence:
     def _start_anew(self) -> None:
         self._first_seen.clear()
         self._own_words.clear()
+        self._first_seq = 0
         now = self._clock()
         for heard in self._heard.values():
+            heard.member = msgspec.structs.replace(heard.member, first=0, last=0)  # in an older bucket
             heard.at = max(heard.at, now) if heard.at > GONE_FOR_GOOD else heard.at
             heard.seq = 0
         self._say_soon()
@@ -319,6 +331,8 @@ class NatsPresence:
             keeps=tuple(self._keeps),
             waits={job: why for job, why in self._keeps.items() if why},
             about=self._about,
+            first=self._first_seq,
+            last=self._last_seq(),
         )
         try:
             if self._maintains:
@@ -337,6 +351,7 @@ class NatsPresence:
         self._recognise(seq, self._last_seq())
         self._said_at = now
         self._own_words.append((now, seq))
+        self._first_seq = self._first_seq or seq
 
     async def _make_bucket(self) -> None:
         """A broker that restarts has lost it. The control plane makes it; the others go on saying."""

@@ -38,6 +38,8 @@ def test_down_leaves_no_process_no_port_and_no_file_but_the_data(cluster: Make) 
         socket.create_connection((host, int(port)), timeout=5)
     assert set(demo.states().values()) == {"down"}
     assert demo.down().text == "nothing of demo was running\n"
+    for verb in (("list",), ("ticket", "ls"), ("drain", "worker-1")):
+        assert_sentence(demo.mvmci(*verb), 6, "demo is down here", f"`mvmci up {demo.file}` starts it")
     # And all of it comes back: jobs, port, and who the units are.
     assert demo.up("--json").json["url"] == url
     assert [path.read_bytes() for path in ours] == before

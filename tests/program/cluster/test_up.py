@@ -30,7 +30,7 @@ UNITS = ["broker-1", "control-plane-1", "worker-1", "worker-2", "worker-3"]
 PLANE = ["broker-1", "control-plane-1"]
 WORKERS = ["worker-1", "worker-2", "worker-3"]
 KEYS = ["name", "role", "host", "state", "pid", "slots", "busy", "queues", "isolation", "version"]
-KEYS += ["reason", "labels"]
+KEYS += ["reason", "labels", "address", "drained"]
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +112,7 @@ def test_ps_tells_of_each_unit(demo: Cluster) -> None:
         assert list(unit) == KEYS
         assert Path(f"/proc/{unit['pid']}").exists()
         assert unit["host"] == "local"
+        assert (unit["address"] or "").startswith("nats://127.0.0.1:") == (unit["role"] == "broker")
     roles = [unit["role"] for unit in told["units"]]
     assert roles == ["broker", "control-plane", "worker", "worker", "worker"]
     for unit in told["units"][2:]:
@@ -156,6 +157,38 @@ def test_plan_says_what_up_would_do_and_changes_nothing(demo: Cluster) -> None:
     ]
     demo.write(SMALLEST)
     assert (snapshot(demo), demo.pids()) == (before, pids)
+
+
+def test_a_worker_that_was_drained_is_as_it_is_to_be(demo: Cluster) -> None:
+    assert demo.mvmci("drain", "worker-2").code == 0
+    assert demo.mvmci("plan", demo.file, "--exit-code").code == 0
+    same = "nothing to change: 5 units of demo are ready, but worker-2: drained by `mvmci drain`\n"
+    assert demo.up().text == same
+    demo.write(SMALLEST + "retain: {logs: 1h}\n")
+    done = demo.up()
+    assert "worker-2 is drained: `mvmci drain worker-2 --undo` lets it take jobs\n" in done.text
+    assert "demo is ready: a job has run\n" in done.text
+    assert demo.units()["worker-2"]["drained"]
+    assert demo.mvmci("drain", "worker-2", "--undo").code == 0
+    demo.write(SMALLEST)
+    demo.up()
+
+
+def test_each_up_leaves_the_one_ticket_that_lies_there(demo: Cluster) -> None:
+    def still_open() -> list[str]:
+        return [one["id"] for one in demo.mvmci("ticket", "ls", "--json").json if one["state"] == "open"]
+
+    there = still_open()
+    demo.write(SMALLEST + "retain: {logs: 2h}\n")
+    demo.up()
+    assert still_open() == there
+    demo.write("cluster: demo\nworkers: {count: 3, slots: 2, queues: [default, more]}\n")
+    demo.up()
+    (changed,) = still_open()
+    assert changed not in there
+    demo.write(SMALLEST)
+    demo.up()
+    assert len(still_open()) == 1
 
 
 def test_another_count_touches_only_those_that_come_or_go(demo: Cluster, guest: Guest) -> None:
