@@ -293,7 +293,7 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
 def login_verb(text: str | None, name: str | None, state: Path) -> int:
     """Make this machine a client of a cluster, with a ticket of role client."""
     from mvmci.stores import open_cluster
-    from mvmci.trust.enrol.client import check_cluster, check_role, enrol, read_ticket
+    from mvmci.trust.enrol.client import check_cluster, check_role, enrol, read_ticket, remember_address
 
     if name is not None:
         check_id(name, "name")
@@ -303,9 +303,13 @@ def login_verb(text: str | None, name: str | None, state: Path) -> int:
     make_state(state)
 
     async def main() -> Identity:
-        identity = await enrol(ticket, state / ticket.cluster / CLIENT, name=name or "")
-        await (await open_cluster(identity, announce=False)).close()  # what was there may have been revoked
-        return identity
+        path = state / ticket.cluster / CLIENT
+        identity = await enrol(ticket, path, name=name or "")
+        cluster = await open_cluster(identity, announce=False)  # what was there may have been revoked
+        try:
+            return remember_address(cluster.link, identity, path)
+        finally:
+            await cluster.close()
 
     identity = run_async(main())
     click.echo(f"this machine is {identity.unit}, a client of {identity.cluster}", err=True)

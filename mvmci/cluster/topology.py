@@ -22,6 +22,7 @@ from mvmci.config.reader import KeyPath, Reading, did_you_mean
 from mvmci.config.strict_yaml import Problem
 from mvmci.jobs import allow
 from mvmci.jobs.job import ID_PATTERN
+from mvmci.system.ports import is_loopback
 
 PROBLEMS_SHOWN_MAX = 50
 STORE_BYTES_MIN = 64 << 20
@@ -66,6 +67,9 @@ Listen = Annotated[
         pattern=r"^(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+)(:[0-9]{1,5})?$",
         description="an address, as 0.0.0.0 or 10.0.0.5:4222",
     ),
+]
+Advertised = Annotated[
+    tuple[Listen, ...], Meta(max_length=20, description="an address or a list of at most 20")
 ]
 BrokerUrl = Annotated[
     str,
@@ -120,6 +124,7 @@ class HostSection(_Section, frozen=True, kw_only=True):
 class BrokerSection(_Section, frozen=True, kw_only=True):
     """Where nats-server runs: on one host, or at the URL of one that you run yourself.
 
+    Other machines are told to dial what it listens at, or where you `advertise` it: one address or several.
     `credentials` are those that a broker of yours gave you, in a .creds file; its path is relative to
     the cluster file's folder.
     """
@@ -128,18 +133,24 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
     url: BrokerUrl | None = None
     credentials: FilePath | None = None
     listen: Listen | None = None
+    advertise: Listen | Advertised = ()
     store: SizeText = "10GiB"
 
     @property
     def address(self) -> str | None:
         """The address of `listen`, without brackets; None is the loopback."""
-        return _host_and_port(self.listen)[0].strip("[]") if self.listen else None
+        return host_and_port(self.listen)[0].strip("[]") if self.listen else None
 
     @property
     def port(self) -> int | None:
         """The port of `listen`; None is any free one."""
-        port = _host_and_port(self.listen)[1] if self.listen else ""
+        port = host_and_port(self.listen)[1] if self.listen else ""
         return int(port) if port else None
+
+    @property
+    def advertised(self) -> tuple[str, ...]:
+        """What `advertise` says, each as HOST or HOST:PORT."""
+        return (self.advertise,) if isinstance(self.advertise, str) else self.advertise
 
     @property
     def store_bytes(self) -> int:
@@ -147,7 +158,7 @@ class BrokerSection(_Section, frozen=True, kw_only=True):
         return quantity.parse_size(self.store, minimum_bytes=STORE_BYTES_MIN)
 
 
-def _host_and_port(listen: str) -> tuple[str, str]:
+def host_and_port(listen: str) -> tuple[str, str]:
     """The two parts of `listen`; the colons of an address stand in brackets."""
     host, colon, port = listen.rpartition(":")
     return (host, port) if colon and not port.endswith("]") else (listen, "")
@@ -428,8 +439,8 @@ def _check_executors(topology: Topology) -> Iterator[_Finding]:
 
 def _check_broker(topology: Topology) -> Iterator[_Finding]:
     broker = topology.broker
-    if broker.url is not None and (broker.hosts or broker.listen):
-        what = "hosts" if broker.hosts else "listen"
+    if broker.url is not None and (broker.hosts or broker.listen or broker.advertised):
+        what = "hosts" if broker.hosts else "listen" if broker.listen else "advertise"
         hint = "A URL is that of a broker which you run yourself."
         yield ("broker", what), f"`broker.{what}` and `broker.url` exclude each other", hint
     if len(broker.hosts) > 1:
@@ -440,6 +451,13 @@ def _check_broker(topology: Topology) -> Iterator[_Finding]:
         yield ("broker", "credentials"), "`broker.credentials` goes with `broker.url`", hint
     if broker.port is not None and not 1 <= broker.port <= 65_535:
         yield ("broker", "listen"), "the port of `broker.listen` must be from 1 to 65535", None
+    if broker.advertised and broker.url is None and is_loopback(broker.address or "localhost"):
+        hint = "Add listen: 0.0.0.0; a broker on the loopback can be reached from this machine alone."
+        yield ("broker", "advertise"), "`broker.advertise` goes with `broker.listen`", hint
+    for place in broker.advertised:
+        port = host_and_port(place)[1]
+        if port and not 1 <= int(port) <= 65_535:
+            yield ("broker", "advertise"), f"the port of `{place}` must be from 1 to 65535", None
     yield from _accepted(("broker", "store"), lambda: broker.store_bytes)
 
 

@@ -55,6 +55,7 @@ class Reading(Problems):
 
 def _plain(kind: Any, node: Node, path: KeyPath, found: Reading) -> Any:
     """The value of `node` as plain data that converts to `kind`, or `INVALID` when there is none."""
+    kind = _meant(kind, node)
     bare = _bare(kind)
     if node.value is INVALID:  # its reader has reported it
         return found.breaks(path)
@@ -129,6 +130,18 @@ def _bare(kind: Any) -> Any:
         others = [other for other in get_args(kind) if other is not types.NoneType]
         return _bare(others[0]) if len(others) == 1 else kind
     return kind
+
+
+def _meant(kind: Any, node: Node) -> Any:
+    """Of a choice between one and a list of them, the one that `node` has the form of."""
+    bare = _bare(kind)
+    if get_origin(bare) not in (Union, types.UnionType):
+        return kind
+    lists = [one for one in get_args(bare) if get_origin(_bare(one)) is tuple]
+    others = [one for one in get_args(bare) if one not in (*lists, types.NoneType)]
+    if not lists or len(others) != 1:
+        return kind
+    return lists[0] if isinstance(node.value, list) else others[0]
 
 
 def _expected(kind: Any) -> str:

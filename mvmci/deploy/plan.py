@@ -285,6 +285,8 @@ def _settings_changes(state: ClusterState, found: Topology, deployment: Deployme
         return
     was = settings_of(applied, state.applied_deployment().engine)
     becomes = settings_of(found, deployment.engine)
+    if applied.broker.advertised != found.broker.advertised:
+        yield f"broker.advertise becomes {_list(found.broker.advertised)}"
     for field, (label, shown) in _SETTINGS.items():
         if getattr(was, field) != getattr(becomes, field):
             yield f"{label} becomes {shown(getattr(becomes, field))}"

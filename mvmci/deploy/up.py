@@ -27,7 +27,7 @@ from mvmci.cluster.broker import ANY_PORT, url_of
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
 from mvmci.cluster.identity import Identity, Login, Ticket, decode_ticket, encode_ticket
-from mvmci.cluster.topology import Topology
+from mvmci.cluster.topology import Topology, host_and_port
 from mvmci.cluster.witness import RECOVER
 from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
@@ -43,7 +43,7 @@ from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
-from mvmci.system.ports import choose_port, is_loopback
+from mvmci.system.ports import choose_port, is_loopback, outward_address
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 
@@ -335,14 +335,18 @@ class Up:
             raise MvmciError(f"a job that does nothing, {spec.id}, {name}: {reason}")
 
     def _reached(self, facts: Facts) -> Facts:
-        """`facts`, with where other machines reach the broker."""
+        """`facts`, with where other machines reach the broker: as the file says, else wherever it listens:
+        first at the address that this machine has for others."""
         if facts.broker is None or is_loopback(facts.broker.listen):
             return facts
+        if places := self._plan.topology.broker.advertised:
+            return msgspec.structs.replace(facts, urls=_urls_at(places, facts.broker.port))
         folder = self._state.folder / broker.FOLDER
         pids = [one.pid for one in self._seen if one.role == "broker" and one.pid]
         told = [url for pid in pids for url in broker.read_ports(folder, pid).get("nats", ())]
         far = [url for url in told if _is_far(url)]
-        return msgspec.structs.replace(facts, urls=tuple(far or told))
+        urls = sorted(far or told, key=lambda url: urlsplit(url).hostname != outward_address())
+        return msgspec.structs.replace(facts, urls=tuple(urls))
 
     async def _write_ticket(self, authority: Authority, facts: Facts, cluster: Cluster) -> None:
         """Have a ticket for a worker lie there: the last one, as long as half of its time is left. One that
@@ -427,6 +431,11 @@ def _is_full(members: Sequence[Member], engine: str, job: str) -> bool:
     role = "worker" if engine == EMBEDDED else "executor"
     engines = [one for one in members if one.about.role == role]
     return bool(engines) and all(len(one.jobs - {job}) >= one.about.slots for one in engines)
+
+
+def _urls_at(places: Sequence[str], port: int) -> tuple[str, ...]:
+    """Where a broker is dialled that is advertised at `places`, each with `port` unless it says one."""
+    return tuple(f"tls://{one}" if host_and_port(one)[1] else f"tls://{one}:{port}" for one in places)
 
 
 def _is_far(url: str) -> bool:

@@ -21,6 +21,16 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def outward_address() -> str:
+    """The address that this machine has where its way to others begins; empty where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
 def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int] = ()) -> int:
     """A port that nobody listens on and that is not `taken`, for what `name` says. Raises Usage.
 

@@ -18,7 +18,7 @@ from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority, read_identity
-from mvmci.trust.enrol.client import is_due, renew, renew_always
+from mvmci.trust.enrol.client import is_due, remember_address, renew, renew_always
 from mvmci.trust.known import CLIENT
 
 RENEW_S = 2.0  # for so long a verb waits for a newer credential, while the old one is still good
@@ -68,6 +68,7 @@ async def open_client(folder: Path) -> AsyncIterator[Cluster]:
     cluster = await open_cluster(identity, announce=False)
     renewing: asyncio.Task[None] | None = None
     try:
+        identity = remember_address(cluster.link, identity, path)
         if is_due(identity, time.time()):  # most verbs are over before anything in the background is
             with suppress(MvmciError, TimeoutError):
                 async with asyncio.timeout(RENEW_S):

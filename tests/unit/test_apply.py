@@ -420,6 +420,23 @@ def test_other_machines_are_told_addresses_that_they_can_dial(url: str, far: boo
     assert up._is_far(url) is far
 
 
+def test_where_a_broker_is_advertised_it_is_dialled() -> None:
+    places = ("ci.example.com", "10.0.0.5:443", "[fd00::1]", "[fd00::1]:443")
+    assert up._urls_at(places, 4222) == (
+        "tls://ci.example.com:4222",
+        "tls://10.0.0.5:443",
+        "tls://[fd00::1]:4222",
+        "tls://[fd00::1]:443",
+    )
+
+
+async def test_another_address_to_advertise_changes_no_unit(place: Place) -> None:
+    open_to_all = SMALLEST + "broker: {listen: '0.0.0.0:4000'}\n"
+    await place.applied(open_to_all)
+    told = await place.lines(open_to_all.replace("4000'", "4000', advertise: [a, 'b:443']"))
+    assert told == ["broker.advertise becomes [a, b:443]"]
+
+
 def holding(role: str, *jobs: str) -> Member:
     return Member(
         unit=f"{role}-1",

@@ -338,6 +338,26 @@ CROSS = [
         ["4:17 `broker.hosts` and `broker.url` exclude each other"],
     ),
     (
+        SMALLEST + "broker: {url: 'tls://x', advertise: a}\n",
+        ["3:37 `broker.advertise` and `broker.url` exclude each other"],
+    ),
+    (
+        SMALLEST + "broker: {advertise: ci.example.com}\n",
+        ["3:21 `broker.advertise` goes with `broker.listen`"],
+    ),
+    (
+        SMALLEST + "broker: {listen: 0.0.0.0, advertise: [ci, 'ci:99999', 'a b']}\n",
+        ["3:55 `broker.advertise[2]` must be an address, as 0.0.0.0 or 10.0.0.5:4222, not `a b`"],
+    ),
+    (
+        SMALLEST + "broker: {listen: 0.0.0.0, advertise: [ci, 'ci:99999']}\n",
+        ["3:38 the port of `ci:99999` must be from 1 to 65535"],
+    ),
+    (
+        SMALLEST + "broker: {listen: 0.0.0.0, advertise: 'a b'}\n",
+        ["3:38 `broker.advertise` must be an address, as 0.0.0.0 or 10.0.0.5:4222, not `a b`"],
+    ),
+    (
         SMALLEST + "broker: {credentials: me.creds}\n",
         ["3:23 `broker.credentials` goes with `broker.url`"],
     ),
@@ -499,3 +519,11 @@ def test_a_document_without_problems_has_nothing_to_report() -> None:
     assert node is not None
     position, items = node.value["a"]
     assert (position, [item.value for item in items.value]) == ((1, 1), [1, "x", None])
+
+
+def test_a_broker_is_advertised_at_one_address_or_at_several() -> None:
+    one = topology.read_topology(SMALLEST + "broker: {listen: 0.0.0.0, advertise: ci}\n", name="a.yaml")
+    several = topology.read_topology(
+        SMALLEST + "broker: {listen: 0.0.0.0, advertise: [ci, 'x:1']}\n", name="a.yaml"
+    )
+    assert (one.broker.advertised, several.broker.advertised) == (("ci",), ("ci", "x:1"))

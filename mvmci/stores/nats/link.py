@@ -19,11 +19,13 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
 from mvmci.cluster.identity import TLS_NAME, Login
 from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
+from mvmci.stores.nats.dial import first_to_answer
 from mvmci.stores.nats.parser import Incoming, ShortCut
 from mvmci.stores.nats.window import Window
 from mvmci.system.tasks import TaskSet, cancel, to_its_end
@@ -94,6 +96,23 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 _Answer = Callable[[Incoming | None], None]  # None: the connection broke
 
 
+class _Client(Client):
+    """The library's, which would dial one address after the other, and wait for each."""
+
+    async def _select_next_server(self) -> None:
+        pool = self._server_pool
+        if len(pool) > 1:
+            places = [(server.uri.hostname or "", server.uri.port or 0) for server in pool]
+            try:
+                first = await first_to_answer(places, self.options.get("tls"))
+            except ssl.SSLCertVerificationError as stranger:
+                await self._error_cb(stranger)
+                raise
+            if first is not None:
+                pool.insert(0, pool.pop(first))
+        await super()._select_next_server()
+
+
 class Link:
     """A connection that comes back by itself, unless its credential is refused.
 
@@ -107,7 +126,7 @@ class Link:
         self.refused = asyncio.Event()
         self.failure: MvmciError | None = None
         self._name = name
-        self._client = Client()
+        self._client = _Client()
         self._takes: dict[bytes, Callable[[Incoming], None]] = {}  # of each subscription, by its number
         self._parser = ShortCut(self._client._ps, self._takes)
         self._client._ps = self._parser  # type: ignore[assignment]
@@ -162,12 +181,23 @@ class Link:
             reconnected_cb=self._came_back,
             closed_cb=self._ended,
             discovered_server_cb=_nothing,
+            dont_randomize=True,  # the first is the one that answered last
             lame_duck_mode_cb=_nothing,
             skip_subject_validation=True,  # `publish` looks for what could do harm
             **self._trust(),
         )
         self._inbox = self._client.new_inbox()
         await self._subscribe(f"{self._inbox}.*", self._take)
+        self._put_first()
+
+    def _put_first(self) -> None:
+        """Let the address that answered stand first in `login`, for whoever keeps that."""
+        dialled = self._client.connected_url
+        here = [
+            url for url in self.login.urls if dialled is not None and urlsplit(url).netloc == dialled.netloc
+        ]
+        urls = tuple(dict.fromkeys([*here, *self.login.urls]))
+        self.login = msgspec.structs.replace(self.login, urls=urls)
 
     def _trust(self) -> dict[str, Any]:
         """Who we trust, and what we show: read anew at each connect, so that it can be renewed."""

@@ -350,6 +350,16 @@ async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
 # Keeping it.
 
 
+def remember_address(link: Link, identity: Identity, path: Path) -> Identity:
+    """`identity`, kept at `path`, with the address at which the broker answered as its first."""
+    if link.login.urls == identity.login.urls:
+        return identity
+    login = msgspec.structs.replace(identity.login, urls=link.login.urls)
+    found = msgspec.structs.replace(identity, login=login)
+    write_identity(path, found)
+    return found
+
+
 def is_due(identity: Identity, now: float) -> bool:
     """Whether its token wants renewing: two thirds of its life are over."""
     claims = tokens.peek(identity.login.jwt)
