@@ -131,7 +131,7 @@ async def _detached(up: Up, state: ClusterState, view: _View, as_json: bool) -> 
         if up.begun:
             click.echo("interrupted: the same command goes on, `mvmci down` stops what runs", err=True)
         raise
-    _tell_ready(state, roster, as_json)
+    _tell_ready(state, roster, as_json, proved=up.proved)
     return 0
 
 
@@ -199,11 +199,11 @@ async def _until_none(state: ClusterState) -> None:
             return
 
 
-def _tell_ready(state: ClusterState, roster: ClusterStatus, as_json: bool) -> None:
+def _tell_ready(state: ClusterState, roster: ClusterStatus, as_json: bool, *, proved: bool) -> None:
     if as_json:
         _print_json(state, roster)
         return
-    click.echo(f"{state.cluster} is ready: a job has run")
+    click.echo(f"{state.cluster} is ready{': a job has run' if proved else ''}")
     steps = {
         "mvmci submit MODULE --wait": "run something on it",
         "mvmci ps": "see how it is",

@@ -37,6 +37,7 @@ from mvmci.trust.known import CLIENT, find_cluster
 
 if TYPE_CHECKING:
     from mvmci.deploy.state import Facts
+    from mvmci.stores.nats import Cluster
     from mvmci.stores.nats.config import Config
     from mvmci.trust.authority import Authority
     from mvmci.trust.registry import TicketRecord
@@ -101,8 +102,8 @@ def create_verb(state: Path, cluster: str | None, as_json: bool, output: Path | 
 
     from mvmci.system.ports import is_loopback
 
-    async def work(config: Config, authority: Authority, facts: Facts) -> int:
-        ticket, uses = await _create(config, authority, facts, **wanted), wanted["uses"]
+    async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
+        ticket, uses = await _create(there.config, authority, facts, **wanted), wanted["uses"]
         if output is not None:
             _write(output, encode_ticket(ticket))
         if as_json:
@@ -164,11 +165,11 @@ def _write(path: Path, text: str) -> None:
 def ls_verb(state: Path, cluster: str | None, as_json: bool) -> int:
     """List the tickets, newest first, without their secrets."""
 
-    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+    async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
         from mvmci.trust.registry import read_tickets
 
         del authority, facts
-        found = sorted((await read_tickets(config)).items(), key=lambda one: one[1].since, reverse=True)
+        found = sorted((await read_tickets(there.config)).items(), key=lambda one: one[1].since, reverse=True)
         rows = [_row(ticket, record) for ticket, record in found]
         if as_json:
             click.echo(msgspec.json.encode(rows))
@@ -244,10 +245,10 @@ def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
     """Revoke a ticket. Units that joined with it stay: see `mvmci revoke`."""
     check_id(ticket, "ticket id")
 
-    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+    async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
         from mvmci.trust.registry import revoke_ticket
 
-        await revoke_ticket(config, authority, facts.login, ticket)
+        await revoke_ticket(there.config, authority, facts.login, ticket)
         click.echo(f"ticket {ticket} is revoked", err=True)
         return 0
 
@@ -265,10 +266,11 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
     """
     check_id(unit, "unit name")
 
-    async def work(config: Config, authority: Authority, facts: Facts) -> int:
+    async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
         from mvmci.trust.registry import revoke_unit
 
-        await revoke_unit(config, authority, facts.login, unit)
+        await revoke_unit(there.config, authority, facts.login, unit)
+        await there.forget_member(unit)
         click.echo(f"{unit} is revoked", err=True)
         return 0
 
@@ -317,7 +319,7 @@ def login_verb(text: str | None, name: str | None, state: Path) -> int:
 
 
 def _with_keys(
-    state: Path, cluster: str | None, work: Callable[[Config, Authority, Facts], Awaitable[int]]
+    state: Path, cluster: str | None, work: Callable[[Cluster, Authority, Facts], Awaitable[int]]
 ) -> int:
     """Do `work` as an administrator of the cluster. Raises StoreUnavailable where its keys are not here."""
     from mvmci.deploy.operate import open_admin
@@ -331,6 +333,6 @@ def _with_keys(
 
     async def main() -> int:
         async with open_admin(home) as there:
-            return await work(there.config, authority, facts)
+            return await work(there, authority, facts)
 
     return run_async(main())

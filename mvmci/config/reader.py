@@ -59,10 +59,7 @@ def _plain(kind: Any, node: Node, path: KeyPath, found: Reading) -> Any:
     bare = _bare(kind)
     if node.value is INVALID:  # its reader has reported it
         return found.breaks(path)
-    if get_origin(bare) in (Union, types.UnionType) and _is_section(get_args(bare)[0]):  # or a list of them
-        section, several = get_args(bare)
-        return _plain(several if isinstance(node.value, list) else section, node, path, found)
-    if _is_section(bare):
+    if isinstance(bare, type) and issubclass(bare, msgspec.Struct):
         return _plain_struct(bare, node, path, found)
     if get_origin(bare) is dict and isinstance(node.value, dict):
         return _plain_dict(kind, node, path, found)
@@ -70,10 +67,6 @@ def _plain(kind: Any, node: Node, path: KeyPath, found: Reading) -> Any:
         parts = [_plain(get_args(bare)[0], item, (*path, i), found) for i, item in enumerate(node.value)]
         return INVALID if INVALID in parts else _converts(kind, parts, node, path, found)
     return _converts(kind, node.value, node, path, found)
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _plain_struct(kind: type[msgspec.Struct], node: Node, path: KeyPath, found: Reading) -> Any:

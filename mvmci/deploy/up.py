@@ -84,6 +84,7 @@ class Up:
         self.adopts = False  # whether something of the cluster ran before, which is not ours to stop
         self._attached = attached  # a cluster that it starts is stopped when this process dies
         self._within_s = within_s
+        self.proved = False  # whether a job has run
         self._waits = ""  # why the job that is to prove it has not run yet
         self._seen: list[Observed] = []
         self._members: Sequence[Member] | None = None
@@ -312,7 +313,7 @@ class Up:
             for why in (member.waits[job] for member in members if job in member.waits):
                 self._waits = f"a job that does nothing waits: {why}"
             was_full, full = full, _is_full(members, self._plan.deployment.engine, job)
-            if drained := _all_drained(members, self._plan.deployment.engine):
+            if drained := _all_drained(members, self._plan.deployment.engine, self._plan.topology.queues[0]):
                 self._say(
                     f"every {drained} is drained: {job}, which does nothing, waits for one to take jobs"
                 )
@@ -321,6 +322,7 @@ class Up:
                 self._say(f"every slot is taken: {job}, which does nothing, waits behind other jobs")
                 return
         await proving
+        self.proved = True
 
     async def _prove(self, store: Store, job: str) -> None:
         """Run a job that does nothing. Raises MvmciError when it did not."""
@@ -417,10 +419,11 @@ def _named(actions: Sequence[Action]) -> set[str]:
     return {action.unit.name for action in actions if action.unit is not None and action.kind != "keep"}
 
 
-def _all_drained(members: Sequence[Member], engine: str) -> str:
-    """The role without which no job runs, where every unit of it is drained by the verb; empty if none."""
+def _all_drained(members: Sequence[Member], engine: str, queue: str) -> str:
+    """The role without which no job of `queue` runs, where all that could run it are drained by the verb."""
     for role in ("worker",) if engine == EMBEDDED else ("worker", "executor"):
-        states = [one.about.drained for one in members if one.about.role == role]
+        able = (one.about for one in members if role == "executor" or queue in one.about.queues)
+        states = [about.drained for about in able if about.role == role]
         if states and all(states):
             return role
     return ""

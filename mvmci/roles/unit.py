@@ -40,7 +40,7 @@ from mvmci.stores.nats import Cluster
 from mvmci.system.files import private_folder
 from mvmci.system.lock import hold
 from mvmci.system.tasks import at_most, cancel
-from mvmci.trust.enrol.client import identity_of, remember_address, renew_always
+from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
 from mvmci.trust.provision import MemberConfig, read_config
 
@@ -209,7 +209,6 @@ async def _run_only(
 ) -> NoReturn:
     cluster = await connect(identity, maintains=maintains)
     try:
-        identity = remember_address(cluster.link, identity, path)
         log.info("%s has joined %s", identity.unit, identity.cluster)
         async with open_role(cluster) as role:
             await cluster.store.presence.describe(role.about)

@@ -87,6 +87,13 @@ class Cluster:
         parts = {"journals": self.layout.jobs, "blobs": self.layout.blobs}
         return {part: await streams.room(self.link, stream) for part, stream in parts.items()}
 
+    async def forget_member(self, unit: str) -> None:
+        """Let nobody see a unit any more that was cut off before it could say that it leaves.
+
+        Raises StoreUnavailable.
+        """
+        await self.link.api(f"STREAM.PURGE.{self.layout.members}", filter=self.layout.member(unit, "*"))
+
     async def mentioned(self) -> set[str]:
         """The jobs that output, hints and units tell of, whether they have a journal or not.
 

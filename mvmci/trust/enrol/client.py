@@ -393,7 +393,7 @@ async def renew_always(link: Link, identity: Identity, path: Path) -> None:
     claims = tokens.peek(identity.login.jwt)
     if claims is None or not claims.tagged("role"):
         return
-    asked = identity.role == "client"
+    identity, asked = remember_address(link, identity, path), identity.role == "client"
     while True:
         if not asked or is_due(identity, time.time()):
             try:

@@ -232,6 +232,9 @@ async def test_a_unit_of_up_is_revoked_as_any_other_and_up_may_bring_it_back(
     async with asyncio.timeout(CUT_S_MAX):
         await cluster.link.refused.wait()
     await refused(world.unit("worker-1", "worker", "default").login)
+    admin = await world.admin()
+    await admin.forget_member("worker-1")  # who was cut off cannot say that it leaves
+    assert "worker-1" not in {one.unit for one in await admin.store.presence.members()}
     # Nobody else takes its name meanwhile: `plan` would find it down for ever, beside the one that runs.
     with pytest.raises(Usage, match="the name worker-1 is taken") as caught:
         await joined(world, tmp_path / "m0" / "identity.json", "worker-1")
