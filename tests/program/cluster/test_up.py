@@ -29,6 +29,7 @@ Guest = Callable[[str], Path]
 UNITS = ["broker-1", "control-plane-1", "worker-1", "worker-2", "worker-3"]
 PLANE = ["broker-1", "control-plane-1"]
 WORKERS = ["worker-1", "worker-2", "worker-3"]
+STATUS_KEYS = ["cluster", "access", "runtime", "units", "loss", "trouble", "store"]
 KEYS = ["name", "role", "host", "state", "pid", "slots", "busy", "queues", "isolation", "version"]
 KEYS += ["reason", "labels", "address", "drained"]
 
@@ -58,7 +59,7 @@ def snapshot(cluster: Cluster) -> dict[Path, int]:
 def test_up_returns_when_every_unit_is_ready_and_a_real_job_has_run(cluster: Make) -> None:
     demo = cluster()
     told = demo.up("--json").json
-    assert list(told) == ["cluster", "access", "runtime", "units", "loss", "ticket_file", "url"]
+    assert list(told) == [*STATUS_KEYS, "ticket_file", "url"]
     assert (told["cluster"], told["access"], told["runtime"]) == ("demo", "per-worker", "local")
     assert [unit["name"] for unit in told["units"]] == UNITS
     assert {unit["state"] for unit in told["units"]} == {"ready"}
@@ -107,7 +108,7 @@ def test_the_shell_is_offered_what_the_cluster_has(demo: Cluster) -> None:
 
 def test_ps_tells_of_each_unit(demo: Cluster) -> None:
     told = demo.ps()
-    assert list(told) == ["cluster", "access", "runtime", "units", "loss"]
+    assert list(told) == STATUS_KEYS
     for unit in told["units"]:
         assert list(unit) == KEYS
         assert Path(f"/proc/{unit['pid']}").exists()
