@@ -57,7 +57,8 @@ def exec_balancer(folder: Path, listen: str, backends: tuple[str, ...]) -> NoRet
     haproxy = find_haproxy()
     config = folder / "haproxy.cfg"
     write_private(config, haproxy_config(listen, _parsed(backends)).encode())
-    os.execv(haproxy, [haproxy, "-db", "-q", "-f", str(config)])  # noqa: S606 (there is no shell, and none is wanted)
+    utc = os.environ | {"TZ": "UTC"}  # of the times in its log
+    os.execve(haproxy, [haproxy, "-db", "-f", str(config)], utc)  # noqa: S606 (no shell is wanted)
 
 
 def _parsed(backends: tuple[str, ...]) -> dict[str, str]:
@@ -83,7 +84,7 @@ def haproxy_config(listen: str, backends: Mapping[str, str]) -> str:
 global
     maxconn {_CONNECTIONS_MAX}
     tune.bufsize {ORDER_BYTES_MAX}
-    log stdout format raw daemon notice
+    log stdout format iso daemon notice
 {RESOLVERS if named else ""}
 defaults
     mode http

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -105,7 +106,8 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
     command += ["--listen", f"127.0.0.1:{port}"]
     command += [f"--backend=e-{n}=127.0.0.1:{one.port}" for n, one in enumerate(backends)]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 (it is watched)
+        abroad = os.environ | {"TZ": "Asia/Tokyo"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=abroad)  # noqa: ASYNC220 (it is watched)
     try:
         async with ClientSession() as session:
             front = Front(f"http://127.0.0.1:{port}", session)
@@ -174,6 +176,7 @@ async def test_an_executor_that_dies_is_passed_over_and_taken_back(tmp_path: Pat
         await dying.close()
         assert [await front.order() for _ in range(4)] == [200] * 4
         assert other.running == 5
+        await until_true(lambda: "is DOWN" in (tmp_path / "log").read_text())
         dying.done.clear()
         await dying.open()
         before = dying.taken
@@ -182,6 +185,10 @@ async def test_an_executor_that_dies_is_passed_over_and_taken_back(tmp_path: Pat
             return await front.order() == 200 and dying.taken > before
 
         await until_true(comes_back)
+    log = (tmp_path / "log").read_text()
+    assert re.search(
+        r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00 Server executors/e-0 is DOWN", log, re.MULTILINE
+    )
 
 
 async def test_who_follows_a_job_on_an_executor_that_fell_silent_hears_of_it(tmp_path: Path) -> None:
