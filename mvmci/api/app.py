@@ -192,7 +192,12 @@ def _hashed(token: bytes) -> bytes:
 
 def _check_local(request: web.Request) -> None:
     """Raises HttpError for what a page in a browser on this machine may have sent."""
-    if "Origin" in request.headers or not _is_loopback(request.headers.get("Host", "")):
+    site = request.headers.get("Sec-Fetch-Site", "none")  # a browser says whose page asks; others say nothing
+    if (
+        site not in ("none", "same-origin")
+        or "Origin" in request.headers
+        or not _is_loopback(request.headers.get("Host", ""))
+    ):
         raise HttpError(
             403,
             "without a token, only programs on this machine may ask, and by its loopback address",

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from mvmci.cli.request import STDIN, RequestFiles, read_input
+from mvmci.cli.request import STDIN, RequestFiles, read_text
 from mvmci.errors import Usage
 from mvmci.journals.request import CheckedRequest, JobFields, JobRequest, read_object, request_from
 
@@ -52,7 +52,7 @@ def read_batch(name: str, base: JobRequest, files: RequestFiles) -> list[BatchLi
     found: list[BatchLine] = []
     problems: list[tuple[str, Usage]] = []
     ids: dict[str, str] = {}
-    for where, text in _texts(shown, read_input(name, BATCH_BYTES_MAX)):
+    for where, text in _texts(shown, read_text(name, BATCH_BYTES_MAX)):
         try:
             checked = files.check(_request(text, base))
             job = checked.request.id

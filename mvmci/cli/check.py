@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +20,13 @@ from mvmci.cli.options import (
     run_async,
     state_option,
 )
-from mvmci.errors import EXIT_FAILED, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import EXIT_FAILED, BadModule, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
 from mvmci.system.capacity import memory_bytes, processors
 from mvmci.system.files import passable_folder, private_folder
 from mvmci.trust.known import LOCAL_FOLDER, known_clusters
+
+if TYPE_CHECKING:
+    from mvmci.jobs.module import Module
 
 SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
@@ -92,7 +95,28 @@ def _validated(file: Path) -> str:
         found = topology.read_topology(data, name=str(file), accesses=accesses())
         return f"a topology, access {found.access} on {found.runtime}"
     what = module.inspect_module(data, name=str(file))
+    try:
+        run_async(_look_at(file, what))
+    except BadModule as bad:
+        raise BadModule(f"{file}: {bad.message}", hint=bad.hint) from None
     return f"a {what.kind}"
+
+
+async def _look_at(file: Path, what: Module) -> None:
+    """Raises BadModule for what the engine itself would not compile."""
+    import tempfile
+
+    from mvmci.engines.embedded.code import CodeCache
+    from mvmci.sandbox.forkserver import ForkServer
+
+    with tempfile.TemporaryDirectory(prefix="mvmci-") as folder:
+        root = passable_folder(Path(folder))
+        forkserver = await ForkServer.start(root)
+        try:
+            code = CodeCache(root, forkserver)
+            await code.look_at(file, component=what.component, workflow=what.kind == "workflow")
+        finally:
+            await forkserver.close()
 
 
 @click.command("schema", epilog=examples("mvmci schema > topology.schema.json"))

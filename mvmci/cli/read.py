@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -358,6 +359,9 @@ async def _write(store: Store, output: Path, artifact: jobs.Artifact) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         await store.blobs.fetch(artifact.digest, target)
+        umask = os.umask(0)
+        os.umask(umask)
+        target.chmod((0o777 if artifact.executable else 0o666) & ~umask)
     except OSError as error:
         raise Usage(f"{target} cannot be written: {error.strerror}") from None
     except NotFound as gone:

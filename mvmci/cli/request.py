@@ -18,6 +18,7 @@ import click
 
 from mvmci.cli.complete import complete_at_file, complete_file, complete_queue
 from mvmci.cli.options import Decorator, Duration, Size, option
+from mvmci.config.text import plain_text
 from mvmci.errors import Usage
 from mvmci.jobs.journal import Spec
 from mvmci.jobs.module import MODULE_BYTES_MAX, Module, inspect_module
@@ -90,7 +91,9 @@ def job_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 class RequestFiles:
     """What requests name: read when they are checked, and then put into a store."""
 
-    def __init__(self) -> None:
+    def __init__(self, state: Path | None = None) -> None:
+        """The state directory `state` is left out of directories that hold it: it has keys."""
+        self._state = state
         self._modules: dict[str, Module] = {}
         self._data: dict[str, bytes] = {}  # by the name of the file
         self._directories: set[Path] = set()
@@ -106,7 +109,7 @@ class RequestFiles:
             request,
             module,
             name=os.path.basename(request.module),
-            read=lambda typed: read_input(typed[1:], INPUT_BYTES_MAX).decode() if typed[:1] == "@" else typed,
+            read=lambda typed: read_text(typed[1:], INPUT_BYTES_MAX).decode() if typed[:1] == "@" else typed,
         )
         if request.stdin is not None:
             self._read(request.stdin, STDIN_BYTES_MAX)
@@ -140,8 +143,20 @@ class RequestFiles:
             from mvmci.engines.embedded import workspace
             from mvmci.jobs import tree
 
-            snapshot = await workspace.scan(directory, store.blobs)
+            without = self._state_within(directory)
+            if without is not None:
+                click.echo(f"left out of {directory}: {without} (the state directory)", err=True)
+            snapshot = await workspace.scan(directory, store.blobs, without=without)
             self._digests[directory] = await store.blobs.put(tree.encode_tree(snapshot.tree))
+
+    def _state_within(self, directory: Path) -> str | None:
+        """The relative path of the state directory in `directory`. Raises Usage where it is that."""
+        if self._state is None or not self._state.is_dir():
+            return None
+        state, top = self._state.resolve(), directory.resolve()
+        if state == top:
+            raise Usage(f"{directory} is the state directory, which has keys", hint="name another one")
+        return str(state.relative_to(top)) if state.is_relative_to(top) else None
 
     async def spec(self, checked: CheckedRequest, job: str, store: Store) -> Spec:
         """What the job is; `keep` comes first."""
@@ -168,6 +183,14 @@ def read_input(name: str, bytes_max: int) -> bytes:
     if len(data) > bytes_max:
         raise Usage(f"{name} is larger than {bytes_max >> 20} MiB, which is the most that is taken")
     return data
+
+
+def read_text(name: str, bytes_max: int) -> bytes:
+    """The same for what a person wrote: as UTF-8, without a byte-order mark. Raises Usage."""
+    try:
+        return plain_text(read_input(name, bytes_max))
+    except UnicodeDecodeError:
+        raise Usage(f"{name} is not text", hint="save it as UTF-8") from None
 
 
 @functools.cache

@@ -72,7 +72,7 @@ def run_verb(
     Exits with 0, with 1 if the job failed, 124 if it timed out. After a crash, or Ctrl-C, the same
     command with --id resumes it.
     """
-    files = RequestFiles()
+    files = RequestFiles(state)
     checked = files.check(msgspec.convert(options, JobRequest))
     allow = Allow(http=allow_http, exec=allow_exec)
     job = checked.request.id or mint_id()

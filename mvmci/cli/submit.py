@@ -94,7 +94,7 @@ def submit_verb(
         return _submit_batch(ctx, place, batch, wait, as_json, options)
     if not options["module"]:
         raise click.UsageError("there is no MODULE, and no --batch", ctx)
-    files = RequestFiles()
+    files = RequestFiles(state)
     checked = files.check(msgspec.convert(options, JobRequest))
     job = checked.request.id or mint_id()
     sent = accepted = False
@@ -159,7 +159,7 @@ def _submit_batch(
         raise click.UsageError("with --batch, the lines name module, arguments, id and stdin", ctx)
     if wait:
         raise click.UsageError("--batch does not wait: give the ids that it prints to `mvmci wait`", ctx)
-    files = RequestFiles()
+    files = RequestFiles(place.state)
     lines = read_batch(batch, msgspec.convert({**options, "module": ""}, JobRequest), files)
     sending = Sending(lines, files)
     try:

@@ -25,6 +25,7 @@ from mvmci.cli.options import (
     state_option,
 )
 from mvmci.cluster.identity import TICKET_CHARS_MAX
+from mvmci.config.text import decode_text
 from mvmci.errors import Usage
 from mvmci.system.capacity import processors
 from mvmci.trust.known import find_cluster, find_config
@@ -183,7 +184,7 @@ def _token(file: Path | None) -> str:
     if file is None:
         return ""
     try:
-        token = file.read_text().strip()
+        token = decode_text(file.read_bytes()).strip()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text"
         raise Usage(f"{file}, which --token-file names, cannot be read: {why}") from None

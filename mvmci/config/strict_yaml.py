@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import yaml
 
+from mvmci.config.text import decode_text
+
 DOCUMENT_BYTES_MAX = 1 << 20
 NODES_MAX = 20_000
 NESTING_MAX = 12
@@ -101,9 +103,9 @@ def parse_yaml(text: str | bytes, found: Problems) -> Node | None:
         found.add((1, 1), f"the file has {len(data):,} bytes, and may have {DOCUMENT_BYTES_MAX:,}")
         return None
     try:
-        decoded = data.decode("utf-8")
+        decoded = decode_text(data)
     except UnicodeDecodeError as error:
-        before = data[: error.start].decode("utf-8")
+        before = data[: error.start].decode("utf-8", "replace")
         found.add(_line_column(before), "the file is not UTF-8", "Save it as UTF-8.")
         return None
     try:

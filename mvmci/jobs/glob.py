@@ -64,8 +64,11 @@ def _name_pattern(text: str) -> re.Pattern[str]:
         elif character == "?":
             runs[-1] += "."
         elif closing >= 0:
-            inside = text[at:closing].replace("\\", "\\\\").replace("[", "\\[").replace("^", "\\^")
-            runs[-1] += f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"
+            inside = text[at:closing]
+            negated, inside = ("^", inside[1:]) if inside.startswith("!") else ("", inside)
+            # A hyphen makes a range and is left; two of them, and other doubles, will be operators some day.
+            escaped = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside)
+            runs[-1] += f"[{negated}{escaped.replace('--', '-' + chr(92) + '-')}]"
             at = closing + 1
         else:
             runs[-1] += re.escape(character)

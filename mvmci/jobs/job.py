@@ -76,6 +76,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     path: Text
     digest: Name
     size: Count
+    executable: bool = False
 
 
 def is_id(text: str) -> bool:

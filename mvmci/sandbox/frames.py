@@ -24,9 +24,13 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="frame"):
 
 
 class Compile(Frame, frozen=True, kw_only=True, tag="compile"):
-    """Compile the module behind the first fd passed at the fork, write the code to the second."""
+    """Compile the module behind the first fd passed at the fork, write the code to the second.
+
+    With `look` it is only seen whether it can be: nothing is written, and of a core module nothing compiled.
+    """
 
     component: bool
+    look: bool = False
     workflow: bool  # with fuel and canonical NaNs; only components are workflows
 
 
@@ -38,7 +42,7 @@ class RunCommand(Frame, frozen=True, kw_only=True, tag="command"):
     args: tuple[str, ...]  # argv[0] included
     env: tuple[tuple[str, str], ...]
     workspace: str
-    tmp: str
+    tmp: str  # empty: what the guest finds at /tmp is the workspace's own
     memory_bytes: int
 
 

@@ -191,7 +191,8 @@ def _wasi(task: frames.RunCommand) -> wasmtime.WasiConfig:
     wasi.inherit_stdout()
     wasi.inherit_stderr()
     wasi.preopen_dir(task.workspace, "/")
-    wasi.preopen_dir(task.tmp, GUEST_TMP)
+    if task.tmp:
+        wasi.preopen_dir(task.tmp, GUEST_TMP)
     return wasi
 
 
@@ -516,12 +517,16 @@ def compile_module(engines: Engines, task: frames.Compile, source: int, target: 
         found = inspect_module(wasm, name="it")
         if (found.component, found.kind == "workflow") != (task.component, task.workflow):
             raise Invalid(f"it is a {found.kind}, and its job takes it for something else")
+        if task.look and not task.component:
+            wasmtime.Module.validate(engines.command, wasm)
+            return frames.Ended(outcome="ok")
         code = (
             _compile_component(engines, wasm, task.workflow)
             if task.component
             else _compile_core(engines, wasm)
         )
-        wire.write_all(target, code)
+        if not task.look:
+            wire.write_all(target, code)
     except wasmtime.WasmtimeError as error:
         text = _flat(str(error))
         return frames.Ended(outcome="host" if _OF_HOST.match(text) else "invalid", text=_clip(text))

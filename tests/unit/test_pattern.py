@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from mvmci.errors import Usage
@@ -57,3 +59,16 @@ def test_a_pattern_that_cannot_be_one_is_refused(pattern: str) -> None:
 def test_a_pattern_takes_no_time_to_speak_of() -> None:
     assert not Pattern("*a" * 100 + "b").matches("a" * 255)
     assert not Pattern("**/" * 50 + "b").matches("/".join("a" * 100))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[[a]", "[a&&b]", "[a--b]", "[a||b]", "[a~~b]", "[--a]", "[!--a]", "[a[:b]"]
+)
+def test_no_pattern_means_something_to_the_library_alone(pattern: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            matches = Pattern(pattern).matches
+        except Usage:
+            return
+    assert matches("a") is not pattern.startswith("[!")

@@ -208,6 +208,13 @@ class CodeCache:
             # The child is dead: nothing can change what is authenticated from here on.
             await in_thread(self._publish, key, code, stage)
 
+    async def look_at(self, module: Path, *, component: bool, workflow: bool) -> None:
+        """See whether the module can be compiled here, and keep nothing. Raises as `get`."""
+        task = frames.Compile(component=component, workflow=workflow, look=True)
+        nothing = _Descriptor(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        with contextlib.closing(nothing), module.open("rb") as source:
+            await self._run(task, source.fileno(), nothing.fd)
+
     async def _run(self, task: frames.Compile, source: int, target: int) -> None:
         profile = Profile(
             name="compile",
@@ -321,10 +328,10 @@ class _Descriptor:
     """An open descriptor, for `contextlib.closing`."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self.fd = fd
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 def _stat(found: os.stat_result) -> Stat:

@@ -93,7 +93,7 @@ async def run_guest(host: Host, slot: Slot, spec: Spec, code: str, output: Sink)
         args=(spec.name, *spec.args),
         env=spec.env,
         workspace=slot.work,
-        tmp=slot.tmp,
+        tmp="" if os.path.lexists(slot.directory / "tmp") else slot.tmp,  # its own, if the workspace has one
         memory_bytes=spec.limits.memory_bytes,
     )
     stdin = await _open_stdin(host, slot, spec)

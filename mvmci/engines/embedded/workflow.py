@@ -195,7 +195,7 @@ class LiveEffects:
         entries = tree.decode_tree(await self._host.store.blobs.get(self._files.tree)).entries
         wanted = [Pattern(pattern) for pattern in self._spec.artifacts]
         found = tuple(
-            Artifact(path=entry.path, digest=entry.digest, size=entry.size)
+            Artifact(path=entry.path, digest=entry.digest, size=entry.size, executable=entry.executable)
             for entry in entries
             if entry.kind == "file" and any(pattern.matches(entry.path) for pattern in wanted)
         )

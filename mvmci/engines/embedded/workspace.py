@@ -28,6 +28,7 @@ from typing import BinaryIO, NoReturn
 import msgspec
 
 from mvmci.config.quantity import format_size
+from mvmci.config.text import decode_text
 from mvmci.engines.embedded.limits import LimitReached
 from mvmci.errors import BadWorkspace, HostFull, Usage
 from mvmci.jobs import tree
@@ -82,6 +83,7 @@ async def scan(
     *,
     previous: Snapshot | None = None,
     strict: bool = True,
+    without: str | None = None,
     bytes_max: int = WORKSPACE_BYTES_MAX,
 ) -> Snapshot:
     """The tree of `directory`; every file of it is in `blobs` afterwards.
@@ -89,13 +91,14 @@ async def scan(
     `strict` is for a user's directory: it honours `.mvmciignore`, and raises BadWorkspace for links
     that leave the directory, devices, pipes and sockets, and unreadable files. Without it, for what a
     program left, special files are skipped and links are kept as the text that they are. Names that
-    are not UTF-8, and more than a tree can hold, raise BadWorkspace in both.
+    are not UTF-8, and more than a tree can hold, raise BadWorkspace in both. What lies at the relative path
+    `without` is left out.
 
     Files whose stamps stand in `previous` are not read again.
     """
     root = _open_root(directory, strict)
     try:
-        survey = await in_thread(_survey, root, directory, strict, bytes_max)
+        survey = await in_thread(_survey, root, directory, strict, without, bytes_max)
         entries, stats = await in_thread(_digest_all, root, directory, survey, previous, strict)
         made = tree.tree(entries)
         tree.check_tree(made, bytes_max=bytes_max)
@@ -117,9 +120,13 @@ class _Survey:
     offences: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _survey(root: int, directory: Path, strict: bool, bytes_max: int) -> _Survey:
+def _survey(root: int, directory: Path, strict: bool, without: str | None, bytes_max: int) -> _Survey:
     """Raises BadWorkspace for the first thing that cannot be in a tree, and says how many there are."""
-    ignored = _ignored(root, directory) if strict else lambda path: False
+    rules = _ignored(root, directory) if strict else lambda path: False
+
+    def ignored(path: str) -> bool:
+        return path.rstrip("/") == without or rules(path)
+
     survey = _Survey()
     walk = _Walk(root, enter=lambda path: not ignored(f"{path}/"), force=not strict)
     kept = 0
@@ -172,7 +179,11 @@ def _sort(found: _Found, survey: _Survey, strict: bool) -> None:
     elif stat.S_ISREG(mode):
         survey.files[path] = found.status
     elif stat.S_ISLNK(mode):
-        target = os.readlink(found.name, dir_fd=found.parent)
+        try:
+            target = os.readlink(found.name, dir_fd=found.parent)
+        except OSError as error:  # in /proc, or gone since
+            survey.offences.append((path, f"a link that cannot be read ({error.strerror})"))
+            return
         if _undecodable(target):
             survey.offences.append((path, "a link whose target is not UTF-8"))
         else:
@@ -220,7 +231,7 @@ def _ignored(root: int, directory: Path) -> Callable[[str], bool]:
             raise ValueError(f"over the limit of {IGNORE_BYTES_MAX} bytes")
         import pathspec  # takes as long as all else here, and most trees have no such file
 
-        rules = pathspec.GitIgnoreSpec.from_lines(data.decode().splitlines())
+        rules = pathspec.GitIgnoreSpec.from_lines(decode_text(data).splitlines())
     except ValueError as wrong:
         raise BadWorkspace(f"{directory}/{IGNORE_FILE}: {wrong}") from None
     return rules.match_file
@@ -240,7 +251,7 @@ def _digest_all(
             digest = before[path].digest
         else:
             try:
-                digest, stamp = _digest(root, path)
+                digest, stamp = _digest(root, path, force=not strict)
             except OSError as error:
                 survey.offences.append((path, f"it cannot be read ({error.strerror})"))
                 continue
@@ -266,9 +277,9 @@ def _add_parents(paths: set[str], path: str) -> None:
         above = above.rpartition("/")[0]
 
 
-def _digest(root: int, path: str) -> tuple[str, Stamp]:
+def _digest(root: int, path: str, *, force: bool) -> tuple[str, Stamp]:
     """The digest of a regular file and its stamp. Raises OSError, also when it changes meanwhile."""
-    fd = _open_file(root, path)
+    fd = _open_file(root, path, force=force)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -302,7 +313,7 @@ async def _keep_all(root: int, directory: Path, files: Iterable[TreeEntry | Arti
 
 
 def _open_binary(root: int, path: str) -> BinaryIO:
-    return os.fdopen(_open_file(root, path), "rb")
+    return os.fdopen(_open_file(root, path, force=False), "rb")  # it was read before
 
 
 async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tuple[Artifact, ...]:
@@ -328,27 +339,28 @@ async def collect(directory: Path, patterns: Sequence[str], blobs: Blobs) -> tup
     return artifacts
 
 
-def _digested(root: int, paths: list[str]) -> tuple[Artifact, ...]:
+def _digested(root: int, found: list[tuple[str, bool]]) -> tuple[Artifact, ...]:
     artifacts = []
-    for path in paths:
+    for path, executable in found:
         try:
-            digest, stamp = _digest(root, path)
+            digest, stamp = _digest(root, path, force=True)
         except OSError as error:
             raise BadWorkspace(f"{tree.shown_path(path)} cannot be read: {error.strerror}") from None
-        artifacts.append(Artifact(path=path, digest=digest, size=stamp[1]))
+        artifacts.append(Artifact(path=path, digest=digest, size=stamp[1], executable=executable))
     return tuple(artifacts)
 
 
-def _matching(root: int, wanted: list[Pattern]) -> list[str]:
+def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, bool]]:
+    """The paths of the files that match, and whether each is executable."""
     walk = _Walk(root, force=True)
-    found: list[str] = []
+    found: list[tuple[str, bool]] = []
     for one in walk:
         if not stat.S_ISREG(one.status.st_mode) or not any(each.matches(one.path) for each in wanted):
             continue
         if len(found) == ARTIFACTS_MAX:
             raise BadWorkspace(f"more than {ARTIFACTS_MAX} files match the artifact patterns")
         tree.check_path(one.path)
-        found.append(one.path)
+        found.append((one.path, bool(one.status.st_mode & 0o111)))
     if walk.too_deep:
         raise BadWorkspace(f"{tree.shown_path(walk.too_deep[0])} is more than {DEPTH_MAX} directories deep")
     return sorted(found)
@@ -543,11 +555,16 @@ def _open_root(directory: Path, follow: bool) -> int:
         raise BadWorkspace(f"{directory}: {error.strerror}") from None
 
 
-def _open_file(root: int, path: str) -> int:
-    """A regular file beneath `root`; its owner may read it, whatever its mode says. Raises OSError."""
+def _open_file(root: int, path: str, *, force: bool) -> int:
+    """A regular file beneath `root`. With `force` its mode is changed where it keeps its owner, us, out.
+
+    Raises OSError.
+    """
     try:
         return os.open(path, _FILE, dir_fd=root)
     except PermissionError:
+        if not force:
+            raise
         _permit(root, path, 0o400)
         return os.open(path, _FILE, dir_fd=root)
 
@@ -626,9 +643,15 @@ class _Walk:
             return
         try:
             fd = _enter_by_force(parent, name) if self.force else os.open(name, _DIRECTORY, dir_fd=parent)
-        except PermissionError:
-            self.unreadable.append(path)
-            return
         except (FileNotFoundError, NotADirectoryError):
             return  # gone, or another thing now
-        stack.append((fd, f"{path}/", iter(sorted(os.listdir(fd)))))
+        except OSError:
+            self.unreadable.append(path)
+            return
+        try:
+            names = sorted(os.listdir(fd))
+        except OSError:  # in /proc, of a process that has ended
+            os.close(fd)
+            self.unreadable.append(path)
+            return
+        stack.append((fd, f"{path}/", iter(names)))

@@ -28,6 +28,7 @@ import msgspec
 
 from mvmci import __version__
 from mvmci.cluster.identity import TICKET_CHARS_MAX, Identity, Login, Ticket, UnitRole, decode_ticket
+from mvmci.config.text import decode_text
 from mvmci.errors import MvmciError, StoreUnavailable, TicketRefused, Usage, VersionsDiffer
 from mvmci.jobs.job import check_id
 from mvmci.jobs.summary import rfc3339
@@ -99,13 +100,13 @@ def read_ticket(text: str | None) -> Ticket:
     if text.startswith("@"):
         path = Path(text[1:])
         try:
-            with path.open() as opened:
-                text = opened.read(TICKET_CHARS_MAX + 1)
+            with path.open("rb") as opened:
+                text = decode_text(opened.read(4 * TICKET_CHARS_MAX))
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise Usage(f"the ticket file {path} cannot be read: {why}") from None
     elif text == "-":
-        text = sys.stdin.read(TICKET_CHARS_MAX + 1)
+        text = decode_text(sys.stdin.buffer.read(4 * TICKET_CHARS_MAX))
     return decode_ticket(text)
 
 

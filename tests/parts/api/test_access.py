@@ -56,7 +56,14 @@ async def test_with_the_token_all_is_answered_and_it_is_never_logged(
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "https://example.com"}, {"Origin": "null"}, {"Host": "rebound.example.com"}, {"Host": ""}],
+    [
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+        {"Host": "rebound.example.com"},
+        {"Host": ""},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
     ids=str,
 )
 async def test_without_a_token_a_page_in_a_browser_cannot_ask(

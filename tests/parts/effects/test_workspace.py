@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import ctypes
 import hashlib
 import os
@@ -156,7 +157,9 @@ async def test_files_that_did_not_change_are_not_read_again(
     first = await workspace.scan(source, blobs)
     read: list[str] = []
     digest = workspace._digest
-    monkeypatch.setattr(workspace, "_digest", lambda root, path: read.append(path) or digest(root, path))
+    monkeypatch.setattr(
+        workspace, "_digest", lambda root, path, **how: read.append(path) or digest(root, path, **how)
+    )
     (source / "a/same").write_text("tex2")
     (source / "new").write_text("new")
     second = await workspace.scan(source, blobs, previous=first)
@@ -501,7 +504,7 @@ def test_what_was_locked_by_its_owner_is_read_and_removed_without_root(tmp_path:
             walk = workspace._Walk(fd, force=True)
             seen = [found.path for found in walk]
             assert seen == ["a", "a/b", "a/b/file"], seen
-            os.close(workspace._open_file(fd, "a/b/file"))
+            os.close(workspace._open_file(fd, "a/b/file", force=True))
             os.chmod("a/b", 0, dir_fd=fd)
             os.chmod("a", 0, dir_fd=fd)
             workspace.clear(Path("."))
@@ -511,3 +514,60 @@ def test_what_was_locked_by_its_owner_is_read_and_removed_without_root(tmp_path:
     os.close(fd)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert os.listdir(directory) == []
+
+
+@pytest.fixture
+def nobody(root: None, source: Path) -> Iterator[None]:
+    """Files are read as an ordinary user, whose own `source` is."""
+    for path in (source.parent, *source.parent.parents):
+        if path.stat().st_mode & 0o011 != 0o011:
+            path.chmod(path.stat().st_mode | 0o011)
+    os.chown(source, UID, UID)
+    os.seteuid(UID)
+    yield
+    os.seteuid(0)
+
+
+async def test_a_file_that_cannot_be_read_is_named_and_left_as_it_is(
+    nobody: None, source: Path, blobs: Kept
+) -> None:
+    secret = source / "secret"
+    secret.write_text("s")
+    secret.chmod(0)
+    with pytest.raises(
+        BadWorkspace, match=r"secret cannot be in a workspace: it cannot be read \(Permission"
+    ):
+        await workspace.scan(source, blobs)
+    assert secret.stat().st_mode & 0o777 == 0
+    assert not blobs.blobs
+
+
+async def test_what_is_left_out_by_its_place_is_neither_read_nor_entered(source: Path, blobs: Kept) -> None:
+    (source / "a/.state/keys").mkdir(parents=True)
+    (source / "a/.state/keys/operator").write_text("key")
+    (source / "a/other").write_text("fine")
+    snapshot = await workspace.scan(source, blobs, without="a/.state")
+    assert [entry.path for entry in snapshot.tree.entries] == ["a/other"]
+
+
+@pytest.mark.parametrize("mark", [codecs.BOM_UTF8, codecs.BOM_UTF16_LE])
+async def test_an_ignore_file_counts_from_its_first_line(source: Path, blobs: Kept, mark: bytes) -> None:
+    encoding = "utf-8" if mark == codecs.BOM_UTF8 else "utf-16-le"
+    (source / ".mvmciignore").write_bytes(mark + ".mvmciignore\nsecret\n".encode(encoding))
+    for name in ("secret", "file"):
+        (source / name).write_text(name)
+    snapshot = await workspace.scan(source, blobs)
+    assert [entry.path for entry in snapshot.tree.entries] == ["file"]
+
+
+async def test_proc_is_refused_in_one_sentence(blobs: Kept) -> None:
+    with pytest.raises(BadWorkspace, match="/proc"):
+        await workspace.scan(Path("/proc"), blobs)
+
+
+async def test_artifacts_are_executable_as_they_were_left(target: Path, blobs: Kept) -> None:
+    for name, mode in (("tool", 0o755), ("text", 0o600)):
+        (target / name).write_text(name)
+        (target / name).chmod(mode)
+    found = await workspace.collect(target, ["*"], blobs)
+    assert [(one.path, one.executable) for one in found] == [("text", False), ("tool", True)]

@@ -215,3 +215,39 @@ def test_too_many_bytes_are_counted_and_refused(empty: Mvmci, guest: Guest, work
     with open(workspace / "large", "wb") as file:
         file.truncate(5 << 30)
     refused(empty, guest("hello"), "--dir", workspace, words=("bytes, and the workspace has 4GiB",))
+
+
+# ---- What is in a directory
+
+
+def test_the_state_directory_is_left_out_of_a_directory_and_that_is_said(
+    mvmci: Mvmci, tmp_path: Path, guest: Guest
+) -> None:
+    (tmp_path / "file").write_text("x")
+    args = ("--state", tmp_path / ".state")
+    options = ("--id", "j", "--dir", tmp_path, "--artifact", "**")
+    assert mvmci("run", guest("hello"), *args, *options).code == 0
+    done = mvmci("run", guest("hello"), *args, *options[:1], "again", *options[2:])
+    assert "left out of" in done.err
+    assert ".state (the state directory)" in done.err
+    assert mvmci("artifacts", "again", "--local", *args).out.split() == [b"file"]
+    assert_sentence(mvmci("run", guest("hello"), *args, "--dir", tmp_path / ".state"), 2, "state directory")
+
+
+def test_artifacts_are_written_as_executable_as_they_were_and_a_tmp_of_ones_own_is_seen(
+    mvmci: Mvmci, tmp_path: Path, guest: Guest
+) -> None:
+    source = tmp_path / "source"
+    (source / "tmp").mkdir(parents=True)
+    for name, mode in (("tool", 0o755), ("text", 0o644), ("tmp/own", 0o644)):
+        (source / name).write_text(name)
+        (source / name).chmod(mode)
+    args = ("--id", "kept", "--dir", source, "--artifact", "**")
+    assert mvmci("run", guest("files"), *args, "--", "tmp/new").code == 0
+    assert mvmci("artifacts", "kept", "--local", "--output", tmp_path / "out").code == 0
+    modes = {
+        str(path.relative_to(tmp_path / "out")): path.stat().st_mode & 0o777
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert modes == {"tool": 0o755, "text": 0o644, "tmp/own": 0o644, "tmp/new": 0o644}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import wasmtime
 
 import mvmci as package
 from tests.harness.places import ROOT
@@ -258,3 +259,11 @@ def test_the_default_state_directory_is_the_xdg_one(mvmci: Mvmci, tmp_path: Path
     command = [mvmci.python, str(mvmci.zipapp), "run", str(guest("exit"))]
     subprocess.run(command, env=env, check=True, capture_output=True)
     assert (tmp_path / "mvmci" / "_local" / "version").exists()
+
+
+def test_a_module_that_the_engine_cannot_compile_is_not_valid(mvmci: Mvmci, tmp_path: Path) -> None:
+    """Exceptions as they were before the standard: only the engine itself knows that."""
+    text = '(module (memory (export "memory") 1) (func (export "_start") nop nop nop nop))'
+    module = bytes(wasmtime.wat2wasm(text)).replace(b"\x01\x01\x01\x01\x0b", b"\x06\x40\x0b\x01\x0b")
+    (tmp_path / "legacy.wasm").write_bytes(module)
+    assert_sentence(mvmci("validate", tmp_path / "legacy.wasm"), 2, "legacy.wasm", "exceptions")
