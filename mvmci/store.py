@@ -263,6 +263,9 @@ class Presence(Protocol):
     async def remove_hint(self, job: str) -> None:
         """This unit no longer keeps a hint of `job`."""
 
+    async def explain(self, job: str, waits: str) -> None:
+        """Say of `job`, which this unit holds or keeps, why it `waits`; empty: it does no more."""
+
     async def describe(self, about: About) -> None:
         """Say what this unit is."""
 

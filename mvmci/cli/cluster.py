@@ -172,10 +172,16 @@ async def _foreground(up: Up, state: ClusterState, view: _View, as_json: bool) -
             click.echo(f"{state.cluster} goes on; `mvmci down` stops it", err=True)
         elif up.begun:
             click.echo(f"bringing {state.cluster} down; again to hurry", err=True)
-            await state.runtime().stop()
+            from mvmci.deploy.operate import stop
+
+            await stop(state, say=_say)
         raise
     click.echo(f"{state.cluster} was brought down", err=True)
     return 0
+
+
+def _say(sentence: str) -> None:
+    click.echo(sentence, err=True)
 
 
 async def _watch(state: ClusterState, view: _View) -> None:
@@ -536,7 +542,7 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
     if file is not None:
         cluster = read_file(file)[1].cluster
     found = ClusterState(state, find_cluster(state, cluster))
-    ran = run_async(down(found, grace_s=grace / 1000, purge=purge))
+    ran = run_async(down(found, grace_s=grace / 1000, purge=purge, say=_say))
     click.echo(f"{found.cluster} is down" if ran else f"nothing of {found.cluster} was running")
     if purge:
         click.echo(f"{found.folder} was removed")

@@ -6,21 +6,23 @@ import asyncio
 import queue
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 import click
 import msgspec
 
 from mvmci.cli.options import Location
 from mvmci.cli.streams import STDERR, STDOUT, OutputLost, ReaderGone, write_all
-from mvmci.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_TIMED_OUT
+from mvmci.errors import EXIT_FAILED, EXIT_INTERNAL, EXIT_TIMED_OUT, StoreUnavailable
 from mvmci.jobs.journal import Journal, status
 from mvmci.journals.logs import Viewer
-from mvmci.journals.status import summary_of
+from mvmci.journals.status import reason_of, summary_of
 from mvmci.store import Chunk, Store
+from mvmci.system.tasks import cancel
 from mvmci.system.text import one_line
 
+STANDING_EVERY_S = 1.0
 EXITS = {"succeeded": 0, "failed": EXIT_FAILED, "cancelled": EXIT_FAILED, "timed_out": EXIT_TIMED_OUT}
 
 
@@ -84,6 +86,36 @@ def standard_streams(*, all_on_stderr: bool = False) -> tuple[int, int]:
     """Where a guest's streams go: onto ours, or both onto stderr when stdout is for JSON."""
     sys.stdout.flush()
     return (STDERR if all_on_stderr else STDOUT), STDERR
+
+
+@asynccontextmanager
+async def telling(store: Store, journal: Journal, place: Location) -> AsyncIterator[None]:
+    """While it is entered, say on stderr why the job does not go on, and how far it is, when that changes.
+
+    Somebody else keeps `journal` up to date.
+    """
+    task = asyncio.create_task(_tell_standing(store, journal, place))
+    try:
+        yield
+    finally:
+        await cancel(task)
+
+
+async def _tell_standing(store: Store, journal: Journal, place: Location) -> None:
+    told = before = ""
+    while True:
+        await asyncio.sleep(STANDING_EVERY_S)
+        reason, now, progress = "", "", journal.state.progress
+        with suppress(StoreUnavailable):
+            reason = await reason_of(store, journal, local=place.local)
+        if reason and reason == before:  # what is so for a moment only is not worth a line
+            now = reason
+        elif progress is not None and sys.stderr.isatty():
+            now = f"{progress.done}/{progress.total} {progress.message}"
+        if now not in ("", told):
+            click.echo(f"{journal.job}: {one_line(now)}", err=True)
+            told = now
+        before = reason
 
 
 async def report(store: Store, journal: Journal, place: Location, *, as_json: bool) -> int:

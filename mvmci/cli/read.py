@@ -26,7 +26,7 @@ from mvmci.cli.options import (
     run_async,
     spread,
 )
-from mvmci.cli.output import DescriptorWriter, Printer, standard_streams
+from mvmci.cli.output import DescriptorWriter, Printer, standard_streams, tell_end, telling
 from mvmci.cli.streams import STDOUT
 from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
@@ -304,9 +304,12 @@ def _job_logs(job: str, following: bool, attempt: int | None, place: Location) -
             async with OutputWatch(store, job, printer) as watch:
                 wait_s = late_s(journal.state, wall_clock_ms())
                 if not journal.state.ended:
-                    await watch.until(until_ended(store, journal))
+                    async with telling(store, journal, place):
+                        await watch.until(until_ended(store, journal))
                     wait_s = LATE_S
                 await watch.rest(journal.state, wait_s)
+            if following:
+                tell_end(journal)
         if attempt is not None and attempt > journal.state.epoch:
             click.echo(f"warning: {job} had {journal.state.epoch} attempts", err=True)
         return 0

@@ -137,8 +137,13 @@ class RequestFiles:
 
     async def keep(self, store: Store) -> None:
         """Put all of it into `store`. Raises BadWorkspace, StoreUnavailable."""
+        blobs = store.blobs
+        if sys.stderr.isatty():
+            from mvmci.cli.uploads import Uploads
+
+            blobs = Uploads(blobs)
         for name in list(self._data):
-            self._digests[name] = await store.blobs.put(self._data.pop(name))
+            self._digests[name] = await blobs.put(self._data.pop(name))
         for directory in self._directories:
             from mvmci.engines.embedded import workspace
             from mvmci.jobs import tree
@@ -146,8 +151,8 @@ class RequestFiles:
             without = self._state_within(directory)
             if without is not None:
                 click.echo(f"left out of {directory}: {without} (the state directory)", err=True)
-            snapshot = await workspace.scan(directory, store.blobs, without=without)
-            self._digests[directory] = await store.blobs.put(tree.encode_tree(snapshot.tree))
+            snapshot = await workspace.scan(directory, blobs, without=without)
+            self._digests[directory] = await blobs.put(tree.encode_tree(snapshot.tree))
 
     def _state_within(self, directory: Path) -> str | None:
         """The relative path of the state directory in `directory`. Raises Usage where it is that."""

@@ -28,7 +28,7 @@ from mvmci.cli.options import (
     spread,
     state_option,
 )
-from mvmci.cli.output import Printer, report, standard_streams, tell_end
+from mvmci.cli.output import Printer, report, standard_streams, tell_end, telling
 from mvmci.cli.request import RequestFiles, job_options, who
 from mvmci.config.quantity import format_duration
 from mvmci.errors import IdTaken, MvmciError, NotYet, StoreFull, StoreUnavailable
@@ -129,7 +129,7 @@ async def _see(store: Store, job: str, place: Location, as_json: bool) -> int:
     """Pass on what the job prints until it has ended, and say how."""
     journal = await load(store, job)
     printer = Printer(*standard_streams(all_on_stderr=as_json), since=last_attempt(journal.state))
-    async with OutputWatch(store, job, printer) as watch:
+    async with OutputWatch(store, job, printer) as watch, telling(store, journal, place):
         await watch.until(until_ended(store, journal))
         await watch.rest(journal.state)
     return await report(store, journal, place, as_json=as_json)

@@ -16,18 +16,21 @@ from mvmci.cluster.identity import Identity
 from mvmci.cluster.witness import Loss
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.status import ClusterStatus, Room, rows
-from mvmci.errors import NotFound, StoreUnavailable, Usage
+from mvmci.errors import MvmciError, NotFound, StoreUnavailable, Usage
 from mvmci.roles.broker import FOLDER, trouble
 from mvmci.runtime import GRACE_S
 from mvmci.store import Member
 from mvmci.stores import open_cluster
 from mvmci.system.clock import wall_clock_ms
+from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
+from mvmci.trust.client import client_of
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
 
 _LOOK_EVERY_S = 0.03
+_SAY_EVERY_S = 1.0
 DRAIN = ("worker", "executor")  # roles that can be told to
 
 
@@ -143,7 +146,34 @@ def _has_heard(members: Sequence[Member], name: str, undo: bool) -> bool:
     )
 
 
-async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = False) -> bool:
+async def stop(state: ClusterState, *, say: Callable[[str], None], grace_s: float = GRACE_S) -> bool:
+    """Let units see to their jobs and end, and `say` whom that waits for. False: nothing was running."""
+    telling = asyncio.create_task(_tell_who_is_busy(state, say))
+    try:
+        return await state.runtime().stop(grace_s=grace_s)
+    finally:
+        await cancel(telling)
+
+
+async def _tell_who_is_busy(state: ClusterState, say: Callable[[str], None]) -> None:
+    told = ""
+    while True:
+        await asyncio.sleep(_SAY_EVERY_S)
+        with suppress(MvmciError):  # the broker may have gone, or never have come
+            units = (await look(state, lambda: client_of(state.folder))).units
+            busy = ", ".join(f"{row.name} ({row.busy})" for row in units if row.busy and row.role in DRAIN)
+            if busy not in ("", told):
+                say(f"waiting for jobs of {busy}")
+                told = busy
+
+
+async def down(
+    state: ClusterState,
+    *,
+    grace_s: float = GRACE_S,
+    purge: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> bool:
     """Stop all that `up` started; with `purge`, forget the cluster too. False: nothing was running.
 
     Raises LockHeld, StoreUnavailable, also where the cluster was not brought up from here.
@@ -151,7 +181,7 @@ async def down(state: ClusterState, *, grace_s: float = GRACE_S, purge: bool = F
     state.check_version()
     state.check_keys()
     with state.lock():
-        ran = await state.runtime().stop(grace_s=0 if purge else grace_s)
+        ran = await stop(state, say=say, grace_s=0 if purge else grace_s)
         if purge:
             await state.runtime().forget()
             facts = state.facts()

@@ -32,6 +32,11 @@ def _json(text: str) -> str:
     return text
 
 
+async def reason_of(store: Store, journal: Journal, *, local: bool) -> str:
+    """Why a job that has not ended does not go on; empty where it does."""
+    return await _why(store, journal, summarise(journal, result=None, response=None), local)
+
+
 async def _why(store: Store, journal: Journal, summary: Summary, local: bool) -> str:
     """Why a job that has not ended does not go on, as far as that can be seen from here."""
     lease = journal.state.lease

@@ -254,7 +254,8 @@ class _Presence:
         self.incarnation = secrets.token_hex(8)
         self._members = members
         self._holds: dict[str, int] = {}
-        self._keeps: dict[str, str] = {}
+        self._keeps: dict[str, None] = {}  # in the order of their coming
+        self._waits: dict[str, str] = {}
         self._about = About()
         self._say()
 
@@ -264,14 +265,22 @@ class _Presence:
 
     async def remove_job(self, job: str) -> None:
         self._holds.pop(job, None)
+        self._waits.pop(job, None)
         self._say()
 
     async def add_hint(self, job: str, waits: str = "") -> None:
-        self._keeps[job] = waits
-        self._say()
+        self._keeps[job] = None
+        await self.explain(job, waits)
 
     async def remove_hint(self, job: str) -> None:
         self._keeps.pop(job, None)
+        await self.explain(job, "")
+
+    async def explain(self, job: str, waits: str) -> None:
+        if waits:
+            self._waits[job] = waits
+        else:
+            self._waits.pop(job, None)
         self._say()
 
     async def describe(self, about: About) -> None:
@@ -297,7 +306,7 @@ class _Presence:
             incarnation=self.incarnation,
             holds=tuple(f"{job}@{epoch}" for job, epoch in self._holds.items()),
             keeps=tuple(self._keeps),
-            waits={job: why for job, why in self._keeps.items() if why},
+            waits=dict(self._waits),
             about=self._about,
         )
 

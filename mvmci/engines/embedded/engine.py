@@ -54,6 +54,7 @@ log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 0.25  # a first delivery that ends sooner is written in one message
 LET_GO_S = 2.0
+SAY_S = 0.5  # after which a job that waits for its code says so
 FILES, FILES_OF_SLOT = 192, 16  # descriptors of this process
 FIT_S = 1.0  # for so long a look at the host holds
 UNFIT_PAUSE_S, UNFIT_PAUSE_S_MAX = 1.0, 30.0  # before it is looked at again
@@ -365,16 +366,35 @@ class Embedded:
         """
         if run.spec_entry is None:
             await holder.write()
-        code = await self._host.compiled(holder.spec)
+        code = await self._compiled(holder)
         try:
             try:
                 return await self._in_slot(holder, code, run, time)
             except CodeGone:
                 # Another process has removed it since, to make room, or the disk has damaged it.
-                code = await self._host.compiled(holder.spec, refused=True)
+                code = await self._compiled(holder, refused=True)
                 return await self._in_slot(holder, code, run, time, again=True)
         finally:
             run.on_slot_free()
+
+    async def _compiled(self, holder: Holder, *, refused: bool = False) -> str:
+        """The job's code. While it takes long to make, whoever looks at the job is told."""
+        explain, job = self._host.store.presence.explain, holder.spec.id
+
+        told: asyncio.Task[None] | None = None
+
+        def tell() -> None:
+            nonlocal told
+            told = asyncio.create_task(explain(job, f"compiling {holder.spec.name}, once on this host"))
+
+        timer = asyncio.get_running_loop().call_later(SAY_S, tell)
+        try:
+            return await self._host.compiled(holder.spec, refused=refused)
+        finally:
+            timer.cancel()
+            if told is not None:
+                await told
+                await explain(job, "")
 
     async def _in_slot(
         self, holder: Holder, code: str, run: _Run, time: Deadline, *, again: bool = False

@@ -84,7 +84,8 @@ class NatsPresence:
         self._listens = listens
         self._about = About()
         self._holds: dict[str, int] = {}
-        self._keeps: dict[str, str] = {}  # and why they wait
+        self._keeps: dict[str, None] = {}  # in the order of their coming
+        self._waits: dict[str, str] = {}
         self._heard: dict[tuple[str, str], _Heard] = {}  # by unit and incarnation
         self._first_seen: dict[tuple[str, str], float] = {}  # leases, by job and run
         self._remembered_max = REMEMBERED_MIN
@@ -135,21 +136,30 @@ class NatsPresence:
     async def remove_job(self, job: str) -> None:
         self._check()
         self._holds.pop(job, None)
+        self._waits.pop(job, None)
         self._changed.set()
 
     async def add_hint(self, job: str, waits: str = "") -> None:
         self._check()
-        self._keeps[job] = waits
-        self._changed.set()
+        self._keeps[job] = None
+        await self.explain(job, waits)
 
     async def remove_hint(self, job: str) -> None:
         self._check()
         self._keeps.pop(job, None)
-        self._changed.set()
+        await self.explain(job, "")
 
     def in_hand(self) -> int:
         """How many jobs this unit sees to, as holder or with their hints."""
         return max(len(self._holds), len(self._keeps))
+
+    async def explain(self, job: str, waits: str) -> None:
+        self._check()
+        if waits:
+            self._waits[job] = waits
+        else:
+            self._waits.pop(job, None)
+        self._changed.set()
 
     async def describe(self, about: About) -> None:
         self._check()
@@ -329,7 +339,7 @@ class NatsPresence:
             incarnation=self.incarnation,
             holds=holds,
             keeps=tuple(self._keeps),
-            waits={job: why for job, why in self._keeps.items() if why},
+            waits=dict(self._waits),
             about=self._about,
             first=self._first_seq,
             last=self._last_seq(),

@@ -244,6 +244,26 @@ async def test_a_host_without_room_lets_a_job_go_and_loses_no_attempt(
     assert status((await load(store, "j")).state)[0] == "succeeded"
 
 
+async def test_a_job_whose_code_takes_long_to_make_says_so(
+    memory: Memory, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.engines.embedded.engine.SAY_S", 0.0)
+    store, told = memory.store("w"), []
+    await submit(store, await command_spec(store, "j", "hello"))
+
+    async def slowly(self: Host, spec: Spec, *, refused: bool = False) -> str:
+        while not (waits := (await store.presence.members())[0].waits):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        told.append(waits)
+        return await compiled(self, spec, refused=refused)
+
+    compiled = Host.compiled
+    monkeypatch.setattr(Host, "compiled", slowly)
+    await make(store).run("j")
+    assert told == [{"j": "compiling hello.wasm, once on this host"}]
+    assert (await store.presence.members())[0].waits == {}
+
+
 async def test_closing_lets_jobs_go_and_loses_no_attempt(memory: Memory, make: Make) -> None:
     store = memory.store("w")
     engine = make(store)

@@ -7,18 +7,27 @@ import fcntl
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from mvmci.cli.output import Printer
+from mvmci.cli.options import Location
+from mvmci.cli.output import Printer, telling
 from mvmci.cli.streams import ReaderGone
+from mvmci.cli.uploads import Uploads
+from mvmci.deploy import operate
+from mvmci.deploy.state import ClusterState
+from mvmci.deploy.status import ClusterStatus, UnitRow
 from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Done, Lease, Spec, State, fold
+from mvmci.journals.client import submit
 from mvmci.journals.logs import OutputWatch
+from mvmci.journals.reader import load
 from mvmci.journals.status import waiting
-from mvmci.store import About, Chunk, Member
+from mvmci.store import About, Chunk, Member, digest_of
 from tests.harness.memory import Memory
 from tests.harness.waiting import LONG_S
+from tests.harness.world import command_spec
 
 SLOW_S = 0.01
 PIECE = 4096
@@ -187,3 +196,65 @@ PLANE = Member(unit="c", incarnation="c", about=About(role="control-plane"))
 def test_a_queued_job_says_why_it_waits(members: list[Member], reason: str) -> None:
 
     assert waiting("j", "q", members) == reason
+
+
+# ---- What is told beside the output
+
+
+async def test_who_waits_for_a_job_is_told_why_it_does_not_go_on_and_each_reason_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mvmci.cli.output.STANDING_EVERY_S", 0.01)
+    store = Memory().store("u1")
+    await submit(store, await command_spec(store, "j", "hello"))
+    journal = await load(store, "j")
+    err = ""
+    async with telling(store, journal, Location(tmp_path)), asyncio.timeout(LONG_S):
+        while err.count("\n") < 1:
+            await asyncio.sleep(0.01)
+            err += capsys.readouterr().err
+        await store.presence.describe(About(role="worker", slots=1, queues=("default",)))
+        await store.presence.explain("j", "compiling hello.wasm\x1b")
+        while err.count("\n") < 2:
+            await asyncio.sleep(0.01)
+            err += capsys.readouterr().err
+    assert err == ("j: waiting: no worker takes from queue default\nj: waiting: compiling hello.wasm\\x1b\n")
+
+
+async def test_an_upload_that_takes_long_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.cli.uploads.EVERY_S", 0.0)
+    store = Memory().store("u1")
+    data = bytes(3 << 20)
+    assert await Uploads(store.blobs).put(data) == digest_of(data)
+    assert await store.blobs.get(digest_of(data)) == data
+    assert "uploading: 3.0 MiB of at most 3.0 MiB" in capsys.readouterr().err
+
+
+async def test_who_is_waited_for_when_a_cluster_goes_down_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(operate, "_SAY_EVERY_S", 0.0)
+    busy = [
+        UnitRow(name="broker", role="broker", host="h", state="ready"),
+        UnitRow(name="worker-1", role="worker", host="h", state="draining", busy=2),
+    ]
+    looks = 0
+    enough = asyncio.Event()
+
+    async def look(*_: object) -> ClusterStatus:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            enough.set()
+        if looks == 2:
+            raise StoreUnavailable("the broker has gone")
+        return ClusterStatus(cluster="demo", access=None, runtime=None, units=tuple(busy))
+
+    monkeypatch.setattr(operate, "look", look)
+    said: list[str] = []
+    telling = asyncio.create_task(operate._tell_who_is_busy(ClusterState(tmp_path, "demo"), said.append))
+    await enough.wait()
+    telling.cancel()
+    assert said == ["waiting for jobs of worker-1 (2)"]

@@ -120,3 +120,11 @@ def test_reading_an_unknown_job_leaves_nothing(alone: Mvmci) -> None:
         alone(verb, "unknown", "--local")
     assert alone.jobs() == []
     assert not (alone.state / "_local" / "jobs").exists()
+
+
+def test_who_follows_the_output_of_a_job_that_failed_is_told_so(mvmci: Mvmci, guest: Guest) -> None:
+    job = fresh("failed")
+    mvmci("run", guest("exit"), "--id", job, "--", "3")
+    done = mvmci("logs", job, "--local", "-f")
+    assert done.code == 0
+    assert f"{job} failed: exit: 3" in done.err
