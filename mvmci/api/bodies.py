@@ -25,6 +25,7 @@ from mvmci.system.tasks import in_thread
 JSON_BYTES_MAX = 16 << 20
 JSON_S = 60.0
 MODULE_S = 600.0
+BYTES_PER_S_MIN = 8 << 10  # what comes at that rate may take as long as it takes: lines are slow
 IDLE_S = 30.0  # without a byte
 PIECE_BYTES = 256 << 10
 FORM_BYTES_MAX = 64 << 10  # of a form around its module
@@ -38,9 +39,10 @@ async def read_json(request: web.Request) -> bytes:
     _check_size(request, JSON_BYTES_MAX, "the body")
     body = bytearray()
     try:
-        async with asyncio.timeout(JSON_S):
+        async with asyncio.timeout(JSON_S) as limit:
             async for piece in request.content.iter_any():
                 body += piece
+                _prolong(limit, len(piece))
                 if len(body) > JSON_BYTES_MAX:
                     raise _too_large("the body", JSON_BYTES_MAX)
     except TimeoutError:
@@ -48,6 +50,13 @@ async def read_json(request: web.Request) -> bytes:
     except web.RequestPayloadError:
         raise _broken() from None
     return bytes(body)
+
+
+def _prolong(limit: asyncio.Timeout, size: int) -> None:
+    """`size` bytes have come."""
+    when = limit.when()
+    assert when is not None
+    limit.reschedule(when + size / BYTES_PER_S_MIN)
 
 
 def _check_size(request: web.Request, bytes_max: int, what: str) -> None:
@@ -88,8 +97,8 @@ async def receive_module(request: web.Request, folder: Path) -> AsyncIterator[tu
     _check_size(request, MODULE_BYTES_MAX + FORM_BYTES_MAX, "the form")
     with draft(folder) as path:
         try:
-            async with asyncio.timeout(MODULE_S):
-                name = await _receive(request, path)
+            async with asyncio.timeout(MODULE_S) as limit:
+                name = await _receive(request, path, limit)
         except TimeoutError:
             raise _too_slow() from None
         except web.RequestPayloadError:
@@ -101,7 +110,7 @@ async def receive_module(request: web.Request, folder: Path) -> AsyncIterator[tu
         yield name, path
 
 
-async def _receive(request: web.Request, path: Path) -> str:
+async def _receive(request: web.Request, path: Path, limit: asyncio.Timeout) -> str:
     form = await request.multipart()
     async with asyncio.timeout(IDLE_S):
         part = await form.next()
@@ -114,14 +123,14 @@ async def _receive(request: web.Request, path: Path) -> str:
         raise HttpError(415, "the module is encoded", hint="send its bytes as they are")
     name = module_name(part.filename or "")
     with create_private(path) as file:
-        await _copy(part, file, name)
+        await _copy(part, file, name, limit)
     async with asyncio.timeout(IDLE_S):
         if await form.next() is not None:
             raise Usage("the form has more than one field", hint="send `module`, and nothing else")
     return name
 
 
-async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
+async def _copy(part: BodyPartReader, file: IO[bytes], name: str, limit: asyncio.Timeout) -> None:
     size = 0
     while True:
         async with asyncio.timeout(IDLE_S):
@@ -129,6 +138,7 @@ async def _copy(part: BodyPartReader, file: IO[bytes], name: str) -> None:
         if not piece:
             return
         size += len(piece)
+        _prolong(limit, len(piece))
         try:
             check_module_size(size, name=name)
         except BadModule as large:

@@ -187,6 +187,30 @@ async def test_a_body_that_does_not_come_is_given_up(
     assert not left(face)
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "whole"),
+    [
+        (START, "application/json", b" " * 160_000),
+        (DEPLOY, MULTIPART, form((named("module"), bytes(160_000)))),
+    ],
+)
+async def test_a_body_that_comes_over_a_slow_line_is_taken(
+    face: Face, monkeypatch: pytest.MonkeyPatch, path: str, kind: str, whole: bytes
+) -> None:
+    """Its time grows with what has come."""
+    monkeypatch.setattr(bodies, "JSON_S", 2.0)
+    monkeypatch.setattr(bodies, "MODULE_S", 2.0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", face.port)
+    writer.write(head(path, len(whole), kind))
+    for start in range(0, len(whole), 20_000):
+        await asyncio.sleep(0.4)
+        writer.write(whole[start : start + 20_000])
+    answer = await reader.read(1000)
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert not answer.startswith(b"HTTP/1.1 408 ")
+
+
 @pytest.mark.parametrize("path", [START, DEPLOY])
 async def test_what_says_that_it_is_too_large_is_refused_before_it_is_sent(face: Face, path: str) -> None:
     assert b" 413 " in (await talk(face, head(path, 1 << 40, MULTIPART))).splitlines()[0]
