@@ -2,7 +2,9 @@
 
 A tree lists files (by the digest of their bytes), symbolic links (by their text) and those
 directories that are empty; all others follow from the paths. Entries are sorted, so that equal
-directories have equal trees. Modes are reduced to "executable or not"; owners and times are left out.
+directories have equal trees. A user's directory has no more than that: modes are reduced to "executable or
+not", and two checkouts of the same are one tree. What a program left has modes and times, all directories,
+and which files are one (`same_as`), so that the next one finds what it left. Owners are left out in both.
 
 A manifest comes from a store and is untrusted: `decode_tree` promises that no entry lies outside of the
 root, beneath a file or a link, or twice at the same place. It does not promise that a link stays
@@ -26,12 +28,14 @@ PATH_BYTES_MAX = 4000
 NAME_BYTES_MAX = 255
 LINK_HOPS_MAX = 40
 MANIFEST_BYTES_MAX = 64 << 20
+TIME_NS_MAX = 2**63 - 1
 
 
 class TreeEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing in a workspace, at the relative path `path`.
 
-    A `file` has `digest`, `size` in bytes and `executable`; a `link` has `target`; a `dir` is empty.
+    A `file` has `digest`, `size` in bytes and `executable`, and with `same_as` is another name of the file at
+    that path; a `link` has `target`; a `dir` without a `mode` is empty. `mode` has nine bits of permission.
     """
 
     path: str
@@ -40,6 +44,9 @@ class TreeEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size: int = 0
     executable: bool = False
     target: str = ""
+    mode: int | None = None
+    mtime_ns: int = 0  # since 1970; 0: whatever it becomes
+    same_as: str = ""
 
 
 class Tree(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,13 +97,20 @@ def check_tree(value: Tree, *, bytes_max: int = WORKSPACE_BYTES_MAX) -> None:
         )
     leaves_: set[str] = set()  # whatever has nothing beneath it
     parents: set[str] = set()
+    files: dict[str, str] = {}  # digests of those that are no other's
     before = ""
     for entry in value.entries:
         _check_entry(entry)
+        if entry.same_as:
+            if entry.kind != "file" or files.get(entry.same_as) != entry.digest:
+                raise _bad(entry.path, "is another name of what is no file before it")
+        elif entry.kind == "file":
+            files[entry.path] = entry.digest
         if entry.path <= before:
             raise _bad(entry.path, "is there twice or out of order")
         before = entry.path
-        leaves_.add(entry.path)
+        if entry.kind != "dir" or entry.mode is None:
+            leaves_.add(entry.path)
         above = entry.path.rpartition("/")[0]
         while above and above not in parents:
             parents.add(above)
@@ -166,6 +180,8 @@ def _check_entry(entry: TreeEntry) -> None:
         raise _bad(entry.path, "has no valid digest or size")
     if not is_file and (entry.digest or entry.size or entry.executable):
         raise _bad(entry.path, "is not a file but has the properties of one")
+    if not (0 <= (entry.mode or 0) <= 0o777 and 0 <= entry.mtime_ns <= TIME_NS_MAX):
+        raise _bad(entry.path, "has no valid mode or time")
     target = entry.target.encode("utf-8", "replace")
     if (entry.kind == "link") != bool(target) or b"\0" in target or len(target) > PATH_BYTES_MAX:
         raise _bad(entry.path, "has no valid link target")

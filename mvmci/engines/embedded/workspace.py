@@ -6,8 +6,9 @@ functions that walk do so in a thread, and one that is cancelled waits for its t
 writes to the directory meanwhile, `watch` aside; a file that changes while it is read is noticed where
 it matters.
 
-`scan` and `materialise` are each other's inverse up to what a tree leaves out: owners, times, and
-modes other than "executable". `clear` promises an empty directory, whatever it held.
+`scan` and `materialise` are each other's inverse up to what a tree leaves out: owners, and of a user's
+directory also times, and modes other than "executable". `clear` promises an empty directory, whatever it
+held.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class _Survey:
 
     files: dict[str, os.stat_result] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
-    directories: list[str] = field(default_factory=list)
+    directories: dict[str, os.stat_result] = field(default_factory=dict)
     offences: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -175,7 +176,7 @@ def _sort(found: _Found, survey: _Survey, strict: bool) -> None:
         )
         return
     if stat.S_ISDIR(mode):
-        survey.directories.append(path)
+        survey.directories[path] = found.status
     elif stat.S_ISREG(mode):
         survey.files[path] = found.status
     elif stat.S_ISLNK(mode):
@@ -245,7 +246,8 @@ def _digest_all(
     stamps = previous.stats if previous else {}
     entries = [TreeEntry(path=path, kind="link", target=target) for path, target in survey.links.items()]
     stats: dict[str, Stamp] = {}
-    for path, status in survey.files.items():
+    names: dict[tuple[int, int], str] = {}  # of files that have several, the first
+    for path, status in sorted(survey.files.items()):
         stamp = _stamp(status)
         if stamps.get(path) == stamp:
             digest = before[path].digest
@@ -258,16 +260,28 @@ def _digest_all(
         if time.time_ns() - stamp[3] > RACY_NS:
             stats[path] = stamp
         executable = bool(status.st_mode & 0o111)
-        entries.append(TreeEntry(path=path, digest=digest, size=stamp[1], executable=executable))
+        entry = TreeEntry(path=path, digest=digest, size=stamp[1], executable=executable)
+        if not strict:
+            first = names.setdefault((status.st_dev, status.st_ino), path) if status.st_nlink > 1 else path
+            entry = _left(msgspec.structs.replace(entry, same_as=first if first != path else ""), status)
+        entries.append(entry)
     _refuse(directory, survey.offences)
     occupied: set[str] = set()
     for entry in entries:
         _add_parents(occupied, entry.path)
-    for path in sorted(survey.directories, reverse=True):
-        if path not in occupied:
+    for path, status in sorted(survey.directories.items(), reverse=True):
+        if not strict:
+            entries.append(_left(TreeEntry(path=path, kind="dir"), status))
+        elif path not in occupied:
             entries.append(TreeEntry(path=path, kind="dir"))
             _add_parents(occupied, path)
     return entries, stats
+
+
+def _left(entry: TreeEntry, status: os.stat_result) -> TreeEntry:
+    """`entry` as a program left it, so that the next one finds it again."""
+    mtime_ns = min(max(status.st_mtime_ns, 0), tree.TIME_NS_MAX)
+    return msgspec.structs.replace(entry, mode=status.st_mode & 0o777, mtime_ns=mtime_ns)
 
 
 def _add_parents(paths: set[str], path: str) -> None:
@@ -372,14 +386,15 @@ def _matching(root: int, wanted: list[Pattern]) -> list[tuple[str, bool]]:
 async def materialise(value: Tree, directory: Path, blobs: Blobs, *, owner: int | None = None) -> Snapshot:
     """Write the tree into `directory`, which is empty, as files of user and group `owner`.
 
-    Directories and executables get mode 0755, other files 0644. The links come last, so that nothing
-    is ever written through one. Raises BadWorkspace, NotFound, and HostFull when the disk is full.
+    Where the tree says no modes, directories and executables get 0755, other files 0644. The links come
+    last, so that nothing is ever written through one. Raises BadWorkspace, NotFound, and HostFull when the
+    disk is full.
     """
     tree.check_tree(value, bytes_max=max(WORKSPACE_BYTES_MAX, value.size))
     root = _open_root(directory, False)
     try:
         await in_thread(_lay_directories, root, value, owner)
-        files = [entry for entry in value.entries if entry.kind == "file"]
+        files = [entry for entry in value.entries if entry.kind == "file" and not entry.same_as]
         small = [entry for entry in files if entry.size <= SMALL_BYTES_MAX]
         for start in range(0, len(small), _BATCH_MAX):
             batch = small[start : start + _BATCH_MAX]
@@ -433,9 +448,16 @@ def _finish_file(root: int, entry: TreeEntry, owner: int | None) -> None:
             )
         if owner is not None:
             os.fchown(fd, owner, owner)
-        os.fchmod(fd, 0o755 if entry.executable else 0o644)
+        usual = 0o755 if entry.executable else 0o644
+        os.fchmod(fd, usual if entry.mode is None else entry.mode)
+        _set_time(fd, entry)
     finally:
         os.close(fd)
+
+
+def _set_time(fd: int, entry: TreeEntry) -> None:
+    if entry.mtime_ns:
+        os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
 
 def _finish(root: int, value: Tree, owner: int | None) -> dict[str, Stamp]:
@@ -446,6 +468,17 @@ def _finish(root: int, value: Tree, owner: int | None) -> dict[str, Stamp]:
             os.symlink(entry.target, entry.path, dir_fd=root)
             if owner is not None:
                 os.chown(entry.path, owner, owner, dir_fd=root, follow_symlinks=False)
+        elif entry.same_as:
+            os.link(entry.same_as, entry.path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
+    for entry in reversed(value.entries):  # what lies in a directory changes its time
+        go_on()
+        if entry.kind == "dir" and entry.mode is not None:
+            fd = os.open(entry.path, _DIRECTORY, dir_fd=root)
+            try:
+                os.fchmod(fd, entry.mode)
+                _set_time(fd, entry)
+            finally:
+                os.close(fd)
         elif entry.kind == "file":
             stamp = _stamp(os.stat(entry.path, dir_fd=root, follow_symlinks=False))
             if time.time_ns() - stamp[3] > RACY_NS:

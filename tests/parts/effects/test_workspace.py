@@ -293,6 +293,7 @@ async def test_what_a_program_left_loses_its_special_files_and_keeps_its_links(
     (source / "locked").chmod(0)
     found = await workspace.scan(source, blobs, strict=False)
     assert [(e.path, e.kind, e.target) for e in found.tree.entries] == [
+        ("locked", "dir", ""),
         ("locked/file", "file", ""),
         ("out", "link", "/etc/passwd"),
     ]
@@ -571,3 +572,41 @@ async def test_artifacts_are_executable_as_they_were_left(target: Path, blobs: K
         (target / name).chmod(mode)
     found = await workspace.collect(target, ["*"], blobs)
     assert [(one.path, one.executable) for one in found] == [("text", False), ("tool", True)]
+
+
+async def test_what_a_program_left_is_found_again_with_modes_times_and_names(
+    source: Path, target: Path, blobs: Kept
+) -> None:
+    """A workflow that sleeps finds its workspace elsewhere: `make` and `ssh` look at all of these."""
+    (source / "k").mkdir()
+    (source / "k/key").write_text("s")
+    (source / "k/key").chmod(0o600)
+    (source / "k").chmod(0o700)
+    (source / "empty").mkdir()
+    (source / "tool").write_text("t")
+    (source / "tool").chmod(0o751)
+    os.link(source / "k/key", source / "hard")
+    for number, name in enumerate(("out", "in"), 1):
+        (source / name).write_text(name)
+        os.utime(source / name, ns=(number, 10**18 + number))
+    os.utime(source / "k", ns=(0, 10**18))
+
+    def look(directory: Path) -> dict[str, tuple[int, int, int]]:
+        found = {str(path.relative_to(directory)): path.stat() for path in directory.rglob("*")}
+        return {name: (at.st_mode, at.st_nlink, at.st_mtime_ns) for name, at in found.items()}
+
+    left = look(source)
+    snapshot = await workspace.scan(source, blobs, strict=False)
+    await workspace.materialise(tree.decode_tree(tree.encode_tree(snapshot.tree)), target, blobs)
+    assert look(target) == left
+    assert (await workspace.scan(target, blobs, strict=False)).tree == snapshot.tree
+
+
+async def test_a_users_directory_is_the_same_tree_whenever_it_was_checked_out(
+    source: Path, target: Path, blobs: Kept
+) -> None:
+    for directory, mode in ((source, 0o640), (target, 0o600)):
+        (directory / "file").write_text("same")
+        (directory / "file").chmod(mode)
+    os.utime(target / "file", (1, 1))
+    assert (await workspace.scan(source, blobs)).tree == (await workspace.scan(target, blobs)).tree
