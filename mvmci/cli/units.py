@@ -162,7 +162,7 @@ def _host_options(
 ) -> dict[str, Any]:
     """The fields of `HostOptions`. Raises Usage."""
     if same["join"] == "-":  # before there is a loop, which would not hear Ctrl-C meanwhile
-        same["join"] = sys.stdin.read(TICKET_CHARS_MAX + 1)
+        same["join"] = decode_text(sys.stdin.buffer.read(4 * TICKET_CHARS_MAX))
     if name is None and replica_of is not None:
         from mvmci.runtimes.compose.replica import replica_name
         from mvmci.trust.enrol.client import host_name
