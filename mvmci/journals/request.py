@@ -120,7 +120,7 @@ async def spec_of(
             attempts=request.attempts,
         ),
         seed=secrets.randbits(63),
-        by=by,
+        by=by[: jobs.MODULE_NAME_CHARS_MAX],
     )
 
 

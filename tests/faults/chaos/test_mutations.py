@@ -28,6 +28,7 @@ from tests.faults.chaos import without
 from tests.faults.chaos.crew import LAPSE_S, Crew, crew
 from tests.faults.chaos.outside import again, once
 from tests.harness.waiting import LONG_S, until_journal
+from tests.model.log import Believing
 
 JOB = "j"
 NOT_ENDED, NEVER_S = "it has not ended", 10.0  # what is longer on its way than that does not come
@@ -136,6 +137,7 @@ def without_fencing(patch: Patch) -> None:
         return "retry" if found == "fenced" and journal.state.corrupt is None else found
 
     patch.setattr(holder, "verdict", ignorant)
+    patch.setattr(Journal, "judge", Believing.judge)  # which else ignores what a deposed holder writes
 
 
 def sending_again_without_looking(patch: Patch) -> None:

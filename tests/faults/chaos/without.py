@@ -22,12 +22,12 @@ RULES: dict[str, tuple[Change, ...]] = {
     "compare-and-set": (
         (
             "stores/nats/append.py",
-            '"Nats-Expected-Last-Subject-Sequence": str(self.expect),',
+            "EXPECTED: str(self.expect),",
             "",
         ),
         (
             "stores/nats/append.py",
-            '"Nats-Expected-Last-Subject-Sequence-Subject": self.subtree,',
+            "EXPECTED_OF: self.subtree,",
             "",
         ),
     ),
