@@ -8,6 +8,9 @@ A server that finds a record whose hash is wrong cuts off the block there. So ea
 One bit that was turned is turned back: the hash says which it was. A record that cannot be mended becomes one
 that was erased, and all behind it stay. What lies at the end and is cut short was never acknowledged.
 
+No hash covers the size of a subject. Where headers follow, as in JOBS and CONFIG, a wrong one shows all the
+same. In a blob or in output it does not: the one is vouched for by its digest, the other counted by its end.
+
 Tried with nats-server 2.15.1; a block in another format is left as it is.
 """
 

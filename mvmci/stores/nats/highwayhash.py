@@ -276,9 +276,7 @@ _RECORDS = f"""
     (if (result i32) (i64.eq (call $sum (local.get $p) (local.get $size))
                 (i64.load (i32.sub (i32.add (local.get $p) (local.get $size)) (i32.const 8))))
       (then (local.get $size))
-      ;; what was erased has bytes at random, and no hash
-      (else (if (result i32) (i64.lt_s (i64.load offset=4 (local.get $p)) (i64.const 0))
-        (then (local.get $size)) (else (i32.const 0))))))))
+      (else (i32.const 0))))))
 (func (export "scan") (param $p i32) (param $end i32) (param $seal i32) (result i32)
   (local $size i32)
   (loop $next
