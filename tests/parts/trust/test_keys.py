@@ -341,7 +341,8 @@ def test_a_ticket_is_taken_from_text_a_file_or_standard_input(
 
     (tmp_path / "ticket").write_text(f"{encode_ticket(ticket)}\n")
     assert read_ticket(encode_ticket(ticket)) == read_ticket(f"@{tmp_path / 'ticket'}") == ticket
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{encode_ticket(ticket)}\n"))
+    typed = io.TextIOWrapper(io.BytesIO(f"{encode_ticket(ticket)}\n".encode()))
+    monkeypatch.setattr("sys.stdin", typed)
     assert read_ticket("-") == ticket
     monkeypatch.setenv("MVMCI_TICKET_FILE", str(tmp_path / "ticket"))
     assert read_ticket(None) == ticket
