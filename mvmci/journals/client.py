@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from mvmci.errors import IdTaken, StoreFull, StoreUnavailable
+from mvmci.errors import IdTaken, JournalCorrupt, StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Cancel, Journal, Spec, State
 from mvmci.journals.reader import read_on
 from mvmci.journals.writer import Writer
@@ -33,8 +33,9 @@ def mint_id() -> str:
 async def submit(store: Store, spec: Spec) -> bool:
     """Write `spec` as the first message of its job, once. True: it is new; False: it was there.
 
-    Raises IdTaken when the id belongs to another request or to a job that was forgotten, StoreFull
-    when there is no room for it, and StoreUnavailable when nobody can say whether it was accepted.
+    Raises IdTaken when the id belongs to another request or to a job that was forgotten, JournalCorrupt when
+    what stands there cannot be read, StoreFull when there is no room for it, and StoreUnavailable when
+    nobody can say whether it was accepted.
     """
     journal = Journal(spec.id)
 
@@ -56,11 +57,13 @@ async def submit(store: Store, spec: Spec) -> bool:
 
 
 def _check_id_is_free(state: State, spec: Spec) -> None:
-    """Raises IdTaken where the id belongs to another request."""
+    """Raises IdTaken where the id belongs to another request, JournalCorrupt where nobody can say."""
     if state.spec is None and state.done is not None:
         raise IdTaken(f"job {spec.id} has already ended and was forgotten", hint="choose another --id")
     if state.spec is None and state.corrupt is not None:
-        raise IdTaken(f"the id {spec.id} is taken: its journal is corrupt", hint="choose another --id")
+        raise JournalCorrupt(
+            f"{spec.id} errored: journal corrupt: {state.corrupt}", hint="choose another --id"
+        )
     if state.spec is not None and _request(state.spec) != _request(spec):
         raise IdTaken(
             f"the id {spec.id} is taken by another job",

@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 import pytest
 
-from mvmci.errors import IdTaken
+from mvmci.errors import JournalCorrupt
 from mvmci.jobs.journal import Cancel, Done, Journal, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
@@ -53,7 +53,7 @@ async def test_one_bad_message_breaks_no_list(client: Cluster) -> None:
     }
     assert found["spoilt"].state.spec == await spec(client.store, "spoilt")
     assert {job async for job in client.store.journals.jobs()} == set(found)
-    with pytest.raises(IdTaken, match="its journal is corrupt"):
+    with pytest.raises(JournalCorrupt, match="garbage errored: journal corrupt: message"):
         await submit(client.store, await spec(client.store, "garbage"))
 
 
