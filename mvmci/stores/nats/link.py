@@ -497,7 +497,12 @@ class Link:
 
     async def first(self, stream: str, subject: str) -> Stored | None:
         """The first message on `subject`, which may have wildcards. Raises StoreUnavailable."""
-        return await self._get(stream, seq=1, next_by_subj=subject)
+        for _ in range(READ_TRIES):
+            page, more = await self._page(stream, {"seq": 1, "next_by_subj": subject, "batch": 1})
+            if page or not more:
+                return page[0] if page else None
+            await asyncio.sleep(READ_PAUSE_S)
+        raise StoreUnavailable(f"the broker at {self.url} does not answer reads of {stream}")
 
     async def at(self, stream: str, seq: int) -> Stored | None:
         """The message with that sequence. Raises StoreUnavailable."""
