@@ -23,7 +23,7 @@ def create_private(path: Path) -> IO[bytes]:
 def private_folder(path: Path) -> Path:
     """`path`, made if it is missing, and what is missing above it: 0700. One that is there stays as it is."""
     for folder in reversed((path, *path.parents)):
-        if not folder.is_dir():
+        if not folder.exists() or (folder == path and not path.is_dir()):
             folder.mkdir(0o700, exist_ok=True)  # somebody else may make it at the same time
             folder.chmod(0o700)  # the umask had its say
     return path

@@ -351,6 +351,6 @@ def test_a_ticket_is_taken_from_text_a_file_or_standard_input(
         read_ticket(None)
     with pytest.raises(Usage, match="cannot be read: No such file"):
         read_ticket(f"@{tmp_path / 'none'}")
-    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    (tmp_path / "binary").write_bytes(b"\xff\xff")
     with pytest.raises(Usage, match="it is not text"):
         read_ticket(f"@{tmp_path / 'binary'}")
