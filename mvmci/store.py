@@ -105,6 +105,7 @@ class Delivery(Protocol):
 
 
 HINT_LAPSE_S = 30.0
+UNNAMED_BLOB_S = 24 * 3600  # for so long a blob is kept that no journal names, since somebody counted on it
 
 
 class Hints(Protocol):

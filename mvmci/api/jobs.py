@@ -38,7 +38,7 @@ from mvmci.journals.request import (
     spec_of,
 )
 from mvmci.journals.status import summary_of
-from mvmci.store import Chunk, Store, load_text
+from mvmci.store import UNNAMED_BLOB_S, Chunk, Store, load_text
 
 UPLOADS_MAX = 4  # at once; each may take 256 MiB of disk
 MODULES_KNOWN_MAX = 1024
@@ -90,7 +90,8 @@ class Jobs:
         finally:
             self._uploads -= 1
         self._know(digest, what)
-        return answers.json({"ok": {"name": name, "version": digest.removeprefix("sha256:")}})
+        kept = {"version": digest.removeprefix("sha256:"), "kept_s": UNNAMED_BLOB_S}
+        return answers.json({"ok": {"name": name} | kept})
 
     async def start(self, request: web.Request) -> web.Response:
         """Submit a job. The same request with the same `id` is the same job."""
@@ -190,7 +191,10 @@ class Jobs:
         """What the module of that digest is. Raises NotFound, BadModule."""
         if await self._store.blobs.missing([digest]):  # also says that somebody counts on it
             version = digest.removeprefix("sha256:")
-            raise NotFound(f"there is no module {name} of version {version}", hint="deploy it first")
+            raise NotFound(
+                f"there is no module {name} of version {version}",
+                hint="deploy it: one without a job is kept for a day",
+            )
         what = self._modules.get(digest)
         if what is None:
             async with self._looking:

@@ -2,7 +2,7 @@
 
     a job that ended `jobs_ms` ago         only its `done` is kept: a tombstone for its id
     a tombstone as old again               removed
-    a blob that no journal names           removed, once nobody has touched it for `BLOB_AGE_MS`
+    a blob that no journal names           removed, once nobody has touched it for `UNNAMED_BLOB_S`
     an upload that was broken off          removed, once it has not moved for `UPLOAD_AGE_MS`
 
 Logs have an age in their stream. Several control planes may do this at once, and any of them may die in
@@ -23,13 +23,13 @@ from mvmci.errors import NotFound, StoreUnavailable
 from mvmci.jobs.job import DIGEST_PATTERN
 from mvmci.jobs.journal import Done, Entry, Journal, Result, Spec, records_of
 from mvmci.roles.witness import Watch
+from mvmci.store import UNNAMED_BLOB_S
 from mvmci.stores.nats import Cluster
 
 PASSES_PER_AGE = 10
 PASS_S_MIN, PASS_S_MAX = 1.0, 3600.0
 REMOVALS_AT_ONCE = 128  # jobs, of which the witness is told together
 SWEEP_EVERY_S = 6 * 3600.0
-BLOB_AGE_MS = 24 * 3600 * 1000
 UPLOADS_EVERY_S = 15.0
 UPLOAD_AGE_MS = 120_000  # one who sends gives up after less without an answer
 
@@ -45,7 +45,7 @@ class Retention:
     watch: Watch  # which has to know what goes, and while something is lost nothing does
     jobs_ms: Callable[[], int]
     now_ms: Callable[[], int]
-    blob_age_ms: int = BLOB_AGE_MS
+    blob_age_ms: int = UNNAMED_BLOB_S * 1000
     upload_age_ms: int = UPLOAD_AGE_MS
     _seen_to: int = -1  # the newest message of the blobs, if every upload up to there was told of
     _forgotten_to: int = 0  # the sequence up to which ended jobs are tombstones already

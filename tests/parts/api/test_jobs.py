@@ -17,7 +17,7 @@ from mvmci.jobs.job import Limits
 from mvmci.journals.reader import load
 from mvmci.journals.request import JobRequest
 from mvmci.journals.status import summary_of
-from mvmci.store import Store
+from mvmci.store import UNNAMED_BLOB_S, Store
 from tests.harness.memory import open_memory
 from tests.harness.places import GUESTS
 from tests.harness.waiting import LONG_S
@@ -51,7 +51,8 @@ async def test_curl_alone_deploys_a_module_starts_it_waits_for_it_and_reads_its_
         module = GUESTS / "hello.wasm"
         status, body = await curl("--form", f"module=@{module}", f"{face.url}/api/module/deploy")
         version = hashlib.sha256(module.read_bytes()).hexdigest()
-        assert (status, json.loads(body)) == (200, {"ok": {"name": "hello", "version": version}})
+        deployed = {"name": "hello", "version": version, "kept_s": UNNAMED_BLOB_S}
+        assert (status, json.loads(body)) == (200, {"ok": deployed})
         order = {"module": "hello", "version": version, "args": ["one"], "id": "curl-1"}
         status, body = await curl("--data", json.dumps(order), face.url + START)
         assert (status, json.loads(body)) == (200, {"ok": {"id": "curl-1", "response": None}})
