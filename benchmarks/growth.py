@@ -6,7 +6,6 @@ Each section varies one thing and leaves the rest. `docs/growth.md` says what is
 from __future__ import annotations
 
 import asyncio
-import itertools
 import secrets
 import statistics
 import time
@@ -24,14 +23,16 @@ from benchmarks.processes import ROOT, cpu_of, resident_mb
 from benchmarks.program import NAME, Client, Cluster, step, tiny
 from mvmci.cluster.identity import Identity, Login
 from mvmci.deploy.state import ClusterState
-from mvmci.jobs.journal import Done, Entry, Journal, Lease, Spec
+from mvmci.jobs.journal import Done, Entry, Journal, Lease, MessageKind, Spec
 from mvmci.journals.client import submit
 from mvmci.stores import open_cluster
+from mvmci.stores.nats import Cluster as Broker
 from mvmci.stores.nats.hints import PULL_S
 from mvmci.stores.nats.link import accepted
 from mvmci.trust.authority import Authority
 
 ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as ended are no work
+ARCHIVIST = "archivist"  # who is said to have held them
 BATCH = 1000  # messages
 SETTLE_S = 1.0
 IDLE = 0.15  # of a processor, for all units together
@@ -236,28 +237,32 @@ async def settled(cluster: Cluster) -> None:
 
 async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
     """Write `count` jobs that have ended into the stream, as they would stand there."""
-    broker = await open_cluster(_admin(cluster), announce=False)
-    spec = await client.spec(tiny(), queue=ARCHIVE)
-    try:
-        messages = (message for number in range(count) for message in _ended(spec, f"{spec.id}-{number}"))
-        while batch := list(itertools.islice(messages, BATCH)):
-            name = secrets.token_hex(8)
-            to, answer = broker.link.expect()
-            for place, (job, kind, data) in enumerate(batch, 1):
-                headers = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(place)}
-                last = place == len(batch)
-                if last:
-                    headers["Nats-Batch-Commit"] = "1"
-                subject = broker.layout.message(job, kind, ARCHIVE, "worker-1" if kind == "done" else "admin")
-                await broker.link.publish(subject, data, headers=headers, reply=to if last else "")
-            accepted(await broker.link.answer(answer, 60))
-    finally:
-        await broker.close()
-
-
-def _admin(cluster: Cluster) -> Identity:
     authority, base = _trust(cluster)
-    return authority.admin(base)
+    asked, held = authority.admin(base), authority.renewed(None, ARCHIVIST, "worker", [ARCHIVE], base)
+    spec = await client.spec(tiny(), queue=ARCHIVE)
+    async with AsyncExitStack() as stack:
+        by = []
+        for identity in (asked, held):
+            by.append(await open_cluster(identity, announce=False))
+            stack.push_async_callback(by[-1].close)
+        for start in range(0, count, BATCH):
+            numbers = range(start, min(start + BATCH, count))
+            ended = [_ended(spec, f"{spec.id}-{number}") for number in numbers]
+            for place, (identity, broker) in enumerate(zip((asked, held), by, strict=True)):
+                await _write_batch(broker, identity.unit, [messages[place] for messages in ended])
+
+
+async def _write_batch(broker: Broker, unit: str, messages: list[tuple[str, MessageKind, bytes]]) -> None:
+    name = secrets.token_hex(8)
+    to, answer = broker.link.expect()
+    for place, (job, kind, data) in enumerate(messages, 1):
+        headers = {"Nats-Batch-Id": name, "Nats-Batch-Sequence": str(place)}
+        last = place == len(messages)
+        if last:
+            headers["Nats-Batch-Commit"] = "1"
+        subject = broker.layout.message(job, kind, ARCHIVE, unit)
+        await broker.link.publish(subject, data, headers=headers, reply=to if last else "")
+    accepted(await broker.link.answer(answer, 60))
 
 
 def _worker(cluster: Cluster, name: str) -> Identity:
@@ -272,12 +277,12 @@ def _trust(cluster: Cluster) -> tuple[Authority, Login]:
     return Authority.load(cluster.state / NAME), facts.login
 
 
-def _ended(like: Spec, job: str) -> list[tuple[str, Any, bytes]]:
+def _ended(like: Spec, job: str) -> list[tuple[str, MessageKind, bytes]]:
     """The two messages of a light job that has ended."""
     journal = Journal(job)
     first = journal.encode([msgspec.structs.replace(like, id=job)], "a")
     journal.absorb([Entry(seq=1, data=first)])
-    lease = Lease(at=like.at, epoch=1, unit="worker-1", incarnation="0" * 16, run="0" * 16, why="first")
+    lease = Lease(at=like.at, epoch=1, unit=ARCHIVIST, incarnation="0" * 16, run="0" * 16, why="first")
     last = journal.encode([lease, Done(at=like.at, status="succeeded")], "b")
     return [(job, "spec", first), (job, "done", last)]
 

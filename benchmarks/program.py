@@ -187,7 +187,7 @@ class Client:
     ) -> AsyncIterator[Callable[[], Awaitable[float]]]:
         """Listen for the ends of `jobs`, which are yet to be submitted. What it gives waits for them all.
 
-        A word of an end comes a moment before it is on disk, so the last of them are looked for: the
+        A word of an end is the broker's, that it stored it; the last of them are looked for all the same: the
         answer is when they were seen there. `check` looks at all.
         """
         layout, link = self.broker.layout, self.broker.link
@@ -196,10 +196,11 @@ class Client:
         last: deque[str] = deque(maxlen=LASTS_MAX)
 
         def hear(word: Incoming) -> None:
-            job = layout.job_of_message(word.subject)
+            subject = word.headers["Nats-Subject"]
+            job = layout.job_of_message(subject)
             if job in left:
                 left.remove(job)
-                last.append(word.subject)
+                last.append(subject)
                 tell(len(jobs) - len(left))
                 if not left:
                     all_heard.set()
@@ -212,7 +213,7 @@ class Client:
             return time.perf_counter()
 
         self._unchecked |= jobs
-        unsubscribe = await link.subscribe(layout.ends(), hear)
+        unsubscribe = await link.subscribe(layout.stored(layout.ends()), hear)
         try:
             yield all_ended
         finally:

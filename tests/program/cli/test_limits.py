@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mvmci.system.text import one_line
 from tests.harness.program import Mvmci, Outcome, Running, fresh, steps
 
 Guest = Callable[[str], Path]
@@ -39,7 +40,8 @@ def limited(mvmci: Mvmci, neighbour: Running) -> Iterator[Callable[..., tuple[Ou
         done = mvmci("run", args[0], "--id", job, *args[1:])
         status = mvmci.status(job)
         if done.code:
-            assert done.err.rstrip().endswith(f"{job} {status['status']}: {status['reason']}".rstrip())
+            said = one_line(f"{job} {status['status']}: {status['reason']}".rstrip())
+            assert done.err.rstrip().removesuffix("\\n").endswith(said)
         assert "Traceback" not in done.err or "Traceback" in status["reason"]
         return done, status
 
