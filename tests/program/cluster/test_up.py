@@ -99,10 +99,11 @@ def test_the_shell_is_offered_what_the_cluster_has(demo: Cluster) -> None:
         return [line.partition(",")[2] for line in done.text.splitlines()]
 
     (job,) = demo.jobs()
-    assert offered(f"logs {job[:3]}") == [job]
+    # A shell does not wait for a cluster for longer than a second, which a busy machine may take.
+    until(lambda: offered(f"logs {job[:3]}") == [job])
     assert offered("drain w") == WORKERS
     assert offered("logs --unit ") == [*UNITS, "supervisor"]
-    assert offered("submit --queue ") == ["default"]
+    until(lambda: offered("submit --queue ") == ["default"])
     assert offered("ps --cluster ") == ["demo"]
 
 
