@@ -85,9 +85,8 @@ class Writer:
                     raise
                 news = await read_on(self._store, self.journal, give_up)
             self._absorbed(news, message_id)
-            if (
-                self.journal.tail == tail
-            ):  # else at once: who writes often leaves little time between two messages
+            # Else at once: who writes often leaves little time between two messages.
+            if self.journal.tail == tail:
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
         return message_id in self.journal.ids
 

@@ -192,3 +192,24 @@ async def test_the_broker_takes_no_reply_that_only_it_may_name(world: World, pla
     await one.client.flush()
     await one.client.flush()
     assert any("reply" in told.lower() for told in one.reply)
+
+
+@pytest.mark.parametrize("service", ["enrol", "renew"])
+async def test_a_service_answers_in_the_inbox_of_its_asker_alone(
+    world: World, plain: Any, service: str
+) -> None:
+    """Also to who is in its own account, where no broker stands between: it may write the settings."""
+    await world.control_plane()
+    asked = f"{LAYOUT.cluster}.{service}.u1"
+    allowed = Permissions(publish=(asked,), subscribe=("_INBOX.>", SUBSCRIPTION))
+    one, heard = await plain(in_account(world, "main", allowed)), asyncio.Queue[str]()
+
+    async def hear(message: Msg) -> None:
+        heard.put_nowait(message.subject)
+
+    for subject in ("_INBOX.>", SUBSCRIPTION):
+        await one.client.subscribe(subject, cb=hear)
+    for reply in (SUBSCRIPTION, "_INBOX.admin.u2.x", "_INBOX.admin.u1.x"):
+        await one.client.publish(asked, b"ask ", reply=reply)  # answered as it comes: it cannot be read
+    async with asyncio.timeout(WITHIN_S):
+        assert await heard.get() == "_INBOX.admin.u1.x"
