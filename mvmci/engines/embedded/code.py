@@ -52,8 +52,9 @@ COMPILE_DATA_BYTES_MIN = 64 << 20
 COMPILE_S_MAX = 300.0
 COMPILES_MAX = 2  # at once on this host, by all who share the root
 LOCK_PAUSE_S = 0.05
+LEASE_S = 5.0  # a compile whose process shows no life for so long is no longer waited for
 UNFIT_S = 60.0  # so long it is remembered that a module cannot be compiled here
-LOCKS = 16  # lock files; a key takes one of them
+LEASES = 16  # files that say who compiles; a key takes one of them
 EVICT_AGE_S_MIN = 300.0
 TOUCH_S = 60.0  # a use is noted this often at most
 KEPT_MAX = 256  # of those this process used last, none is evicted
@@ -147,12 +148,13 @@ class CodeCache:
     ) -> None:
         if await asyncio.to_thread(self._verify, key):
             return
-        stripe = int(key[:8], 16) % LOCKS
-        async with self._locked(f"{stripe}"):
+        stripe = int(key[:8], 16) % LEASES
+        async with self._leased(f"{stripe}"):
             if await asyncio.to_thread(self._verify, key):
                 return  # another process made it in the meantime
-            async with self._locked(f"turn-{stripe % self._bounds.at_once}"):
-                with self._stage(stripe) as stage:
+            async with self._leased(f"turn-{stripe % self._bounds.at_once}"):
+                # Who was stopped for long may find its stage removed, and mostly the code made by another.
+                with self._stage(stripe) as stage, contextlib.suppress(FileNotFoundError):
                     await fetch(stage / "module")
                     await self._compile(key, component, workflow, stage)
             if not await asyncio.to_thread(self._verify, key):
@@ -160,41 +162,49 @@ class CodeCache:
         async with self._evict_lock:
             await asyncio.to_thread(self._evict)
 
-    def _lock(self, name: str) -> filelock.FileLock:
-        return filelock.FileLock(self._directory / f"lock-{name}", mode=0o600, thread_local=False)
+    def _lease(self, name: str) -> filelock.SoftFileLease:
+        path = self._directory / f"lease-{name}"
+        return filelock.SoftFileLease(path, lease_duration=LEASE_S, mode=0o600, thread_local=False)
 
     @contextlib.asynccontextmanager
-    async def _locked(self, name: str) -> AsyncIterator[None]:
-        """Hold a lock, waited for as long as others compile. A thread that waits could not be called off."""
-        lock = self._lock(name)
+    async def _leased(self, name: str) -> AsyncIterator[None]:
+        """Hold a lease, waited for as long as others compile. A thread that waits could not be called off.
+
+        Whoever is stopped loses it. Two may then compile the same: each in a stage of its own, and one after
+        the other renames a whole file into place.
+        """
+        lease = self._lease(name)
         while True:
             try:
-                lock.acquire(timeout=0)
+                lease.acquire(timeout=0)
                 break
             except filelock.Timeout:
                 await asyncio.sleep(LOCK_PAUSE_S)
         try:
             yield
         finally:
-            lock.release()
+            lease.release()
 
     @contextlib.contextmanager
     def _stage(self, stripe: int) -> Iterator[Path]:
-        """A directory to make code in, for whoever holds the lock of `stripe`: what is there was left."""
-        stage = self._directory / f"new-{stripe}"
-        shutil.rmtree(stage, ignore_errors=True)
+        """A directory to make code in, for whoever holds the lease of `stripe`: what is there was left."""
+        self._remove_stages(stripe)
+        stage = self._directory / f"new-{stripe}-{secrets.token_hex(4)}"
         private_folder(stage)
         try:
             yield stage
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
+    def _remove_stages(self, stripe: int) -> None:
+        for left in self._directory.glob(f"new-{stripe}-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
     def _sweep(self) -> None:
         """Remove what processes that were killed while compiling have left."""
-        for left in self._directory.glob("new-*"):
-            lock = self._lock(left.name.removeprefix("new-"))
-            with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
-                shutil.rmtree(left, ignore_errors=True)
+        for stripe in {int(left.name.split("-")[1]) for left in self._directory.glob("new-*-*")}:
+            with contextlib.suppress(filelock.Timeout), self._lease(f"{stripe}").acquire(timeout=0):
+                self._remove_stages(stripe)
 
     async def _compile(self, key: Key, component: bool, workflow: bool, stage: Path) -> None:
         code = os.open(stage / "code", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

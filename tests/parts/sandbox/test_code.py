@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import stat
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from mvmci.sandbox import frames, settings
 from mvmci.sandbox.confinement import Profile
 from mvmci.sandbox.forkserver import ForkServer
 from tests.harness import guests
+from tests.harness.waiting import LONG_S
 
 ECHO = guests.workflow(guests.ECHO)
 
@@ -69,6 +71,54 @@ async def test_all_who_wait_share_one_compile(forkserver, root, echo):
     one, other = CodeCache(root, forkserver), CodeCache(root, forkserver)
     paths = await asyncio.gather(*[echo.get(cache) for cache in (one, one, one, other, other)])
     assert len(set(paths)) == 1
+    assert echo.compiles == 1
+
+
+HOLDER = """
+import os, signal, sys, filelock
+held = [filelock.SoftFileLease(path, lease_duration=float(sys.argv[1])) for path in sys.argv[2:]]
+for lease in held:
+    lease.acquire()
+print("held", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+async def test_who_is_stopped_while_compiling_is_not_waited_for(forkserver, root, echo, monkeypatch):
+    monkeypatch.setattr(code, "LEASE_S", 0.5)
+    cache = CodeCache(root, forkserver)
+    stripe = int(code._key(echo.digest, True, True)[:8], 16) % code.LEASES
+    turn = stripe % cache._bounds.at_once
+    files = [root / "code" / f"lease-{name}" for name in (stripe, f"turn-{turn}")]
+    holder = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HOLDER, str(code.LEASE_S), *files, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        await holder.stdout.readline()
+        async with asyncio.timeout(LONG_S):
+            assert await runs(forkserver, await echo.get(cache))
+    finally:
+        holder.kill()
+        await holder.wait()
+
+
+async def test_who_lives_and_compiles_for_long_is_waited_for(forkserver, root, echo, monkeypatch):
+    monkeypatch.setattr(code, "LEASE_S", 0.5)
+    one, other = CodeCache(root, forkserver), CodeCache(root, forkserver)
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(to: Path) -> None:
+        began.set()
+        await goes_on.wait()
+        await echo(to)
+
+    first = asyncio.ensure_future(one.get(echo.digest, True, True, slow))
+    await began.wait()
+    second = asyncio.ensure_future(echo.get(other))
+    await asyncio.sleep(4 * code.LEASE_S)  # longer than a stopped one would be waited for
+    goes_on.set()
+    assert await first == await second
     assert echo.compiles == 1
 
 
@@ -154,7 +204,7 @@ async def test_a_module_that_cannot_run_is_refused_to_everyone_and_leaves_nothin
     bad = Module(tmp_path / "bad.wasm", b"\0asm\x0d\0\1\0\xff")
     outcomes = await asyncio.gather(bad.get(cache), bad.get(cache), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [BadModule, BadModule]
-    assert not [path for path in (root / "code").iterdir() if not path.name.startswith("lock-")]
+    assert not [path for path in (root / "code").iterdir() if not path.name.startswith("lease-")]
     with pytest.raises(BadModule, match="cannot run here"):
         await bad.get(cache)
 
@@ -213,10 +263,10 @@ async def test_the_longest_unused_code_goes_first_and_never_what_is_in_use(
     old = [root / await module.get(earlier) for module in modules[:3]]
     for age, path in enumerate(old):
         os.utime(path.with_suffix(".mac"), (0, time.time() - 10_000 + age))
-    left, busy = root / "code" / "new-3", root / "code" / "new-4"
+    left, busy = root / "code" / "new-3-a", root / "code" / "new-4-b"
     left.mkdir()
     busy.mkdir()
-    with filelock.FileLock(root / "code" / "lock-4"):
+    with filelock.SoftFileLease(root / "code" / "lease-4", lease_duration=code.LEASE_S):
         cache = CodeCache(root, forkserver)
     assert not left.exists(), "somebody was killed while writing it"
     assert busy.exists(), "somebody else is at work there"
