@@ -12,6 +12,7 @@ import time
 AHEAD_MAX = 32  # in hand beyond what may run at once, while jobs are short
 SHORT_S = 0.01  # the mean time with a permit below which they are
 TURN_S = 0.1  # after so long in hand without a permit, a job goes back
+AHEAD_OF_SLOT = 8  # a slot gets to so many within TURN_S, also if each takes nearly SHORT_S
 _MEAN_OVER = 16  # jobs
 
 
@@ -20,6 +21,7 @@ class Prefetch:
 
     def __init__(self, count: int) -> None:
         self.free = count
+        self.ahead_max = min(AHEAD_MAX, AHEAD_OF_SLOT * count)
         self.jobs_are_short = asyncio.Event()  # whether it pays to take jobs ahead
         self._waiting = 0
         self._mean_s = SHORT_S
@@ -28,7 +30,7 @@ class Prefetch:
     @property
     def accepting(self) -> bool:
         """Whether one more job could run now, or soon."""
-        return self.free > 0 or (self.jobs_are_short.is_set() and self._waiting < AHEAD_MAX)
+        return self.free > 0 or (self.jobs_are_short.is_set() and self._waiting < self.ahead_max)
 
     def permit(self) -> Permit:
         """For one job that came in."""

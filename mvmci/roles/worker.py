@@ -30,7 +30,7 @@ import msgspec
 from mvmci.cluster.identity import Identity
 from mvmci.engine import Engine
 from mvmci.engines import open_remote
-from mvmci.engines.prefetch import AHEAD_MAX, Permit, Prefetch
+from mvmci.engines.prefetch import Permit, Prefetch
 from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable
 from mvmci.roles.unit import (
     HostOptions,
@@ -85,7 +85,7 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_hints(), name="keep hints")
-                for number in range(self._slots + AHEAD_MAX):
+                for number in range(self._slots + self._prefetch.ahead_max):
                     ahead = number >= self._slots
                     tasks.create_task(self._loop(tasks, ahead), name=f"loop {number}")
         finally:
