@@ -55,8 +55,8 @@ class LogLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """A message is one line, whatever it tells of; a traceback keeps its own."""
-        line = {"msg": one_line(record.getMessage()), "args": ()}
-        return printable(super().format(logging.makeLogRecord(record.__dict__ | line)))
+        record.msg, record.args = one_line(record.getMessage()), ()
+        return printable(super().format(record))
 
 
 def log_to_stderr() -> None:
