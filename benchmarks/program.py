@@ -198,7 +198,7 @@ class Client:
         def hear(word: Incoming) -> None:
             subject = word.headers["Nats-Subject"]
             job = layout.job_of_message(subject)
-            if job in left:
+            if layout.origin_of_message(subject).kind == "done" and job in left:
                 left.remove(job)
                 last.append(subject)
                 tell(len(jobs) - len(left))
@@ -213,7 +213,7 @@ class Client:
             return time.perf_counter()
 
         self._unchecked |= jobs
-        unsubscribe = await link.subscribe(layout.stored(layout.ends()), hear)
+        unsubscribe = await link.subscribe(layout.stored("job", "*"), hear)
         try:
             yield all_ended
         finally:

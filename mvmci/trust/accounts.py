@@ -36,6 +36,7 @@ ACCOUNTS: dict[Grantee, Account] = {
     "system": "system",
 }
 _IMPORTING: tuple[Grantee, ...] = ("worker", "executor", "client", "bootstrap")
+ANSWERS_S_MAX = 30  # well beyond a pull; so long the broker keeps in mind whose answers those are
 _ANY = re.compile(r"[^.]*\*[^.]*")  # a token that ends in what is the unit's own
 
 
@@ -90,7 +91,7 @@ def shares(layout: Layout, account: Account, publics: Mapping[Account, str]) -> 
             "name": one.subject,
             "subject": one.subject,
             "type": one.kind,
-            **({"response_type": "Stream" if one.streamed else "Singleton"} if one.kind == "service" else {}),
+            **(_answers(one) if one.kind == "service" else {}),
         }
         for one in exports(layout, account)
     ]
@@ -105,6 +106,11 @@ def shares(layout: Layout, account: Account, publics: Mapping[Account, str]) -> 
         for one in imports(layout, account)
     ]
     return {part: listed for part, listed in (("exports", given), ("imports", taken)) if listed}
+
+
+def _answers(one: Import) -> dict[str, Any]:
+    kind = "Stream" if one.streamed else "Singleton"
+    return {"response_type": kind, "response_threshold": ANSWERS_S_MAX * 1_000_000_000}
 
 
 def _widened(subject: str) -> str:

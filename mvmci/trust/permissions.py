@@ -165,9 +165,9 @@ def _info(layout: Layout, stream: str) -> str:
     return f"{api(layout, 'client')}.STREAM.INFO.{stream}"
 
 
-def _words(layout: Layout) -> Iterator[str]:
+def _words(layout: Layout) -> tuple[str, str]:
     """That something was stored, of any job."""
-    return map(layout.stored, (layout.journals(), layout.log("*", "*")))
+    return (layout.stored("job", "*"), layout.stored("log", "*"))
 
 
 def _reads(layout: Layout) -> Iterator[str]:

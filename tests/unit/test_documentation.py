@@ -65,7 +65,7 @@ def test_the_subjects_of_the_protocol_are_those_of_the_layout() -> None:
     named = set(SUBJECT.findall((ROOT / "docs" / "protocol.md").read_text())) - {"<cluster>.job.<id>.>"}
     of_streams = ("message", "ready", "timer", "log", "member")
     others = ("engine", "ping", "reply", "capacity", "enrol", "renew")
-    subjects = {layout.setting(">")}
+    subjects = {layout.setting(">"), layout.stored("job", "<id>"), layout.stored("log", "<id>")}
     for name in of_streams + others:
         subject = getattr(layout, name)
         wanted = list(inspect.signature(subject).parameters)

@@ -127,7 +127,7 @@ class NatsJournals:
 
     async def follow(self, job: str, after: int = 0) -> AsyncGenerator[Entry, None]:
         subject = self._layout.journal(job)
-        following = self._link.follow(self._layout.jobs, subject, self._layout.stored(subject), after)
+        following = self._link.follow(self._layout.jobs, subject, self._layout.stored("job", job), after)
         async with aclosing(following) as messages:
             async for message in messages:
                 yield self._entry(message)

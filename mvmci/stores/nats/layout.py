@@ -14,7 +14,7 @@ The sizes sum up to less than the store, so that logs and blobs cannot eat the j
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from mvmci.jobs.job import check_id
 from mvmci.jobs.journal import OUTSIDE, MessageKind, Origin
@@ -96,9 +96,13 @@ class Layout:
         """The key of a setting, by its subject."""
         return subject.removeprefix(f"$KV.{self.config_bucket}.")
 
-    def stored(self, subject: str) -> str:
-        """Where the broker says, without the bytes, that it stored a message of JOBS or LOGS on `subject`."""
-        return f"{self.cluster}.stored.{subject.removeprefix(f'{self.cluster}.')}"
+    def stored(self, what: Literal["job", "log"], job: str) -> str:
+        """Where the broker says, without the bytes, that it stored a message of JOBS or LOGS about `job`.
+
+        One literal subject a job: for each subscription with a wildcard that ends, the broker looks through
+        all answers that it has yet to pass on between accounts.
+        """
+        return f"{self.cluster}.stored.{what}.{job}"
 
     def enrol(self, ticket: str) -> str:
         return f"{self.cluster}.enrol.{ticket}"
@@ -171,7 +175,7 @@ class Layout:
                 deny_delete=True,
                 allow_direct=True,
                 allow_atomic=True,
-                republish=self._says(f"{self.cluster}.job.>"),
+                republish=self._says("job", f"{self.cluster}.job.*.*.*.*"),
             ),
             _stream(
                 self.hints,
@@ -189,7 +193,7 @@ class Layout:
                 store_bytes * 15 // 100,
                 max_age=log_age_ms * _NS_PER_MS,
                 allow_direct=True,
-                republish=self._says(f"{self.cluster}.log.>"),
+                republish=self._says("log", self.log("*", "*")),
             ),
             _stream(
                 self.blobs,
@@ -203,8 +207,8 @@ class Layout:
             self.members_stream(),
         ]
 
-    def _says(self, subject: str) -> dict[str, Any]:
-        return {"src": subject, "dest": self.stored(subject), "headers_only": True}
+    def _says(self, what: Literal["job", "log"], subject: str) -> dict[str, Any]:
+        return {"src": subject, "dest": self.stored(what, "{{wildcard(1)}}"), "headers_only": True}
 
     def members_stream(self) -> dict[str, Any]:
         """On file it would be synced at each heartbeat; a broker that restarts loses it, and may."""

@@ -42,7 +42,7 @@ class NatsLogs:
 
     async def follow(self, job: str) -> AsyncGenerator[Chunk, None]:
         subject = await self._subject(job)
-        following = self._link.follow(self._layout.logs, subject, self._layout.stored(subject))
+        following = self._link.follow(self._layout.logs, subject, self._layout.stored("log", job))
         async with aclosing(following) as messages:
             async for message in messages:
                 if (chunk := _chunk(job, message)) is not None:
