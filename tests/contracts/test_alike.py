@@ -21,6 +21,7 @@ from mvmci.stores.nats import remove
 from tests.conftest import open_nats
 from tests.harness.broker import ensure
 from tests.harness.memory import Memory
+from tests.harness.waiting import LONG_S
 
 JOBS = st.sampled_from(["a", "a-b", "b"])
 QUEUES = st.sampled_from(["q", "r"])
@@ -45,10 +46,16 @@ OPERATIONS = st.lists(
 
 
 class Player:
-    """Plays operations on one store and writes down what comes of them."""
+    """Plays operations on one store and writes down what comes of them.
 
-    def __init__(self, store: Store) -> None:
+    That there is no hint more only silence says. So who plays after another is told what that one found, and
+    waits for as many.
+    """
+
+    def __init__(self, store: Store, hints: list[int]) -> None:
         self.store = store
+        self.expected = list(hints)
+        self.found: list[int] = []  # hints, at each pull
         self.seqs: dict[str, list[int]] = {}
         self.hints: list[Delivery] = []
 
@@ -89,9 +96,15 @@ class Player:
 
     async def pull(self, queue: str) -> Any:
         """All that there is, since hints of one queue come in no order."""
-        found = []
-        while (hint := await self.store.hints.pull(queue, wait_s=EMPTY_S)) is not None:
+        found: list[Delivery] = []
+        expected = self.expected.pop(0) if self.expected else 0
+        while True:
+            wait_s = LONG_S if len(found) < expected else EMPTY_S
+            hint = await self.store.hints.pull(queue, wait_s=wait_s)
+            if hint is None:
+                break
             found.append(hint)
+        self.found.append(len(found))
         found.sort(key=lambda hint: (hint.job, hint.spec_entry is not None))
         self.hints += found
         return [(hint.job, hint.spec_entry is not None) for hint in found]
@@ -101,20 +114,22 @@ class Player:
             await self.hints.pop(number).ack()
 
 
-async def in_memory(operations: list[tuple[Any, ...]]) -> list[Any]:
+async def in_memory(operations: list[tuple[Any, ...]]) -> tuple[list[Any], list[int]]:
+    """What came of each operation, and how many hints each pull found."""
     store = Memory().store("u1")
-    outcome = await Player(store).play(operations)
+    player = Player(store, [])
+    outcome = await player.play(operations)
     await store.close()
-    return outcome
+    return outcome, player.found
 
 
-def in_jetstream(url: str) -> Callable[[list[tuple[Any, ...]]], Any]:
-    async def play(operations: list[tuple[Any, ...]]) -> list[Any]:
+def in_jetstream(url: str) -> Callable[[list[tuple[Any, ...]], list[int]], Any]:
+    async def play(operations: list[tuple[Any, ...]], hints: list[int]) -> list[Any]:
         cluster = f"t-{secrets.token_hex(4)}"
         await ensure(url, cluster, store_bytes=64 << 20)
         store = await open_nats(url, cluster, "u1")
         try:
-            return await Player(store).play(operations)
+            return await Player(store, hints).play(operations)
         finally:
             await store.close()
             await remove(url, cluster)
@@ -126,4 +141,5 @@ def in_jetstream(url: str) -> Callable[[list[tuple[Any, ...]]], Any]:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(operations=OPERATIONS)
 def test_memory_and_jetstream_answer_alike(broker_url: str, operations: list[tuple[Any, ...]]) -> None:
-    assert asyncio.run(in_memory(operations)) == asyncio.run(in_jetstream(broker_url)(operations))
+    outcome, hints = asyncio.run(in_memory(operations))
+    assert outcome == asyncio.run(in_jetstream(broker_url)(operations, hints))
