@@ -139,6 +139,15 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"units": new_event_loop}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test finds the clusters of whoever runs it, and none is added to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("xdg")))
+        patch.delenv("MVMCI_STATE", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_bug_report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test passes over a crash: a unit that crashed was started again, and nothing else tells."""

@@ -185,7 +185,10 @@ def test_after_ctrl_c_a_submit_says_what_is_known(
     monkeypatch.setattr(Location, "open", opened)
     monkeypatch.setattr("mvmci.cli.submit.submit", interrupted)
     (tmp_path / "hello.wasm").write_bytes(HELLO_WASM)
-    done = CliRunner().invoke(cli, ["submit", f"{tmp_path}/hello.wasm", "--id", "a"], standalone_mode=False)
+    (tmp_path / "state" / "demo").mkdir(parents=True)
+    (tmp_path / "state" / "demo" / "client.json").touch()  # a cluster that is known here
+    argv = ["submit", f"{tmp_path}/hello.wasm", "--id", "a", "--state", f"{tmp_path}/state"]
+    done = CliRunner().invoke(cli, argv, standalone_mode=False)
     assert (done.return_value, done.stdout) == (130, "")
     assert done.stderr.endswith(told)
 
