@@ -82,9 +82,9 @@ def test_a_program_gets_its_arguments_environment_streams_and_directory(
 def test_a_program_has_no_other_descriptor_and_no_other_environment(
     start: Start, way: dict[str, Any]
 ) -> None:
-    _, out, err = start("sh", "-c", "ls /proc/self/fd; env", env=(("A", ""),), **way).end()
+    ended, out, err = start("sh", "-c", "ls /proc/self/fd; env", env=(("A", ""),), **way).end()
     lines = out.decode().split()
-    assert lines[:4] == ["0", "1", "2", "3"], err  # 3 is the directory that `ls` reads
+    assert lines[:4] == ["0", "1", "2", "3"], (ended, err)  # 3 is the directory that `ls` reads
     names = {line.partition("=")[0] for line in lines[4:]}
     assert names - {"PWD", "OLDPWD", "SHLVL", "_"} == {"A", "HOME", "LANG", "PATH", "TMPDIR"}
 
