@@ -66,6 +66,27 @@ async def test_messages_that_nothing_removed_are_a_loss_until_the_owner_accepts_
     assert (await looked(plane, file)).loss is None
 
 
+async def test_who_has_no_file_knows_of_a_loss_by_what_config_says(
+    plane: Cluster, client: Cluster, file: Path
+) -> None:
+    await submit(client.store, await spec(client.store, "a"))
+    await looked(plane, file)
+    await plane.journals.purge(Removal("a", 2, 1))
+    assert (await looked(plane, file.with_name("another.json"))).loss is not None
+
+
+async def test_each_record_of_config_has_headers_without_which_a_bit_of_it_could_turn_unseen(
+    plane: Cluster, file: Path
+) -> None:
+    await looked(plane, file)
+    await plane.config.put("drain.worker-1", b"yes")
+    await plane.config.tell()
+    records = [one async for one in plane.link.read(plane.layout.config, ">")]
+    assert {plane.layout.setting_of(one.subject) for one in records} >= {"witness", "drain.worker-1"}
+    for one in records:
+        assert one.headers.get("Nats-Expected-Stream") == plane.layout.config, one.subject
+
+
 async def test_an_open_job_that_is_gone_is_named(plane: Cluster, client: Cluster, file: Path) -> None:
     await submit(client.store, await spec(client.store, "gone"))
     watch = Watch(plane, file, open_jobs=lambda: [("gone", 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import stat
 import sys
 import time
@@ -101,6 +102,23 @@ async def test_who_is_stopped_while_compiling_is_not_waited_for(forkserver, root
     finally:
         holder.kill()
         await holder.wait()
+
+
+async def test_who_was_stopped_for_so_long_that_another_took_over_uses_what_that_one_made(
+    forkserver, root, echo
+):
+    made = root / await echo.get(CodeCache(root, forkserver))
+    files = {path: path.read_bytes() for path in (made, made.with_suffix(".mac"))}
+    for path in files:
+        path.unlink()
+
+    async def taken_over(to: Path) -> None:
+        shutil.rmtree(to.parent)
+        for path, data in files.items():
+            path.write_bytes(data)
+            path.chmod(0o444)
+
+    assert root / await CodeCache(root, forkserver).get(echo.digest, True, True, taken_over) == made
 
 
 async def test_who_lives_and_compiles_for_long_is_waited_for(forkserver, root, echo, monkeypatch):
