@@ -26,11 +26,15 @@ NOW_MS = time.time_ns() // 1_000_000
 
 
 class Clock:
+    """Ahead of when the newest end was stored."""
+
+    ended_ms = NOW_MS
+
     def __init__(self) -> None:
         self.ahead_ms = 0
 
     def __call__(self) -> int:
-        return NOW_MS + self.ahead_ms
+        return Clock.ended_ms + self.ahead_ms
 
 
 @pytest.fixture
@@ -52,14 +56,15 @@ async def spec(store: Store, job: str, **more: str | None) -> Spec:
     return Spec(at=NOW_MS, kind="command", component=False, seed=1, **what)  # type: ignore[arg-type]
 
 
-async def end(client: Cluster, job: str, **more: str | None) -> Spec:
-    """A job that was submitted and ended at `NOW_MS`."""
+async def end(client: Cluster, job: str, at: int = NOW_MS, **more: str | None) -> Spec:
+    """A job that was submitted and ended, its holder says `at` that time."""
     submitted = await spec(client.store, job, **more)
     await submit(client.store, submitted)
     lease = Lease(at=NOW_MS, epoch=1, unit="client", incarnation="i", run="r", why="first")
     journal = await load(client.store, job)
-    data = journal.encode([lease, Done(at=NOW_MS, status="succeeded")], "m")
+    data = journal.encode([lease, Done(at=at, status="succeeded")], "m")
     await client.store.journals.append(job, "done", "default", data, expect=journal.tail)
+    Clock.ended_ms = max([stored_ms async for _, _, stored_ms in client.journals.ends()])
     return submitted
 
 
@@ -91,6 +96,19 @@ async def test_the_id_of_a_forgotten_job_stays_taken_for_as_long_again(
     with pytest.raises(NotFound):
         await load(client.store, "old")
     assert await submit(client.store, submitted)
+
+
+@pytest.mark.parametrize("at", [0, NOW_MS + 9 * AGE_MS], ids=["long ago", "some day"])
+async def test_a_holder_has_no_say_in_when_its_job_is_forgotten(
+    client: Cluster, retention: Retention, clock: Clock, at: int
+) -> None:
+    await end(client, "mine", at=at)
+    clock.ahead_ms = AGE_MS - 1
+    await retention.forget()
+    assert (await load(client.store, "mine")).state.spec is not None
+    clock.ahead_ms = AGE_MS
+    await retention.forget()
+    assert (await load(client.store, "mine")).state.spec is None
 
 
 async def test_a_job_that_has_not_ended_is_never_forgotten(
