@@ -59,8 +59,10 @@ class Journals(Protocol):
     ) -> int:
         """Store `data` as the job's next message if its last has sequence `expect`, and return the new one.
 
-        `expect` is 0 for a job that has none. Once this returns, the message survives a power cut. One that
-        is `may_delay` may wait a moment for others, so that they become durable together.
+        `expect` is 0 for a job that has none; else the last is that of `queue`, where a store tells queues
+        apart: who may write for another queue only cannot keep this job's messages out. Once this returns,
+        the message survives a power cut. One that is `may_delay` may wait a moment for others, so that they
+        become durable together.
 
         Raises Conflict when the last is another (nothing was stored), NoAnswer when nobody can say
         whether it was stored, StoreFull when there is no room.

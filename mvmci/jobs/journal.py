@@ -12,7 +12,7 @@ or foreign message is noticed. Status is folded from the records and stored nowh
 
 Whoever may write to a journal may write anything there. So each message is *taken in* or *ignored*, by a
 rule that every reader has, `misfit`: who wrote it, as what, and whether it may stand there. One that is
-ignored changes nothing but where the next message goes.
+ignored changes nothing but behind what the next message goes, and that only on the job's own queue.
 
 This module owns the records, the fold, the chain, that rule, and the verdict on a refused write
 (docs/protocol.md §2). It knows no store, no engine and no clock.
@@ -341,14 +341,16 @@ def _needs_no_holder(state: State, done: Done) -> bool:
 class Journal:
     """One job as its reader knows it, and where its next message goes.
 
-    `tail` is the sequence of the last message (0 for none) and `head` the hash of the last that was taken
-    in; `end` is the sequence of that which holds the end. A lone `done` is the tombstone of a job that was
-    forgotten, and is exempt from the chain.
+    `tail` is the sequence of the last message (0 for none), `expect` that behind which the next one goes:
+    of the last on the job's own queue. `head` is the hash of the last that was taken in; `end` is the
+    sequence of that which holds the end. A lone `done` is the tombstone of a job that was forgotten, and is
+    exempt from the chain.
     """
 
     def __init__(self, job: str) -> None:
         self.job = job
         self.tail = 0
+        self.expect = 0
         self.head = ""
         self.end = 0
         self.records: list[AnyRecord] = []
@@ -372,6 +374,8 @@ class Journal:
                 break
             if isinstance(found, str):
                 self.tail = entry.seq
+                if self._is_of_queue(entry.origin):
+                    self.expect = entry.seq
                 after, origin = len(self.records), entry.origin
                 self.ignored.append(Ignored(seq=entry.seq, after=after, origin=origin, why=found))
                 continue
@@ -379,9 +383,15 @@ class Journal:
             messages.append(found)
         return messages
 
+    def _is_of_queue(self, origin: Origin | None) -> bool:
+        """Whether the broker counts a message from there among those that a writer expects."""
+        spec = self.state.spec
+        return origin is None or spec is None or (origin.queue == spec.queue and origin.unit != "")
+
     def extend(self, entry: Entry, message_id: str, records: Sequence[AnyRecord]) -> None:
         """Take in the message of `entry`, which is known to stand next: what `encode` made, once stored."""
-        self.tail, self.head = entry.seq, hashlib.sha256(entry.data).hexdigest()
+        self.tail = self.expect = entry.seq
+        self.head = hashlib.sha256(entry.data).hexdigest()
         self.ids.add(message_id)
         self.records += records
         for record in records:

@@ -1,8 +1,8 @@
 """The one way to write to a journal: append; if that is refused or unanswered, read on; decide.
 
-Each message is appended by compare-and-set behind the last one that its writer has read. Where somebody
-else was first the store refuses it, and where an answer does not come nobody knows: the message may be
-there, or land later. So nothing but the journal tells what was written (docs/protocol.md §2):
+Each message is appended by compare-and-set behind the last one on the job's queue that its writer has read.
+Where somebody else was first the store refuses it, and where an answer does not come nobody knows: the
+message may be there, or land later. So nothing but the journal tells what was written (docs/protocol.md §2):
 
     is anything still to be written?  -- no -->  over
        | yes                      ^
@@ -115,7 +115,7 @@ class Writer:
             kind,
             self._queue,
             data,
-            expect=self.journal.tail,
+            expect=self.journal.expect,
             # A short job without effects: should its holder die meanwhile, it runs again.
             may_delay=isinstance(records[0], Lease) and isinstance(records[-1], Done),
         )

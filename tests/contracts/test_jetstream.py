@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.errors import StoreFull, StoreUnavailable
-from mvmci.jobs.journal import Lease, MessageKind
+from mvmci.errors import Conflict, StoreFull, StoreUnavailable
+from mvmci.jobs.journal import Journal, Lease, MessageKind
+from mvmci.journals.writer import Writer
 from mvmci.store import GONE_S, Chunk, Source, Store, digest_of
 from mvmci.stores.nats import dial_cluster
 from mvmci.stores.nats.layout import STORE_BYTES, Layout
@@ -24,6 +25,7 @@ from tests.conftest import open_nats
 from tests.harness.broker import Broker, ensure
 from tests.harness.proxy import Proxy
 from tests.harness.waiting import LONG_S, until_true
+from tests.harness.world import command_spec
 
 CLUSTER = "demo"
 STORE = 256 << 20
@@ -496,6 +498,41 @@ async def test_the_death_of_the_announcer_is_not_kept_secret(
     with pytest.raises(Exception, match="can no longer say"):
         await presence.add_job("a", 1)
     await store.close()
+
+
+@pytest.mark.parametrize("unit", ["evil", "evil.more", "*"])
+async def test_what_is_written_as_of_another_queue_keeps_no_message_out(broker: Broker, unit: str) -> None:
+    cluster = await dial_cluster(broker.url, CLUSTER, "u1", announce=False)
+    journals, link = cluster.store.journals, cluster.link
+    spec = await journals.append("a", "spec", "q", b"spec", expect=0)
+    for queue in ("other", "*", ">"):
+        await link.request(f"{CLUSTER}.job.a.run.{queue}.{unit}", b"x")
+    lease = await journals.append("a", "run", "q", b"lease", expect=spec)
+    await link.request(f"{CLUSTER}.job.a.run.q.{unit}", b"x")
+    with pytest.raises(Conflict):
+        await journals.append("a", "run", "q", b"late", expect=lease)
+    with pytest.raises(Conflict):
+        await journals.append("a", "spec", "other", b"again", expect=0)
+    await cluster.close()
+
+
+async def test_a_journal_expects_what_the_broker_counts(broker: Broker) -> None:
+    """Also behind subjects that no reader makes anything of."""
+    cluster = await dial_cluster(broker.url, CLUSTER, "u1", announce=False)
+    journals, link = cluster.store.journals, cluster.link
+    journal, spec = Journal("a"), await command_spec(cluster.store, "a", "hello")
+    writer = Writer(cluster.store, journal, spec.queue)
+    await writer.write(lambda: () if journal.tail else (spec,), give_up_s=LONG_S)
+    for queue in ("other", spec.queue, "*"):
+        for unit in ("", ".u", ".u.v", ".*"):
+            stored = await link.request(f"{CLUSTER}.job.a.cancel.{queue}{unit}", b"x")
+            await writer.look(give_up_s=LONG_S)
+            assert journal.tail == stored["seq"]
+            await journals.append("a", "cancel", spec.queue, b"x", expect=journal.expect)
+    await writer.look(give_up_s=LONG_S)
+    assert journal.state.corrupt is None
+    assert len(journal.ignored) == 24
+    await cluster.close()
 
 
 async def test_a_read_is_whole_whatever_else_comes_on_the_connection(broker: Broker) -> None:

@@ -52,6 +52,7 @@ class _Journals:
     def __init__(self, hints: _Hints) -> None:
         self._hints = hints
         self._messages: dict[str, list[Entry]] = defaultdict(list)
+        self._queues: dict[str, list[str]] = defaultdict(list)
         self._appended = asyncio.Condition()
 
     async def read(self, job: str, after: int = 0) -> list[Entry]:
@@ -67,10 +68,15 @@ class _Journals:
         del may_delay  # nothing here can land together
         assert len(data) <= MESSAGE_BYTES_MAX
         await asyncio.sleep(0)
-        if len(self._messages.get(job, ())) != expect:
+        there, queues = self._messages.get(job, ()), self._queues[job]
+        last = len(there)
+        if expect and kind != "spec":
+            last = max((seq for seq, of in enumerate(queues, 1) if of == queue), default=0)
+        if last != expect:
             raise Conflict(f"the last message is not {expect}")
-        entry = Entry(seq=expect + 1, data=data)
+        entry = Entry(seq=len(there) + 1, data=data)
         self._messages[job].append(entry)
+        queues.append(queue)
         if kind == "spec":
             await self._hints.spec(queue, job, entry)
         async with self._appended:

@@ -352,7 +352,9 @@ def test_a_message_is_taken_in_only_as_what_its_writer_may_say(
     entry = Entry(seq=9, data=journal.encode(records, "x"), origin=Origin(*written))
     taken = journal.absorb([entry])
     assert journal.state.corrupt is None
-    assert journal.tail == 9  # the next message is written behind it, whatever becomes of it
+    assert journal.tail == 9  # what is read on stands behind it, whatever becomes of it
+    of_queue = written[1] == SPEC.queue
+    assert journal.expect == (9 if of_queue else len(known))  # and so does what is written, on its queue
     assert [one.why for one in journal.ignored] == ([journal.ignored[0].why] if why else [])
     if why:
         assert why in journal.ignored[0].why

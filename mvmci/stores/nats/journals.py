@@ -1,8 +1,8 @@
 """The journals in JetStream: one stream, whose messages are each job's in the order of their sequences.
 
-A journal is the messages under `<cluster>.job.<id>.>`, each written under a compare-and-set on that whole
-subtree; its subject says which unit wrote it. What the control plane asks of all journals at once stands
-here as well: tail, ends, purge.
+A journal is the messages under `<cluster>.job.<id>.>`. The first is written under a compare-and-set on that
+whole subtree, each later one on that of its queue; its subject says which unit wrote it. What the control
+plane asks of all journals at once stands here as well: tail, ends, purge.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class NatsJournals:
     ) -> int:
         assert len(data) <= MESSAGE_BYTES_MAX
         subject = self._layout.message(job, kind, queue, self._unit)
-        subtree = self._layout.journal(job)
+        if kind == "spec" or not expect:
+            subtree = self._layout.journal(job)
+        else:
+            subtree = self._layout.journal_in(job, queue)
         append = Append(job, subject, subtree, data, expect, may_delay)
         if kind != "spec":
             return await self._commit.append(append)

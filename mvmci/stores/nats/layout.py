@@ -59,6 +59,10 @@ class Layout:
     def journal(self, job: str) -> str:
         return f"{self.cluster}.job.{job}.>"
 
+    def journal_in(self, job: str, queue: str) -> str:
+        """What was written to a journal as of `queue`: what is of others moves nothing there."""
+        return f"{self.cluster}.job.{job}.*.{queue}.>"
+
     def journals(self) -> str:
         return f"{self.cluster}.job.>"
 
@@ -163,8 +167,8 @@ class Layout:
     def streams(self, store_bytes: int, log_age_ms: int = LOG_AGE_MS) -> list[dict[str, Any]]:
         """The settings of every stream, for a store of `store_bytes`.
 
-        None takes a message that rolls up the ones before it: whoever may write one subject could
-        remove all others with it.
+        None but HINTS takes a message that rolls up the ones before it: whoever may write one subject
+        could remove all others with it. Where messages are scheduled the server will have it so.
         """
         return [
             _stream(

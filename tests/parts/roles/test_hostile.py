@@ -86,7 +86,7 @@ async def test_what_is_no_end_keeps_nobody_from_looking_after_a_job(place: Place
     journal = await load(client.store, "j")
     assert [one.why for one in journal.ignored] == ["it is of another queue"] * 2
     data = journal.encode([Cancel(at=1, by="me")], "m")
-    await client.store.journals.append("j", "cancel", "default", data, expect=journal.tail)
+    await client.store.journals.append("j", "cancel", "default", data, expect=journal.expect)
     assert status((await until_done(client.store, "j")).state)[0] == "cancelled"
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
