@@ -9,6 +9,8 @@ import msgspec
 
 _STORE_BYTES = 20 << 30  # more than the streams of a cluster take
 PAYLOAD_BYTES_MAX = (1 << 20) + (16 << 10)  # a message of the largest size, and its headers
+BATCH_MESSAGES_MAX = 256  # of an atomic batch
+BATCHES_OPEN_MAX = 16  # of a stream: what they hold lies on the disk beside the streams and their bounds
 LOOPBACK = "127.0.0.1"
 ANY_PORT = -1
 

@@ -26,7 +26,14 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from mvmci.cluster.broker import ANY_PORT, PAYLOAD_BYTES_MAX, BrokerSettings, Guard
+from mvmci.cluster.broker import (
+    ANY_PORT,
+    BATCH_MESSAGES_MAX,
+    BATCHES_OPEN_MAX,
+    PAYLOAD_BYTES_MAX,
+    BrokerSettings,
+    Guard,
+)
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.roles import disk_watch
@@ -173,6 +180,9 @@ def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -
         *(["  sync_interval: always"] if settings.synced else []),
         f"  max_file_store: {settings.store_bytes}",
         f"  max_memory_store: {_MEMORY_BYTES}",
+        "  limits {",
+        f"    batch {{ max_msgs: {BATCH_MESSAGES_MAX}, max_inflight_per_stream: {BATCHES_OPEN_MAX} }}",
+        "  }",
         "}",
     ]
     return "\n".join(lines) + "\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mvmci.cluster.broker import BATCH_MESSAGES_MAX, BATCHES_OPEN_MAX
 from mvmci.errors import Conflict, StoreFull, StoreUnavailable
 from mvmci.jobs.journal import Journal, Lease, MessageKind
 from mvmci.journals.writer import Writer
@@ -514,6 +515,26 @@ async def test_what_is_written_as_of_another_queue_keeps_no_message_out(broker: 
     with pytest.raises(Conflict):
         await journals.append("a", "spec", "other", b"again", expect=0)
     await cluster.close()
+
+
+async def test_what_open_batches_hold_is_bounded(broker: Broker) -> None:
+    """The server keeps it on its disk beside the streams, for as long as something comes now and then."""
+    link = Link(broker.url, "test")
+    await link.open()
+
+    async def send(batch: str, number: int) -> bytes:
+        headers = {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(number)}
+        to, answer = link.expect()
+        await link.publish(f"{CLUSTER}.job.a.spec.q.u1", b"x", headers=headers, reply=to)
+        return (await link.answer(answer)).data
+
+    for number in range(1, BATCH_MESSAGES_MAX + 1):
+        assert await send("whole", number) == b""
+    assert b"too large" in await send("whole", BATCH_MESSAGES_MAX + 1)
+    for number in range(BATCHES_OPEN_MAX):
+        assert await send(f"open-{number}", 1) == b""
+    assert b"too many inflight" in await send("one-more", 1)
+    await link.close()
 
 
 async def test_a_journal_expects_what_the_broker_counts(broker: Broker) -> None:

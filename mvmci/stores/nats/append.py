@@ -23,6 +23,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mvmci.cluster.broker import BATCH_MESSAGES_MAX
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
 from mvmci.stores.nats.layout import EXPECTED, EXPECTED_OF
 from mvmci.stores.nats.link import ApiError, Link, accepted
@@ -30,7 +31,6 @@ from mvmci.stores.nats.parser import Incoming
 from mvmci.system.tasks import TaskSet
 
 BATCH_MIN = 10  # a batch of fewer costs more than as many plain messages
-_BATCH_MAX = 256
 BATCHES_MAX = 2
 PLAIN_MAX = 16
 HOLD_S = 0.1
@@ -159,7 +159,7 @@ class GroupCommit:
         first: dict[str, Append] = {}
         for append in self._pending:
             first.setdefault(append.job, append)
-            if len(first) == _BATCH_MAX:
+            if len(first) == BATCH_MESSAGES_MAX:
                 break
         return list(first.values())
 
