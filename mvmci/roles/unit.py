@@ -282,8 +282,8 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                 lost = role.about.role in TAKE_JOBS and await cluster.config.loss() is not None
                 wanted = lost or await cluster.config.get(drain_key) is not None
                 if wanted and draining is None:
-                    until = "recover`: the store lacks records" if lost else "drain --undo`"
-                    log.info("draining: no new jobs until `mvmci %s", until)
+                    verb, why = ("recover", ": the store lacks records") if lost else ("drain --undo", "")
+                    log.info("draining: no new jobs until `mvmci %s`%s", verb, why)
                     draining = asyncio.create_task(role.drain(), name="drain")
                 elif not wanted and draining is not None:
                     await cancel(draining)
