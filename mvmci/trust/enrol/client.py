@@ -13,6 +13,8 @@ at only where there is none, or none that is still good.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import os
 import re
@@ -55,12 +57,13 @@ Because = Literal["", "key", "name"]
 
 
 class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a joiner or a unit sends. `token` is the ticket's, or its own."""
+    """What a joiner or a unit sends. `token` is the ticket's, or its own; `proof` is a joiner's."""
 
     protocol: int
     version: str = ""
     token: str = ""
     key: str = ""  # public
+    proof: str = ""  # what `prove` says of it
     name: str = ""  # empty: one of the host's
     host: str = ""
 
@@ -78,6 +81,23 @@ class EnrolReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queues: tuple[str, ...] = ()
     jwt: str = ""  # empty where a login is lent
     urls: tuple[str, ...] = ()  # empty: where it dialled
+
+
+def prove(seed: str, ticket: str) -> str:
+    """That who asks with `ticket` has the key of `seed`: public keys of units can be read by all."""
+    return base64.b64encode(keys.sign(seed, _proven(ticket))).decode()
+
+
+def is_proven(key: str, ticket: str, proof: str) -> bool:
+    """Whether `proof` is what `prove` says of the public `key`."""
+    try:
+        return keys.verify(key, _proven(ticket), base64.b64decode(proof, validate=True))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def _proven(ticket: str) -> bytes:
+    return f"enrol with {ticket}".encode()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -311,7 +331,8 @@ async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> EnrolReply:
     link = Link(ticket.login, f"enrol {ticket.id}")
     try:
         await link.open()
-        asked = _said(token=ticket.login.jwt, key=key, name=name, host=host_name())
+        proof = prove(seed, ticket.id)
+        asked = _said(token=ticket.login.jwt, key=key, proof=proof, name=name, host=host_name())
         return await _ask(link, Layout(ticket.cluster).enrol(ticket.id), asked)
     except TicketRefused as refused:  # by the broker, or it is the wrong one
         if ticket.expires_at and ticket.expires_at <= wall_clock_ms():

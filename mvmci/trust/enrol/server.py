@@ -31,7 +31,14 @@ from mvmci.system import keys
 from mvmci.system.tasks import cancel
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, life_s
-from mvmci.trust.enrol.client import ANOTHER_TICKET, PROTOCOL, Because, EnrolReply, EnrolRequest
+from mvmci.trust.enrol.client import (
+    ANOTHER_TICKET,
+    PROTOCOL,
+    Because,
+    EnrolReply,
+    EnrolRequest,
+    is_proven,
+)
 from mvmci.trust.permissions import SERVICE_ANSWERS
 from mvmci.trust.registry import (
     TicketRecord,
@@ -45,6 +52,7 @@ from mvmci.trust.registry import (
 _GROUP = "control-plane"
 NAMES_MAX = 1_000  # units of one host's name
 PUSH_PAUSE_S = 2.0
+ONE_VERSION = "use one version of mvmci on both machines"
 
 log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -145,8 +153,12 @@ class EnrolmentServer:
     async def _take_in(self, ticket: str, ask: EnrolRequest) -> EnrolReply:
         if not keys.is_public_key(ask.key, "user"):
             raise _Refused("the request has no key")
+        meant = self._meant(ticket, ask)
+        if not is_proven(ask.key, ticket, ask.proof):  # else it could enter another unit's as its own
+            raise _Refused("the request does not show that it has its key", hint=ONE_VERSION)
         own = await self._check(ask)
-        role, queues = await self._use(ticket, ask)
+        record = await self._use(ticket, ask)
+        role, queues = meant or (record.role, record.queues)
         since = int(self._now()) * 1000
         unit = UnitRecord(
             key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since
@@ -174,8 +186,8 @@ class EnrolmentServer:
             self._claim(ask.name, wanted, await self._present(), units.get(ask.name))
         return own
 
-    async def _use(self, ticket: str, ask: EnrolRequest) -> tuple[TicketRole, tuple[str, ...]]:
-        """Note that a key uses the ticket, once; what the ticket is for."""
+    async def _use(self, ticket: str, ask: EnrolRequest) -> TicketRecord:
+        """Note that a key uses the ticket, once; what is known of the ticket."""
 
         def use(record: TicketRecord | None) -> TicketRecord | None:
             if record is None:
@@ -190,10 +202,9 @@ class EnrolmentServer:
                 raise _Refused("the ticket has been used up")
             return msgspec.structs.replace(record, used_by=(*record.used_by, ask.key))
 
-        meant = self._meant(ticket, ask)
         record = await change_ticket(self._config, ticket, use)
         assert record is not None
-        return meant or (record.role, record.queues)
+        return record
 
     def _meant(self, ticket: str, ask: EnrolRequest) -> tuple[TicketRole, tuple[str, ...]] | None:
         """The role and queues in the ticket's token, which we signed; None where a login is lent."""

@@ -303,6 +303,26 @@ async def test_a_ticket_is_of_no_use_to_who_shows_another_tickets_token(world: W
     assert b"does not show its ticket" in told
 
 
+async def test_nobody_enrols_with_the_key_of_another(world: World, tmp_path: Path) -> None:
+    """All may read public keys: with any ticket one could be had, and its unit renewed no more."""
+    await world.control_plane()
+    path = place(tmp_path)
+    victim = await enrol(await world.ticket("worker", "default"), path)
+    mine, other = await world.ticket("client"), await world.ticket("client")
+    cluster = await world.open(victim)
+    before = (await read_units(cluster.config))[victim.unit]
+    key, own = keys.public(victim.login.seed), keys.new_seed("user")
+    link = await world.link(mine.login)
+    seen = client.prove(victim.login.seed, other.id)  # of another ticket: it cannot be used again
+    for proof in ("", "x", client.prove(own, mine.id), seen):
+        ask = client._said(token=mine.login.jwt, key=key, proof=proof)
+        told = await link.call(Layout(CLUSTER).enrol(mine.id), msgspec.json.encode(ask))
+        assert b"does not show that it has its key" in told
+    assert (await read_units(cluster.config))[victim.unit] == before
+    assert not (await read_tickets(cluster.config))[mine.id].used_by
+    assert (await renew(cluster.link, victim, path)).unit == victim.unit
+
+
 @pytest.mark.parametrize("asked", [b"", b"\xff", b"[]", b'{"protocol": 1}', b'{"protocol": 1, "key": "U"}'])
 async def test_whatever_is_asked_the_control_plane_goes_on(
     world: World, tmp_path: Path, asked: bytes
