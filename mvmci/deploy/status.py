@@ -13,6 +13,7 @@ from mvmci.cluster.changes import Observed, UnitState
 from mvmci.cluster.deployment import ROLES, Unit
 from mvmci.store import Member, copies
 
+SILENT = "its process runs, and says nothing to the broker"
 SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
 
 
@@ -112,7 +113,9 @@ def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: 
         return row
     if status.role == "broker":
         return msgspec.structs.replace(row, state="ready")  # who asked it for the members got an answer
-    return msgspec.structs.replace(row, state="down") if now_ms - status.since > SILENT_MS else row
+    if now_ms - status.since <= SILENT_MS:
+        return row
+    return msgspec.structs.replace(row, state="down", reason=SILENT)
 
 
 def _is_of(member: Member, status: Observed) -> bool:

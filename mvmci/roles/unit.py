@@ -53,6 +53,7 @@ READY_EVERY_S = 2.0
 GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
 CACHE_BYTES = 2 << 30
 TAKE_JOBS = ("worker", "executor")
+STORE_LACKS = "the store lacks records: see `mvmci recover`"  # why they take none then
 ANOTHER = "stop that one first, or start another unit under a --name of its own, with a ticket"
 
 log = logging.getLogger(__name__)
@@ -280,7 +281,8 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
             with suppress(StoreUnavailable):
                 await role.apply_settings(await read_settings(cluster))
                 lost = role.about.role in TAKE_JOBS and await cluster.config.loss() is not None
-                wanted = lost or await cluster.config.get(drain_key) is not None
+                asked = await cluster.config.get(drain_key) is not None
+                wanted = lost or asked
                 if wanted and draining is None:
                     verb, why = ("recover", ": the store lacks records") if lost else ("drain --undo", "")
                     log.info("draining: no new jobs until `mvmci %s`%s", verb, why)
@@ -292,7 +294,9 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
                     log.info("taking jobs again")
                 kept_out = draining is not None or role.stopping or role.about.trouble
                 state = "draining" if kept_out else "ready"
-                await presence.describe(msgspec.structs.replace(role.about, state=state, drained=wanted))
+                trouble = role.about.trouble or (STORE_LACKS if lost else "")
+                now = msgspec.structs.replace(role.about, state=state, drained=asked, trouble=trouble)
+                await presence.describe(now)
             await at_most(_LOOK_EVERY_S, changed.wait())
     finally:
         await cancel(draining)

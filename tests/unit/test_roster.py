@@ -9,7 +9,7 @@ import pytest
 
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Unit
-from mvmci.deploy.status import SILENT_MS, UnitRow, rows
+from mvmci.deploy.status import SILENT, SILENT_MS, UnitRow, rows
 from mvmci.store import About, Member
 
 NOW_MS = 1_000_000
@@ -55,7 +55,8 @@ def test_a_unit_is_ready_when_presence_says_so() -> None:
 
 def test_a_process_that_nobody_has_heard_of_is_starting_and_after_a_while_down() -> None:
     assert states([W1], [status(W1)], []) == ["starting"]
-    assert states([W1], [status(W1, since=NOW_MS - SILENT_MS - 1)], []) == ["down"]
+    (row,) = look([W1], [status(W1, since=NOW_MS - SILENT_MS - 1)], [])
+    assert (row.state, row.pid, row.reason) == ("down", 11, SILENT)
 
 
 def test_where_nobody_could_be_asked_a_process_that_runs_is_starting() -> None:

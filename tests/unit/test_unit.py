@@ -66,6 +66,7 @@ class Fake:
         self.folder = folder
         self.events: list[str] = []
         self._happened = asyncio.Condition()
+        self.about = About()  # what it told last of itself
         self.away = 0  # how often the broker is away yet
         self.idle = asyncio.Event()  # ends a drain
         self.failing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,6 +98,7 @@ class Fake:
         await self.event("closed")
 
     async def _describe(self, about: About) -> None:
+        self.about = about
         await self.event(about.state)
 
     async def _run(self) -> None:
@@ -235,16 +237,25 @@ async def test_settings_are_applied_when_they_change(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("drain.w1", b"1"), ("loss", msgspec.json.encode(Loss(at=1, what=("JOBS is gone",))))],
+    ("key", "value", "why"),
+    [
+        ("drain.w1", b"1", (True, "")),
+        (
+            "loss",
+            msgspec.json.encode(Loss(at=1, what=("JOBS is gone",))),
+            (False, "the store lacks records: see `mvmci recover`"),
+        ),
+    ],
+    ids=["by the verb", "for want of records"],
 )
-async def test_it_drains_as_long_as_the_cluster_says_so_or_lacks_records(
-    fake: Fake, key: str, value: bytes
+async def test_it_drains_as_long_as_the_cluster_says_so_or_lacks_records_and_tells_which(
+    fake: Fake, key: str, value: bytes, why: tuple[bool, str]
 ) -> None:
     running = fake.start()
     await fake.saw("engine embedded")
     fake.config.change(key, value)
     await fake.saw("draining")
+    told = fake.about.drained, fake.about.trouble
     fake.config.change(key, None)
     await fake.saw("ready", times=3)  # announced, at first, and again
     assert [event for event in fake.events if event in ("drains", "drained", "resumed")] == [
@@ -254,6 +265,7 @@ async def test_it_drains_as_long_as_the_cluster_says_so_or_lacks_records(
     running.cancel()
     fake.idle.set()
     await ended(running)
+    assert told == why
 
 
 async def test_it_touches_the_file_that_says_it_is_ready(
