@@ -176,6 +176,8 @@ class NatsJournals:
         first, end = state["first_seq"], state["last_seq"]
         found = [(1, first - 1)] if first > 1 else []
         for seq in state.get("deleted") or ():
+            if seq < 1:  # what an empty stream tells, where no message ever was
+                continue
             if found and found[-1][1] == seq - 1:
                 found[-1] = (found[-1][0], seq)
             else:

@@ -156,6 +156,9 @@ async def test_a_stream_that_was_made_anew_is_a_loss(
         assert watch.loss is not None
         assert getattr(plane.layout, stream) in watch.loss.what[0]
     assert await plane.config.loss() is not None
+    told = await missing(plane)
+    assert told is not None
+    assert all(first >= 1 for first, _ in told.gaps)
 
 
 async def test_an_older_copy_of_the_store_is_known_by_the_witness_outside_of_it(
