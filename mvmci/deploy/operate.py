@@ -54,8 +54,9 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
                     store = {part: Room(*found) for part, found in (await cluster.room()).items()}
             finally:
                 await cluster.close()
-        except StoreUnavailable:
+        except StoreUnavailable as away:
             if not planned and not seen:
+                await check_up(state, away)  # an `up` that was broken off has begun it, and applied nothing
                 raise
     why = trouble(state.folder / FOLDER)
     here, at = socket.gethostname(), facts.outside.urls[0] if facts is not None else None
