@@ -82,14 +82,14 @@ def validate_verb(files: tuple[Path, ...]) -> int:
 
 
 def _validated(file: Path) -> str:
+    from mvmci.cli.request import read_input
     from mvmci.cluster import topology
+    from mvmci.config.strict_yaml import DOCUMENT_BYTES_MAX
     from mvmci.jobs import module
 
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise Usage(f"{file} cannot be read: {error.strerror}") from None
-    if file.suffix in (".yaml", ".yml"):
+    is_topology = file.suffix in (".yaml", ".yml")
+    data = read_input(str(file), DOCUMENT_BYTES_MAX if is_topology else module.MODULE_BYTES_MAX)
+    if is_topology:
         from mvmci.deploy.access import accesses
 
         found = topology.read_topology(data, name=str(file), accesses=accesses())

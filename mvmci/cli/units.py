@@ -47,7 +47,13 @@ isolation_options = (
         show_default=True,
         help="Refuse to run with less.",
     ),
-    option("--isolation", type=click.Choice(["reuse", "per-job"]), default="reuse", show_default=True),
+    option(
+        "--isolation",
+        type=click.Choice(["reuse", "per-job"]),
+        default="reuse",
+        show_default=True,
+        help="A process for many workflows, one after the other, or for each its own.",
+    ),
 )
 join_option = option(
     "--join",

@@ -100,7 +100,7 @@ def parse_yaml(text: str | bytes, found: Problems) -> Node | None:
     """The document as nodes, or None when a problem was found that leaves none."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     if len(data) > DOCUMENT_BYTES_MAX:
-        found.add((1, 1), f"the file has {len(data):,} bytes, and may have {DOCUMENT_BYTES_MAX:,}")
+        found.add((1, 1), f"the file has more than the {DOCUMENT_BYTES_MAX:,} bytes that it may have")
         return None
     try:
         decoded = decode_text(data)

@@ -83,7 +83,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     at: int
     messages: dict[Part, int]
     new: dict[Part, int] = {}
-    jobs: int = 0
+    jobs: int | None = None  # a back-up, which adds what is new, does not count them
     missing: list[str] = []  # what came after, as far as a witness on this machine knows it
 
 

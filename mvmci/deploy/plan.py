@@ -19,6 +19,7 @@ from mvmci.cluster.deployment import Deployment, UnitConfig, is_url, listening, 
 from mvmci.cluster.identity import Login
 from mvmci.cluster.topology import Topology
 from mvmci.config.quantity import format_duration, format_size, rough_size
+from mvmci.config.strict_yaml import DOCUMENT_BYTES_MAX
 from mvmci.deploy.access import accesses, deployment_of
 from mvmci.deploy.state import ClusterState, Facts
 from mvmci.errors import StoreUnavailable, Usage
@@ -186,7 +187,8 @@ async def broker_warnings(plan: Plan, login: Login, system: Login | None = None)
 def read_file(file: Path) -> tuple[bytes, Topology]:
     """A cluster file, and what it says. Raises BadTopology, Usage."""
     try:
-        text = file.read_bytes()
+        with file.open("rb") as opened:
+            text = opened.read(DOCUMENT_BYTES_MAX + 1)  # so that a wrong file, of any size, takes no memory
     except OSError as error:
         hint = "`mvmci init` writes one" if isinstance(error, FileNotFoundError) else None
         raise Usage(f"{file} cannot be read: {error.strerror}", hint=hint) from None

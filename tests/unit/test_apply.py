@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -13,7 +15,7 @@ import wasmtime
 from mvmci.cli.init import HELLO, HELLO_WASM
 from mvmci.cluster.broker import BrokerSettings, url_of
 from mvmci.cluster.changes import Action, Observed
-from mvmci.cluster.identity import Login
+from mvmci.cluster.identity import Identity, Login
 from mvmci.cluster.topology import read_topology
 from mvmci.deploy import operate, up
 from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
@@ -83,6 +85,15 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, monkeypatch)
 
 
+@pytest.fixture
+def memory_is_bounded() -> Iterator[None]:
+    """Whoever takes much more than there was gets MemoryError, and the machine stays whole."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
 # ---- The modules that are inside
 
 
@@ -110,6 +121,26 @@ async def test_a_cluster_that_is_not_there_is_made(place: Place) -> None:
         "start worker-1",
     ]
     assert not place.state.root.exists()
+
+
+async def test_a_cluster_that_an_up_has_begun_and_nothing_runs_of_is_said_to_be_down(place: Place) -> None:
+    Authority.create(place.state.folder)
+    settings = msgspec.structs.replace(broker_of(read_topology(SMALLEST, name="x"), None), port=4000)
+    login = Login(urls=("nats://127.0.0.1:4000",))
+    place.state.keep_facts(Facts(login=login, broker=settings))
+
+    def nobody() -> Identity:
+        raise StoreUnavailable("no broker answers")
+
+    with pytest.raises(StoreUnavailable, match="demo is down here"):
+        await operate.look(place.state, nobody)
+
+
+async def test_of_a_file_that_never_ends_no_more_is_read_than_a_topology_may_have(
+    place: Place, memory_is_bounded: None
+) -> None:
+    with pytest.raises(Usage, match=r"zero:1:1: the file has more than the 1,048,576 bytes"):
+        await make_plan(place.state.root, Path("/dev/zero"))
 
 
 async def test_what_is_as_the_file_says_is_left_alone(place: Place) -> None:

@@ -190,7 +190,7 @@ YAML = [
     ('cluster: "de\\nmo"\nworkers: {}\n', ["1:10 this text has a line break or a control character"]),
     ("[" * 100, ["1:14 values are nested more than 12 deep here"]),
     ("- a\n" * 30_000, ["20000:3 the file has more than 20,000 values"]),
-    ("a" * (1 << 20) + "a", ["1:1 the file has 1,048,577 bytes, and may have 1,048,576"]),
+    ("a" * (1 << 20) + "a", ["1:1 the file has more than the 1,048,576 bytes that it may have"]),
     ("- a", ["1:1 the file must be a mapping, not a list"]),
     ("demo", ["1:1 the file must be a mapping, not `demo`"]),
 ]

@@ -45,6 +45,7 @@ def test_jobs_of_a_back_up_end_once_after_the_disk_was_lost(
     assert mvmci("submit", guest("script"), "--id", "short", "--input", steps({"sleep": 3_000})).code == 0
     until(lambda: mvmci.look("status", "asleep")["status"] == "suspended", lambda: mvmci.look("list"))
     told = mvmci.look("backup", folder, "--keys")
+    assert told["jobs"] is None  # not counted, which is not none
     assert mvmci("submit", guest("hello"), "--id", "after", "--wait").code == 0
     until(lambda: last_known(demo) > told["messages"]["jobs"], lambda: told)
     destroy(demo)
