@@ -19,6 +19,7 @@ import time
 
 EXIT_VERSION = 8
 EXIT_INTERNAL = 125
+EXIT_INTERRUPTED = 130
 LOCK_WAIT_S = 120
 LOCK_PAUSE_S = 0.05
 LOCK_SILENT_S = 1
@@ -253,4 +254,7 @@ def main():
     run()
 
 
-main()
+try:
+    main()
+except KeyboardInterrupt:  # before the command line could take it, or after
+    sys.exit(EXIT_INTERRUPTED)

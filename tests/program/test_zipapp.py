@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -238,3 +239,20 @@ def test_a_first_start_waits_for_another_and_says_so(zipapp: Path, tmp_path: Pat
     out, _ = start.communicate(timeout=RUN_S_MAX)
     assert start.returncode == 0
     assert mvmci.__version__.encode() in out
+
+
+def test_ctrl_c_before_the_command_line_is_there_ends_it_without_a_traceback(
+    zipapp: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o700)
+    with open(root / ".mvmci_lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["env", "--default-signal=INT", sys.executable, str(zipapp), "version"]
+        environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "SHIV_ROOT": str(root)}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
+            assert waiting.stderr is not None
+            assert "waiting for another process" in waiting.stderr.readline()
+            waiting.send_signal(signal.SIGINT)
+            assert waiting.stderr.read() == ""
+        assert waiting.returncode == 130
