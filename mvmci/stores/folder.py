@@ -168,9 +168,12 @@ class _Files:
         return [path.parent.name for path in self._jobs.glob(f"*/{self._name}")]
 
     def newest(self) -> list[str]:
-        """The jobs that have lines, the newest first: a job's folder gets no more files once it has begun."""
+        """The jobs that have lines, the newest first: a job's folder gets no more files once it has begun.
+
+        File systems tell times by the tick of a clock; within one, minted ids tell the order.
+        """
         jobs = [job for job in self.jobs() if self.of(job).read()]
-        return sorted(jobs, key=lambda job: (self._jobs / job).stat().st_mtime_ns, reverse=True)
+        return sorted(jobs, key=lambda job: ((self._jobs / job).stat().st_mtime_ns, job), reverse=True)
 
 
 class _Journals:

@@ -213,7 +213,7 @@ async def test_the_newest_jobs_come_first_and_each_with_all_its_messages(
     wanted: dict[str, list[bytes]] = {}
     tails: dict[str, int] = {}
     for number in range(40):
-        for job in (f"j{number}", f"j{number // 2}", "j0"):  # long after its spec, too
+        for job in (f"j{number:02}", f"j{number // 2:02}", "j00"):  # long after its spec, too
             data = b"%s %d" % (job.encode(), number)
             kind = "run" if job in wanted else "spec"
             tails[job] = await append(store, job, data, tails.get(job, 0), kind)
