@@ -42,7 +42,7 @@ async def _why(store: Store, journal: Journal, summary: Summary, local: bool) ->
     lease = journal.state.lease
     if summary.status == "running" and lease is not None:
         if await store.presence.live(journal.job, lease):
-            return ""
+            return "" if local else _told(journal.job, await store.presence.members())
         if local:
             return f"its process is gone; `mvmci run --id {journal.job} …` goes on"
         return f"{lease.unit} is gone; another worker takes it"
@@ -51,11 +51,15 @@ async def _why(store: Store, journal: Journal, summary: Summary, local: bool) ->
     return ""
 
 
+def _told(job: str, members: Sequence[Member]) -> str:
+    """What whoever has the job in hand says that it waits for."""
+    return next((f"waiting: {one.waits[job]}" for one in members if job in one.waits), "")
+
+
 def waiting(job: str, queue: str, members: Sequence[Member]) -> str:
     """Why `job`, of `queue`, has not begun or does not go on; empty if a worker has room for it."""
-    for one in members:
-        if job in one.waits:
-            return f"waiting: {one.waits[job]}"
+    if told := _told(job, members):
+        return told
     workers = [one for one in members if one.about.role == "worker" and queue in one.about.queues]
     ready = [one for one in workers if one.about.state == "ready"]
     if not workers:

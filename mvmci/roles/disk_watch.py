@@ -3,6 +3,7 @@
 A stream of nats-server that could not be written stays so until the server starts anew. This process reads
 the server's log. While there is no room it says so, in its own log and in the file `trouble`, which has its
 bytes already; as soon as there is room again it stops the server, and whoever keeps that running starts it.
+A server whose files were removed goes on as if they were there, and is stopped as well: then the loss shows.
 
 It is given the broker's folder and dies with the server. It is run as a file, with the standard library
 alone: a tenth of the memory of the whole program.
@@ -41,9 +42,14 @@ def room(folder: str) -> int:
 
 def watch(folder: str, server: int, at: int) -> None:
     """Until the server is stopped. Its log counts from the place `at`."""
-    log, failed, free_since = os.path.join(folder, LOG), b"", None
+    log, failed, free_since, store = os.path.join(folder, LOG), b"", None, 0
     while os.getppid() == server:
         time.sleep(EVERY_S)
+        before, store = store, _store(folder)
+        if before not in (0, store):
+            _log("the broker's store was removed: it starts anew")
+            os.kill(server, signal.SIGTERM)
+            return
         lines, at = _news(log, at)
         bad = [line for line in lines if any(sign in line.lower() for sign in SIGNS)]
         if bad and not failed:
@@ -59,6 +65,14 @@ def watch(folder: str, server: int, at: int) -> None:
             _log("there is room again: the broker starts anew")
             os.kill(server, signal.SIGTERM)
             return
+
+
+def _store(folder: str) -> int:
+    """Which folder the streams are in; 0 before there is one."""
+    try:
+        return os.stat(os.path.join(folder, "store", "jetstream")).st_ino
+    except OSError:
+        return 0
 
 
 def _log(text: str) -> None:
