@@ -59,6 +59,7 @@ class ControlPlane:
         self.cluster.link.on_reconnect.append(self._look.set)
         self.settings = await read_settings(self.cluster)
         await self.maintain()
+        self.watch.make_config = self._make_config
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.watch.run(), name="watch")
             tasks.create_task(self._maintain_always(), name="maintain")
@@ -81,6 +82,11 @@ class ControlPlane:
                     await self._look.wait()
             except TimeoutError:
                 pass
+
+    async def _make_config(self) -> None:
+        """The store was lost under us, with what the cluster is: that we know. Raises StoreUnavailable."""
+        await self.cluster.maintain(self.settings, self.settings.queues)
+        await self.cluster.config.put_settings(self.settings)
 
     def _name_copies(self, members: Iterable[Member]) -> None:
         """Say once of an identity that was copied where it runs."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -37,8 +37,11 @@ log = logging.getLogger(__name__)
 class Watch:
     """Watches the streams of `cluster`; `file` is the witness beside us. `loss` is set while there is one.
 
-    `open_jobs` are the jobs that are known to have a spec, and its sequence.
+    `open_jobs` are the jobs that are known to have a spec, and its sequence. `make_config` makes CONFIG anew
+    once it is gone, for all to read there what was lost.
     """
+
+    make_config: Callable[[], Awaitable[None]] | None = None
 
     def __init__(
         self,
@@ -77,6 +80,8 @@ class Watch:
 
     async def _look(self) -> None:
         config = await self._cluster.look("config")
+        if config is None and self.loss is not None and self.make_config is not None:
+            await self.make_config()
         before, _ = (None, 0) if config is None else await self._cluster.config.witness()
         jobs, blobs = await self._cluster.look("jobs"), await self._cluster.look("blobs")
         after, revision = (None, 0) if config is None else await self._cluster.config.witness()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -9,14 +10,19 @@ import pytest
 
 from mvmci.cluster.witness import Removal, Witness
 from mvmci.deploy.recover import accept, missing
-from mvmci.errors import StoreLost
+from mvmci.errors import StoreLost, StoreUnavailable
 from mvmci.jobs.journal import Lease
 from mvmci.journals.client import submit
+from mvmci.roles.control_plane import ControlPlane
 from mvmci.roles.reconciler import Reconciler
+from mvmci.roles.unit import read_settings
 from mvmci.roles.witness import Watch
-from mvmci.stores.nats import Cluster
+from mvmci.store import ClusterSettings
+from mvmci.stores.nats import Cluster, remove
+from mvmci.system.tasks import cancel
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
+from tests.harness.waiting import until_true
 from tests.parts.roles.conftest import Place
 from tests.parts.roles.test_reconciler import append
 from tests.parts.roles.test_retention import end, spec
@@ -140,6 +146,31 @@ async def test_what_retention_removes_is_no_loss_also_if_it_dies_over_it(
     await plane.journals.purge(Removal("b", 5, 1))
     await again.look()
     assert again.loss is not None
+
+
+async def test_a_store_that_goes_while_the_cluster_runs_is_a_loss_that_all_can_read(
+    plane: Cluster, client: Cluster, place: Place, file: Path
+) -> None:
+    settings = ClusterSettings(store_bytes=CLUSTER_BYTES, queues=("default", "other"))
+    await plane.config.put_settings(settings)
+    await end(client, "a")
+    control = ControlPlane(plane, file)
+    running = asyncio.create_task(control.run())
+    await until_true(file.exists)
+    await remove(place.url, place.name)
+
+    async def told() -> bool:
+        try:
+            return await client.config.loss() is not None
+        except StoreUnavailable:
+            return False
+
+    await until_true(told)
+    assert await read_settings(client) == settings
+    await accept(plane)
+    await until_true(lambda: control.watch.loss is None)
+    assert await submit(client.store, await spec(client.store, "b"))
+    await cancel(running)
 
 
 @pytest.mark.parametrize("stream", ["jobs", "blobs", "config"])
