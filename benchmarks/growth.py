@@ -21,6 +21,7 @@ import wasmtime
 from benchmarks.figures import number, spread, table, tail
 from benchmarks.processes import ROOT, cpu_of, resident_mb
 from benchmarks.program import NAME, Client, Cluster, step, tiny
+from mvmci.cluster.broker import BATCH_MESSAGES_MAX
 from mvmci.cluster.identity import Identity, Login
 from mvmci.deploy.state import ClusterState
 from mvmci.jobs.journal import Done, Entry, Journal, Lease, MessageKind, Spec
@@ -33,7 +34,6 @@ from mvmci.trust.authority import Authority
 
 ARCHIVE = "archive"  # a queue that nobody serves: jobs that were written as ended are no work
 ARCHIVIST = "archivist"  # who is said to have held them
-BATCH = 1000  # messages
 SETTLE_S = 1.0
 IDLE = 0.15  # of a processor, for all units together
 BEGIN, END = "<!-- growth -->", "<!-- /growth -->"
@@ -245,8 +245,8 @@ async def write_ended(cluster: Cluster, client: Client, count: int) -> None:
         for identity in (asked, held):
             by.append(await open_cluster(identity, announce=False))
             stack.push_async_callback(by[-1].close)
-        for start in range(0, count, BATCH):
-            numbers = range(start, min(start + BATCH, count))
+        for start in range(0, count, BATCH_MESSAGES_MAX):
+            numbers = range(start, min(start + BATCH_MESSAGES_MAX, count))
             ended = [_ended(spec, f"{spec.id}-{number}") for number in numbers]
             for place, (identity, broker) in enumerate(zip((asked, held), by, strict=True)):
                 await _write_batch(broker, identity.unit, [messages[place] for messages in ended])
