@@ -252,7 +252,8 @@ def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
     from mvmci.trust.provision import BrokerConfig, read_config
 
     given = read_config(config or find_config(state, cluster, "broker-1"), BrokerConfig)
-    become(state / given.cluster / FOLDER, given.settings, given.guard())
+    folder = state / given.cluster / FOLDER
+    become(folder, given.settings, given.guard(folder))
 
 
 @click.command(

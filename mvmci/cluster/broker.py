@@ -26,7 +26,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guard(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a broker believes. The accounts' tokens are for one that has none yet."""
+    """Whom a broker believes. The accounts' tokens are for one that has none yet; `files` are laid down
+    before it starts, and may be its key and its certificate."""
 
     operator: str  # its token
     signer: str  # its public key
@@ -34,6 +35,7 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     accounts: Mapping[str, str]  # tokens, by public key
     certificate: PurePath
     key: PurePath
+    files: Mapping[str, str] = {}
 
 
 def url_of(settings: BrokerSettings, *, tls: bool) -> str:

@@ -7,6 +7,7 @@ another listener: no monitoring where an account can be asked, no websocket, no 
 
     <cluster>/broker/nats.conf         made at every start of what `up` gave it
     <cluster>/broker/nats.log          what the server says
+    <cluster>/broker/tls.key tls.pem   its key and its certificate, where `up` is elsewhere
     <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
     <cluster>/broker/store/            the streams
     <cluster>/broker/store.damaged-*/  files of it that were not whole before a start, as they were found
@@ -137,6 +138,8 @@ def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path
             file = resolver / f"{account}.jwt"
             if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
                 write_private(file, token.encode())
+        for path, text in guard.files.items():
+            write_private(Path(path), text.encode())
     config = folder / "nats.conf"
     write_private(config, configuration(folder, settings, guard).encode())
     return config

@@ -2,7 +2,8 @@
 
 The only module that imports cryptography. An nkey is written as NATS writes it: base32 of a letter's
 prefix, the 32 bytes and a checksum; the seed of a user begins with `SU`, its public key with `U`.
-A certificate is for a name, whatever the address of the broker that shows it.
+A certificate names whom it is for, and the addresses at which others find it; its key is made where it is
+used, and only the public part of that is sent to where the CA signs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import binascii
 import datetime
 import functools
 import hmac
+import ipaddress
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from cryptography.exceptions import InvalidSignature
@@ -108,7 +111,7 @@ def _decode(text: str) -> bytes:
 
 
 def new_ca(cluster: str, now: float) -> tuple[str, str]:
-    """The key and the certificate of a new CA, in PEM. It signs brokers' certificates and nothing else."""
+    """The key and the certificate of a new CA, in PEM. It signs certificates and nothing else."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -117,37 +120,83 @@ def new_ca(cluster: str, now: float) -> tuple[str, str]:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"mvmci {cluster}")])
     certificate = (
         _certificate(name, name, key.public_key(), now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return _pem(key, certificate)
+    return _private_pem(key), _certificate_pem(certificate)
 
 
-def new_certificate(ca_key: str, ca: str, host: str, now: float) -> tuple[str, str]:
-    """The key and the certificate of the server `host`, signed by the CA of `ca_key` and `ca`, all in PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
+def new_tls_key() -> str:
+    """A new private key for TLS, in PEM. Secret: it is made where it is used, and stays there."""
     from cryptography.hazmat.primitives.asymmetric import ec
+
+    return _private_pem(ec.generate_private_key(ec.SECP256R1()))
+
+
+def public_tls_key(private: str) -> str:
+    """The public part of a private key, both in PEM. Raises BadKey."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    key = _tls_key(private).public_key()
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+def sign_certificate(
+    ca_key: str, ca: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
+) -> str:
+    """A certificate of the CA for who has `public_key`, all in PEM: it may serve as `names` (DNS) and at
+    `addresses` (IP), and dial others. Raises BadKey for what is no key, ValueError for what is no address.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    signer = serialization.load_pem_private_key(ca_key.encode(), password=None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    signer = _tls_key(ca_key)
     issuer = x509.load_pem_x509_certificate(ca.encode()).subject
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    served = [
+        *(x509.DNSName(name) for name in dict.fromkeys(names)),
+        *(x509.IPAddress(ipaddress.ip_address(one)) for one in dict.fromkeys(addresses)),
+    ]
     certificate = (
-        _certificate(name, issuer, key.public_key(), now)
+        _certificate(subject, issuer, _tls_public(public_key), now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectAlternativeName(served), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
         )
         .sign(signer, hashes.SHA256())
     )
-    return _pem(key, certificate)
+    return _certificate_pem(certificate)
+
+
+def is_certificate_for(
+    certificate: str, ca: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
+) -> bool:
+    """Whether `certificate` is one that the CA signed for just that, and half of its life is not over."""
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        found = x509.load_pem_x509_certificate(certificate.encode())
+        found.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.encode()))
+        served = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        told = {str(one) for one in served.get_values_for_type(x509.IPAddress)}
+        same = (
+            found.public_key() == _tls_public(public_key)
+            and set(served.get_values_for_type(x509.DNSName)) == set(names)
+            and told == {str(ipaddress.ip_address(one)) for one in addresses}
+        )
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    begin, end = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    return same and begin <= now < (begin + end) / 2
 
 
 def _certificate(
@@ -181,8 +230,39 @@ def _usage(**used: bool) -> x509.KeyUsage:
     return x509.KeyUsage(**(unused | used))
 
 
-def _pem(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> tuple[str, str]:
+def _tls_key(private: str) -> ec.EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(private.encode(), password=None)
+    except (ValueError, TypeError):
+        raise BadKey("this is no private key in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise BadKey("this is a private key of a kind that is not used here")
+    return key
+
+
+def _tls_public(public_key: str) -> ec.EllipticCurvePublicKey:
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(public_key.encode())
+    except ValueError:
+        raise BadKey("this is no public key in PEM") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise BadKey("this is a public key of a kind that is not used here")
+    return key
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private.decode(), certificate.public_bytes(Encoding.PEM).decode()
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def _certificate_pem(certificate: x509.Certificate) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    return certificate.public_bytes(Encoding.PEM).decode()

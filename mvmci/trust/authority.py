@@ -44,7 +44,8 @@ SYSTEM_S = 300
 ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
 TICKET_ID_BYTES = 5
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
-_CA_KEY, _CA, _KEY, _CERTIFICATE = "ca.key", "ca.pem", "broker.key", "broker.pem"
+_CA_KEY, _CA = "ca.key", "ca.pem"
+KEY, CERTIFICATE = "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
 _KINDS: dict[str, keys.KeyKind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
 
@@ -81,11 +82,12 @@ class Authority:
                 write_private(place / name, keys.new_seed(kind).encode())
         # A certificate is written after its key: as long as it is not there, nobody trusts that key.
         if not (place / _CA).exists():
-            (place / _CERTIFICATE).unlink(missing_ok=True)
+            (place / CERTIFICATE).unlink(missing_ok=True)
             _write_all(place, (_CA_KEY, _CA), keys.new_ca(folder.name, now))
-        if not (place / _CERTIFICATE).exists():
-            ca_key, ca = (place / _CA_KEY).read_text(), (place / _CA).read_text()
-            _write_all(place, (_KEY, _CERTIFICATE), keys.new_certificate(ca_key, ca, TLS_NAME, now))
+        if not (place / CERTIFICATE).exists():
+            key, authority = keys.new_tls_key(), Authority.load(folder)
+            certificate = authority.sign_certificate(keys.public_tls_key(key))
+            _write_all(place, (KEY, CERTIFICATE), (key, certificate))
         return Authority.load(folder)
 
     @staticmethod
@@ -162,19 +164,19 @@ class Authority:
         base: Login,
         *,
         seed: str = "",
+        public: str = "",
     ) -> Identity:
-        """The same, kept nowhere. `seed` is its key where it has none yet; without one, it gets a new one."""
-        if there is not None and self._fits(there, unit, role, tuple(queues), base):
+        """The same, kept nowhere. `seed` is its key where it has none yet; without one, it gets a new one.
+        Where the seed lies elsewhere, `public` is what it is the seed of, and the identity has none."""
+        if there is not None and self._fits(there, unit, role, tuple(queues), base, public):
             return there
-        if there is not None and there.unit == unit and self._issued(there):
-            seed = there.login.seed
-        return Identity(
-            cluster=self.cluster,
-            unit=unit,
-            role=role,
-            queues=tuple(queues),
-            login=self._grant(base, seed or keys.new_seed("user"), unit, role, queues, life_s(role)),
-        )
+        if public:
+            login = self._grant_to(base, public, unit, role, queues, life_s(role))
+        else:
+            if there is not None and there.unit == unit and self._issued(there):
+                seed = there.login.seed
+            login = self._grant(base, seed or keys.new_seed("user"), unit, role, queues, life_s(role))
+        return Identity(cluster=self.cluster, unit=unit, role=role, queues=tuple(queues), login=login)
 
     def admin(self, base: Login) -> Identity:
         """Who a verb is on this machine. It is kept nowhere."""
@@ -223,6 +225,23 @@ class Authority:
             shares=shares(Layout(self.cluster), account, publics),
         )
 
+    def sign_certificate(
+        self, public_key: str, names: Sequence[str] = (), addresses: Sequence[str] = (), *, there: str = ""
+    ) -> str:
+        """A broker's certificate, in PEM, for the key of which `public_key` is the public part: under the
+        name by which all know it, the `names` of its host and its IP `addresses`. The one that is `there`,
+        if it is just that. Raises keys.BadKey, ValueError.
+        """
+        named = (TLS_NAME, *(name for name in names if name != TLS_NAME))
+        if keys.is_certificate_for(
+            there, self.ca, public_key, names=named, addresses=addresses, now=self.now()
+        ):
+            return there
+        ca_key = (self.folder / _CA_KEY).read_text()
+        return keys.sign_certificate(
+            ca_key, self.ca, public_key, names=named, addresses=addresses, now=self.now()
+        )
+
     def guard(self) -> Guard | None:
         """Whom a broker of ours believes; None where it is not ours."""
         if self.external is not None:
@@ -233,8 +252,8 @@ class Authority:
             signer=keys.public(self.operator),
             system_account=system,
             accounts={public: self.account_token(account) for account, public in self.accounts.items()},
-            certificate=self.folder / _CERTIFICATE,
-            key=self.folder / _KEY,
+            certificate=self.folder / CERTIFICATE,
+            key=self.folder / KEY,
         )
 
     def _grant(
@@ -248,10 +267,24 @@ class Authority:
         tags: tuple[str, ...] = (),
     ) -> Login:
         """`base` as `unit`, with the key of `seed`."""
+        granted = self._grant_to(base, keys.public(seed), unit, role, queues, ttl_s, tags)
+        return granted if self.external is not None else msgspec.structs.replace(granted, seed=seed)
+
+    def _grant_to(
+        self,
+        base: Login,
+        public: str,
+        unit: str,
+        role: Grantee,
+        queues: Sequence[str],
+        ttl_s: float | None,
+        tags: tuple[str, ...] = (),
+    ) -> Login:
+        """The same for who has the seed of `public`, which is yet to be filled in."""
         if self.external is not None:
             return self.external
-        token = self._token(keys.public(seed), unit, role, queues, ttl_s, tags)
-        return as_unit(base, self.cluster, role, unit, jwt=token, seed=seed)
+        token = self._token(public, unit, role, queues, ttl_s, tags)
+        return as_unit(base, self.cluster, role, unit, jwt=token, seed="")
 
     def _token(
         self,
@@ -279,7 +312,15 @@ class Authority:
             account="" if account == self.issuer or role == "system" else account,
         )
 
-    def _fits(self, there: Identity, unit: str, role: UnitRole, queues: tuple[str, ...], base: Login) -> bool:
+    def _fits(
+        self,
+        there: Identity,
+        unit: str,
+        role: UnitRole,
+        queues: tuple[str, ...],
+        base: Login,
+        public: str = "",
+    ) -> bool:
         """Whether an identity is still what is wanted, and good for a while."""
         if (there.cluster, there.unit, there.role, there.queues) != (self.cluster, unit, role, queues):
             return False
@@ -287,7 +328,7 @@ class Authority:
             return there.login == self.external
         if (there.login.urls, there.login.ca) != (base.urls, base.ca):
             return False
-        claims = self._issued(there)
+        claims = self._issued(there, public)
         return claims is not None and not self.is_due(claims, role, self.now())
 
     def is_due(self, claims: tokens.Claims, role: Grantee, now: float) -> bool:
@@ -301,13 +342,16 @@ class Authority:
         there = claims.account == self.accounts[ACCOUNTS[role]]
         return not (allowed and there) or claims.exp - now <= (claims.exp - claims.iat) / 3
 
-    def _issued(self, there: Identity) -> tokens.Claims | None:
-        """What its token says, if it is one of ours and for its key."""
+    def _issued(self, there: Identity, public: str = "") -> tokens.Claims | None:
+        """What its token says, if it is one of ours and for its key: `public`, where its seed is not here."""
         claims = tokens.read_token(there.login.jwt, self.issuer) if self.external is None else None
+        if public and there.login.seed:
+            return None
         try:
-            return claims if claims is not None and claims.sub == keys.public(there.login.seed) else None
+            key = public or keys.public(there.login.seed)
         except keys.BadKey:
             return None
+        return claims if claims is not None and claims.sub == key else None
 
 
 def as_unit(base: Login, cluster: str, role: Grantee, unit: str, *, jwt: str, seed: str) -> Login:

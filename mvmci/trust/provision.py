@@ -8,6 +8,13 @@
 They are made where the keys are, before any broker runs, for the same meaning (`UnitConfig`) on any
 runtime. What a unit changes of it, such as a token that it renewed, it keeps in a file of its own.
 
+A key that is made on the unit's own host stays there:
+
+    there      new_key(role)            the secret half, which never leaves that host
+    there      public_of(role, key)     what is sent of it
+    here       make_config(..., public) the file without its secret half
+    there      with_seed(file, key)     the file of the unit
+
 The containers of a service that people scale share their files, and so cannot be given one identity each:
 they come with a ticket for any number of uses, for ever. A ticket is worth nothing until the cluster has
 a record of it: control planes make the records, and leave one that is there as it is, so that a ticket
@@ -27,13 +34,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings, Guard
-from mvmci.cluster.deployment import UnitConfig, queues_of
+from mvmci.cluster.deployment import RoleName, UnitConfig, queues_of
 from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode_ticket, encode_ticket
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage
 from mvmci.store import ClusterSettings
 from mvmci.system import keys
 from mvmci.trust import tokens
-from mvmci.trust.authority import Authority, read_identity, write_identity
+from mvmci.trust.authority import CERTIFICATE, KEY, Authority, read_identity, write_identity
 from mvmci.trust.registry import TicketRecord, change_ticket, record_of
 
 if TYPE_CHECKING:
@@ -45,8 +52,9 @@ DIGEST_DIGITS = 16
 log = logging.getLogger(__name__)
 
 
-class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A broker. The paths are those that it sees; the accounts' tokens hold no secret."""
+class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A broker. The paths are those that it sees; the accounts' tokens hold no secret. `tls` and `seed` are
+    its certificate and its key in PEM where these come with this file, which is a secret then."""
 
     cluster: str
     settings: BrokerSettings
@@ -54,18 +62,24 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True):
     signer: str
     system_account: str
     accounts: dict[str, str]
-    certificate: str
-    key: str
+    certificate: str = ""
+    key: str = ""
+    tls: str = ""
+    seed: str = ""
 
-    def guard(self) -> Guard:
-        """Whom it believes."""
+    def guard(self, folder: Path) -> Guard:
+        """Whom it believes. What comes with this file is to lie in `folder`."""
+        certificate, key = Path(self.certificate), Path(self.key)
+        if self.tls:
+            certificate, key = folder / "tls.pem", folder / "tls.key"
         return Guard(
             operator=self.operator,
             signer=self.signer,
             system_account=self.system_account,
             accounts=self.accounts,
-            certificate=Path(self.certificate),
-            key=Path(self.key),
+            certificate=certificate,
+            key=key,
+            files={str(key): self.seed, str(certificate): self.tls} if self.tls else {},
         )
 
 
@@ -74,7 +88,7 @@ class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
     cluster: str
     unit: str
-    seed: str  # of its own key; its token it makes itself
+    seed: str = ""  # of its own key; its token it makes itself
     login: Login  # of nobody: where its broker is
     generation: int = 0
     operator: str = ""
@@ -161,22 +175,37 @@ def make_config(
     keys_in: Path,
     tickets: Mapping[str, TicketRecord] = {},
     settings: ClusterSettings | None = None,
+    public: str = "",
+    names: Sequence[str] = (),
+    addresses: Sequence[str] = (),
 ) -> bytes | None:
     """The file of a unit, which finds keys of the cluster in `keys_in`; None for one that needs none.
 
     It is the one that is `there` where that still says the same: a unit keeps its key over all changes
-    but that of its generation.
+    but that of its generation. With `public`, what `public_of` says of a key on the unit's host, the key is
+    that one, and its secret half is filled in there; `there` has none either. `names` and IP `addresses`
+    are those of that host, for a certificate. Raises keys.BadKey, ValueError for what is none of these.
     """
     login = authority.login(config.dial, tls=any(url.startswith("tls://") for url in config.dial))
     unit = config.unit
     if config.broker is not None:
-        return _for_broker(authority, config.broker, keys_in, _decoded(there, BrokerConfig))
+        was_broker = _decoded(there, BrokerConfig)
+        made = _for_broker(authority, config.broker, was_broker)
+        if public:
+            old = was_broker.tls if was_broker is not None else ""
+            tls = authority.sign_certificate(public, names, addresses, there=old)
+            made = msgspec.structs.replace(made, tls=tls)
+        else:
+            made = msgspec.structs.replace(
+                made, certificate=str(keys_in / CERTIFICATE), key=str(keys_in / KEY)
+            )
+        return msgspec.json.encode(made)
     if unit.role == "control-plane":
         was = _of_generation(_decoded(there, ControlPlaneConfig), config)
         plane = ControlPlaneConfig(
             cluster=authority.cluster,
             unit=unit.name,
-            seed=was.seed if was is not None else keys.new_seed("user"),
+            seed="" if public else was.seed if was is not None else keys.new_seed("user"),
             login=login,
             generation=config.generation,
             operator=authority.operator,
@@ -190,7 +219,12 @@ def make_config(
     if unit.role == "worker" or unit.role == "executor":
         member = _of_generation(_decoded(there, MemberConfig), config)
         identity = authority.renewed(
-            member.identity if member is not None else None, unit.name, unit.role, queues_of(unit), login
+            member.identity if member is not None else None,
+            unit.name,
+            unit.role,
+            queues_of(unit),
+            login,
+            public=public,
         )
         return msgspec.json.encode(MemberConfig(identity=identity, generation=config.generation))
     return None
@@ -208,9 +242,8 @@ def _of_generation(there: Any, config: UnitConfig) -> Any:
     return there if there is not None and there.generation == config.generation else None
 
 
-def _for_broker(
-    authority: Authority, settings: BrokerSettings, folder: Path, there: BrokerConfig | None
-) -> bytes:
+def _for_broker(authority: Authority, settings: BrokerSettings, there: BrokerConfig | None) -> BrokerConfig:
+    """All but its key and its certificate."""
     guard = authority.guard()
     assert guard is not None, "a broker of the user's own is not ours to run"
     made = BrokerConfig(
@@ -220,14 +253,11 @@ def _for_broker(
         signer=guard.signer,
         system_account=guard.system_account,
         accounts=dict(guard.accounts),
-        certificate=str(folder / guard.certificate.name),
-        key=str(folder / guard.key.name),
     )
-    if there is not None and set(made.accounts) == set(there.accounts):
+    if there is not None and (there.signer, set(there.accounts)) == (made.signer, set(made.accounts)):
         # Tokens of the same keys say the same, and only when they were made differs.
-        same = msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts)
-        made = there if same == there else made
-    return msgspec.json.encode(made)
+        made = msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts)
+    return made
 
 
 def ticket_for(
@@ -254,6 +284,38 @@ def _fitting(
         return ticket if ticket.login == authority.external else None
     ours = tokens.read_token(ticket.login.jwt, authority.issuer) is not None
     return ticket if ours and (ticket.login.urls, ticket.login.ca) == (login.urls, login.ca) else None
+
+
+# ---- Where a unit is
+
+
+def new_key(role: RoleName) -> str:
+    """A new key for a unit of `role`: its secret half, as text. Empty for one that has none."""
+    if role == "balancer":
+        return ""
+    return keys.new_tls_key() if role == "broker" else keys.new_seed("user")
+
+
+def public_of(role: RoleName, key: str) -> str:
+    """What `make_config` wants to know of a key that `new_key` made for `role`. Raises keys.BadKey."""
+    if role == "balancer":
+        return ""
+    return keys.public_tls_key(key) if role == "broker" else keys.public(key)
+
+
+def with_seed(data: bytes, key: str) -> bytes:
+    """A file of `make_config` with the secret half of the key that it was made for. Raises Usage."""
+    member = _decoded(data, MemberConfig)
+    if member is not None:
+        login = member.identity.login
+        if not login.jwt or login.seed:
+            return data  # of a broker of the user's own: it is lent to all, or there is none
+        identity = msgspec.structs.replace(member.identity, login=msgspec.structs.replace(login, seed=key))
+        return msgspec.json.encode(msgspec.structs.replace(member, identity=identity))
+    found = _decoded(data, ControlPlaneConfig) or _decoded(data, BrokerConfig)
+    if found is not None:
+        return msgspec.json.encode(msgspec.structs.replace(found, seed=key))
+    raise Usage("this is no file of a unit", hint="use one version of mvmci on both machines")
 
 
 # ---- In the control plane

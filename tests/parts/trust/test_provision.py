@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import RoleName, Unit, UnitConfig
-from mvmci.cluster.identity import Login, decode_ticket
+from mvmci.cluster.identity import TLS_NAME, Login, decode_ticket
 from mvmci.errors import Usage
 from mvmci.system import keys
 from mvmci.trust import provision, tokens
@@ -96,7 +97,7 @@ def test_a_broker_gets_no_seed(authority: Authority) -> None:
     text = made(authority, BROKER).decode()
     assert not [seed for seed in (authority.operator, authority.account, authority.system) if seed in text]
     told = msgspec.json.decode(text, type=BrokerConfig)
-    assert told.guard().key == Path("/run/secrets/broker.key")
+    assert told.guard(Path()).key == Path("/run/secrets/broker.key")
     assert authority.issuer in told.accounts
 
 
@@ -175,6 +176,91 @@ def test_a_token_that_a_unit_renewed_is_kept_and_one_that_it_is_given_later_is_t
     assert first.settled(path) == renewed.identity, "it has a newer one"
     other = given(0, generation=1)
     assert other.settled(path) == other.identity, "its key is another"
+
+
+HOST = {"names": ("box",), "addresses": ("192.0.2.7", "2001:db8::7")}
+
+
+def given(authority: Authority, config: UnitConfig, key: str, there: bytes = b"") -> bytes:
+    """The file of a unit whose key lies elsewhere."""
+    public = provision.public_of(config.unit.role, key)
+    data = make_config(config, authority, there, keys_in=KEYS, public=public, **HOST)
+    assert data is not None
+    return data
+
+
+@pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
+def test_a_key_that_was_made_elsewhere_stays_there(role: RoleName, authority: Authority) -> None:
+    wanted = BROKER if role == "broker" else config(role)
+    key = provision.new_key(role)
+    data = given(authority, wanted, key)
+    secret = key.splitlines()[1] if role == "broker" else key
+    assert secret not in data.decode()
+    assert secret not in provision.public_of(role, key)
+    assert given(authority, wanted, key, data) == data, "the same again is the same file"
+    if role != "control-plane":
+        assert given(authority, wanted, provision.new_key(role), data) != data
+    whole = provision.with_seed(data, key)
+    kinds: dict[str, Any] = {"broker": BrokerConfig, "control-plane": ControlPlaneConfig}
+    found = msgspec.json.decode(whole, type=kinds.get(role, MemberConfig))
+    held = found.identity.login.seed if isinstance(found, MemberConfig) else found.seed
+    assert held == key
+
+
+def test_a_unit_whose_key_was_made_elsewhere_is_who_it_would_be_else(
+    authority: Authority, tmp_path: Path
+) -> None:
+    key = provision.new_key("worker")
+    data = provision.with_seed(given(authority, config("worker"), key), key)
+    identity = msgspec.json.decode(data, type=MemberConfig).settled(tmp_path / "identity.json")
+    claims = tokens.read_token(identity.login.jwt, authority.issuer)
+    assert claims is not None
+    assert (claims.sub, claims.name, claims.queues) == (keys.public(key), "worker-1", ("default",))
+    key = provision.new_key("control-plane")
+    data = provision.with_seed(given(authority, config("control-plane"), key), key)
+    plane = msgspec.json.decode(data, type=ControlPlaneConfig)
+    assert plane.identity(tmp_path / "plane.json").login.seed == key
+
+
+def test_a_broker_elsewhere_gets_a_certificate_for_its_host(authority: Authority, tmp_path: Path) -> None:
+    key = provision.new_key("broker")
+    data = provision.with_seed(given(authority, BROKER, key), key)
+    guard = msgspec.json.decode(data, type=BrokerConfig).guard(tmp_path)
+    for path, text in guard.files.items():
+        Path(path).write_text(text)
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(guard.certificate, guard.key)  # type: ignore[arg-type]
+    told = ssl._ssl._test_decode_cert(str(guard.certificate))  # type: ignore[attr-defined]
+    assert told["subjectAltName"] == (
+        ("DNS", TLS_NAME),
+        ("DNS", "box"),
+        ("IP Address", "192.0.2.7"),
+        ("IP Address", "2001:DB8:0:0:0:0:0:7"),
+    )
+    moved = make_config(BROKER, authority, data, keys_in=KEYS, public=provision.public_of("broker", key))
+    assert moved is not None
+    assert msgspec.json.decode(moved, type=BrokerConfig).tls not in ("", guard.files[str(guard.certificate)])
+
+
+def test_the_login_to_a_broker_of_the_users_own_is_not_given_another_key(tmp_path: Path) -> None:
+    lent = Login(urls=("nats://x:1",), jwt="eyJ.a.b", seed=keys.new_seed("user"))
+    external = Authority.of_external(tmp_path / "lent", lent)
+    key = provision.new_key("worker")
+    data = given(external, config("worker", dial=lent.urls), key)
+    assert msgspec.json.decode(provision.with_seed(data, key), type=MemberConfig).identity.login == lent
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff"])
+def test_what_is_no_file_of_a_unit_gets_no_key(data: bytes) -> None:
+    with pytest.raises(Usage, match="no file of a unit"):
+        provision.with_seed(data, "key")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"]
+)
+def test_only_a_key_gets_a_certificate(text: str, authority: Authority) -> None:
+    with pytest.raises(keys.BadKey):
+        authority.sign_certificate(text)
 
 
 def test_whom_units_believe_is_told_apart_and_tells_nothing(authority: Authority, tmp_path: Path) -> None:
