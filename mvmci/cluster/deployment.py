@@ -133,10 +133,13 @@ def workers(topology: Topology) -> Iterator[Unit]:
     """The workers of the file. They are always told of isolation: one day, the engine may be in them."""
     for group in topology.groups:
         slots = (f"--slots={group.slots}",) if group.slots is not None else ()
-        queues = (f"--queue={queue}" for queue in group.queues)
-        labels = (f"--label={key}={value}" for key, value in sorted(group.labels.items()))
-        told = (*slots, *queues, *labels, *_isolation(topology))
-        yield from deal(group.name, "worker", group.count, group.hosts or hosts_of(topology), told)
+        queues = [f"--queue={queue}" for queue in group.queues]
+        for unit in deal(group.name, "worker", group.count, group.hosts or hosts_of(topology), ()):
+            host = topology.hosts.get(unit.host)
+            own = host.labels if host is not None else {}  # a host knows better what it is than a group
+            labels = (f"--label={key}={value}" for key, value in sorted((group.labels | own).items()))
+            told = (*slots, *queues, *labels, *_isolation(topology))
+            yield msgspec.structs.replace(unit, options=told)
 
 
 def _isolation(topology: Topology) -> Iterator[str]:

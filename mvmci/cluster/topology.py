@@ -61,6 +61,30 @@ Address = Annotated[
     Meta(pattern=r"^[A-Za-z0-9:_\[][A-Za-z0-9.:_\[\]-]{0,252}$", description="a host name or an IP address"),
 ]
 User = Annotated[str, Meta(pattern="^[A-Za-z_][A-Za-z0-9_.-]{0,31}$", description="a user's name")]
+Jump = Annotated[
+    str,
+    Meta(
+        pattern=r"^([A-Za-z_][A-Za-z0-9_.-]{0,31}@)?(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_][A-Za-z0-9._-]{0,252})(:[0-9]{1,5})?$",
+        description="another host of the file, or USER@ADDRESS:PORT of one that is not in it",
+    ),
+]
+HostKey = Annotated[
+    str,
+    Meta(
+        pattern=r"^(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp\d+) [A-Za-z0-9+/]{16,4096}={0,2}( [^\n]*)?$",
+        description="a host's public key, as `ssh-keyscan` prints it: ssh-ed25519 AAAA…",
+    ),
+]
+PythonName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(/[^\x00-\x1f\x7f]{1,4095}|[A-Za-z0-9._-]{1,255})$",
+        description="a Python's name or its absolute path",
+    ),
+]
+Folder = Annotated[
+    str, Meta(pattern=r"^/[^\x00-\x1f\x7f]{1,1023}$", description="the absolute path of a directory")
+]
 Listen = Annotated[
     str,
     Meta(
@@ -113,11 +137,25 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class HostSection(_Section, frozen=True, kw_only=True):
-    """One machine. Under `local` it is only a name."""
+    """One machine. Under `local` and `compose` it is only a name.
+
+    Under `ssh`, its `address` is where it is dialled, by us and by the other hosts; its name, if absent.
+    `key` is the file of a private key, relative to the cluster file's folder; without one, those of the
+    agent and of ~/.ssh count. `host_key` is the only key that the host may have; without one, known_hosts
+    says. `directory` is what mvmci keeps there. Every worker on it has its `labels`. An `absent` one is
+    emptied.
+    """
 
     address: Address | None = None
     user: User | None = None
     port: Port = 22
+    key: FilePath | None = None
+    jump: Jump | None = None
+    host_key: HostKey | None = None
+    python: PythonName | None = None
+    directory: Folder | None = None
+    service: Literal["auto", "system", "user", "none"] = "auto"
+    labels: dict[LabelKey, LabelValue] = {}
     state: Literal["present", "absent"] = "present"
 
 
@@ -339,7 +377,6 @@ def schema() -> dict[str, Any]:
     whole = msgspec.json.encode(head | body | {"definitions": parts})  # its defaults are structs and tuples
     found: dict[str, Any] = _without_ref_siblings(msgspec.json.decode(whole))
     # Who writes what a later version will do gets a sentence, but nobody is told to.
-    found["definitions"]["Topology"]["properties"]["runtime"]["enum"].remove("ssh")
     found["definitions"]["BrokerSection"]["properties"]["hosts"]["maxItems"] = 1
     return found
 
@@ -366,11 +403,20 @@ def _check_hosts(topology: Topology) -> Iterator[_Finding]:
     present = [name for name, host in topology.hosts.items() if host.state == "present"]
     if topology.hosts and not present:
         yield ("hosts",), "every host is absent", "Leave one present; `mvmci down` removes a whole cluster."
-    if topology.runtime == "ssh":
-        hint = (
-            "There are local and compose. Other machines join with a ticket: `mvmci worker --join @ticket`."
-        )
-        yield ("runtime",), "runtime ssh is not in this version", hint
+    if topology.runtime == "ssh" and not topology.hosts:
+        hint = "Add hosts: {a: {address: 10.0.0.5, user: ci}}."
+        yield ("runtime",), "runtime ssh needs hosts", hint
+    for name, host in topology.hosts.items():
+        seen = [name]
+        while (jump := topology.hosts[seen[-1]].jump) in topology.hosts:
+            seen.append(jump)
+            if jump == name:
+                hint = "One of them must be reached without the other."
+                yield ("hosts", name, "jump"), f"the jumps go in a circle: {' → '.join(seen)}", hint
+            if seen.count(jump) > 1:
+                break
+        if host.jump is not None and not 1 <= int(host_and_port(host.jump)[1] or 22) <= 65_535:
+            yield ("hosts", name, "jump"), f"the port of `{host.jump}` must be from 1 to 65535", None
 
 
 def _check_host_names(role: str) -> Callable[[Topology], Iterator[_Finding]]:

@@ -383,7 +383,6 @@ async def test_a_cluster_that_was_brought_up_elsewhere_is_neither_hidden_nor_for
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ("runtime: ssh\nhosts: {a: {address: a}}", "runtime ssh is not in this version"),
         (
             "hosts: {a: {}, b: {}, c: {}}\nbroker: {hosts: [a, b, c]}",
             "a replicated broker is not in this version",

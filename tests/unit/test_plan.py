@@ -121,6 +121,17 @@ def test_a_worker_is_told_what_the_file_says_of_workers() -> None:
     )
 
 
+def test_a_worker_has_the_labels_of_its_host_and_of_its_group_and_the_host_knows_better() -> None:
+    text = """
+        cluster: demo
+        hosts: {a: {labels: {arch: arm64}}, b: {}}
+        workers: {count: 2, labels: {arch: amd64, spot: yes}}
+    """
+    a, b = planned(text).units[-2:]
+    assert a.options[-2:] == ("--label=arch=arm64", "--label=spot=yes")
+    assert b.options[-2:] == ("--label=arch=amd64", "--label=spot=yes")
+
+
 def test_nothing_but_workers_depends_on_what_the_file_says_of_workers() -> None:
     few = planned("cluster: d\nworkers: {count: 3}\n").units
     many = planned("cluster: d\nworkers: {count: 5}\n").units

@@ -301,8 +301,22 @@ CROSS = [
         SMALLEST + "access: pool\nexecutors: {balancer: nginx}\n",
         ["4:23 `executors.balancer` must be one of haproxy, not `nginx`"],
     ),
-    (SMALLEST + "runtime: ssh\n", ["3:10 runtime ssh is not in this version"]),
-    (SMALLEST + "hosts: {a: {}}\nruntime: ssh\n", ["4:10 runtime ssh is not in this version"]),
+    (SMALLEST + "runtime: ssh\n", ["3:10 runtime ssh needs hosts"]),
+    (
+        SMALLEST + "hosts: {a: {jump: b}, b: {jump: c}, c: {jump: b}}\n",
+        ["3:33 the jumps go in a circle: b → c → b", "3:47 the jumps go in a circle: c → b → c"],
+    ),
+    (
+        SMALLEST + "hosts: {a: {jump: 'x@b:70000'}}\n",
+        ["3:19 the port of `x@b:70000` must be from 1 to 65535"],
+    ),
+    (
+        SMALLEST + "hosts: {a: {host_key: AAAA}}\n",
+        [
+            "3:23 `hosts.a.host_key` must be a host's public key, as `ssh-keyscan` prints it: "
+            "ssh-ed25519 AAAA…, not `AAAA`"
+        ],
+    ),
     (SMALLEST + "hosts: {a: {state: absent}}\n", ["3:8 every host is absent"]),
     (
         "cluster: d\nworkers: []\n",
@@ -465,7 +479,7 @@ def test_editors_can_read_the_schema_and_it_says_what_this_version_takes() -> No
         assert not list(problems(Reading(text, topology.Topology, name="", examples={}).values)), file
     smallest = {"cluster": "a", "workers": {}}
     assert not list(problems(smallest | {"runtime": "compose"}))
-    assert list(problems(smallest | {"runtime": "ssh"}))
+    assert not list(problems(smallest | {"runtime": "ssh"}))
     assert list(problems(smallest | {"broker": {"hosts": ["a", "b", "c"]}}))
     assert list(problems(smallest | {"broker": {"stor": "1GiB"}}))
     text = json.dumps(schema)
