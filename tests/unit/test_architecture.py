@@ -46,6 +46,7 @@ PURE = {"jobs", "cluster"}
 API = {f"mvmci.api.{name}" for name in ("answers", "app", "bodies", "engine", "jobs")}
 OWNERS = {
     "aiohttp": {"mvmci.engines.embedded.effects.http", "mvmci.engines.http", *API},
+    "asyncssh": {"mvmci.runtimes.ssh.connection"},
     "cryptography": {"mvmci.system.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},
