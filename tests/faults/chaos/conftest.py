@@ -14,9 +14,9 @@ import pytest
 from mvmci.cluster.identity import Identity
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Joined
-from tests.faults.chaos import hosts, without
-from tests.faults.chaos.hosts import Network, network
+from tests.faults.chaos import without
 from tests.harness.cluster import Cluster
+from tests.harness.network import Network, missing, network
 from tests.harness.places import need
 from tests.harness.program import Mvmci
 
@@ -55,10 +55,10 @@ def make(program: Mvmci, tmp_path: Path) -> Iterator[Make]:
 
 
 @pytest.fixture
-def lan(tmp_path: Path) -> Iterator[Network]:
+def lan() -> Iterator[Network]:
     """A network of this machine, for hosts with addresses of their own."""
-    need(not hosts.missing(), hosts.missing())
-    with network(tmp_path) as found:
+    need(not missing(), missing())
+    with network() as found:
         yield found
 
 

@@ -13,12 +13,13 @@ from mvmci.cluster.identity import decode_ticket
 from mvmci.journals.reader import load
 from mvmci.store import Store
 from tests.faults.chaos.conftest import Make, join
-from tests.faults.chaos.hosts import Network
+from tests.faults.chaos.hosts import Host
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, once
 from tests.faults.chaos.test_stopped_worker import unit_of
 from tests.harness.cluster import Cluster
+from tests.harness.network import Network
 from tests.harness.waiting import LONG_S, until_journal
 
 SECOND = "second"
@@ -67,7 +68,7 @@ async def until_at_work(client: Client) -> None:
 
 
 async def test_a_second_host_joins_over_tls_and_comes_back_after_its_cable_was_out(
-    make: Make, closing: AsyncExitStack, lan: Network, zipapp: Path
+    make: Make, closing: AsyncExitStack, lan: Network, zipapp: Path, tmp_path: Path
 ) -> None:
     outside = await closing.enter_async_context(Outside(slow_s=0.3, seed=1).serve(lan.address))
     cluster = make(TOPOLOGY.format(allow=outside.allow))
@@ -76,7 +77,7 @@ async def test_a_second_host_joins_over_tls_and_comes_back_after_its_cable_was_o
     client = Client(joined.store, outside, random.Random(1))
     await client.prepare("script", "sleeper", "hello")
 
-    host = lan.host(SECOND)
+    host = Host(lan.add(SECOND), tmp_path / SECOND)
     there = host.program(zipapp)
     ticket = shutil.copy(cluster.folder / "ticket", host.home / "ticket")
     login = decode_ticket(Path(ticket).read_text()).login
@@ -91,13 +92,13 @@ async def test_a_second_host_joins_over_tls_and_comes_back_after_its_cable_was_o
         loading = asyncio.create_task(client.run(UNPLUGGED_S + 2 * AROUND_S, EVERY_S))
         await asyncio.sleep(AROUND_S)
         await until_at_work(client)
-        host.unplug()
+        host.namespace.unplug()
         try:
             await asyncio.sleep(UNPLUGGED_S / 2)
             assert SECOND not in await members(client.store)
             await asyncio.sleep(UNPLUGGED_S / 2)
         finally:
-            host.plug()
+            host.namespace.plug()
         async with asyncio.timeout(LONG_S):
             while SECOND not in await members(client.store):  # noqa: ASYNC110 (nobody tells of it)
                 await asyncio.sleep(0.1)
