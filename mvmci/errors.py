@@ -93,6 +93,18 @@ class EngineAway(MvmciError):
     """The engine of this cluster cannot be reached from here. Its jobs wait."""
 
 
+class HostAway(MvmciError):
+    """A host of the cluster does not answer, or no more. It may again."""
+
+    exit_code = EXIT_UNREACHABLE
+
+
+class HostRefused(MvmciError):
+    """A host of the cluster does not prove who it is, or does not let us in. Nothing was done on it."""
+
+    exit_code = EXIT_REFUSED
+
+
 class HostFull(MvmciError):
     """This machine has no room for what a job needs. Another may have."""
 
