@@ -1,3 +1,3 @@
 """mvmci: durable WebAssembly CI on hosts you own, in one file."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

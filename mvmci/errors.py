@@ -16,6 +16,7 @@ EXIT_REFUSED = 7  # a ticket or a credential
 EXIT_VERSIONS = 8
 EXIT_TIMED_OUT = 124
 EXIT_INTERNAL = 125  # ours, not the job's
+FOR_GOOD = (EXIT_REFUSED, EXIT_VERSIONS)  # a unit ends so again, under the same program and key
 
 
 class MvmciError(Exception):

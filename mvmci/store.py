@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -27,6 +27,7 @@ import msgspec
 from mvmci.errors import NotFound
 from mvmci.jobs.job import INLINE_BYTES_MAX, Count, Payload, Time
 from mvmci.jobs.journal import Entry, Lease, MessageKind
+from mvmci.wire import OLDEST, Level, is_understood
 
 CHUNK_BYTES_MAX = 64 << 10
 MESSAGE_BYTES_MAX = 1 << 20  # nats-server's default limit, and ours for every store
@@ -190,7 +191,10 @@ class Blobs(Protocol):
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a unit tells of itself, for people who look."""
+    """What a unit tells of itself, for people who look.
+
+    A `state` that is neither "ready" nor "draining" is of a newer build: it is there, and takes no jobs.
+    """
 
     role: str = ""
     host: str = ""
@@ -201,16 +205,20 @@ class About(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     isolation: str = ""
     version: str = ""
     engine: str = ""  # the `ClusterSettings.engine` that it uses now; workers have one
-    state: Literal["ready", "draining"] = "ready"
+    state: str = "ready"
     trouble: str = ""  # why it can run no job now
     drained: bool = False  # it was told so by `mvmci drain`, and stays so when it is started again
+    wire: int = 0  # the newest level that it understands (`mvmci.wire`)
+    oldest: int = OLDEST  # and the oldest
+    build: str = ""  # what tells its program from another one of the same version
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A unit that is there, the jobs that it holds, `id@epoch`, and those whose hints it keeps.
 
     `waits` says of jobs that it keeps why they cannot begin yet. `first` and `last` are the places of its
-    first word and of the one before this one in the order of all units' words; 0 is not known.
+    first word and of the one before this one in the order of all units' words; 0 is not known. `wire` is
+    the level at which it says so.
     """
 
     unit: str
@@ -221,6 +229,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     about: About = About()
     first: int = 0
     last: int = 0
+    wire: int = 0
 
     def is_beside(self, other: Member) -> bool:
         """Whether two incarnations of a unit run at the same time, as copies of one identity do: each has
@@ -231,6 +240,11 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def jobs(self) -> set[str]:
         """The ids of the jobs that it holds."""
         return {held.partition("@")[0] for held in self.holds}
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether all that it says is understood here; else it may hold any job."""
+        return is_understood(self.wire)
 
 
 def copies(members: Iterable[Member]) -> dict[str, str]:
@@ -305,10 +319,14 @@ class Store:
     blobs: Blobs
     presence: Presence
     close: Callable[[], Awaitable[None]]  # lets go of everything; what was written stays
+    level: Level = field(default_factory=Level)  # at which is written there
 
 
 class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a cluster is and allows: the key `settings` of its CONFIG, which every unit reads."""
+    """What a cluster is and allows: the key `settings` of its CONFIG, which every unit reads.
+
+    `wire` is the level at which all write (`mvmci.wire`): control planes raise it, and nobody lowers it.
+    """
 
     allow_http: tuple[str, ...] = ()
     allow_exec: tuple[str, ...] = ()
@@ -317,8 +335,9 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     store_bytes: int = 10 << 30  # of all streams together
     queues: tuple[str, ...] = ("default",)  # of the topology; tickets may add others
     min_isolation: str = "process"
-    isolation: Literal["reuse", "per-job"] = "reuse"
+    isolation: str = "reuse"
     engine: str = "embedded"  # how workers reach one: "embedded", "broker", or a URL, http(s)://host:port
+    wire: int = 0
 
 
 async def load_text(blobs: Blobs, payload: Payload) -> str:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 GAPS_SHOWN = 20
+BUILD_SHOWN_CHARS = 7
 MARKS = {"start": "+", "restart": "~", "stop": "-"}
 READY_IN = "60s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
@@ -305,7 +306,7 @@ def _cells(row: UnitRow) -> dict[str, str]:
         "QUEUES": ",".join(row.queues),
         "LABELS": ",".join(f"{key}={value}" for key, value in sorted(row.labels.items())),
         "ISOLATION": row.isolation or "",
-        "VERSION": row.version or "",
+        "VERSION": "+".join(filter(None, (row.version, (row.build or "")[:BUILD_SHOWN_CHARS]))),
         "ADDRESS": row.address or "",
         "REASON": row.reason or "",
     }

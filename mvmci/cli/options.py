@@ -5,6 +5,7 @@ A place is a cluster that this machine is a client of, or the store of `run` on 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import os
@@ -180,7 +181,7 @@ class Location:
         name = find_cluster(self.state, self.cluster)
         try:
             async with open_client(self.state / name) as cluster:
-                loss = await cluster.config.loss()
+                _, loss = await asyncio.gather(cluster.config.settings(), cluster.config.loss())
                 say_loss(loss.what if loss is not None else ())
                 yield cluster.store
         except StoreUnavailable as away:

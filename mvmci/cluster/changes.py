@@ -12,7 +12,7 @@ import msgspec
 
 from mvmci.cluster.deployment import BROKER, EMBEDDED, ROLES, SERVING, RoleName, Unit, UnitConfig
 from mvmci.config.quantity import format_size
-from mvmci.errors import EXIT_REFUSED
+from mvmci.errors import EXIT_REFUSED, EXIT_VERSIONS
 
 UnitState = Literal["starting", "ready", "draining", "down"]
 AFTER_MOVE = "once no worker uses it"
@@ -41,6 +41,11 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
     def refused(self) -> bool:
         """Whether it is down because its credential was not taken: it would not be under the same again."""
         return self.state == "down" and self.last_exit == EXIT_REFUSED
+
+    @property
+    def outdated(self) -> bool:
+        """Whether it is down because the cluster speaks at a level that its program does not understand."""
+        return self.state == "down" and self.last_exit == EXIT_VERSIONS
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):

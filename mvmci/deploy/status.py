@@ -34,6 +34,7 @@ class UnitRow(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     address: str | None = None  # where others dial it
     drained: bool = False  # by `mvmci drain`, and not because it stops
+    build: str | None = None  # what tells its program from another one of the same version
 
     @property
     def is_settled(self) -> bool:
@@ -130,7 +131,7 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
     about = member.about
     return msgspec.structs.replace(
         row,
-        state=about.state,
+        state="ready" if about.state == "ready" else "draining",  # in others, too, it takes no jobs
         pid=row.pid or (about.pid if about.host == here else None),
         slots=about.slots,
         busy=len(member.jobs | set(member.keeps)),
@@ -138,6 +139,7 @@ def _with_word(row: UnitRow, member: Member, here: str) -> UnitRow:
         labels=about.labels,
         isolation=about.isolation or None,
         version=about.version or None,
+        build=about.build or None,
         drained=about.drained,
         reason=about.trouble or ("drained by `mvmci drain`" if about.drained else None),
     )

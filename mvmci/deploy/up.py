@@ -301,6 +301,8 @@ class Up:
             crashes = one.restarts - self._crashed_before.get(one.name, 0)
             if one.refused:
                 raise self._partly(f"{one.name} was refused: {one.reason}")
+            if one.outdated:
+                raise self._partly(f"{one.name} does not fit the cluster: {one.reason}")
             if one.state == "down" and crashes >= CRASHES_MAX:
                 raise self._partly(f"{one.name} went down {crashes} times: {one.reason}")
 

@@ -8,6 +8,7 @@ run at once, and each is right again as soon as it has read the streams.
     reconciler    jobs that nobody is looking at
     retention     what may be forgotten
     watch         whether all that was acknowledged is still there
+    level         at which all write: the next one, when all understand it
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import NoReturn
 import msgspec
 
 from mvmci.errors import StoreUnavailable
+from mvmci.roles.leveller import Leveller
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
 from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
@@ -50,6 +52,7 @@ class ControlPlane:
         self.reconciler = Reconciler(cluster, now_ms=clock_ms, paused=lambda: self.watch.loss is not None)
         self.watch = Watch(cluster, witness, open_jobs=self.reconciler.open_jobs, now_ms=clock_ms)
         self.retention = Retention(cluster, self.watch, lambda: self.settings.jobs_ms, clock_ms)
+        self.leveller = Leveller(cluster)
         self._maintained: tuple[ClusterSettings, list[str]] | None = None
         self._look = asyncio.Event()
         self._copied: set[str] = set()  # the units whose identities are known to run twice
@@ -74,7 +77,9 @@ class ControlPlane:
             try:
                 self.settings = await read_settings(self.cluster)
                 await self.maintain()
-                self._name_copies(await self.cluster.store.presence.members())
+                members = await self.cluster.store.presence.members()
+                self._name_copies(members)
+                await self.leveller.look(members)
             except StoreUnavailable as away:
                 log.info("cannot maintain the streams: %s; will retry", away.message)
             try:

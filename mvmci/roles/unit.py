@@ -31,7 +31,7 @@ from mvmci.cluster.identity import Identity, UnitRole
 from mvmci.config.quantity import format_duration
 from mvmci.engines import open_embedded
 from mvmci.engines.embedded.engine import Embedded
-from mvmci.errors import StoreUnavailable
+from mvmci.errors import StoreUnavailable, VersionsDiffer
 from mvmci.jobs.allow import Allow
 from mvmci.store import About, ClusterSettings
 from mvmci.stores import open_cluster
@@ -39,10 +39,12 @@ from mvmci.stores.cached import CachedBlobs
 from mvmci.stores.nats import Cluster
 from mvmci.system.files import private_folder
 from mvmci.system.lock import hold
+from mvmci.system.processes import program_digest
 from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
 from mvmci.trust.provision import MemberConfig, read_config
+from mvmci.wire import OLDEST, WIRE
 
 JOIN_PAUSE_S = 0.5
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
@@ -50,6 +52,7 @@ SETTINGS_WAIT_S = 0.2
 _LOOK_EVERY_S = 10.0  # at the settings: a word that they changed may be lost
 READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
 READY_EVERY_S = 2.0
+BUILD_CHARS = 12  # of the digest by which builds are told apart
 GARBAGE_MIN = 10_000  # objects more than before, until the collector looks at them
 CACHE_BYTES = 2 << 30
 TAKE_JOBS = ("worker", "executor")
@@ -140,7 +143,16 @@ async def join(options: UnitOptions, role: UnitRole) -> tuple[Identity, Path]:
 
 def about_unit(role: UnitRole, **more: Any) -> About:
     """What a unit tells of itself; `more` is what its role adds."""
-    return About(role=role, host=socket.gethostname(), pid=os.getpid(), version=__version__, **more)
+    return About(
+        role=role,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=__version__,
+        wire=WIRE,
+        oldest=OLDEST,
+        build=program_digest()[:BUILD_CHARS],
+        **more,
+    )
 
 
 def allowed(settings: ClusterSettings) -> Allow:
@@ -194,7 +206,8 @@ async def run_unit(
     """Be the unit `identity`, which is kept at `path`, until cancelled. Who `maintains` makes the streams.
 
     Raises TicketRefused when the credential is refused, LockHeld when another process of this machine is
-    that unit, and what ends the role.
+    that unit, VersionsDiffer when the cluster speaks at a level that this build does not understand (what
+    is in work is seen to its end before, within the grace), and what ends the role.
     """
     with hold(private_folder(path.parent) / "lock", f"is {identity.unit} already", ANOTHER):
         await _run_only(identity, path, open_role, grace_ms=grace_ms, maintains=maintains)
@@ -210,6 +223,8 @@ async def _run_only(
 ) -> NoReturn:
     cluster = await connect(identity, maintains=maintains)
     try:
+        with suppress(StoreUnavailable):  # whoever needs the settings waits for them
+            await cluster.config.settings()  # before anything is written at a level that is none any more
         log.info("%s has joined %s", identity.unit, identity.cluster)
         async with open_role(cluster) as role:
             await cluster.store.presence.describe(role.about)
@@ -250,13 +265,19 @@ async def connect(identity: Identity, *, maintains: bool = False) -> Cluster:
 async def _run_parts(
     *parts: Coroutine[Any, Any, None], drain: Callable[[], Awaitable[None]], grace_ms: int
 ) -> NoReturn:
-    """Run `parts` until one fails, which is raised, or until cancelled: then `drain` within the grace."""
+    """Run `parts` until one fails, which is raised, or until cancelled: then `drain` within the grace.
+
+    So too where the cluster becomes newer than this build: what is in work is still understood by all.
+    """
     running = [asyncio.create_task(part) for part in parts]
     try:
         await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
         failure = next(found for task in running if task.done() and (found := task.exception()) is not None)
         while isinstance(failure, BaseExceptionGroup):
             failure = failure.exceptions[0]
+        if isinstance(failure, VersionsDiffer):
+            log.info("%s: draining for at most %s", failure.message, format_duration(grace_ms))
+            await at_most(grace_ms / 1000, drain())
         raise failure
     except asyncio.CancelledError:
         log.info("stopping: draining for at most %s", format_duration(grace_ms))

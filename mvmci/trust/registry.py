@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mvmci.cluster.identity import Login, Ticket, TicketRole, UnitRole
+from mvmci.cluster.identity import Login, Ticket, TicketRole
 from mvmci.errors import Conflict, NotFound, StoreUnavailable
 from mvmci.stores.nats.config import Config, Setting
 from mvmci.stores.nats.link import Link
@@ -32,7 +32,7 @@ _TRIES_MAX = 20  # of a compare-and-set
 class TicketRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A ticket that was made. `key` is that of its bootstrap credential; times are ms since 1970."""
 
-    role: TicketRole
+    role: str
     queues: tuple[str, ...] = ()
     expires_at: int = 0
     uses: int = 1  # 0 is any number
@@ -43,15 +43,19 @@ class TicketRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class UnitRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A unit that enrolled. `ticket` is empty for one that `up` started."""
+    """A unit that enrolled. `ticket` is empty for one that `up` started.
+
+    `wire` is the newest level that it understood when it was last there.
+    """
 
     key: str
-    role: UnitRole
+    role: str
     queues: tuple[str, ...] = ()
     ticket: str = ""
     host: str = ""
     since: int = 0
     revoked: int = 0
+    wire: int = 0
 
 
 _T = TypeVar("_T", TicketRecord, UnitRecord)
@@ -228,5 +232,6 @@ async def _revoked(config: Config, account: Account) -> frozenset[str]:
         records: list[TicketRecord | UnitRecord] = [*(await read_tickets(config)).values()]
     else:
         units = await read_units(config)
-        records = [unit for unit in units.values() if ACCOUNTS[unit.role] == account]
+        roles = {role for role, of in ACCOUNTS.items() if of == account}
+        records = [unit for unit in units.values() if unit.role in roles]
     return frozenset(record.key for record in records if record.revoked and record.key)

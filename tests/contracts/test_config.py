@@ -6,11 +6,13 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
-from mvmci.errors import Conflict, StoreUnavailable
+from mvmci.errors import Conflict, StoreUnavailable, VersionsDiffer
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster, dial_cluster, remove
+from mvmci.wire import WIRE
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.waiting import LONG_S
@@ -73,3 +75,44 @@ async def test_a_call_is_answered_by_who_serves_it_and_else_refused_at_once(clus
     await stop()
     with pytest.raises(StoreUnavailable, match="no stream"):
         await cluster.link.call("x.a", b"b")
+
+
+async def test_the_level_that_settings_name_is_spoken_from_then_on(cluster: Cluster) -> None:
+    await cluster.config.put_settings(ClusterSettings(wire=WIRE))
+    await cluster.config.settings()
+    assert cluster.store.level.spoken == WIRE
+
+
+async def test_settings_that_are_written_anew_keep_the_level(cluster: Cluster) -> None:
+    await cluster.config.put_settings(ClusterSettings())
+    assert await cluster.config.raise_level(WIRE)
+    assert not await cluster.config.raise_level(WIRE)
+    await cluster.config.put_settings(ClusterSettings(allow_http=("http://a/",)))
+    found = await cluster.config.settings()
+    assert found == ClusterSettings(allow_http=("http://a/",), wire=WIRE)
+
+
+@pytest.mark.parametrize("wire", [WIRE + 1, WIRE + 98])
+async def test_settings_of_a_newer_level_are_not_taken_for_damaged_and_not_overwritten(
+    cluster: Cluster, wire: int
+) -> None:
+    """Whatever else of them a newer build may have changed."""
+    newer = msgspec.json.encode({"wire": wire, "isolation": {"of": "another kind"}, "new": [1]})
+    await cluster.config.put("settings", newer)
+    for question in (
+        cluster.config.settings(),
+        cluster.config.put_settings(ClusterSettings()),
+        cluster.config.raise_level(WIRE),
+    ):
+        with pytest.raises(VersionsDiffer, match="the cluster is newer"):
+            await question
+    found = await cluster.config.get("settings")
+    assert found is not None
+    assert found.value == newer
+
+
+async def test_fields_and_values_of_settings_that_are_not_known_are_passed_over(cluster: Cluster) -> None:
+    await cluster.config.put("settings", b'{"isolation":"per-guest","queues":["a"],"colour":"blue"}')
+    found = await cluster.config.settings()
+    assert found is not None
+    assert (found.queues, found.isolation) == (("a",), "per-guest")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.jobs.journal import Lease
 from mvmci.store import Presence, Store, copies
+from mvmci.wire import WIRE
 from tests.conftest import LISTENING, PLACES, OpenStore, Place
 from tests.harness.waiting import until_true
 
@@ -190,3 +193,41 @@ async def test_who_runs_beside_itself_is_told_apart_and_who_was_started_again_is
     await until_true(both)
     assert await stays(both, GONE_S)
     assert list(copies(await reader.presence.members())) == ["u1"]
+
+
+WORDS = {
+    "of a newer level": {"wire": WIRE + 1, "holds": [], "about": {"wire": WIRE + 1, "role": "worker"}},
+    "of a much newer one": {"wire": WIRE + 98, "holds": {"in": "another form"}, "about": ["of another kind"]},
+}
+
+
+@pytest.mark.parametrize("said", WORDS.values(), ids=list(WORDS))
+async def test_a_unit_whose_words_are_not_understood_is_there_and_may_hold_any_job(
+    place: Place, said: dict[str, object]
+) -> None:
+    if place.kind != "jetstream":
+        pytest.skip("nobody of another build is there")
+    one, two = await place.store("u1"), await place.store("u2")
+    link, layout = two.presence._link, two.presence._layout  # type: ignore[attr-defined]
+    word = msgspec.json.encode({"unit": "u9", "incarnation": "i9"} | said)
+    theirs = Lease(at=1, epoch=1, unit="u9", incarnation="i9", run="r", why="first")
+    spoken = asyncio.create_task(_say(link, layout.member("u9", "i9"), word))
+
+    async def listed() -> bool:
+        found = [one for one in await one.presence.members() if one.unit == "u9"]
+        return [(one.about.state, one.is_readable) for one in found] == [("newer", False)]
+
+    await until_true(listed)
+    assert await stays(lambda: one.presence.live("a", theirs), 2 * GONE_S)
+    spoken.cancel()
+
+    async def gone() -> bool:
+        return not await one.presence.live("a", theirs)
+
+    await until_true(gone)
+
+
+async def _say(link: Any, subject: str, word: bytes) -> None:
+    while True:
+        await link.request(subject, word)
+        await asyncio.sleep(GONE_S / 4)

@@ -20,6 +20,7 @@ PACKAGE = ROOT / "mvmci"
 # stands for the module or the folder with all that is in it. docs/architecture.md draws it.
 ORDER = (
     ("errors",),
+    ("wire",),
     ("system",),
     ("config",),
     ("jobs",),

@@ -17,7 +17,15 @@ import pytest
 from mvmci.cli import units
 from mvmci.cluster.identity import Identity, Login
 from mvmci.cluster.witness import Loss
-from mvmci.errors import EXIT_LOCKED, LockHeld, MvmciError, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import (
+    EXIT_LOCKED,
+    LockHeld,
+    MvmciError,
+    StoreUnavailable,
+    TicketRefused,
+    Usage,
+    VersionsDiffer,
+)
 from mvmci.roles import unit
 from mvmci.roles.unit import Role, UnitOptions, join, run_unit
 from mvmci.store import About, ClusterSettings
@@ -35,12 +43,15 @@ class Config:
 
     def __init__(self) -> None:
         self.values = {"settings": msgspec.json.encode(ClusterSettings())}
+        self.newer = False  # whether the cluster speaks at a level that is not known here
         self._watching: list[tuple[str, Callable[[str], None]]] = []
 
     async def get(self, key: str) -> Setting | None:
         return Setting(self.values[key], 1) if key in self.values else None
 
     async def settings(self) -> ClusterSettings:
+        if self.newer:
+            raise VersionsDiffer("the cluster is newer")
         return msgspec.json.decode(self.values["settings"], type=ClusterSettings)
 
     async def loss(self) -> Loss | None:
@@ -342,3 +353,24 @@ def test_the_usual_levels_are_taken_in_any_case(
     with pytest.raises(StoreUnavailable, match="no cluster is known"):
         units.worker_verb.main(["--state", str(tmp_path)], standalone_mode=False)
     assert taken == [logging.getLevelNamesMapping()[level.upper() or "INFO"]]
+
+
+async def test_where_the_cluster_becomes_newer_it_sees_to_what_is_in_work_and_ends(fake: Fake) -> None:
+    running = fake.start()
+    await fake.saw("engine embedded")
+    fake.config.newer = True
+    fake.config.change("settings", b"{}")
+    await fake.saw("drains")
+    assert "handed back" not in fake.events
+    assert fake.about.state == "draining"
+    fake.idle.set()
+    failure = await ended(running)
+    assert isinstance(failure, VersionsDiffer)
+    assert failure.exit_code == 8
+    assert fake.events[-4:] == ["drained", *LEFT]
+
+
+async def test_where_the_cluster_is_newer_it_does_not_begin(fake: Fake) -> None:
+    fake.config.newer = True
+    assert isinstance(await ended(fake.start()), VersionsDiffer)
+    assert fake.events == ["closed"]

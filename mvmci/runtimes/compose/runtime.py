@@ -22,7 +22,7 @@ from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import Observed, UnitState, in_stopping_order
 from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
-from mvmci.errors import EXIT_REFUSED, NotFound, StoreUnavailable, Usage
+from mvmci.errors import FOR_GOOD, NotFound, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning, why_ended
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
@@ -153,9 +153,9 @@ class Containers:
         code = one.exit_code if state == "down" else None
         if state == "starting" and one.restarts and one.health != "healthy":
             code = await docker.last_exit(one.id)
-            if code == EXIT_REFUSED:  # Docker starts it again and again, and it will be refused again
+            if code in FOR_GOOD:  # Docker starts it again and again, and it will end so again
                 state = "down"
-        given_up = one.state in _ENDED or (state == "down" and code == EXIT_REFUSED)
+        given_up = one.state in _ENDED or (state == "down" and code in FOR_GOOD)
         if one.id in self._leaving:
             state, given_up = "draining", False
         elif state == "starting" and _role(one) == "balancer" and one.health == "healthy":

@@ -33,7 +33,7 @@ import msgspec
 
 from mvmci.cluster.changes import Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, UnitConfig
-from mvmci.errors import EXIT_REFUSED
+from mvmci.errors import FOR_GOOD
 from mvmci.jobs.summary import rfc3339
 from mvmci.roles import broker
 from mvmci.runtime import GRACE_S, why_ended
@@ -368,7 +368,7 @@ class UnitProcess:
             state="down",
             pid=None,
             last_exit=code,
-            given_up=code == EXIT_REFUSED,
+            given_up=code in FOR_GOOD,
             reason=why_ended(self._last_words(), _how(code)),
         )
         return code

@@ -43,6 +43,7 @@ from mvmci.stores.nats.link import EVERYTHING, Link
 from mvmci.stores.nats.logs import NatsLogs
 from mvmci.stores.nats.presence import NatsPresence
 from mvmci.stores.nats.rows import Row, nanoseconds
+from mvmci.wire import Level
 
 Part = Literal["jobs", "blobs", "logs", "config"]
 
@@ -154,10 +155,12 @@ async def dial_cluster(
     link = Link(login, f"{cluster}/{unit}")
     await link.open()
     hints = NatsHints(link, layout, hint_lapse_s, maintains=maintains)
+    level = Level()
     presence = NatsPresence(
         link,
         layout,
         unit,
+        level=level,
         clock=clock,
         gone_s=gone_s,
         maintains=maintains,
@@ -181,6 +184,7 @@ async def dial_cluster(
     except BaseException:
         await close()
         raise
-    journals, blobs = NatsJournals(link, layout, commit, unit), NatsBlobs(link, layout)
-    store = Store(journals, hints, NatsLogs(link, layout), blobs, presence, close)
-    return Cluster(layout, link, store, journals, hints, blobs, Config(link, layout), time_of_day)
+    config = Config(link, layout, level)
+    journals, blobs = NatsJournals(link, layout, commit, config, unit), NatsBlobs(link, layout)
+    store = Store(journals, hints, NatsLogs(link, layout), blobs, presence, close, level)
+    return Cluster(layout, link, store, journals, hints, blobs, config, time_of_day)

@@ -22,11 +22,13 @@ from mvmci.stores.nats.append import CONFLICTS
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
+from mvmci.wire import Level, Leveled
 
 SETTINGS = "settings"
 WITNESS = "witness"
 LOSS = "loss"
 _settings = msgspec.json.Decoder(ClusterSettings)
+_leveled = msgspec.json.Decoder(Leveled)
 _witness = msgspec.json.Decoder(Witness)
 _loss = msgspec.json.Decoder(Loss)
 _OPERATION = "KV-Operation"
@@ -43,9 +45,10 @@ class Setting(msgspec.Struct, frozen=True):
 class Config:
     """The bucket CONFIG of one cluster."""
 
-    def __init__(self, link: Link, layout: Layout) -> None:
+    def __init__(self, link: Link, layout: Layout, level: Level) -> None:
         self._link = link
         self._layout = layout
+        self._level = level
 
     async def get(self, key: str) -> Setting | None:
         """Raises StoreUnavailable."""
@@ -53,20 +56,53 @@ class Config:
         return None if stored is None or deleted(stored) else Setting(stored.data, stored.seq)
 
     async def settings(self) -> ClusterSettings | None:
-        """What the cluster is and allows, if anybody has said it. Raises StoreUnavailable."""
-        found = await self.get(SETTINGS)
+        """What the cluster is and allows, if anybody has said it. From then on its level is spoken here.
+
+        Raises StoreUnavailable, VersionsDiffer for a level that this build does not understand.
+        """
+        return self._read(await self.get(SETTINGS))
+
+    def _read(self, found: Setting | None) -> ClusterSettings | None:
+        if found is None:
+            return None
         try:
-            return None if found is None else _settings.decode(found.value)
+            self._level.learn(_leveled.decode(found.value).wire, "the cluster")  # first: the rest may be new
+            return _settings.decode(found.value)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise StoreUnavailable(
                 "the settings of the cluster cannot be read", hint="`mvmci up` with its file writes them anew"
             ) from None
 
     async def put_settings(self, settings: ClusterSettings) -> None:
-        """Say it, if that is news. Raises StoreUnavailable."""
-        there, data = await self.get(SETTINGS), msgspec.json.encode(settings)
-        if there is None or there.value != data:
-            await self.put(SETTINGS, data)
+        """Say it, if that is news. The cluster's level stays what it is, or becomes a higher one.
+
+        Raises StoreUnavailable, VersionsDiffer.
+        """
+        while True:
+            there = await self.get(SETTINGS)
+            with suppress(StoreUnavailable):  # what cannot be read is written anew
+                self._read(there)
+            wanted = msgspec.structs.replace(settings, wire=max(settings.wire, self._level.spoken))
+            data = msgspec.json.encode(wanted)
+            if there is not None and there.value == data:
+                return
+            with suppress(Conflict):
+                await self.put(SETTINGS, data, expect=there.revision if there is not None else None)
+                return
+
+    async def raise_level(self, wire: int) -> bool:
+        """Let all write at level `wire` from now on; whether this call was it. Raises as `put_settings`."""
+        there = await self.get(SETTINGS)
+        settings = self._read(there)
+        if there is None or settings is None or settings.wire >= wire:
+            return False
+        try:
+            raised = msgspec.json.encode(msgspec.structs.replace(settings, wire=wire))
+            await self.put(SETTINGS, raised, expect=there.revision)
+        except Conflict:
+            return False  # somebody else wrote something: it is looked at again
+        self._level.learn(wire, "the cluster")
+        return True
 
     async def tell(self) -> None:
         """Have every unit look at CONFIG now, as if the settings had changed. Raises StoreUnavailable."""

@@ -43,9 +43,10 @@ class Tailed(NamedTuple):
 class NatsJournals:
     """The port `mvmci.store.Journals`."""
 
-    def __init__(self, link: Link, layout: Layout, commit: GroupCommit, unit: str) -> None:
+    def __init__(self, link: Link, layout: Layout, commit: GroupCommit, config: Config, unit: str) -> None:
         self._link = link
         self._layout = layout
+        self._config = config
         self._unit = unit
         self._commit = commit
         self._looking = asyncio.Lock()
@@ -124,7 +125,7 @@ class NatsJournals:
 
     async def _check_loss(self) -> None:
         """Raises StoreLost: an id that looks free may be that of a job which is gone."""
-        loss = await Config(self._link, self._layout).loss()
+        loss = await self._config.loss()
         if loss is not None:
             raise StoreLost(f"{self._layout.cluster}: {loss.sentence}", hint=RECOVER)
 

@@ -29,6 +29,7 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 from mvmci.system.tasks import at_most, cancel
+from mvmci.wire import OLDEST, WIRE, Level
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -40,6 +41,7 @@ READ_EVERY_S = 0.2  # so often, at most, the whole bucket is read
 OWN_WORDS_MAX = 64  # remembered, for more than ten seconds
 FORGET_S = 600.0  # for so long a unit that fell silent is known to be gone, and not merely unknown
 FAREWELL_S = 1.0
+NEWER = "newer"  # the state of a unit whose words are not understood
 FIRST_WORD_S = 0.25  # who comes as the broker makes the bucket may never be answered
 
 _ALL = ("*", "*")
@@ -51,6 +53,40 @@ class _Heard:
     member: Member
     at: float  # by the reader's clock, or before
     seq: int = 0  # of that word in the bucket, if it was read there
+
+
+class _AboutNewer(msgspec.Struct, frozen=True):
+    """What is read of a unit whose words are not understood."""
+
+    role: str = ""
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    wire: int = 0
+
+
+class _Newer(msgspec.Struct, frozen=True):
+    about: _AboutNewer = _AboutNewer()
+    wire: int = 0
+
+
+_newer = msgspec.json.Decoder(_Newer)
+
+
+def _read(data: bytes, unit: str, incarnation: str) -> Member:
+    """What a unit says. Of one that is newer no more is known than that it is there, and what it is."""
+    word = _Newer()
+    try:
+        member = _members.decode(data)
+        if member.is_readable:
+            return member
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        word = _newer.decode(data)
+    told = msgspec.structs.asdict(word.about)
+    about = About(**told, state=NEWER, trouble="it is newer than this mvmci")
+    return Member(unit=unit, incarnation=incarnation, about=about, wire=max(word.wire, WIRE + 1))
 
 
 class NatsPresence:
@@ -66,6 +102,7 @@ class NatsPresence:
         layout: Layout,
         unit: str,
         *,
+        level: Level,
         clock: Callable[[], float],
         gone_s: float,
         maintains: bool,
@@ -82,7 +119,8 @@ class NatsPresence:
         self._maintains = maintains
         self._announces = announce
         self._listens = listens
-        self._about = About()
+        self._level = level
+        self._about = About(wire=WIRE, oldest=OLDEST)
         self._holds: dict[str, int] = {}
         self._keeps: dict[str, None] = {}  # in the order of their coming
         self._waits: dict[str, str] = {}
@@ -180,7 +218,9 @@ class NatsPresence:
             return False  # it is silent, however new the lease is to this reader
         if now - self._see(job, lease, now) < self._gone_s:
             return True
-        return heard is not None and f"{job}@{lease.epoch}" in heard.member.holds
+        if heard is None:
+            return False
+        return f"{job}@{lease.epoch}" in heard.member.holds or not heard.member.is_readable
 
     async def find(self, unit: str, incarnation: str) -> Member | None:
         self._check()
@@ -300,10 +340,7 @@ class NatsPresence:
         if not word.data:  # its last: it leaves
             self._take_in(_Heard(Member(unit=unit, incarnation=incarnation), GONE_FOR_GOOD, seq))
             return
-        try:
-            member = _members.decode(word.data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return  # a newer version's; it is as good as silent to us
+        member = _read(word.data, unit, incarnation)
         if (member.unit, member.incarnation) == (unit, incarnation):
             self._take_in(_Heard(member, self._clock() if at is None else at, seq))
 
@@ -343,6 +380,7 @@ class NatsPresence:
             about=self._about,
             first=self._first_seq,
             last=self._last_seq(),
+            wire=self._level.spoken,
         )
         try:
             if self._maintains:

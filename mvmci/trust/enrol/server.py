@@ -158,7 +158,7 @@ class EnrolmentServer:
             raise _Refused("the request does not show that it has its key", hint=ONE_VERSION)
         own = await self._check(ask)
         record = await self._use(ticket, ask)
-        role, queues = meant or (record.role, record.queues)
+        role, queues = meant or (msgspec.convert(record.role, TicketRole), record.queues)
         since = int(self._now()) * 1000
         unit = UnitRecord(
             key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since
@@ -247,21 +247,22 @@ class EnrolmentServer:
         if self._authority.external is not None:
             return _answer(unit=name)
         claims = tokens.read_token(ask.token, self._authority.issuer)
-        role = claims.tagged("role") if claims is not None else ""
-        if claims is None or claims.name != name or not role:
+        shown = claims.tagged("role") if claims is not None else ""
+        if claims is None or claims.name != name or not shown:
             raise _Refused(f"the request does not show a token of {name}")
+        role = msgspec.convert(shown, UnitRole)
         unit = UnitRecord(
             key=claims.sub,
-            role=msgspec.convert(role, UnitRole),
+            role=role,
             queues=claims.queues,
             host=ask.host[:63],
             since=claims.iat * 1000,
         )
         await change_unit(self._config, name, lambda there: _enter(name, there, unit))
         jwt = ask.token
-        if self._authority.is_due(claims, unit.role, self._now()):
-            jwt = self._authority.mint(unit.key, name, unit.role, unit.queues, life_s(unit.role))
-        return _answer(unit=name, role=unit.role, queues=unit.queues, jwt=jwt, urls=self._urls)
+        if self._authority.is_due(claims, role, self._now()):
+            jwt = self._authority.mint(unit.key, name, role, unit.queues, life_s(role))
+        return _answer(unit=name, role=role, queues=unit.queues, jwt=jwt, urls=self._urls)
 
 
 def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord | None:
@@ -276,7 +277,7 @@ def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord 
             raise _Refused(f"{name} was revoked")
         if (there.role, there.queues) == (unit.role, unit.queues):
             return None
-        unit = msgspec.structs.replace(unit, ticket=there.ticket)
+        unit = msgspec.structs.replace(unit, ticket=there.ticket, wire=there.wire)
     elif there.ticket and not there.revoked:
         raise _Refused(
             f"the name {name} belongs to a machine that came with ticket {there.ticket}",

@@ -31,7 +31,7 @@ PLANE = ["broker-1", "control-plane-1"]
 WORKERS = ["worker-1", "worker-2", "worker-3"]
 STATUS_KEYS = ["cluster", "access", "runtime", "units", "loss", "trouble", "store"]
 KEYS = ["name", "role", "host", "state", "pid", "slots", "busy", "queues", "isolation", "version"]
-KEYS += ["reason", "labels", "address", "drained"]
+KEYS += ["reason", "labels", "address", "drained", "build"]
 
 
 @pytest.fixture(autouse=True)
