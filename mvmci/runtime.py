@@ -9,14 +9,17 @@ Everything that can take a network's time is asynchronous. One suite in `tests/c
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings, url_of
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
+from mvmci.system.ports import check_port, is_loopback
 from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
@@ -43,9 +46,17 @@ class Provisioning:
 
 
 class Runtime(Protocol):
-    """Where the units of one cluster run. `apart`: only over a network can they be reached from here."""
+    """Where the units of one cluster run. `apart`: only over a network can they be reached from here.
+
+    `away` are the hosts that could not be reached when this was last tried, each with the reason. Nothing is
+    done there, and what is asked for there is left out. A broker of ours listens at `broker_listen` and
+    `broker_port` where the file does not say.
+    """
 
     apart: bool
+    away: Mapping[str, str]
+    broker_listen: str
+    broker_port: int
 
     async def check(self) -> None:
         """Raises Usage when units cannot run here, as far as that can be seen before a change."""
@@ -56,19 +67,34 @@ class Runtime(Protocol):
         Raises Usage when it could not be started there: somebody else listens, or its program is missing.
         """
 
-    def dial(self, broker: BrokerSettings) -> str:
-        """The URL at which units reach a broker of ours."""
+    async def check_port(self, unit: Unit, address: str, port: int) -> None:
+        """Raises Usage where `unit`, which does not run yet, could not listen there."""
+
+    def dial(self, unit: Unit, broker: BrokerSettings) -> str:
+        """The URL at which units reach `unit`, a broker of ours."""
+
+    def dial_here(self, unit: Unit, broker: BrokerSettings) -> str:
+        """The one at which this machine does."""
 
     def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
         """What this runtime adds to what a unit is started with: keys of the file and their values."""
 
     async def observe(self) -> list[Observed]:
-        """The units that are kept running, and those that are still leaving. Raises MvmciError."""
+        """The units that are kept running, and those that are still leaving. Raises MvmciError.
+
+        Those on a host that is away are as they were left, and down.
+        """
 
     def watch(self) -> AsyncGenerator[list[Observed], None]:
         """What `observe` says, now and whenever it is something else. Never ends by itself.
 
         Raises MvmciError.
+        """
+
+    def lock(self, hosts: Collection[str] | None, owner: str) -> AbstractAsyncContextManager[None]:
+        """Be the only one at work on the cluster on these hosts, or all. `owner` says whose cluster it is.
+
+        Raises LockHeld, Usage where another cluster of that name is there.
         """
 
     async def provision(self, provisioning: Provisioning) -> None:
@@ -87,11 +113,45 @@ class Runtime(Protocol):
         False: nothing of that was kept running. Raises MvmciError.
         """
 
-    def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+    def log(self, name: str, *, follow: bool = False, last: int | None = None) -> AsyncGenerator[bytes, None]:
         """What the unit `name` printed, as far as it is kept, in pieces; with `follow`, what it prints too.
 
+        With `last`, no more than about so many bytes of what it has printed until now.
         Raises NotFound where none of that name is, or was, kept running here; MvmciError.
         """
 
-    async def forget(self) -> None:
-        """Remove what stopped units left outside of the cluster's folder. Raises MvmciError."""
+    def absent(self) -> list[str]:
+        """The hosts that are to be emptied, and are not yet."""
+
+    async def forget(self, hosts: Collection[str] | None = None) -> None:
+        """Remove what stopped units left outside of the cluster's folder: on these hosts, or everywhere.
+
+        Raises MvmciError.
+        """
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+
+
+class OfThisMachine:
+    """What the runtimes have in common whose units are all on this machine."""
+
+    away: Mapping[str, str] = {}
+    broker_listen, broker_port = LOOPBACK, ANY_PORT
+    apart: bool
+
+    async def check_port(self, unit: Unit, address: str, port: int) -> None:
+        check_port(address, max(port, 0))
+
+    def dial_here(self, unit: Unit, broker: BrokerSettings) -> str:
+        return url_of(broker, tls=self.apart or not is_loopback(broker.listen))
+
+    @contextlib.asynccontextmanager
+    async def lock(self, hosts: Collection[str] | None, owner: str) -> AsyncIterator[None]:
+        yield  # the lock of the cluster's folder is that of its only host
+
+    def absent(self) -> list[str]:
+        return []
+
+    async def close(self) -> None:
+        """There is none."""

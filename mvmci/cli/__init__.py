@@ -57,6 +57,7 @@ VERBS = {
     "broker": "units",
     "balancer": "units",
     "supervise": "cluster",
+    "host": "cluster",
 }
 EXIT_INTERRUPTED = 130
 HELP_WIDTH_MAX = 200  # and no more than the terminal has

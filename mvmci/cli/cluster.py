@@ -8,10 +8,10 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
@@ -49,15 +49,21 @@ if TYPE_CHECKING:
     from mvmci.deploy.up import Up
     from mvmci.stores.nats import Part
 
+T = TypeVar("T")
 _LOOK_EVERY_S = 1.0
 GAPS_SHOWN = 20
 BUILD_SHOWN_CHARS = 7
-MARKS = {"start": "+", "restart": "~", "stop": "-"}
+MARKS = {"start": "+", "restart": "~", "stop": "-", "wait": "?"}
 READY_IN = "60s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
-runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local or compose.")
+runtime_option = option("--runtime", metavar="R", help="Instead of the file's: local, compose or ssh.")
+accept_option = option(
+    "--accept-new-host-keys",
+    is_flag=True,
+    help="Take, and record, the key of a host that has none yet.",
+)
 
 
 # ---- up
@@ -73,43 +79,82 @@ runtime_option = option("--runtime", metavar="R", help="Instead of the file's: l
 )
 @file_argument
 @runtime_option
+@accept_option
 @option("--detach", is_flag=True, help="Leave it running, and return when it is ready.")
 @option("--within", type=Duration(), default=READY_IN, show_default=True, help="To be ready in.")
 @option("--yes", is_flag=True, help="Do not ask before something that runs is stopped.")
 @json_option
 @state_option
 def up_verb(
-    file: Path, runtime: str | None, detach: bool, within: int, yes: bool, as_json: bool, state: Path
+    file: Path,
+    runtime: str | None,
+    accept_new_host_keys: bool,
+    detach: bool,
+    within: int,
+    yes: bool,
+    as_json: bool,
+    state: Path,
 ) -> int:
     """Make the cluster what FILE says: start it, or change what has changed. Twice is once."""
-    return run_async(_up(file, runtime, detach, within / 1000, yes, as_json, state))
+    make_state(state)
+    return run_async(_up(file, runtime, accept_new_host_keys, detach, within / 1000, yes, as_json, state))
 
 
 async def _up(
-    file: Path, runtime: str | None, detach: bool, within_s: float, yes: bool, as_json: bool, state: Path
+    file: Path,
+    runtime: str | None,
+    accept_new: bool,
+    detach: bool,
+    within_s: float,
+    yes: bool,
+    as_json: bool,
+    root: Path,
+) -> int:
+    from mvmci.deploy.plan import read_file
+    from mvmci.deploy.state import ClusterState
+    from mvmci.deploy.up import Overtaken
+
+    while True:
+        async with ClusterState(root, read_file(file)[1].cluster) as state:
+            try:
+                return await _up_once(state, file, runtime, accept_new, detach, within_s, yes, as_json)
+            except Overtaken as overtaken:
+                click.echo(f"{overtaken.message}: planned again", err=True)
+
+
+async def _up_once(
+    state: ClusterState,
+    file: Path,
+    runtime: str | None,
+    accept_new: bool,
+    detach: bool,
+    within_s: float,
+    yes: bool,
+    as_json: bool,
 ) -> int:
     from mvmci.deploy.plan import check_external, check_front, make_plan
-    from mvmci.deploy.up import Overtaken, Up
+    from mvmci.deploy.up import Up
 
-    make_state(state)
-    while True:
-        plan = await make_plan(state, file, runtime)
-        plan.state.check_free()
-        for warning in await check_external(plan):
-            click.echo(warning, err=True)
-        await check_front(plan)
-        if not plan.changes and await _all_ready(plan, as_json):
-            return 0
-        for line in _lines(plan):
-            click.echo(line, err=as_json)
-        if plan.disturbs and not yes and not detach and sys.stdin.isatty():
-            await _confirm("go on?")
-        view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
-        up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
-        try:
-            return await (_detached if detach else _foreground)(up, plan.state, view, as_json)
-        except Overtaken as overtaken:
-            click.echo(f"{overtaken.message}: planned again", err=True)
+    plan = await make_plan(state.root, file, runtime, state=state, accept_new_host_keys=accept_new)
+    state.check_free()
+    for warning in await check_external(plan):
+        click.echo(warning, err=True)
+    await check_front(plan)
+    if not plan.changes and await _all_ready(plan, as_json):
+        return 0
+    for line in _lines(plan):
+        click.echo(line, err=as_json)
+    if plan.disturbs and not yes and not detach and sys.stdin.isatty():
+        await _confirm("go on?")
+    view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
+    up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
+    return await (_detached if detach else _foreground)(up, state, view, as_json)
+
+
+async def _closing(state: ClusterState, work: Awaitable[T]) -> T:
+    """What `work` comes to, and then no connection to the hosts of `state`."""
+    async with state:
+        return await work
 
 
 async def _confirm(question: str) -> None:
@@ -323,15 +368,7 @@ def _cells(row: UnitRow) -> dict[str, str]:
 @state_option
 def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, state: Path) -> int:
     """What `up` would do with FILE. Nothing is changed."""
-    from mvmci.deploy.plan import check_external, check_front, make_plan
-
-    plan = run_async(make_plan(state, file, runtime))
-    for warning in run_async(check_external(plan)):
-        click.echo(warning, err=True)
-    try:
-        run_async(check_front(plan))
-    except Usage as away:  # the plan says what to put behind it
-        click.echo(f"warning: {away.message}", err=True)
+    plan = run_async(_plan(state, file, runtime))
     if as_json:
         changes = [
             {"kind": one.kind, "why": one.why} | msgspec.to_builtins(one.unit)
@@ -347,6 +384,20 @@ def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, s
         for line in _lines(plan):
             click.echo(line)
     return EXIT_CHANGES if exit_code and plan.changes else 0
+
+
+async def _plan(root: Path, file: Path, runtime: str | None) -> Plan:
+    from mvmci.deploy.plan import check_external, check_front, make_plan
+
+    plan = await make_plan(root, file, runtime)
+    async with plan.state:
+        for warning in await check_external(plan):
+            click.echo(warning, err=True)
+        try:
+            await check_front(plan)
+        except Usage as away:  # the plan says what to put behind it
+            click.echo(f"warning: {away.message}", err=True)
+    return plan
 
 
 def _lines(plan: Plan) -> list[str]:
@@ -377,7 +428,7 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
     from mvmci.trust.client import client_of
 
     found = ClusterState(state, find_cluster(state, cluster))
-    roster = run_async(look(found, lambda: client_of(found.folder)))
+    roster = run_async(_closing(found, look(found, lambda: client_of(found.folder))))
     if as_json:
         click.echo(msgspec.json.encode(roster))
     else:
@@ -543,7 +594,7 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
     if file is not None:
         cluster = read_file(file)[1].cluster
     found = ClusterState(state, find_cluster(state, cluster))
-    ran = run_async(down(found, grace_s=grace / 1000, purge=purge, say=_say))
+    ran = run_async(_closing(found, down(found, grace_s=grace / 1000, purge=purge, say=_say)))
     click.echo(f"{found.cluster} is down" if ran else f"nothing of {found.cluster} was running")
     if purge:
         click.echo(f"{found.folder} was removed")
@@ -564,7 +615,7 @@ def drain_verb(name: str, undo: bool, cluster: str | None, state: Path) -> int:
     from mvmci.deploy.state import ClusterState
 
     found = ClusterState(state, find_cluster(state, cluster))
-    run_async(drain(found, name, undo=undo))
+    run_async(_closing(found, drain(found, name, undo=undo)))
     click.echo(f"{name} takes jobs again" if undo else f"{name} is drained: it has no job, and takes none")
     return 0
 
@@ -612,6 +663,21 @@ def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -
     log_to_stderr()
     env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
     asyncio.run(supervise(state / cluster, first, this_program(), env, ready=_say_ready))
+    return 0
+
+
+@click.command("host", hidden=True)
+@click.option("--cluster", required=True)
+@click.option("--service", type=click.Choice(["system", "user", "none"]), default="none")
+@state_option
+def host_verb(cluster: str, service: str, state: Path) -> int:
+    """Do what an `up` on another machine asks for, while its channel of ssh is open. JSON in, JSON out."""
+    from mvmci.jobs.job import check_id
+    from mvmci.runtimes.local.agent import serve_stdio
+    from mvmci.runtimes.local.runtime import Local
+
+    make_state(state)
+    asyncio.run(serve_stdio(Local(state, check_id(cluster, "cluster name"))))
     return 0
 
 

@@ -275,7 +275,9 @@ def logs_verb(
     if unit is not None:
         if job is not None or attempt is not None or place.local:
             raise click.UsageError("--unit goes with neither an ID nor --attempt or --local", ctx)
-        return run_async(_unit_log(jobs.check_id(unit, "unit's name"), following, place))
+        for part in unit.split("@", 1):  # supervisor@HOST
+            jobs.check_id(part, "unit's name")
+        return run_async(_unit_log(unit, following, place))
     if job is None:
         raise click.UsageError("there is no ID, and no --unit", ctx)
     return _job_logs(jobs.check_id(job), following, attempt, place)
@@ -284,9 +286,11 @@ def logs_verb(
 async def _unit_log(name: str, following: bool, place: Location) -> int:
     from mvmci.deploy.state import ClusterState
 
-    state = ClusterState(place.state, find_cluster(place.state, place.cluster))
     writer, terminal = DescriptorWriter(), sys.stdout.isatty()
-    async with aclosing(state.runtime().log(name, follow=following)) as pieces:
+    async with (
+        ClusterState(place.state, find_cluster(place.state, place.cluster)) as state,
+        aclosing(state.runtime().log(name, follow=following)) as pieces,
+    ):
         async for piece in pieces:
             shown = printable(piece.decode(errors="replace")).encode() if terminal else piece
             await writer.write(STDOUT, shown)

@@ -5,7 +5,7 @@ One list, made here and nowhere else: `mvmci plan` prints it, and `mvmci up` exe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -51,14 +51,19 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that `up` does: to a unit, or for `set` to what the cluster is and allows.
 
-    `why` completes the line that a user reads, and of `set` is all of it. `after_move`: when workers have
-    left the engine that this unit is.
+    `why` completes the line that a user reads, and of `set` is all of it. `wait`: nothing can be done to it,
+    as its host is away. `after_move`: when workers have left the engine that this unit is.
     """
 
-    kind: Literal["start", "stop", "restart", "keep", "set"]
+    kind: Literal["start", "stop", "restart", "keep", "wait", "set"]
     unit: Unit | None = None
     why: str = ""
     after_move: bool = False
+
+    @property
+    def touches(self) -> bool:
+        """Whether something is done to a unit."""
+        return self.kind in ("start", "stop", "restart")
 
 
 def next_generation(seen: Observed | None) -> int:
@@ -69,20 +74,27 @@ def next_generation(seen: Observed | None) -> int:
 
 
 def changes(
-    wanted: Sequence[UnitConfig], seen: Iterable[Observed], engine: str, *, moves: bool
+    wanted: Sequence[UnitConfig],
+    seen: Iterable[Observed],
+    engine: str,
+    *,
+    moves: bool,
+    away: Mapping[str, str] = {},
 ) -> list[Action]:
     """What leads from the units that are `seen` to `wanted`: in its order, and what is only stopped last.
 
-    `moves`: workers that run go to another `engine`. What they leave then stays until they have left it,
-    unless it has to start again with everybody else.
+    Hosts that are `away`, each with the reason, are left as they are, and so is a unit that is to leave one:
+    it may still run there. `moves`: workers that run go to another `engine`. What they leave then stays until
+    they have left it, unless it has to start again with everybody else.
     """
     by_name = {one.name: one for one in seen}
     pairs = [(config, by_name.pop(config.unit.name, None)) for config in wanted]
     keeps_old = moves and not any(_surroundings_differ(config, there) for config, there in pairs)
-    actions = [_action(config, there, wanted) for config, there in pairs]
+    actions = [_action(config, there, wanted, away) for config, there in pairs]
     for one in by_name.values():
         unit = Unit(name=one.name, role=one.role, host=one.host) if one.config is None else one.config.unit
-        actions.append(Action(kind="stop", unit=unit))
+        gone = away.get(one.host)
+        actions.append(Action(kind="wait", unit=unit, why=gone) if gone else Action(kind="stop", unit=unit))
     return [_timed(action, engine) if keeps_old else action for action in actions]
 
 
@@ -97,8 +109,13 @@ def _timed(action: Action, engine: str) -> Action:
     return msgspec.structs.replace(action, why=why, after_move=True)
 
 
-def _action(config: UnitConfig, seen: Observed | None, wanted: Sequence[UnitConfig]) -> Action:
+def _action(
+    config: UnitConfig, seen: Observed | None, wanted: Sequence[UnitConfig], away: Mapping[str, str]
+) -> Action:
     unit = config.unit
+    for host in (unit.host, *((seen.host,) if seen is not None else ())):
+        if host in away:
+            return Action(kind="wait", unit=unit, why=away[host])
     if seen is None:
         return Action(kind="start", unit=unit)
     if seen.given_up:

@@ -16,7 +16,7 @@ from mvmci.cluster.identity import Identity
 from mvmci.cluster.witness import Loss
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.status import ClusterStatus, Room, rows
-from mvmci.errors import MvmciError, NotFound, StoreUnavailable, Usage
+from mvmci.errors import MvmciError, NotFound, PartlyApplied, StoreUnavailable, Usage
 from mvmci.roles.broker import FOLDER, trouble
 from mvmci.runtime import GRACE_S
 from mvmci.store import Member
@@ -25,6 +25,7 @@ from mvmci.system.clock import wall_clock_ms
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 from mvmci.trust.client import client_of
+from mvmci.trust.provision import trust_of
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
@@ -181,15 +182,25 @@ async def down(
     """
     state.check_version()
     state.check_keys()
+    running = state.runtime()
     with state.lock():
-        ran = await stop(state, say=say, grace_s=0 if purge else grace_s)
+        facts, seen = state.facts(), await running.observe()
+        authority = Authority.load(state.folder) if state.is_ours else None
+        owner = trust_of(authority.external or authority) if authority is not None else ""
+        async with running.lock({one.host for one in seen} if not purge else None, owner):
+            ran = await stop(state, say=say, grace_s=0 if purge else grace_s)
+            if purge:
+                await running.forget()
+        if running.away:
+            why = "; ".join(f"nothing is done on {host}: {why}" for host, why in sorted(running.away.items()))
+            raise PartlyApplied(
+                f"{state.cluster} is down in part: {why}",
+                hint="the same command finishes it once they can be reached",
+            )
         if purge:
-            await state.runtime().forget()
-            facts = state.facts()
-            if facts is not None and facts.broker is None:
+            if authority is not None and facts is not None and facts.broker is None:
                 from mvmci.stores.nats import remove
 
-                authority = Authority.load(state.folder)
                 await remove(authority.admin(facts.login).login, state.cluster)
             state.remove()
     return ran

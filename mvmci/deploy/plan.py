@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mvmci.cluster import topology
-from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings
+from mvmci.cluster.broker import ANY_PORT, BrokerSettings
 from mvmci.cluster.changes import Action, Observed, changes, next_generation
 from mvmci.cluster.deployment import Deployment, UnitConfig, is_url, listening, resolve
 from mvmci.cluster.identity import Login
-from mvmci.cluster.topology import Topology
+from mvmci.cluster.topology import HostSection, Topology
 from mvmci.config.quantity import format_duration, format_size, rough_size
 from mvmci.config.strict_yaml import DOCUMENT_BYTES_MAX
 from mvmci.deploy.access import accesses, deployment_of
@@ -27,11 +29,11 @@ from mvmci.roles import broker
 from mvmci.roles.disk_watch import ROOM_BYTES
 from mvmci.runtime import Runtime
 from mvmci.store import ClusterSettings
-from mvmci.system.ports import check_port
 from mvmci.system.processes import program_digest
 from mvmci.trust.authority import Authority, read_credentials
 from mvmci.trust.provision import trust_of
 
+_EMPTIED = "is absent: what mvmci keeps there is removed, once its units are stopped"
 MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
 
 
@@ -61,24 +63,32 @@ class Plan:
         return self.moves or any(action.kind in ("stop", "restart") for action in self.actions)
 
 
-async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
-    """What leads from what is there to what `file` says.
+async def make_plan(
+    root: Path,
+    file: Path,
+    runtime: str | None = None,
+    *,
+    state: ClusterState | None = None,
+    accept_new_host_keys: bool = False,
+) -> Plan:
+    """What leads from what is there to what `file` says. With `state`, over the connections that it has.
 
     Raises BadTopology, Usage, VersionsDiffer for whatever is wrong and can be seen before a change.
     """
     text, found = read_file(file)
     deployment, runtime = deployment_of(found, file), runtime or found.runtime
-    state = ClusterState(root, found.cluster)
+    state = state or ClusterState(root, found.cluster)
     state.check_version()
     state.check_keys()
     external = external_of(found, file)
-    facts, running = state.facts(), state.runtime(runtime)
+    facts = state.facts()
+    running = state.runtime(runtime, _hosts(found, file), accept_new_host_keys=accept_new_host_keys)
     await running.check()
     _check_same_broker(state, facts, found, runtime)
     _check_store(state, found)
     seen = await running.observe()
-    wanted_broker = broker_of(found, facts)
-    _check_port(wanted_broker, facts, found, seen)
+    wanted_broker = broker_of(found, facts, running)
+    await _check_port(wanted_broker, facts, deployment, seen, running)
     front = deployment.engine if is_url(deployment.engine) and not running.apart else None
     deployment = await placed(deployment, running)
     configs = configs_of(deployment, found, running, seen, external or _authority(state), wanted_broker)
@@ -90,7 +100,8 @@ async def make_plan(root: Path, file: Path, runtime: str | None = None) -> Plan:
         deployment=deployment,
         actions=(
             *(Action(kind="set", why=line) for line in _settings_changes(state, found, deployment)),
-            *changes(configs, seen, deployment.engine, moves=moves),
+            *(Action(kind="set", why=f"host {host} {_EMPTIED}") for host in running.absent()),
+            *changes(configs, seen, deployment.engine, moves=moves, away=running.away),
         ),
         moves=moves,
         external=external,
@@ -119,7 +130,7 @@ def configs_of(
         dial, broker = who.urls, None
     else:
         assert broker is not None
-        dial = (runtime.dial(broker),)
+        dial = tuple(runtime.dial(unit, broker) for unit in deployment.units if unit.role == "broker")
     trust = trust_of(who) if who is not None else ""
     program, by_name = program_digest(), {one.name: one for one in seen}
     return [
@@ -158,7 +169,7 @@ def _disk_warnings(plan: Plan) -> list[str]:
         return []
     there = next(one for one in (folder, *folder.parents) if one.exists())
     disk = os.statvfs(there)
-    free, wanted = disk.f_bavail * disk.f_frsize, broker_of(plan.topology, plan.state.facts()).store_bytes
+    free, wanted = disk.f_bavail * disk.f_frsize, plan.topology.broker.store_bytes
     if free < ROOM_BYTES and not plan.state.applied_deployment().units:
         raise Usage(f"{there} has {rough_size(free)} free: no broker can begin there", hint="make room")
     free += sum(file.stat().st_blocks * 512 for file in folder.glob("store/**/*.blk"))
@@ -242,27 +253,40 @@ def _check_store(state: ClusterState, found: Topology) -> None:
         )
 
 
-def broker_of(found: Topology, facts: Facts | None) -> BrokerSettings:
-    """What the broker is to be. Its port is as the file says, else the one that it had, else any."""
-    kept = facts.broker.port if facts is not None and facts.broker is not None else ANY_PORT
+def broker_of(found: Topology, facts: Facts | None, runtime: Runtime) -> BrokerSettings:
+    """What the broker is to be. Its port is as the file says, or the one that it had, or its runtime's."""
+    kept = facts.broker.port if facts is not None and facts.broker is not None else runtime.broker_port
     return BrokerSettings(
         name=found.cluster,
-        listen=found.broker.address or LOOPBACK,
+        listen=found.broker.address or runtime.broker_listen,
         port=found.broker.port or kept,
         store_bytes=found.broker.store_bytes,
         synced=found.durability == "strict",
     )
 
 
-def _check_port(
-    wanted: BrokerSettings, facts: Facts | None, found: Topology, seen: Sequence[Observed]
+async def _check_port(
+    wanted: BrokerSettings,
+    facts: Facts | None,
+    deployment: Deployment,
+    seen: Sequence[Observed],
+    runtime: Runtime,
 ) -> None:
     """Raises Usage when a broker that is started, or moves to another port, could not listen there."""
-    if found.broker.url is not None:
-        return
     was = facts.broker.port if facts is not None and facts.broker is not None else ANY_PORT
-    if wanted.port != was or not any(one.role == "broker" for one in seen):
-        check_port(wanted.listen, max(wanted.port, 0))
+    for unit in deployment.units:
+        if unit.role == "broker" and (wanted.port != was or all(one.role != "broker" for one in seen)):
+            await runtime.check_port(unit, wanted.listen, wanted.port)
+
+
+def _hosts(found: Topology, file: Path) -> dict[str, HostSection]:
+    """The hosts of a file, whose keys lie where the file does."""
+    return {
+        name: msgspec.structs.replace(
+            host, key=str(file.absolute().parent / Path(host.key).expanduser()) if host.key else None
+        )
+        for name, host in found.hosts.items()
+    }
 
 
 def settings_of(found: Topology, engine: str) -> ClusterSettings:

@@ -33,7 +33,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     state.check_version()
     state.check_keys()
     with state.lock():
-        authority, facts = make_keys(state, found, deployment, external, RUNTIME)
+        authority, facts = make_keys(state, found, deployment, external, runtime, RUNTIME)
         who = external or authority
         wanted = render.Wanted(
             cluster=found.cluster,

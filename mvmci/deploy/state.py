@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -23,7 +23,7 @@ from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.deployment import Deployment
 from mvmci.cluster.identity import Login
-from mvmci.cluster.topology import Topology
+from mvmci.cluster.topology import HostSection, Topology
 from mvmci.errors import StoreUnavailable, Usage, VersionsDiffer
 from mvmci.runtime import Runtime
 from mvmci.runtimes import open_runtime
@@ -58,6 +58,9 @@ class ClusterState:
 
     root: Path
     cluster: str
+    _runtimes: list[tuple[str, Mapping[str, HostSection] | None, Runtime]] = field(
+        default_factory=list, compare=False, repr=False
+    )
 
     @property
     def folder(self) -> Path:
@@ -69,12 +72,38 @@ class ClusterState:
         """What `mvmci worker --join @…` takes."""
         return self.folder / "ticket"
 
-    def runtime(self, name: str | None = None) -> Runtime:
-        """What its units run on: `name`, or what they were brought up on. Raises Usage."""
+    def runtime(
+        self,
+        name: str | None = None,
+        hosts: Mapping[str, HostSection] | None = None,
+        *,
+        accept_new_host_keys: bool = False,
+    ) -> Runtime:
+        """What its units run on: `name`, or what they were brought up on; the same each time, until `close`.
+
+        With `hosts`, on those, as a file says them. Raises Usage.
+        """
         facts = self.facts() if name is None else None
-        return open_runtime(
-            name or (facts.runtime if facts is not None else "local"), self.root, self.cluster
+        name = name or (facts.runtime if facts is not None else "local")
+        for there, on, runtime in reversed(self._runtimes):
+            if there == name and hosts in (None, on):
+                return runtime
+        runtime = open_runtime(
+            name, self.root, self.cluster, hosts or {}, accept_new_host_keys=accept_new_host_keys
         )
+        self._runtimes.append((name, hosts, runtime))
+        return runtime
+
+    async def close(self) -> None:
+        """Let go of the connections of its runtimes."""
+        while self._runtimes:
+            await self._runtimes.pop()[2].close()
+
+    async def __aenter__(self) -> ClusterState:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
 
     def unit(self, name: str) -> Path:
         """What a unit of this machine has: its `identity.json`, and the `log` of what it printed."""

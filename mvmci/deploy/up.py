@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
-from mvmci.cluster.broker import ANY_PORT, url_of
+from mvmci.cluster.broker import ANY_PORT
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
 from mvmci.cluster.identity import Identity, Login, Ticket, decode_ticket, encode_ticket
@@ -38,7 +36,7 @@ from mvmci.jobs.nothing import NOTHING, nothing
 from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.journals.reader import load
 from mvmci.roles import broker
-from mvmci.runtime import Provisioning
+from mvmci.runtime import Provisioning, Runtime
 from mvmci.store import Member, Store
 from mvmci.stores import open_cluster
 from mvmci.system.clock import wall_clock_ms
@@ -46,6 +44,7 @@ from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback, outward_address
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
+from mvmci.trust.provision import trust_of
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
@@ -104,8 +103,9 @@ class Up:
         """
         plan, state = self._plan, self._state
         with state.lock():
-            if await make_plan(state.root, plan.file, plan.runtime) != plan:
+            if await make_plan(state.root, plan.file, plan.runtime, state=state) != plan:
                 raise Overtaken(f"{state.cluster} has changed meanwhile")
+            self._runtime = state.runtime(plan.runtime)
             self.adopts = bool(await self._runtime.observe())
             self.begun = True
             try:
@@ -113,14 +113,15 @@ class Up:
                     await self._apply()
             except TimeoutError:
                 waits = f", and {self._waits}" if self._waits else ""
-                raise self._partly(f"this is so after {self._within_s:g} s{waits}") from None
-            except PartlyApplied:
-                raise
+                raise await self._partly(f"this is so after {self._within_s:g} s{waits}") from None
             except MvmciError as error:
-                raise self._partly(error.message, error.hint) from error
+                raise await self._partly(error.message, error.hint) from error
             finally:
                 await self._watch_no_more()
             state.keep_applied(plan.text, plan.deployment)
+            if away := self._runtime.away:
+                why = "; ".join(f"nothing is done on {host}: {why}" for host, why in sorted(away.items()))
+                raise await self._partly(why, "the same command finishes it once they can be reached")
         return ClusterStatus(
             cluster=state.cluster,
             access=plan.topology.access,
@@ -130,14 +131,25 @@ class Up:
 
     async def _apply(self) -> None:
         plan = self._plan
-        now = [action for action in plan.actions if not action.after_move]
+        authority, facts = make_keys(
+            self._state, plan.topology, plan.deployment, plan.external, self._runtime, plan.runtime
+        )
+        self._authority, who = authority, plan.external or authority
         before = await self._runtime.observe()
+        self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
+        hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
+        hosts |= {one.host for one in before if one.name in _named(plan.actions)}
+        async with self._runtime.lock({*hosts, *self._runtime.absent()}, trust_of(who)):
+            await self._change(before, facts)
+
+    async def _change(self, before: Sequence[Observed], facts: Facts) -> None:
+        """The same, once nobody else is at work on the cluster's hosts."""
+        plan, authority = self._plan, self._authority
+        assert authority is not None
+        now = [action for action in plan.actions if not action.after_move]
         self._touched = {one.name for one in before} & _named(now)
         if before:
             await self._stop(now)
-        authority, facts = make_keys(self._state, plan.topology, plan.deployment, plan.external, plan.runtime)
-        self._authority, who = authority, plan.external or authority
-        self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
         self._touched = _named(now)
         await self._start(now)
         async with self._joined(authority.admin(facts.login)) as cluster:
@@ -159,6 +171,7 @@ class Up:
             self._broker_at = facts.outside.urls[0]
             self._update()
             await self._write_ticket(authority, facts, cluster)
+        await self._runtime.forget(self._runtime.absent())
 
     # The actions.
 
@@ -213,10 +226,10 @@ class Up:
 
     async def _move(self, cluster: Cluster) -> None:
         """Bring the workers to the engine of the plan, and stop what they used before."""
-        deployment = self._plan.deployment
-        late = _named(self._later)
+        deployment, out = self._plan.deployment, self._out_of_reach()
+        late = _named(self._later) | out
         serving = {unit.name for unit in deployment.units if unit.role in SERVING} - late
-        workers = {unit.name for unit in deployment.units if unit.role == "worker"}
+        workers = {unit.name for unit in deployment.units if unit.role == "worker"} - out
         while not serving <= {row.name for row in self._rows if row.is_settled}:
             await asyncio.sleep(_LOOK_EVERY_S)
             self._look(await cluster.store.presence.members())
@@ -234,11 +247,12 @@ class Up:
 
     async def _until_ready(self, cluster: Cluster) -> None:
         """Until every unit of the deployment is seen at work or drained by the verb, and no other is left."""
-        wanted = {unit.name for unit in self._plan.deployment.units}
         while True:
             self._look(await cluster.store.presence.members())
+            out = self._out_of_reach()
+            wanted = {unit.name for unit in self._plan.deployment.units} - out
             ours = [row for row in self._rows if row.name in wanted]
-            leaving = {one.name for one in self._seen} - wanted
+            leaving = {one.name for one in self._seen} - wanted - out
             if not leaving and all(row.is_settled for row in ours):
                 for row in ours:
                     if row.state != "ready":
@@ -248,6 +262,14 @@ class Up:
             if loss is not None:
                 raise StoreLost(f"{self._state.cluster}: {loss.sentence}", hint=RECOVER)
             await asyncio.sleep(_LOOK_EVERY_S)
+
+    def _out_of_reach(self) -> set[str]:
+        """The units to which nothing can be done, as a host is away."""
+        away = self._runtime.away
+        return {
+            *(unit.name for unit in self._plan.deployment.units if unit.host in away),
+            *(one.name for one in self._seen if one.host in away),
+        }
 
     # How it goes.
 
@@ -289,7 +311,7 @@ class Up:
         )
 
     def _look(self, members: Sequence[Member] | None) -> None:
-        """See how the units are. Raises PartlyApplied when one of them will not come."""
+        """See how the units are. Raises MvmciError when one of them will not come."""
         if self._watching is not None and self._watching.done():
             self._watching.result()
         self._members = members
@@ -300,11 +322,11 @@ class Up:
                 continue
             crashes = one.restarts - self._crashed_before.get(one.name, 0)
             if one.refused:
-                raise self._partly(f"{one.name} was refused: {one.reason}")
+                raise MvmciError(f"{one.name} was refused: {one.reason}")
             if one.outdated:
-                raise self._partly(f"{one.name} does not fit the cluster: {one.reason}")
+                raise MvmciError(f"{one.name} does not fit the cluster: {one.reason}")
             if one.state == "down" and crashes >= CRASHES_MAX:
-                raise self._partly(f"{one.name} went down {crashes} times: {one.reason}")
+                raise MvmciError(f"{one.name} went down {crashes} times: {one.reason}")
 
     async def _until_proved(self, cluster: Cluster, proving: asyncio.Task[None], job: str) -> None:
         """Until the job has run, or waits behind others that fill every engine: those prove it as well."""
@@ -378,14 +400,23 @@ class Up:
         except (OSError, UnicodeDecodeError, TicketRefused):
             return None
 
-    def _partly(self, why: str, hint: str | None = None) -> PartlyApplied:
+    async def _last_line(self, name: str) -> str:
+        """What a unit printed last."""
+        said = b""
+        with suppress(MvmciError):
+            async for piece in self._runtime.log(name, last=_TAIL_BYTES):
+                said += piece
+        lines = said.decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    async def _partly(self, why: str, hint: str | None = None) -> PartlyApplied:
         """How far it came, and why not further."""
         if not self._rows:
             self._update()
         ready = ", ".join(row.name for row in self._rows if row.state == "ready")
         missing = [row for row in self._rows if row.state != "ready"]
         not_ready = ", ".join(f"{row.name} is {row.state}" for row in missing)
-        words = _last_line(self._state.unit(missing[0].name) / "log") if missing else ""
+        words = await self._last_line(missing[0].name) if missing else ""
         said = f"; {missing[0].name} said last: {words}" if words else ""
         return PartlyApplied(
             f"{self._state.cluster} is up in part: {ready or 'nothing'} is ready"
@@ -395,30 +426,38 @@ class Up:
 
 
 def make_keys(
-    state: ClusterState, found: Topology, deployment: Deployment, external: Login | None, runtime: str
+    state: ClusterState,
+    found: Topology,
+    deployment: Deployment,
+    external: Login | None,
+    runtime: Runtime,
+    name: str,
 ) -> tuple[Authority, Facts]:
-    """The keys of a cluster whose folder is locked, and where its broker is. Those that are there stay."""
+    """The keys of a cluster whose folder is locked, and where its broker is. Those that are there stay.
+
+    `name` is that of its `runtime`.
+    """
     write_private(state.folder / "version", VERSION.encode())
     if external is not None:
         authority = Authority.of_external(state.folder, external)
-        facts = Facts(login=Login(urls=external.urls), runtime=runtime)
+        facts = Facts(login=Login(urls=external.urls), runtime=name)
     else:
-        authority, settings = Authority.create(state.folder), broker_of(found, state.facts())
+        authority, settings = Authority.create(state.folder), broker_of(found, state.facts(), runtime)
         if settings.port == ANY_PORT:  # one that no unit has
             listens = [unit.listen.rpartition(":")[2] for unit in deployment.units if unit.listen]
             taken = [int(port) for port in listens if port.isdecimal()]
             port = choose_port(f"{state.folder}/{broker.FOLDER}", settings.listen, taken=taken)
             settings = msgspec.structs.replace(settings, port=port)
-        tls = state.runtime(runtime).apart or not is_loopback(settings.listen)
-        login = authority.login([url_of(settings, tls=tls)], tls=tls)
-        facts = Facts(login=login, broker=settings, runtime=runtime)
+        urls = [runtime.dial_here(unit, settings) for unit in deployment.units if unit.role == "broker"]
+        login = authority.login(urls, tls=any(url.startswith("tls://") for url in urls))
+        facts = Facts(login=login, broker=settings, runtime=name)
     state.keep_facts(facts)
     return authority, facts
 
 
 def _named(actions: Sequence[Action]) -> set[str]:
     """The units to which something is done."""
-    return {action.unit.name for action in actions if action.unit is not None and action.kind != "keep"}
+    return {action.unit.name for action in actions if action.unit is not None and action.touches}
 
 
 def _all_drained(members: Sequence[Member], engine: str, queue: str) -> str:
@@ -450,13 +489,3 @@ def _is_far(url: str) -> bool:
     except ValueError:
         return True  # a name
     return not (address.is_loopback or address.is_link_local)
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

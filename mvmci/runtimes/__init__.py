@@ -5,16 +5,28 @@ Their contract is `mvmci.runtime`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from mvmci.cluster.topology import HostSection
 from mvmci.errors import Usage
 from mvmci.runtime import Runtime
 
 RUNTIMES = ("local", "compose")  # those of this version
 
 
-def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
-    """The runtime `name` of `cluster`, whose state lies in `root`. Raises Usage. Nothing is started."""
+def open_runtime(
+    name: str,
+    root: Path,
+    cluster: str,
+    hosts: Mapping[str, HostSection] = {},
+    *,
+    accept_new_host_keys: bool = False,
+) -> Runtime:
+    """The runtime `name` of `cluster`, whose state lies in `root`. Raises Usage. Nothing is started.
+
+    `hosts` are those of its file; without them, an `ssh` runtime knows those on which it started something.
+    """
     if name == "local":
         from mvmci.runtimes.local.runtime import Local
 
@@ -23,6 +35,7 @@ def open_runtime(name: str, root: Path, cluster: str) -> Runtime:
         from mvmci.runtimes.compose.runtime import Containers
 
         return Containers(root, cluster)
+    del hosts, accept_new_host_keys
     raise Usage(
         f"runtime {name} is not in this version", hint=f"there is {', '.join(RUNTIMES)}: `runtime: local`"
     )

@@ -25,17 +25,22 @@ def acquire(file: Path, busy: str, hint: str) -> FileLock:
 
 
 @contextlib.contextmanager
-def hold(file: Path, busy: str, hint: str) -> Iterator[None]:
-    """Be the only one that has `file`, which says who that is. Raises LockHeld."""
+def hold(file: Path, busy: str, hint: str, who: str = "") -> Iterator[None]:
+    """Be the only one that has `file`, which says who that is: `who`, or this process. Raises LockHeld."""
     lock = acquire(file, busy, hint)
     since = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     try:
-        file.write_text(f"process {os.getpid()} of {_user()}, since {since},")
+        file.write_text(f"{who or this_one()}, since {since},")
         yield
     finally:
         if file.exists():
             file.write_text("")
         lock.release()
+
+
+def this_one() -> str:
+    """This process, to whoever waits for it."""
+    return f"process {os.getpid()} of {_user()}"
 
 
 def _user() -> str:

@@ -21,6 +21,15 @@ def is_loopback(address: str) -> bool:
         return address == "localhost"
 
 
+def is_address(host: str) -> bool:
+    """Whether that is an IP address, and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def outward_address() -> str:
     """The address that this machine has where its way to others begins; empty where it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -318,6 +318,24 @@ def with_seed(data: bytes, key: str) -> bytes:
     raise Usage("this is no file of a unit", hint="use one version of mvmci on both machines")
 
 
+def without_seed(data: bytes) -> tuple[bytes, str, int]:
+    """A file of a unit without its secret half, that half, and the generation of the key: what `make_config`
+    takes as `there`. Empty for what is no such file."""
+    member = _decoded(data, MemberConfig)
+    if member is not None:
+        login = member.identity.login
+        identity = msgspec.structs.replace(member.identity, login=msgspec.structs.replace(login, seed=""))
+        bare = msgspec.structs.replace(member, identity=identity)
+        return msgspec.json.encode(bare), login.seed, member.generation
+    plane = _decoded(data, ControlPlaneConfig)
+    if plane is not None:
+        return b"", plane.seed, plane.generation  # it holds more that is secret, and nothing to go on from
+    broker = _decoded(data, BrokerConfig)
+    if broker is None:
+        return b"", "", 0
+    return msgspec.json.encode(msgspec.structs.replace(broker, seed="")), broker.seed, 0
+
+
 # ---- In the control plane
 
 

@@ -61,7 +61,9 @@ class Place:
         """As if `text` had been applied."""
         found = await self.plan(text)
         self.state.folder.mkdir(parents=True, exist_ok=True)
-        settings = msgspec.structs.replace(broker_of(found.topology, None), port=4000)
+        settings = msgspec.structs.replace(
+            broker_of(found.topology, None, self.state.runtime("local")), port=4000
+        )
         facts = Facts(login=Login(urls=("nats://127.0.0.1:4000",)), broker=settings)
         if found.external is not None:
             facts = Facts(login=Login(urls=found.external.urls))
@@ -125,7 +127,8 @@ async def test_a_cluster_that_is_not_there_is_made(place: Place) -> None:
 
 async def test_a_cluster_that_an_up_has_begun_and_nothing_runs_of_is_said_to_be_down(place: Place) -> None:
     Authority.create(place.state.folder)
-    settings = msgspec.structs.replace(broker_of(read_topology(SMALLEST, name="x"), None), port=4000)
+    found, local = read_topology(SMALLEST, name="x"), place.state.runtime("local")
+    settings = msgspec.structs.replace(broker_of(found, None, local), port=4000)
     login = Login(urls=("nats://127.0.0.1:4000",))
     place.state.keep_facts(Facts(login=login, broker=settings))
 

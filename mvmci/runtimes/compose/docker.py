@@ -28,6 +28,7 @@ COMPOSE_MIN = (1, 29)
 _ANSWER_S = 30.0
 WORDS_CHARS_MAX = 500
 EVENTS_SINCE = "5m"
+_LINE_BYTES = 100  # of a line of a log, about
 LINES = 2  # of what a program said before it failed: the last may say what, and not of which
 PROJECT, SERVICE, NUMBER = (
     f"com.docker.compose.{name}" for name in ("project", "service", "container-number")
@@ -179,9 +180,11 @@ async def events(project: str) -> AsyncGenerator[None, None]:
             yield
 
 
-async def logs(container: str, *, follow: bool) -> AsyncGenerator[bytes, None]:
-    """What a container printed, on both streams, in pieces; with `follow`, until it ends."""
-    command = ["docker", "logs", *(["--follow"] if follow else []), container]
+async def logs(container: str, *, follow: bool, last: int | None = None) -> AsyncGenerator[bytes, None]:
+    """What a container printed, on both streams, in pieces; with `follow`, until it ends. `last`: of what is
+    there, about so many bytes."""
+    less = [] if last is None else ["--tail", str(last // _LINE_BYTES + 1)]
+    command = ["docker", "logs", *(["--follow"] if follow else []), *less, container]
     async with _reading(command, stderr=subprocess.STDOUT) as output:
         while data := await output.read(1 << 16):
             yield data

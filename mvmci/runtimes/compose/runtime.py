@@ -23,7 +23,7 @@ from mvmci.cluster.changes import Observed, UnitState, in_stopping_order
 from mvmci.cluster.deployment import LOCAL_HOST, ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.errors import FOR_GOOD, NotFound, StoreUnavailable, Usage
-from mvmci.runtime import GRACE_S, Provisioning, why_ended
+from mvmci.runtime import GRACE_S, OfThisMachine, Provisioning, why_ended
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
 from mvmci.system.tasks import at_most, cancel
@@ -35,7 +35,7 @@ _STATES: dict[str, UnitState] = {"created": "starting", "running": "starting", "
 _ENDED = ("created", "exited", "dead")  # Docker does not start them by itself
 
 
-class Containers:
+class Containers(OfThisMachine):
     """The port `mvmci.runtime.Runtime`."""
 
     apart = True
@@ -65,7 +65,7 @@ class Containers:
         port = render.API_PORT
         return Place(listen=f"0.0.0.0:{port}", address=f"{render.service_name(unit.name)}:{port}")
 
-    def dial(self, broker: BrokerSettings) -> str:
+    def dial(self, unit: Unit, broker: BrokerSettings) -> str:
         return f"tls://{render.BROKER}:{render.BROKER_PORT}"
 
     def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
@@ -133,18 +133,20 @@ class Containers:
             await docker.remove_networks(self._project)
         return bool(going)
 
-    async def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+    async def log(
+        self, name: str, *, follow: bool = False, last: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         there = {_unit(one): one for one in await docker.containers(self._project)}
         if name not in there:
             raise NotFound(
                 f"no unit {name} of {self._state.name} has a container here",
                 hint=f"there are {', '.join(sorted(there)) or 'none: `mvmci up FILE` starts them'}",
             )
-        async with contextlib.aclosing(docker.logs(there[name].id, follow=follow)) as pieces:
+        async with contextlib.aclosing(docker.logs(there[name].id, follow=follow, last=last)) as pieces:
             async for piece in pieces:
                 yield piece
 
-    async def forget(self) -> None:
+    async def forget(self, hosts: Collection[str] | None = None) -> None:
         await docker.remove_data(self._project)
 
     async def _seen(self, one: Container) -> Observed:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.cluster.broker import LOOPBACK, BrokerSettings, url_of
+from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.errors import MvmciError, NotFound, Usage
 from mvmci.roles import broker
 from mvmci.roles.balancer import find_haproxy
-from mvmci.runtime import GRACE_S, Provisioning
+from mvmci.runtime import GRACE_S, OfThisMachine, Provisioning
 from mvmci.runtimes.local.supervisor import (
     LINE_BYTES_MAX,
     Report,
@@ -34,7 +34,7 @@ from mvmci.runtimes.local.supervisor import (
 )
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
-from mvmci.system.ports import check_port, choose_port, is_loopback
+from mvmci.system.ports import check_port, choose_port
 from mvmci.system.processes import Known, clean_environment, open_alive, this_program
 from mvmci.system.tasks import readable
 from mvmci.trust.provision import make_config
@@ -48,7 +48,7 @@ _FOLLOW_EVERY_S = 0.2
 _reports = msgspec.json.Decoder(Report)
 
 
-class Local:
+class Local(OfThisMachine):
     """The port `mvmci.runtime.Runtime`. `program` is how the supervisor is started, and units by it."""
 
     apart = False
@@ -77,8 +77,8 @@ class Local:
             self._check_port(unit.name, port)
         return Place(listen=f"{LOOPBACK}:{port}", address=f"{LOOPBACK}:{port}")
 
-    def dial(self, broker: BrokerSettings) -> str:
-        return url_of(broker, tls=not is_loopback(broker.listen))
+    def dial(self, unit: Unit, broker: BrokerSettings) -> str:
+        return self.dial_here(unit, broker)
 
     def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
         return ()
@@ -133,9 +133,11 @@ class Local:
                 await readable(pidfd)
             return names is None or bool(before & set(names))
 
-    async def log(self, name: str, *, follow: bool = False) -> AsyncGenerator[bytes, None]:
+    async def log(
+        self, name: str, *, follow: bool = False, last: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
         files = self._logs(name)
-        read = dict.fromkeys(files, 0)
+        read = {file: 0 if last is None else max(0, _size(file) - last) for file in files}
         while True:
             for file in files:
                 with contextlib.suppress(FileNotFoundError), file.open("rb") as log:
@@ -164,7 +166,7 @@ class Local:
         server = [self.files.folder / broker.FOLDER / broker.LOG] if name.startswith("broker") else []
         return [log.with_name(f"{log.name}.1"), log, *server]
 
-    async def forget(self) -> None:
+    async def forget(self, hosts: Collection[str] | None = None) -> None:
         """They leave nothing elsewhere."""
 
     @contextlib.contextmanager
@@ -247,6 +249,10 @@ class Local:
         code = await asyncio.to_thread(process.wait)
         words = log.read_bytes()[before:][-_WORDS_BYTES_MAX:].decode(errors="replace")
         raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> bool:

@@ -1,0 +1,272 @@
+"""What this machine does for who is at work on a cluster from another one: `mvmci host`, over ssh.
+
+It is `Local` behind a wire, and keeps nothing but the lock, for as long as the channel is open. A line of
+JSON is a request; to each there are lines with its number, the last of which says that it is done, or why it
+failed.
+
+    → {"id": 1, "ask": {"type": "start", …}}
+    ← {"id": 1, "part": …}      as often as there is something to tell, of `watch` and `log`
+    ← {"id": 1, "done": …}      or {"id": 1, "error": {"kind": "Usage", "message": …, "hint": …}}
+
+Keys of units are made here and stay here: of a key that is asked for, its public half is told. Whoever asks
+says something every few seconds. One who has gone silent is gone: its lock ends, and so do units that were to
+end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from mvmci.cluster.deployment import RoleName
+from mvmci.errors import MvmciError, Usage
+from mvmci.runtimes.local.runtime import Local
+from mvmci.runtimes.local.supervisor import Report, Start, Stop, Watch
+from mvmci.system.files import private_folder, sync_folder, write_private
+from mvmci.system.lock import hold
+from mvmci.trust.provision import new_key, public_of, with_seed, without_seed
+
+SILENT_S = 30.0  # who says nothing for so long has gone
+LINE_BYTES_MAX = 64 << 20
+OWNER = "authority"  # the file that says whose cluster it is
+
+
+class Lock(msgspec.Struct, frozen=True, kw_only=True, tag="lock"):
+    """Be the only one at work on the cluster here, until the channel is closed. `owner` is whose it is."""
+
+    who: str
+    owner: str
+
+
+class Unlock(msgspec.Struct, frozen=True, kw_only=True, tag="unlock"):
+    """Let go of the lock."""
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A unit that needs a key of that generation."""
+
+    name: str
+    role: RoleName
+    generation: int
+
+
+class Keys(msgspec.Struct, frozen=True, kw_only=True, tag="keys"):
+    """See that these units have a key; answered by a `Key` for each."""
+
+    units: tuple[Wanted, ...]
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """The public half of a unit's key, and the file that it has, without its secret half."""
+
+    public: str
+    there: bytes
+
+
+class Provide(msgspec.Struct, frozen=True, kw_only=True, tag="provide"):
+    """Lay down these files of units, by name, each with its key filled in."""
+
+    files: dict[str, bytes]
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
+    """Keep these units running, by this program; with `attached`, until the channel is closed."""
+
+    start: Start
+    attached: bool = False
+
+
+class Observe(msgspec.Struct, frozen=True, kw_only=True, tag="observe"):
+    """Tell how the units are."""
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True, tag="log"):
+    """Tell what a unit printed."""
+
+    name: str
+    follow: bool = False
+    last: int | None = None
+
+
+class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
+    """Remove all that is kept of the cluster here; its units were stopped."""
+
+
+Ask = Lock | Unlock | Keys | Provide | Begin | Stop | Observe | Watch | Log | Forget
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of who asks. Without an `ask`, it only says that it is there."""
+
+    id: int = 0
+    ask: Ask | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """An `MvmciError`: its class, and what it says."""
+
+    kind: str
+    message: str
+    hint: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of what is told about the request of that number."""
+
+    id: int
+    part: msgspec.Raw | None = None
+    done: msgspec.Raw | None = None
+    error: Failure | None = None
+
+
+_requests = msgspec.json.Decoder(Request)
+
+
+async def serve(here: Local, reader: asyncio.StreamReader, write: Callable[[bytes], Awaitable[None]]) -> None:
+    """Answer until whoever asks is gone. `write` sends a line. Raises msgspec.DecodeError."""
+    agent = Agent(here)
+    with contextlib.ExitStack() as agent.held:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                answering = set()
+                while line := await _line(reader):
+                    request = _requests.decode(line)
+                    if request.ask is not None:
+                        answering.add(tasks.create_task(_answer(agent, request.id, request.ask, write)))
+                for task in answering:
+                    task.cancel()
+        finally:
+            if agent.attached:
+                await here.stop()
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """The next line; empty at the end, also of one who has gone without a word."""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(SILENT_S):
+            return await reader.readline()
+    return b""
+
+
+async def _answer(agent: Agent, number: int, ask: Ask, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def tell(**what: Any) -> None:
+        with contextlib.suppress(ConnectionError):  # who asked has gone, which is seen where lines are read
+            await write(msgspec.json.encode(Answer(id=number, **what)) + b"\n")
+
+    try:
+        async with contextlib.aclosing(agent.answer(ask)) as parts:
+            done = b"null"
+            async for is_last, data in parts:
+                if is_last:
+                    done = data
+                else:
+                    await tell(part=msgspec.Raw(data))
+        await tell(done=msgspec.Raw(done))
+    except MvmciError as error:
+        kind = type(error).__name__
+        await tell(error=Failure(kind=kind, message=error.message, hint=error.hint))
+    except OSError as error:
+        why = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+        await tell(
+            error=Failure(kind="Usage", message=why, hint="see that this machine has room and the rights")
+        )
+
+
+class Agent:
+    """What one channel has: the lock, and the keys of units that have no file yet."""
+
+    def __init__(self, here: Local) -> None:
+        self.here = here
+        self.held: contextlib.ExitStack
+        self.attached = False
+        self._keys: dict[str, str] = {}
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[tuple[bool, bytes], None]:
+        """What there is to tell: whether it is the last, and JSON. Raises MvmciError, OSError."""
+        here = self.here
+        if isinstance(ask, Watch):
+            async for seen in here.watch():
+                yield False, msgspec.json.encode(Report(units=seen))
+        elif isinstance(ask, Log):
+            async for data in here.log(ask.name, follow=ask.follow, last=ask.last):
+                yield False, msgspec.json.encode(data)
+        elif isinstance(ask, Lock):
+            self._lock(ask)
+        elif isinstance(ask, Unlock):
+            self.held.close()
+        elif isinstance(ask, Keys):
+            yield True, msgspec.json.encode([self._key(one) for one in ask.units])
+        elif isinstance(ask, Provide):
+            for name, data in ask.files.items():
+                write_private(here.files.config(name), with_seed(data, self._keys[name]))
+        elif isinstance(ask, Begin):
+            self.attached |= ask.attached
+            await here.start(ask.start.units)
+        elif isinstance(ask, Stop):
+            yield True, msgspec.json.encode(await here.stop(ask.names, ask.grace_s))
+        elif isinstance(ask, Observe):
+            yield True, msgspec.json.encode(Report(units=await here.observe()))
+        else:
+            await asyncio.to_thread(self._forget)
+
+    def _lock(self, ask: Lock) -> None:
+        """Raises LockHeld, and Usage where a cluster of the same name is here that is another."""
+        folder = private_folder(self.here.files.folder)
+        name, file = self.here.cluster, folder / OWNER
+        self.held.enter_context(
+            hold(
+                folder / "lock",
+                f"is at work on {name}",
+                "wait until it has finished, then try again",
+                ask.who,
+            )
+        )
+        there = file.read_text() if file.exists() else ""
+        if there and there != ask.owner:
+            raise Usage(
+                f"another cluster named {name} is there, which was brought up from elsewhere",
+                hint=f"give this one another name; what is there lies in {folder}",
+            )
+        if not there:
+            write_private(file, ask.owner.encode())
+
+    def _key(self, unit: Wanted) -> Key:
+        file = self.here.files.config(unit.name)
+        there, key, generation = without_seed(file.read_bytes() if file.exists() else b"")
+        if not key or generation != unit.generation:
+            there, key = b"", self._keys.get(unit.name) or new_key(unit.role)
+        self._keys[unit.name] = key
+        return Key(public=public_of(unit.role, key), there=there)
+
+    def _forget(self) -> None:
+        folder = self.here.files.folder
+        gone = folder.with_name(f"_{folder.name}.removed")
+        if folder.exists():
+            shutil.rmtree(gone, ignore_errors=True)
+            folder.rename(gone)  # at once, so that nobody takes what is left of it for a cluster
+            sync_folder(folder.parent)
+        shutil.rmtree(gone)
+
+
+async def serve_stdio(here: Local) -> None:
+    """Answer on this process's own streams. What is at their other end is one program, over ssh."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    lock = asyncio.Lock()
+
+    def put(line: bytes) -> None:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+
+    async def write(line: bytes) -> None:
+        async with lock:
+            await asyncio.to_thread(put, line)
+
+    await serve(here, reader, write)
