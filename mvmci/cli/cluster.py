@@ -642,27 +642,53 @@ def topologies_verb(as_json: bool) -> int:
 @click.argument("verb", type=click.Choice(["run", "observe", "start", "stop"]), default="run")
 @click.option("--cluster", required=True)
 @click.option("--attached", type=int, help="End when the process of this number does.")
+@click.option("--resume", is_flag=True, help="Go on with what was asked for before, and read nothing.")
+@click.option("--take-over", is_flag=True, help="Go on with what this process ran as another program.")
 @state_option
-def supervise_verb(verb: str, cluster: str, attached: int | None, state: Path) -> int:
+def supervise_verb(
+    verb: str, cluster: str, attached: int | None, resume: bool, take_over: bool, state: Path
+) -> int:
     """Keep the units of a cluster running: what `up` starts here, and leaves behind.
 
     JSON in, JSON out: what somebody can ask for who is on another machine. `run` reads what it begins with,
     `start` and `stop` what is to be done, and `observe` and these two print how the units are then.
     """
-    from mvmci.runtimes.local.supervisor import Start, supervise
+    from mvmci.runtimes.local.messages import (
+        Desired,
+        Handover,
+        Start,
+        SupervisorFiles,
+        desired_by,
+        read_desired,
+    )
+    from mvmci.runtimes.local.supervisor import supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment, this_program
 
     if attached is not None:
         die_with(attached, signal.SIGTERM)
-    told = b"" if verb == "observe" else sys.stdin.buffer.read()
+    told = b"" if verb == "observe" or resume else sys.stdin.buffer.read()
     if verb != "run":
         click.echo(run_async(_ask(verb, cluster, told, state)))
         return 0
-    first = msgspec.json.decode(told, type=Start)
+    program = this_program()
+    begin: Desired | Handover
+    if take_over:
+        begin = msgspec.json.decode(told, type=Handover)
+    elif resume:
+        begin = read_desired(SupervisorFiles(state / cluster))
+    else:
+        begin = desired_by(msgspec.json.decode(told, type=Start), program)
+    if not begin.units:
+        _say_ready()  # after a boot: all was stopped before it
+        return 0
     log_to_stderr()
     env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
-    asyncio.run(supervise(state / cluster, first, this_program(), env, ready=_say_ready))
+    options = () if attached is None else ("--attached", str(attached))
+    running = supervise(
+        state / cluster, begin, program, env, ready=_say_ready, options=options, kept=attached is None
+    )
+    asyncio.run(running)
     return 0
 
 
@@ -682,8 +708,8 @@ def host_verb(cluster: str, service: str, state: Path) -> int:
 
 
 async def _ask(verb: str, cluster: str, told: bytes, state: Path) -> bytes:
+    from mvmci.runtimes.local.messages import Report, Start, Stop
     from mvmci.runtimes.local.runtime import Local
-    from mvmci.runtimes.local.supervisor import Report, Start, Stop
 
     here = Local(state, cluster)
     if verb == "start":

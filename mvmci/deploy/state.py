@@ -12,6 +12,7 @@ Keys, the broker's files and those of the units lie beside them, and belong to t
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ class ClusterState:
     def check_free(self) -> None:
         """Raises LockHeld when somebody is at work on the cluster now."""
         if (self.folder / "lock").exists():
-            acquire(self.folder / "lock", *self._busy).release()
+            os.close(acquire(self.folder / "lock", *self._busy))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

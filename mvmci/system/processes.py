@@ -12,7 +12,7 @@ import select
 import signal
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -81,12 +81,14 @@ def this_program() -> list[str]:
     return [sys.executable, *isolated, "-m", "mvmci"]
 
 
-def program_digest() -> str:
-    """What tells this build from another one: the zipapp's SHA-256, or the version of a source tree."""
-    if not zipfile.is_zipfile(sys.argv[0]):
-        return mvmci.__version__
-    with open(sys.argv[0], "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def program_digest(program: Sequence[str] = ()) -> str:
+    """What tells this build, or that of `program`, from another one: the zipapp's SHA-256, or the version
+    of a source tree. Raises OSError."""
+    for path in program[1:] if program else sys.argv[:1]:  # the first word of a program is Python
+        if zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    return mvmci.__version__
 
 
 def clean_environment(root: Path) -> dict[str, str]:

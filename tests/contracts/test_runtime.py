@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.cluster import topology
@@ -69,6 +70,13 @@ class World:
             return Containers(self.root, NAME)
         program = [sys.executable, stub.__file__, json.dumps(PACE)]
         return Local(self.root, NAME, program)
+
+    def upgrade(self) -> None:
+        """Have the next call be of another build."""
+        stub.write_zipapp(self.root / "mvmci.pyz", "another")
+        if self.name == "local":
+            file = str(self.root / "mvmci.pyz")
+            self.runtime = Local(self.root, NAME, [sys.executable, file, json.dumps(PACE)])
 
     async def start(self, *configs: UnitConfig) -> None:
         """Provision and start, and wait until each has begun once more."""
@@ -180,6 +188,22 @@ async def test_one_that_runs_with_something_else_is_another_when_it_is_started_a
     assert (await world.seen("w-a")).config == other
     assert [one.what for one in world.said() if one.name == "w-a"] == ["began", "asked", "ended", "began"]
     assert world.began("broker-a") == 1
+
+
+async def test_one_that_is_started_anew_is_of_the_program_of_who_starts_it_and_no_other_is(
+    world: World,
+) -> None:
+    """After an upgrade, neighbours still run what they did."""
+    await world.start(BROKER, WA)
+    before = await world.pids()
+    world.upgrade()
+    other = msgspec.structs.replace(WA, program="another build")
+    await world.start(other)
+    after = await world.pids()
+    assert (await world.seen("w-a")).config == other
+    assert (await world.seen("broker-a")).config == BROKER
+    assert after.pop("w-a") != before.pop("w-a")
+    assert after == before
 
 
 # ---- Stopping

@@ -1,8 +1,10 @@
 """Stands for mvmci in tests of runtimes: a supervisor of units, or a unit that does as its options say.
 
-    stub.py PACE supervise --cluster C [--attached PID]
+    stub.py PACE supervise [observe] --cluster C [--attached PID] [--resume | --take-over]
     stub.py [PACE] ROLE [--config FILE | --cluster C --name N] [--exit CODE] [--live S] [--stubborn N]
                         [--leave S] [--print TEXT] [--listen HOST:PORT] [--deaf]
+
+A supervisor that has just become this program reads the pipe `hold` of the state directory, if it is there.
 
 Each unit appends lines to `said` in the state directory, one write each: `<name> began <pid> <time>`, and
 for a SIGTERM that it takes `<name> asked …`, and `<name> ended …` when it goes because of one.
@@ -50,6 +52,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("role")
+    parser.add_argument("verb", nargs="?", default="run")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--take-over", action="store_true")
     parser.add_argument("--cluster")
     parser.add_argument("--attached", type=int)
     parser.add_argument("--name")
@@ -77,17 +82,50 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
 
     import msgspec
 
-    from mvmci.runtimes.local.supervisor import Pace, Start, supervise
+    from mvmci.runtimes.local.messages import (
+        Desired,
+        Handover,
+        Start,
+        SupervisorFiles,
+        desired_by,
+        read_desired,
+    )
+    from mvmci.runtimes.local.supervisor import supervise
+    from mvmci.runtimes.local.unit_process import Pace
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment
 
+    if args.verb == "observe":  # a supervisor tries what is to be its next program
+        return
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)
-    program = [sys.executable, "-S", "-E", __file__, json.dumps(pace)]
-    first = msgspec.json.decode(sys.stdin.buffer.read(), type=Start)
-    ready = lambda: os.write(1, b"ready\n")  # noqa: E731
-    env = clean_environment(root)
-    asyncio.run(supervise(root / args.cluster, first, program, env, ready=ready, pace=Pace(**pace)))
+    program = [sys.executable, sys.argv[0], json.dumps(pace)]
+    begin: Desired | Handover
+    if args.take_over:
+        if (root / "hold").exists():
+            (root / "hold").read_bytes()  # a pipe, until somebody has written to it
+        begin = msgspec.json.decode(sys.stdin.buffer.read(), type=Handover)
+    elif args.resume:
+        begin = read_desired(SupervisorFiles(root / args.cluster))
+    else:
+        begin = desired_by(msgspec.json.decode(sys.stdin.buffer.read(), type=Start), program)
+    attached = args.attached is not None
+
+    def ready() -> None:
+        if not args.take_over:  # who reads that has gone
+            os.write(1, b"ready\n")
+
+    running = supervise(
+        root / args.cluster,
+        begin,
+        program,
+        clean_environment(root),
+        ready=ready,
+        options=("--attached", str(args.attached)) if attached else (),
+        kept=not attached,
+        pace=Pace(**pace),
+    )
+    asyncio.run(running)
 
 
 def unit(said: Path, args: argparse.Namespace) -> None:

@@ -26,8 +26,8 @@ import msgspec
 
 from mvmci.cluster.deployment import RoleName
 from mvmci.errors import MvmciError, Usage
+from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import Local
-from mvmci.runtimes.local.supervisor import Report, Start, Stop, Watch
 from mvmci.system.files import private_folder, sync_folder, write_private
 from mvmci.system.lock import hold
 from mvmci.trust.provision import new_key, public_of, with_seed, without_seed

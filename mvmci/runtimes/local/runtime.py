@@ -22,20 +22,31 @@ from mvmci.errors import MvmciError, NotFound, Usage
 from mvmci.roles import broker
 from mvmci.roles.balancer import find_haproxy
 from mvmci.runtime import GRACE_S, OfThisMachine, Provisioning
-from mvmci.runtimes.local.supervisor import (
+from mvmci.runtimes.local.messages import (
     LINE_BYTES_MAX,
+    Desired,
+    Replace,
     Report,
     Start,
     Stop,
     SupervisorFiles,
+    SupervisorProcess,
     SupervisorRequest,
     Watch,
+    keep_desired,
+    read_desired,
     socket_address,
 )
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
 from mvmci.system.ports import check_port, choose_port
-from mvmci.system.processes import Known, clean_environment, open_alive, this_program
+from mvmci.system.processes import (
+    clean_environment,
+    has_ended,
+    open_alive,
+    program_digest,
+    this_program,
+)
 from mvmci.system.tasks import readable
 from mvmci.trust.provision import make_config
 
@@ -44,12 +55,14 @@ _WORDS_BYTES_MAX = 2000
 SUPERVISOR = "supervisor"  # whose log can be read like that of a unit
 _PIECE_BYTES = 1 << 16
 _FOLLOW_EVERY_S = 0.2
+_ASK_AGAIN_S = 0.05
 
 _reports = msgspec.json.Decoder(Report)
 
 
 class Local(OfThisMachine):
-    """The port `mvmci.runtime.Runtime`. `program` is how the supervisor is started, and units by it."""
+    """The port `mvmci.runtime.Runtime`. `program` is how the supervisor and the units of a `start` are
+    started: as this one was, if it is empty."""
 
     apart = False
 
@@ -57,7 +70,7 @@ class Local(OfThisMachine):
         self.root = root
         self.cluster = cluster
         self.files = SupervisorFiles(root / cluster)
-        self._program = program
+        self._program = tuple(program or this_program())
         self._chosen: dict[str, int] = {}  # ports of units that were never started
         self._started = asyncio.Event()  # by us, since `watch` looked
 
@@ -84,7 +97,7 @@ class Local(OfThisMachine):
         return ()
 
     async def observe(self) -> list[Observed]:
-        with self._supervisor() as pidfd, contextlib.suppress(FileNotFoundError):
+        with self._supervisor() as (_, pidfd), contextlib.suppress(FileNotFoundError):
             if pidfd is not None:  # from its file: one that is stopped does not answer
                 return _reports.decode(self.files.units.read_bytes()).units
         return []
@@ -92,11 +105,10 @@ class Local(OfThisMachine):
     async def watch(self) -> AsyncGenerator[list[Observed], None]:
         while True:
             self._started.clear()
-            with self._supervisor() as pidfd:
+            with self._supervisor() as (_, pidfd):
                 if pidfd is not None:
-                    async for report in self._ask(Watch()):
+                    async for report in self._ask(pidfd, Watch()):
                         yield report.units
-                    await readable(pidfd)
             yield []
             await self._started.wait()
 
@@ -112,26 +124,57 @@ class Local(OfThisMachine):
 
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         self._keep_ports(units)
-        with self._supervisor() as pidfd:
-            if pidfd is not None:
-                async with contextlib.aclosing(self._ask(Start(units=tuple(units)))) as answers:
-                    async for _ in answers:
-                        return
-                await readable(pidfd)  # its last unit has just ended
-        await self._start_supervisor(Start(units=tuple(units)), attached)
+        request = Start(units=tuple(units), program=self._program)
+        with self._supervisor() as (process, pidfd):
+            if pidfd is not None and process.digest:
+                await self._replace(process, pidfd)
+                async for _ in self._ask(pidfd, request):
+                    return
+            elif pidfd is not None:
+                request = await self._take_down(request)
+        await self._start_supervisor(request, attached)
         self._started.set()
 
+    async def _replace(self, process: SupervisorProcess, pidfd: int) -> None:
+        """See that the supervisor is of the program of the units that it is to start. Raises MvmciError."""
+        digest = program_digest(self._program)
+        if digest == process.digest:
+            return
+        async for report in self._ask(pidfd, Replace(program=self._program, digest=digest)):
+            if report.error:
+                raise MvmciError(
+                    f"the units' supervisor cannot go over to {self._program[-1]}: {report.error}",
+                    hint="what runs goes on as it was",
+                )
+
+    async def _take_down(self, request: Start) -> Start:
+        """Stop what the supervisor of a build runs that could not be replaced; what then is to be started."""
+        there = {one.name: one.config for one in await self.observe() if one.config is not None}
+        await self.stop()
+        wanted = there | {config.unit.name: config for config in request.units}
+        return msgspec.structs.replace(request, units=tuple(wanted.values()))
+
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
-        with self._supervisor() as pidfd:
+        with self._supervisor() as (_, pidfd):
             if pidfd is None:
+                self._forget(names)
                 return False
             before = {one.name for one in await self.observe()}
             left: list[Observed] = []
-            async for report in self._ask(Stop(names=None if names is None else (*names,), grace_s=grace_s)):
+            request = Stop(names=None if names is None else (*names,), grace_s=grace_s)
+            async for report in self._ask(pidfd, request):
                 left = report.units
             if not left:
                 await readable(pidfd)
             return names is None or bool(before & set(names))
+
+    def _forget(self, names: Collection[str] | None) -> None:
+        """Have no boot start these: a supervisor that was killed could not write it down."""
+        if self.files.desired.exists():
+            there = read_desired(self.files).units if names is not None else ()
+            gone = set(names or ())
+            kept = tuple(one for one in there if one.config.unit.name not in gone)
+            keep_desired(self.files, Desired(units=kept))
 
     async def log(
         self, name: str, *, follow: bool = False, last: int | None = None
@@ -170,22 +213,35 @@ class Local(OfThisMachine):
         """They leave nothing elsewhere."""
 
     @contextlib.contextmanager
-    def _supervisor(self) -> Iterator[int | None]:
-        """The pidfd of the one that runs; None if none does, whatever a file says."""
+    def _supervisor(self) -> Iterator[tuple[SupervisorProcess, int | None]]:
+        """The one that runs, and its pidfd; None if none does, whatever a file says."""
         try:
-            known = msgspec.json.decode(self.files.supervisor.read_bytes(), type=Known)
+            process = msgspec.json.decode(self.files.supervisor.read_bytes(), type=SupervisorProcess)
         except (FileNotFoundError, msgspec.DecodeError):
-            yield None
+            yield SupervisorProcess(pid=0, started=0), None
             return
-        pidfd = open_alive(known)
+        pidfd = open_alive(process)
         try:
-            yield pidfd
+            yield process, pidfd
         finally:
             if pidfd is not None:
                 os.close(pidfd)
 
-    async def _ask(self, request: SupervisorRequest) -> AsyncGenerator[Report, None]:
-        """What the supervisor answers; nothing if it ends."""
+    async def _ask(self, pidfd: int, request: SupervisorRequest) -> AsyncGenerator[Report, None]:
+        """What the supervisor answers; nothing if it ends. One that is cut off, because that becomes another
+        program at this moment, asks again: what was asked twice is done once."""
+        answered = False
+        while not has_ended(pidfd):
+            async with contextlib.aclosing(self._ask_once(request)) as reports:
+                async for report in reports:
+                    answered = True
+                    yield report
+            if answered and not isinstance(request, Watch):
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(readable(pidfd), _ASK_AGAIN_S)
+
+    async def _ask_once(self, request: SupervisorRequest) -> AsyncGenerator[Report, None]:
         try:
             with socket_address(self.files.socket) as address:
                 reader, writer = await asyncio.open_unix_connection(address, limit=LINE_BYTES_MAX)
@@ -227,7 +283,7 @@ class Local(OfThisMachine):
 
     async def _start_supervisor(self, first: Start, attached: bool) -> None:
         """Start one, and wait until it can be asked."""
-        command = [*(self._program or this_program()), "supervise", "--cluster", self.cluster]
+        command = [*self._program, "supervise", "--cluster", self.cluster]
         command += ["--attached", str(os.getpid())] if attached else []
         log = self.files.own_log
         with open(log, "ab", opener=private_opener) as stderr:  # noqa: ASYNC230 (a local file)

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,22 @@ from mvmci.cluster.deployment import (
     resolve,
 )
 from mvmci.errors import LockHeld, MvmciError, Usage
-from mvmci.runtimes.local import supervisor
+from mvmci.runtimes.local import messages, supervisor, unit_process
+from mvmci.runtimes.local.messages import (
+    Desired,
+    Report,
+    Start,
+    Stop,
+    SupervisorFiles,
+    SupervisorProcess,
+    SupervisorRequest,
+    desired_by,
+    read_desired,
+)
 from mvmci.runtimes.local.runtime import Local
+from mvmci.runtimes.local.unit_process import Pace
 from mvmci.system import ports
-from mvmci.system.processes import Known, open_alive, this_process
+from mvmci.system.processes import Known, open_alive, program_digest, this_process
 from mvmci.system.tasks import cancel
 from tests.harness import stub
 from tests.harness.stub import Said, read
@@ -74,7 +87,7 @@ class Place:
     def units(self) -> list[Observed]:
         """What the supervisor wrote down."""
         file = self.folder / "units.json"
-        return msgspec.json.decode(file.read_bytes(), type=supervisor.Report).units if file.exists() else []
+        return msgspec.json.decode(file.read_bytes(), type=Report).units if file.exists() else []
 
     def status(self, name: str) -> Observed:
         (found,) = [status for status in self.units() if status.name == name]
@@ -271,10 +284,9 @@ async def test_a_broker_says_in_a_log_of_its_own_what_is_wrong(place: Place) -> 
 
 
 async def test_a_program_that_cannot_be_started_is_tried_again_too(place: Place) -> None:
-    first = supervisor.Start(units=(W1,))
-    pace = supervisor.Pace(**PACE)
+    first = desired_by(Start(units=(W1,)), ["/nowhere/mvmci"])
     supervise = supervisor.supervise(
-        place.folder, first, ["/nowhere/mvmci"], {}, ready=lambda: None, pace=pace
+        place.folder, first, ["mvmci"], {}, ready=lambda: None, pace=Pace(**PACE)
     )
     here = asyncio.create_task(supervise)
     await until_true(lambda: place.units() and place.units()[0].restarts == 2)
@@ -363,7 +375,7 @@ async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
     await place.runs(*CLUSTER)
     before = place.units()
     here = (place.folder / "supervisor.json").read_bytes()
-    first = supervisor.Start(units=())
+    first = Desired()
     with pytest.raises(LockHeld):
         async with asyncio.timeout(LONG_S):
             await supervisor.supervise(place.folder, first, ["/bin/true"], {}, ready=lambda: None)
@@ -377,7 +389,7 @@ async def test_there_is_one_supervisor_per_cluster(place: Place) -> None:
 async def test_a_number_that_was_used_again_is_never_signalled(place: Place) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:  # noqa: ASYNC220
         stale = Known(pid=other.pid, started=1)
-        supervisor.write(place.folder / "supervisor.json", stale)
+        messages.write(place.folder / "supervisor.json", stale)
         assert await place.local.stop() is False
         await place.runs(W1)
         assert place.supervisor() != other.pid
@@ -406,6 +418,7 @@ import asyncio, sys
 from pathlib import Path
 from mvmci.cluster.deployment import Unit, UnitConfig
 from mvmci.runtimes.local.runtime import Local
+from mvmci.runtimes.local.unit_process import Pace
 async def main():
     unit = UnitConfig(unit=Unit(name="w-1", role="worker", host="local"))
     attached = sys.stdin.readline() == "attached\\n"
@@ -439,6 +452,214 @@ async def test_what_is_attached_is_stopped_when_the_process_that_started_it_dies
         await asyncio.sleep(0.3)
         assert place.order() == ["w-1 began"]
         assert place.status("w-1").pid is not None
+
+
+# ---- What is wanted, when the supervisor comes back
+
+
+def desired(place: Place) -> dict[str, str]:
+    """What the next boot would start, and by which file."""
+    found = read_desired(SupervisorFiles(place.folder)).units
+    return {one.config.unit.name: Path(one.program[1]).name for one in found}
+
+
+def resume(place: Place) -> None:
+    """What is done after a boot: nobody says what is to run."""
+    command = [*place.local._program, "supervise", "--resume", "--cluster", "c"]
+    env = os.environ | {"MVMCI_STATE": str(place.root)}
+    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process.returncode = 0  # the fixture ends it
+
+
+async def kill_supervisor(place: Place) -> None:
+    alive = place.alive()
+    os.kill(place.supervisor(), signal.SIGKILL)
+    await until_true(lambda: all(gone(pid) for pid in alive.values()))
+
+
+async def test_after_a_crash_or_a_boot_all_that_is_wanted_runs_again(place: Place) -> None:
+    await place.runs(*CLUSTER)
+    await place.runs(W3)
+    await place.local.stop(["w-1"])
+    file = place.folder / "desired.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    await kill_supervisor(place)
+    resume(place)
+    await until_true(lambda: {"broker-1", "plane-1", "w-2", "w-3"} <= set(place.alive()))
+    assert len(place.began("w-1")) == 1
+    assert {one.name: one.config for one in place.units()} == {
+        one.unit.name: one for one in (BROKER, PLANE, W2, W3)
+    }
+
+
+async def test_a_machine_that_shuts_down_forgets_nothing_and_a_stop_does(place: Place) -> None:
+    await place.runs(BROKER, W1)
+    pid = place.supervisor()
+    os.kill(pid, signal.SIGTERM)
+    await until_true(lambda: gone(pid))
+    assert place.order()[-1] == "broker-1 ended"
+    assert set(desired(place)) == {"broker-1", "w-1"}
+    assert await place.local.stop(["w-1"]) is False  # nothing runs, and it is wanted no more all the same
+    assert set(desired(place)) == {"broker-1"}
+    resume(place)
+    await until_true(lambda: place.alive().keys() == {"broker-1"})
+    await place.local.stop()
+    assert desired(place) == {}
+    assert not (place.folder / "desired.json").exists()
+
+
+async def test_what_is_attached_is_not_wanted_by_the_next_boot(place: Place) -> None:
+    await place.runs(W2)
+    await kill_supervisor(place)
+    await place.runs(W1, attached=True)
+    assert not (place.folder / "desired.json").exists()
+    await place.runs(W2)
+    assert not (place.folder / "desired.json").exists()
+
+
+# ---- Another program
+
+
+@pytest.fixture
+def builds(place: Place) -> list[Local]:
+    """Two builds of the same program."""
+    found = []
+    for build in ("one", "two"):
+        file = place.root / f"{build}.pyz"
+        stub.write_zipapp(file, build)
+        found.append(Local(place.root, "c", [sys.executable, str(file), json.dumps(PACE)]))
+    place.local = found[0]
+    return found
+
+
+def program(pid: int) -> str:
+    """The file that a process was started from."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return Path(words[1]).name if len(words) > 1 else ""  # in the middle of an exec, there are none
+
+
+def digest(place: Place) -> str:
+    file = place.folder / "supervisor.json"
+    return msgspec.json.decode(file.read_bytes(), type=SupervisorProcess).digest
+
+
+async def test_the_supervisor_becomes_the_program_of_who_starts_and_units_go_on(
+    place: Place, builds: list[Local]
+) -> None:
+    await place.runs(*CLUSTER)
+    pid, before = place.supervisor(), place.alive()
+    assert digest(place) == program_digest(builds[0]._program)
+    place.local = builds[1]
+    await place.runs(W3)
+    assert (place.supervisor(), digest(place)) == (pid, program_digest(builds[1]._program))
+    assert program(pid) == "two.pyz"
+    after = place.alive()
+    assert {name: after[name] for name in before} == before
+    assert {name: program(pid) for name, pid in after.items()} == dict.fromkeys(before, "one.pyz") | {
+        "w-3": "two.pyz"
+    }
+    assert desired(place) == dict.fromkeys(before, "one.pyz") | {"w-3": "two.pyz"}
+    # One that crashes comes back as what it was, and goes over when it is started anew.
+    os.kill(after["w-1"], signal.SIGKILL)
+    await until_true(lambda: place.alive().get("w-1", after["w-1"]) != after["w-1"])
+    assert program(place.alive()["w-1"]) == "one.pyz"
+    assert place.status("w-1").restarts == 1
+    await place.local.start([unit("w-1", "--leave=0")])
+    await until_true(lambda: len(place.began("w-1")) == 3)
+    assert program(place.alive()["w-1"]) == "two.pyz"
+    assert await place.local.stop()
+    assert gone(pid)
+
+
+async def test_no_unit_outlives_a_supervisor_that_became_another_program(
+    place: Place, builds: list[Local]
+) -> None:
+    await place.runs(*CLUSTER)
+    await builds[1].start([W3])
+    await kill_supervisor(place)
+    assert await place.local.observe() == []
+
+
+async def test_what_happens_while_the_supervisor_becomes_another_program_is_seen_to(
+    place: Place, builds: list[Local]
+) -> None:
+    hold = place.root / "hold"
+    os.mkfifo(hold)
+    await place.runs(BROKER, W1, W2)
+    pid, before = place.supervisor(), place.alive()
+    starting = asyncio.create_task(builds[1].start([W3]))
+    await until_true(lambda: program(pid) == "two.pyz")
+    os.kill(before["w-1"], signal.SIGKILL)
+    await until_true(lambda: gone(before["w-1"]))
+    stopping = asyncio.create_task(place.local.stop(["w-2"]))
+    with pytest.raises(LockHeld):
+        await supervisor.supervise(place.folder, Desired(), ["x"], {}, ready=lambda: None)
+    assert not starting.done()
+    await asyncio.to_thread(hold.write_bytes, b"go on")
+    await asyncio.gather(starting, stopping)
+    await until_true(lambda: len(place.began("w-1")) == 2 and place.began("w-3"))
+    assert (place.status("w-1").restarts, place.status("w-1").last_exit) == (1, -signal.SIGKILL)
+    assert place.order().count("w-2 ended") == 1
+    assert set(place.pids()) == {"broker-1", "w-1", "w-3"}
+    assert place.alive()["broker-1"] == before["broker-1"]
+
+
+async def test_a_signal_that_comes_while_it_becomes_another_program_is_heeded(
+    place: Place, builds: list[Local]
+) -> None:
+    hold = place.root / "hold"
+    os.mkfifo(hold)
+    await place.runs(BROKER, W1)
+    pid = place.supervisor()
+    starting = asyncio.create_task(builds[1].start([BROKER]))
+    await until_true(lambda: program(pid) == "two.pyz")
+    os.kill(pid, signal.SIGTERM)
+    await asyncio.to_thread(hold.write_bytes, b"go on")
+    await until_true(lambda: gone(pid))
+    await starting  # by another supervisor, once that one was gone
+    assert [one for one in place.order() if "ended" in one][:2] == ["w-1 ended", "broker-1 ended"]
+
+
+async def test_a_program_that_does_not_run_here_is_not_taken(place: Place, builds: list[Local]) -> None:
+    await place.runs(BROKER, W1)
+    before = (place.supervisor(), digest(place), place.alive())
+    broken = place.root / "broken.pyz"
+    with zipfile.ZipFile(broken, "w") as archive:
+        archive.writestr("__main__.py", "raise SystemExit('Error: it needs another Python')")
+    for words, why in (
+        ([sys.executable, str(broken)], "it needs another Python"),
+        (["/nowhere/python", str(broken)], "/nowhere/python cannot be started: No such file or directory"),
+    ):
+        with pytest.raises(MvmciError, match=f"cannot go over to {broken}: {why}"):
+            await Local(place.root, "c", words).start([W2])
+    assert (place.supervisor(), digest(place), place.alive()) == before
+
+
+async def test_a_pause_and_a_unit_that_was_given_up_are_taken_over(place: Place, builds: list[Local]) -> None:
+    refused = unit("w-1", "--exit", "7", "--print", "Error: the credential of w-1 was revoked")
+    await place.local.start([BROKER, refused, unit("w-2", "--exit", "3")])
+    await until_true(lambda: place.units() and place.status("w-1").given_up)
+    await until_true(lambda: place.status("w-2").restarts >= 2)
+    await builds[1].start([BROKER])
+    began = len(place.began("w-2"))
+    await until_true(lambda: len(place.began("w-2")) > began)
+    assert place.status("w-2").restarts > began - 1
+    assert place.status("w-1").given_up
+    assert len(place.began("w-1")) == 1
+
+
+async def test_units_of_a_supervisor_that_cannot_be_replaced_start_again(
+    place: Place, builds: list[Local]
+) -> None:
+    """It is of a build that did not know of it: its file says no digest."""
+    await place.runs(BROKER, W1)
+    pid = place.supervisor()
+    messages.write(place.folder / "supervisor.json", Known(pid=pid, started=_start_time(pid)[0]))
+    place.local = builds[1]
+    await place.runs(W2)
+    assert gone(pid)
+    await until_true(lambda: {"broker-1", "w-1", "w-2"} == set(place.alive()))
+    assert {program(pid) for pid in place.alive().values()} == {"two.pyz"}
 
 
 # ---- Logs
@@ -554,7 +775,7 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     assert place.status("w-1").state == "starting"
     await place.local.start((unit("b-2", "--listen=127.0.0.1:1", "--deaf", role="balancer"),))
     await until_true(lambda: "b-2 began" in place.order())
-    await asyncio.sleep(2 * supervisor.PORT_ANSWER_S)
+    await asyncio.sleep(2 * unit_process.PORT_ANSWER_S)
     assert place.status("b-2").state == "starting"
 
 
@@ -562,12 +783,11 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who hears of one of them finds no other at work."""
-    told: list[supervisor.Report] = []
+    told: list[Report] = []
     monkeypatch.setattr(supervisor, "write", lambda _, value: told.append(value))
     async with asyncio.TaskGroup() as tasks:
-        files = supervisor.SupervisorFiles(tmp_path)
-        one = supervisor.Supervisor(files, ["none"], {}, supervisor.Pace(), tasks)
-        one.start([W1, W3])
+        one = supervisor.Supervisor(SupervisorFiles(tmp_path), ["none"], {}, Pace(), tasks)
+        one.begin(desired_by(Start(units=(W1, W3)), ["none"]))
         for process in one.units.values():  # as if both had been started
             process.seen = msgspec.structs.replace(process.seen, state="starting", pid=1)
         await one.stop(None, 0)
@@ -579,10 +799,10 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
 async def test_who_is_on_another_machine_can_ask_the_same_of_the_program(place: Place, verb: str) -> None:
     """JSON in, JSON out, over whatever carries that."""
     await place.runs(BROKER, W1)
-    ask: dict[str, supervisor.SupervisorRequest | None] = {
+    ask: dict[str, SupervisorRequest | None] = {
         "observe": None,
-        "start": supervisor.Start(units=(BROKER, W2)),
-        "stop": supervisor.Stop(names=("w-1",), grace_s=5),
+        "start": Start(units=(BROKER, W2)),
+        "stop": Stop(names=("w-1",), grace_s=5),
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "mvmci", "supervise", verb, "--cluster", "c", "--state", place.root),
@@ -590,7 +810,7 @@ async def test_who_is_on_another_machine_can_ask_the_same_of_the_program(place: 
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await process.communicate(msgspec.json.encode(ask[verb]) if ask[verb] is not None else b"")
-    found = {one.name for one in msgspec.json.decode(out, type=supervisor.Report).units}
+    found = {one.name for one in msgspec.json.decode(out, type=Report).units}
     assert process.returncode == 0
     after = {"observe": {"broker-1", "w-1"}, "start": {"broker-1", "w-1", "w-2"}, "stop": {"broker-1"}}
     assert found == after[verb] == set(place.pids())
