@@ -24,10 +24,12 @@ import shlex
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import asyncssh
+import msgspec
 
 from mvmci.cluster.topology import HostSection, host_and_port
 from mvmci.errors import HostAway, HostRefused, MvmciError, Usage
@@ -74,6 +76,15 @@ class Ran:
     code: int
     out: bytes
     err: bytes  # its end, where that was much
+
+
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `receive.py` says."""
+
+    wanted: bool = False
+    path: str = ""
+    why_not: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +218,7 @@ class Connection:
         Raises MvmciError for one that prints more than `OUTPUT_BYTES_MAX`.
         """
         async with self.channel(command) as channel:
-            feeding = asyncio.ensure_future(channel.feed(stdin))
+            feeding = asyncio.ensure_future(channel.feed(stdin, ends=True))
             try:
                 out = await channel.read_all(OUTPUT_BYTES_MAX)
                 return replace(await channel.wait(), out=out)
@@ -227,6 +238,49 @@ class Connection:
                 yield channel
             finally:
                 await channel.close()
+
+    async def put(self, local: Path, digest: str, directory: str, *, python: str = "python3") -> str:
+        """Have the program `local`, of this SHA-256, below `directory` there; its path.
+
+        Nothing is sent if it is there. `python` runs what takes it. Raises HostAway, HostRefused, and
+        MvmciError for a disk that is full, a directory that cannot be used, a Python that is not there.
+        """
+        script = resources.files(__package__).joinpath("receive.py").read_bytes()
+        begin = f"import sys; exec(sys.stdin.buffer.read({len(script)}))"
+        program = [python, "-I", "-S", "-B", "-c", begin, digest, directory, str(local.stat().st_size)]
+        async with self.channel(program) as channel:
+            await channel.feed(script)
+            answer = await self._answer(channel, directory)
+            if answer.wanted:
+                sending = asyncio.ensure_future(channel.feed_file(local))
+                try:
+                    answer = await self._answer(channel, directory)
+                finally:
+                    await cancel(sending)
+            elif not answer.path:
+                answer = await self._answer(channel, directory)
+        return answer.path
+
+    async def _answer(self, channel: Channel, directory: str) -> _Answer:
+        line = await channel.readline()
+        try:
+            answer = msgspec.json.decode(line, type=_Answer)
+        except msgspec.DecodeError:
+            said = (line + (await channel.wait()).err).decode(errors="replace").strip().splitlines()
+            why = _shown(said[-1]) if said else "it said nothing"
+            raise MvmciError(
+                f"{self.name} did not take the program: {why}", hint="`python:` of the host names its Python"
+            ) from None
+        if answer.full:
+            raise MvmciError(
+                f"{self.name} has no room for the program in {directory}", hint="make room there"
+            )
+        if answer.why_not:
+            who = f"{self.user} cannot keep the program in {directory} on {self.name}"
+            raise MvmciError(
+                f"{who}: {_shown(answer.why_not)}", hint="`directory:` of the host names another place"
+            )
+        return answer
 
     async def close(self) -> None:
         """End it."""
@@ -280,12 +334,14 @@ class Channel:
         del self._rest[: found + len(self._marker)]
 
     async def write(self, data: bytes) -> None:
-        """Send `data` to the command. Raises HostAway, also where it reads no more."""
+        """Send `data` to the command. Raises HostAway, also where it has ended."""
         try:
             for start in range(0, len(data), _PIECE_BYTES):
                 self._process.stdin.write(data[start : start + _PIECE_BYTES])
                 await self._process.stdin.drain()
         except (asyncssh.Error, OSError) as error:
+            if not self._owner.is_lost:
+                raise HostAway(f"a command on {self._owner.name} has ended, and reads no more") from None
             raise self._owner._lost(error) from None
 
     def end(self) -> None:
@@ -293,11 +349,18 @@ class Channel:
         with contextlib.suppress(OSError):
             self._process.stdin.write_eof()
 
-    async def feed(self, data: bytes) -> None:
-        """Send `data` and no more; a command may end without reading it."""
+    async def feed(self, data: bytes, *, ends: bool = False) -> None:
+        """Send `data`, and nothing more if it `ends`; a command may end without reading it."""
         with contextlib.suppress(HostAway):
             await self.write(data)
-        self.end()
+            if ends:
+                self.end()
+
+    async def feed_file(self, path: Path) -> None:
+        """The same with what is in a file."""
+        with open(path, "rb") as file, contextlib.suppress(HostAway):  # noqa: ASYNC230 (of this machine)
+            while piece := file.read(_PIECE_BYTES):
+                await self.write(piece)
 
     async def readline(self) -> bytes:
         """The next line, with its end; b"" once the command says no more. Raises HostAway, MvmciError."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mvmci.cluster.topology import HostSection
 from mvmci.runtimes.ssh.connection import Connections
+from tests.harness.places import need
 from tests.harness.sshd import Sshd, find_sshd, make_key, serve
 
 Connect = Callable[..., Connections]
@@ -53,3 +56,16 @@ async def connect(tmp_path: Path) -> AsyncIterator[Connect]:
             return connections
 
         yield to
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk with room for 1 MiB."""
+    need(os.geteuid() == 0, "only root can mount a small disk")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", disk], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", disk], check=True)
