@@ -63,11 +63,11 @@ def difference(wire: int, what: str) -> str:
 
 def mark(wire: int, message_id: str) -> str:
     """The id of a message of a journal that is written at level `wire`."""
-    return f"{wire}.{message_id}" if wire else message_id
+    return f"{wire}:{message_id}" if wire else message_id
 
 
 def level_of(message_id: str) -> int:
     """The level at which a message with that id was written."""
-    level, dot, _ = message_id.partition(".")
-    is_level = dot and level.isascii() and level.isdigit() and len(level) <= LEVEL_CHARS_MAX
+    level, colon, _ = message_id.partition(":")
+    is_level = colon and level.isascii() and level.isdigit() and len(level) <= LEVEL_CHARS_MAX
     return int(level) if is_level else 0

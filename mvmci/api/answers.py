@@ -17,6 +17,7 @@ from mvmci.errors import (
     StoreLost,
     StoreUnavailable,
     Usage,
+    VersionsDiffer,
 )
 
 RETRY_AFTER_S = 1
@@ -30,6 +31,7 @@ HTTP_STATUSES: tuple[tuple[type[MvmciError], int], ...] = (
     (StoreFull, 507),
     (StoreUnavailable, 503),
     (StoreLost, 503),
+    (VersionsDiffer, 503),  # another executor may understand it
     (IdTaken, 409),
     (NotFound, 404),
     (NotYet, 504),

@@ -116,7 +116,7 @@ def list_verb(
         )
 
     async def work(store: Store) -> int:
-        found, more = await _newest(store, place, limit, fits)
+        found, more, newer = await _newest(store, place, limit, fits)
         if as_json:
             click.echo(msgspec.json.encode(found))
         elif not found:
@@ -126,6 +126,8 @@ def list_verb(
             print_table(make_table(("ID", "KIND", "STATUS", "SUBMITTED", "REASON"), rows))
         if more:
             click.echo(f"the newest {limit}; there are more, and --limit 0 lists all", err=True)
+        for journal in newer:
+            journal.check_readable()
         return 0
 
     return _verb(work, place)
@@ -133,9 +135,11 @@ def list_verb(
 
 async def _newest(
     store: Store, place: Location, limit: int, fits: Callable[[State], bool]
-) -> tuple[list[Summary], bool]:
-    """The newest jobs that fit, up to `limit`, and whether there are more; 0 is all of them."""
+) -> tuple[list[Summary], bool, list[Journal]]:
+    """The newest jobs that fit, up to `limit` (0 is all of them), whether there are more, and those of them
+    that this build knows in part."""
     found: list[Summary] = []
+    newer: list[Journal] = []
     some: list[Journal] = []
     more = False
 
@@ -155,11 +159,13 @@ async def _newest(
                 more = True
                 break
             some.append(journal)
+            if journal.state.newer is not None:
+                newer.append(journal)
             if len(some) == PAYLOADS_AT_ONCE:
                 found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
                 some = []
     found += await spread(summarised, some, at_once=PAYLOADS_AT_ONCE)
-    return sorted(found, key=lambda one: one.submitted_at or "", reverse=True), more
+    return sorted(found, key=lambda one: one.submitted_at or "", reverse=True), more, newer
 
 
 @click.command("history", epilog=examples("mvmci history nightly-1"))

@@ -14,6 +14,9 @@ Whoever may write to a journal may write anything there. So each message is *tak
 rule that every reader has, `misfit`: who wrote it, as what, and whether it may stand there. One that is
 ignored changes nothing but behind what the next message goes, and that only on the job's own queue.
 
+A message whose id says a level that this build does not know (`mvmci.wire`) is *newer*: nothing from there on
+is taken in, or written. What that rests on, envelope, chain and hashes, is the same at every level.
+
 This module owns the records, the fold, the chain, that rule, and the verdict on a refused write
 (docs/protocol.md §2). It knows no store, no engine and no clock.
 """
@@ -26,9 +29,10 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from mvmci.errors import JournalCorrupt
+from mvmci.errors import JournalCorrupt, VersionsDiffer
 from mvmci.jobs import effect
 from mvmci.jobs.job import Count, End, Id, Kind, Limits, Name, Payload, Reason, Status, Text, Time, Words
+from mvmci.wire import HINT, difference, is_understood, level_of
 
 # `end` is a `done` by somebody who holds no job.
 MessageKind = Literal["spec", "run", "cancel", "done", "end"]
@@ -63,13 +67,16 @@ class Spec(Record, frozen=True, kw_only=True, tag="spec"):
 
 
 class Lease(Record, frozen=True, kw_only=True, tag="lease"):
-    """A holder takes the job. `run` is new for every taking, also by the same process."""
+    """A holder takes the job. `run` is new for every taking, also by the same process.
+
+    `why` is "first", "recovered" or "resumed"; whatever is not "resumed" is an attempt.
+    """
 
     epoch: Count
     unit: Id
     incarnation: Id
     run: Name
-    why: Literal["first", "recovered", "resumed"]
+    why: Name
     worker: Name = ""  # who sent the job to an engine of another unit
 
 
@@ -93,9 +100,9 @@ class Result(Record, frozen=True, kw_only=True, tag="result"):
 
 
 class Released(Record, frozen=True, kw_only=True, tag="released"):
-    """The holder lets go on purpose: to sleep `until` a time, or because it drains."""
+    """The holder lets go on purpose: to "sleep" `until` a time, or to "drain", as whatever else counts."""
 
-    why: Literal["sleep", "drain"]
+    why: Name
     until: Time = 0
 
 
@@ -201,6 +208,7 @@ class State(msgspec.Struct):
     started_at: int | None = None
     done: Done | None = None
     corrupt: str | None = None
+    newer: str | None = None  # that there is more, which this build does not understand
 
     @property
     def epoch(self) -> int:
@@ -215,7 +223,7 @@ class State(msgspec.Struct):
     @property
     def ended(self) -> bool:
         """Whether nothing more will happen. A cancel is the end at once where no holder is at work."""
-        withdrawn = self.cancel is not None and not self.held
+        withdrawn = self.cancel is not None and not self.held and self.newer is None
         return self.done is not None or self.corrupt is not None or withdrawn
 
     @property
@@ -259,9 +267,14 @@ def fold(state: State, record: AnyRecord) -> None:
 
 
 def status(state: State) -> tuple[Status, str]:
-    """The job's status and its reason."""
+    """The job's status and its reason: how far it is known, where there is more that is newer."""
     if state.corrupt is not None:
         return "errored", f"journal corrupt: {state.corrupt}"
+    name, reason = _status(state)
+    return name, state.newer or reason
+
+
+def _status(state: State) -> tuple[Status, str]:
     if state.done is not None:
         return state.done.status, state.done.reason
     if state.ended:
@@ -361,16 +374,20 @@ class Journal:
     def absorb(self, entries: Iterable[Entry]) -> list[Message]:
         """Take in `entries`, which follow what is known, and return the messages that are not ignored.
 
-        A break of the chain is kept in `state.corrupt`; nothing after it is taken in.
+        A break of the chain is kept in `state.corrupt`, and what is newer in `state.newer`; nothing after
+        it is taken in.
         """
         messages = []
         for entry in entries:
-            if self.state.corrupt is not None:
+            if self.state.corrupt is not None or self.state.newer is not None:
                 break
             try:
                 found = self.judge(entry)
             except JournalCorrupt as corrupt:
                 self.state.corrupt = corrupt.message
+                break
+            except VersionsDiffer as newer:
+                self.state.newer = newer.message
                 break
             if isinstance(found, str):
                 self.tail = entry.seq
@@ -382,6 +399,11 @@ class Journal:
             self.extend(entry, found.id, found.records)
             messages.append(found)
         return messages
+
+    def check_readable(self) -> None:
+        """Raises VersionsDiffer where there is more than this build understands."""
+        if self.state.newer is not None:
+            raise VersionsDiffer(self.state.newer, hint=HINT)
 
     def _is_of_queue(self, origin: Origin | None) -> bool:
         """Whether the broker counts a message from there among those that a writer expects."""
@@ -403,7 +425,8 @@ class Journal:
         """The message of `entry`, if that is to be taken in next; else why every reader ignores it.
 
         Raises JournalCorrupt for what may have been a holder's, and for a first message that is no spec of
-        this job: where bytes may have been changed nobody can say how the job went on.
+        this job: where bytes may have been changed nobody can say how the job went on. Raises VersionsDiffer
+        for what is of a level that this build does not know.
         """
         state, origin = self.state, entry.origin
         if state.done is not None:
@@ -416,6 +439,10 @@ class Journal:
             if state.spec is not None and origin is not None and not _may_hold(origin):
                 return "it cannot be read, or does not follow the one before it"
             raise
+        except VersionsDiffer:
+            if state.spec is not None and origin is not None and origin.kind == "spec":
+                return "there is a spec before it"
+            raise
         kind, queue, unit = origin or (kind_of(message.records), None, None)
         if self.tail == 0 and entry.seq > 1 and kind == "done" and isinstance(message.records[-1], Done):
             return message  # what stood before it was forgotten
@@ -425,15 +452,20 @@ class Journal:
         return why or message
 
     def _link(self, entry: Entry) -> Message:
-        """The message of `entry`, if it can be read and follows what is known. Raises JournalCorrupt."""
+        """The message of `entry`, if it can be read and follows what is known. Raises as `judge`."""
         at = f"message {entry.seq} of {self.job}"
         try:
             envelope = _envelopes.decode(entry.data)
-            records = _records.decode(envelope.records)
+            level = level_of(envelope.id)
+            records = _records.decode(envelope.records) if is_understood(level) else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise JournalCorrupt(f"{at} cannot be read") from None
-        if envelope.sum != _sum(envelope.prev, envelope.id, envelope.records) or not records:
+        if envelope.sum != _sum(envelope.prev, envelope.id, envelope.records) or records == ():
             raise JournalCorrupt(f"{at} was changed")
+        if records is None:
+            if envelope.prev != self.head and (self.tail or entry.seq == 1):
+                raise JournalCorrupt(f"{at} does not follow the one before it")
+            raise VersionsDiffer(difference(level, at), hint=HINT)
         tombstone = self.tail == 0 and entry.seq > 1 and isinstance(records[-1], Done)
         if envelope.prev != self.head and not tombstone:
             raise JournalCorrupt(f"{at} does not follow the one before it")
@@ -453,9 +485,15 @@ def _may_hold(origin: Origin) -> bool:
 
 
 def records_of(entry: Entry) -> tuple[AnyRecord, ...]:
-    """The records of one message, whatever stands before it; none if it cannot be read."""
+    """The records of one message, whatever stands before it; none if it cannot be read.
+
+    Raises VersionsDiffer where it is of a level that this build does not know.
+    """
     try:
-        return _records.decode(_envelopes.decode(entry.data).records)
+        envelope = _envelopes.decode(entry.data)
+        if not is_understood(level := level_of(envelope.id)):
+            raise VersionsDiffer(difference(level, f"message {entry.seq}"), hint=HINT)
+        return _records.decode(envelope.records)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ()
 
@@ -491,7 +529,7 @@ def verdict(journal: Journal, news: Sequence[Message], *, run: str, epoch: int, 
     state = journal.state
     mine = message_id in journal.ids
     leased = state.lease is not None and state.lease.run == run
-    if state.spec is None or state.corrupt is not None:
+    if state.spec is None or state.corrupt is not None or state.newer is not None:
         return "fenced"
     if state.lease is not None and not leased and state.lease.epoch >= epoch:
         return "fenced"

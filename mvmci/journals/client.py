@@ -79,10 +79,11 @@ def _request(spec: Spec) -> Spec:
 async def until_ended(store: Store, journal: Journal) -> None:
     """Follow `journal` until its job has ended. A store that is away is waited for, up to `_AWAY_S`.
 
-    Raises StoreUnavailable after that.
+    Raises StoreUnavailable after that, and VersionsDiffer where what follows is not known here.
     """
 
     def ended() -> bool:
+        journal.check_readable()
         return journal.state.ended
 
     while not ended():

@@ -15,10 +15,11 @@ ASK_AGAIN_S = 0.5
 async def load(store: Store, job: str, first: Entry | None = None) -> Journal:
     """The journal of `job`; as far as `first`, its first message, tells where that is at hand.
 
-    Raises NotFound, StoreUnavailable.
+    Raises NotFound, StoreUnavailable, and VersionsDiffer where there is more than this build understands.
     """
     journal = Journal(job)
     journal.absorb(await store.journals.read(job) if first is None else [first])
+    journal.check_readable()
     if not journal.tail and journal.state.corrupt is None:
         raise NotFound(f"there is no job {job}", hint="`list` shows those that there are")
     return journal

@@ -26,6 +26,7 @@ from mvmci.jobs.journal import OUTSIDE, AnyRecord, Done, Entry, Journal, Lease, 
 from mvmci.journals.reader import read_on
 from mvmci.store import Store
 from mvmci.system.clock import boottime_s
+from mvmci.wire import mark
 
 RETRY_PAUSES_S = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)  # while nothing new is read; the last is repeated
 
@@ -62,15 +63,19 @@ class Writer:
         `wanted` is asked before every try, goes by the journal as it is known then, and may raise. To a
         journal that is corrupt nothing is written.
 
-        Raises StoreUnavailable when after `give_up_s` nobody can say whether it was written, and StoreFull
-        when it surely was not, unless this `waits_for_room`.
+        Raises StoreUnavailable when after `give_up_s` nobody can say whether it was written, StoreFull
+        when it surely was not, unless this `waits_for_room`, and VersionsDiffer where somebody else wrote
+        what this build does not understand.
         """
-        message_id = secrets.token_hex(8)
+        message_id = mark(self._store.level.spoken, secrets.token_hex(8))
         give_up = boottime_s() + give_up_s
         refusal: MvmciError | None = None
         unsure = False  # whether an earlier try may still land
         pauses = iter(RETRY_PAUSES_S)
-        while self.journal.state.corrupt is None and (records := wanted()):
+        while self.journal.state.corrupt is None:
+            self.journal.check_readable()
+            if not (records := wanted()):
+                break
             if refusal is not None and boottime_s() > give_up:
                 raise StoreUnavailable(
                     f"the store took no record of {self.journal.job} for {give_up_s:.0f} s: {refusal}"

@@ -10,6 +10,7 @@ every end is written under compare-and-set.
     held, and its holder gone                  ready
     asleep, and it is time                     ready
     queued, no hint waiting, nobody keeps one  ready
+    in what a newer build wrote                nothing, and it stays in mind
 
 What it may conclude from silence is presence's to say; what a job needs is `needs`, a pure function.
 """
@@ -47,7 +48,7 @@ Need = Literal["nothing", "ready", "cancelled", "timed_out"]
 
 def needs(state: State, *, now_ms: int, live: bool, hinted: bool) -> Need:
     """What a job needs from outside. `live`: its holder may be at work; `hinted`: somebody looks, or will."""
-    if state.spec is None or state.done is not None or state.corrupt is not None:
+    if state.spec is None or state.done is not None or state.corrupt is not None or state.newer is not None:
         return "nothing"
     if state.held and live:
         return "nothing"
@@ -188,6 +189,9 @@ class Reconciler:
     ) -> None:
         one.read()
         state = one.journal.state
+        if state.newer is not None:  # it is for a newer control plane to say what it needs
+            one.next_at = self.clock() + PAUSES_S[-1]
+            return
         if state.spec is None or state.corrupt is not None:
             del self._open[job]  # its status says so; nothing that is done here would mend it
             return

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from mvmci.cluster.witness import Removal
-from mvmci.errors import NotFound, StoreUnavailable
+from mvmci.errors import NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.jobs.job import DIGEST_PATTERN
 from mvmci.jobs.journal import Done, Entry, Journal, Result, Spec, records_of
 from mvmci.roles.witness import Watch
@@ -68,8 +68,8 @@ class Retention:
             if self.watch.loss is not None:
                 self._forgotten_to = 0  # sequences may be used again
                 return
-            if not records_of(entry):
-                continue  # nobody can say what it is: a person may want to look
+            if not _is_readable(entry):
+                continue  # nobody can say what it is: a person may want to look, or a newer build
             # By the broker's word: whoever wrote the end may have said any time, to be forgotten at once.
             if ended_at + age_ms > now:
                 break  # they lie in the order of their ends
@@ -92,6 +92,8 @@ class Retention:
         there = await self.cluster.journals.read(job)
         journal = Journal(job)
         journal.absorb(there)
+        if journal.state.newer is not None:
+            return []
         if journal.end != end.seq and journal.state.corrupt is None:
             return []
         limit = there[-1].seq + 1 if whole else end.seq
@@ -106,7 +108,11 @@ class Retention:
         if self.watch.loss is not None:
             return  # the journals that name them may be what is missing
         old = await self.cluster.blobs.older_than(self.blob_age_ms)
-        named = await self._named() if old else set()
+        try:
+            named = await self._named() if old else set()
+        except VersionsDiffer as newer:
+            log.info("no blob is removed: %s", newer.message)  # what it names is not known
+            return
         kept = {blob.chunks for blob in old if blob.name in named}
         stale = [blob for blob in old if blob.name not in named and blob.chunks not in kept]
         if stale:
@@ -130,11 +136,14 @@ class Retention:
         self._seen_to = -1 if moving else newest
 
     async def _named(self) -> set[str]:
-        """Every blob that a journal names, and those that a tree or a list of artifacts names."""
+        """Every blob that a journal names, and those that a tree or a list of artifacts names.
+
+        Raises VersionsDiffer where a message may name what this build does not see.
+        """
         named: set[str] = set()
         lists: set[str] = set()
         async for _, entry in self.cluster.store.journals.all():
-            # By their look, so that a blob which a newer version's record names is kept as well.
+            # By their look, so that a blob which a field names that is not known here is kept as well.
             named |= _digests(entry.data)
             for record in records_of(entry):
                 if isinstance(record, Spec | Result) and record.tree is not None:
@@ -147,6 +156,13 @@ class Retention:
             except NotFound:
                 pass  # it was damaged; what it named can no longer be found by anybody
         return named
+
+
+def _is_readable(entry: Entry) -> bool:
+    try:
+        return bool(records_of(entry))
+    except VersionsDiffer:
+        return False
 
 
 def _digests(data: bytes) -> set[str]:

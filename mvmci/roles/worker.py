@@ -8,6 +8,7 @@ back for others. What a hint comes to is decided by the journal alone (docs/prot
 
     ended, or asleep until later      the hint has done its work: acknowledged
     held by a live holder             redelivered later, to whoever is free then
+    in what a newer build wrote       the same: another worker may understand it
     let go by this engine, draining   handed back, for another worker
     fenced                            left alone: another holder is at work
 
@@ -31,7 +32,7 @@ from mvmci.cluster.identity import Identity
 from mvmci.engine import Engine
 from mvmci.engines import open_remote
 from mvmci.engines.prefetch import Permit, Prefetch
-from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable
+from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.roles.unit import (
     HostOptions,
     Role,
@@ -45,13 +46,14 @@ from mvmci.roles.unit import (
 )
 from mvmci.store import HINT_LAPSE_S, ClusterSettings, Delivery, Store
 from mvmci.stores.nats import Cluster
-from mvmci.system.tasks import at_most, cancel
+from mvmci.system.tasks import TaskSet, at_most, cancel
 
 _PULL_S = 30.0
 KEEP_EVERY_S = HINT_LAPSE_S / 3
 UNRECORDED_MAX = 256  # jobs whose guest has ended and whose end is being written
 HELD_PAUSE_S = 1.0  # before a hint of a job that somebody else holds is looked at again
 FAILED_PAUSE_S = 5.0
+NEWER_PAUSE_S = 5.0  # before one of what this build does not understand is handed out again
 AWAY_PAUSE_S = 0.1  # before a hint that this worker can do nothing for is handed out again
 AWAY_REST_S = 0.5  # for so long it then takes none, or it would be handed that one again
 UNAVAILABLE_PAUSE_S = 0.5
@@ -77,6 +79,8 @@ class Worker:
         self._able.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
         self._prefetch = Prefetch(slots)
+        self._newer: dict[str, object] = {}  # jobs of which this says that they are newer
+        self._telling = TaskSet()
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
         self._at_work: dict[asyncio.Task[None], Delivery] = {}
 
@@ -89,6 +93,7 @@ class Worker:
                     ahead = number >= self._slots
                     tasks.create_task(self._loop(tasks, ahead), name=f"loop {number}")
         finally:
+            await self._telling.close()
             for hint in self._at_work.values():
                 await _hand_back(hint)
 
@@ -212,6 +217,11 @@ class Worker:
             return
         except StoreUnavailable:
             raise
+        except VersionsDiffer as newer:
+            log.warning("job %s: %s; left for a newer build", hint.job, newer.message)
+            await hint.redeliver(NEWER_PAUSE_S)
+            self._telling.start(self._tell_newer(hint.job, newer.message))
+            return
         except (EngineAway, HostUnfit) as away:
             log.warning("job %s: %s; left for another worker", hint.job, away.message)
             await hint.redeliver(AWAY_PAUSE_S)
@@ -233,6 +243,16 @@ class Worker:
             await hint.redeliver(0)
         elif outcome.kind != "fenced":
             await hint.ack()
+
+    async def _tell_newer(self, job: str, why: str) -> None:
+        """Let who asks about `job` know why it does not go on, as long as no other worker had its hint."""
+        mine = self._newer[job] = object()
+        await asyncio.sleep(0)  # this worker no longer keeps its hint
+        await self._store.presence.explain(job, why)
+        await asyncio.sleep(2 * NEWER_PAUSE_S)
+        if self._newer.get(job) is mine:
+            del self._newer[job]
+            await self._store.presence.explain(job, "")
 
     async def _keep_hints(self) -> None:
         """Keep the hints of what is in work from lapsing."""

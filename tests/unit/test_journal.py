@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from mvmci.engines.embedded.effects.http import Http, HttpResponse
+from mvmci.errors import VersionsDiffer
 from mvmci.jobs.job import Limits, Payload
 from mvmci.jobs.journal import (
     AnyRecord,
@@ -25,9 +26,12 @@ from mvmci.jobs.journal import (
     Result,
     Spec,
     kind_of,
+    records_of,
     status,
     verdict,
 )
+from mvmci.wire import WIRE, mark
+from tests.harness.newer import NEWER, newer_entry, newer_message
 
 SPEC = Spec(
     at=1_000,
@@ -415,3 +419,99 @@ def test_a_spec_out_of_bounds_is_no_spec(spec: Spec) -> None:
     journal = Journal("j1")
     journal.absorb([Entry(seq=1, data=journal.encode([spec], "x"), origin=Origin("spec", "default", "c"))])
     assert status(journal.state)[1].startswith("journal corrupt")
+
+
+def known() -> Journal:
+    """A journal with a spec and a holder."""
+    journal = Journal("j1")
+    for records in ([SPEC], [lease(1), intent(0)]):
+        data = journal.encode(records, "m")
+        journal.absorb([Entry(seq=journal.tail + 1, data=data)])
+    return journal
+
+
+@pytest.mark.parametrize("wire", NEWER)
+def test_a_message_of_a_newer_level_is_newer_and_not_corrupt(wire: int) -> None:
+    journal = known()
+    assert journal.absorb([newer_entry(journal, wire)]) == []
+    assert (journal.state.corrupt, journal.tail) == (None, 2)
+    assert journal.state.newer is not None
+    assert "message 3 of j1 is newer than this mvmci" in journal.state.newer
+    assert status(journal.state) == ("running", journal.state.newer)
+    assert not journal.state.ended
+    with pytest.raises(VersionsDiffer):
+        journal.check_readable()
+    with pytest.raises(VersionsDiffer):
+        records_of(newer_entry(journal, wire))
+
+
+@pytest.mark.parametrize("wire", NEWER)
+def test_nothing_behind_what_is_newer_is_taken_in(wire: int) -> None:
+    journal = known()
+    newer = newer_entry(journal, wire)
+    cancelled = Journal("j1").encode([Cancel(at=5, by="me")], "c")
+    assert journal.absorb([newer, Entry(seq=4, data=cancelled)]) == []
+    assert journal.absorb([Entry(seq=4, data=cancelled)]) == []
+    assert (journal.state.cancel, journal.tail, journal.ignored) == (None, 2, [])
+
+
+@pytest.mark.parametrize("wire", NEWER)
+def test_a_holder_that_meets_what_is_newer_writes_nothing_more(wire: int) -> None:
+    journal = known()
+    news = journal.absorb([newer_entry(journal, wire)])
+    assert verdict(journal, news, run="r1", epoch=1, message_id="m") == "fenced"
+
+
+def test_a_spec_that_is_newer_is_no_end_of_its_job() -> None:
+    journal = Journal("j1")
+    journal.absorb([newer_entry(journal, WIRE + 1)])
+    assert journal.state.newer is not None
+    assert (status(journal.state)[0], journal.state.ended, journal.state.corrupt) == ("queued", False, None)
+
+
+def test_what_was_changed_is_corrupt_also_where_it_says_that_it_is_newer() -> None:
+    """The hash of a message covers its level."""
+    journal = known()
+    data = journal.encode([Result(at=1, index=0)], mark(1, "m"))
+    for level in (b"0", b"2", b"3", b"99"):
+        again = known()
+        again.absorb([Entry(seq=3, data=data.replace(b'"1:m"', b'"' + level + b':m"'))])
+        assert (again.state.corrupt, again.state.newer) == ("message 3 of j1 was changed", None)
+    foreign = newer_message("0" * 64, WIRE + 1)
+    journal.absorb([Entry(seq=3, data=foreign)])
+    assert journal.state.corrupt == "message 3 of j1 does not follow the one before it"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [Origin("spec", "default", "client"), Origin("run", "other", "w")],
+    ids=["as a second spec", "on another queue"],
+)
+def test_where_no_reader_would_take_it_in_a_newer_message_is_ignored_as_well(origin: Origin) -> None:
+    journal = Journal("j1")
+    journal.absorb(
+        [Entry(seq=1, data=journal.encode([SPEC], "m"), origin=Origin("spec", "default", "client"))]
+    )
+    data = newer_message(journal.head, WIRE + 98)
+    journal.absorb([Entry(seq=2, data=data, origin=origin)])
+    assert (journal.state.newer, len(journal.ignored)) == (None, 1)
+
+
+@pytest.mark.parametrize("wire", range(WIRE + 1))
+def test_a_message_of_every_level_that_is_known_is_read(wire: int) -> None:
+    journal = known()
+    data = journal.encode([Result(at=1, index=0)], mark(wire, "m"))
+    assert len(journal.absorb([Entry(seq=3, data=data)])) == 1
+    assert journal.ids == {"m", mark(wire, "m")}
+
+
+def test_fields_and_values_that_are_not_known_are_passed_over() -> None:
+    journal = known()
+    for record in (
+        b'{"record":"released","at":5,"why":"lunch","colour":"blue"}',
+        b'{"record":"lease","at":6,"epoch":2,"unit":"w","incarnation":"i","run":"r2","why":"inherited"}',
+    ):
+        data = newer_message(journal.head, WIRE, b"[" + record + b"]")
+        journal.absorb([Entry(seq=journal.tail + 1, data=data)])
+    assert (journal.state.corrupt, journal.state.held) == (None, True)
+    assert (journal.state.attempts, journal.state.lost) == (2, 0)

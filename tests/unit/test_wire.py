@@ -35,7 +35,7 @@ def test_the_id_of_a_message_says_its_level(wire: int) -> None:
     assert level_of(mark(wire, "3f2a9c")) == wire
 
 
-@pytest.mark.parametrize("given", ["", "3f2a", ".a", "-1.a", "1e3.a", "².a", f"{10**9}.a", "x.1"])
+@pytest.mark.parametrize("given", ["", "3f2a", ":a", "-1:a", "1e3:a", "²:a", f"{10**9}:a", "x:1"])
 def test_what_is_no_level_is_level_0(given: str) -> None:
     assert level_of(given) == 0
 

@@ -252,6 +252,7 @@ class Embedded:
             try:
                 return await self._hold(holder, run)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
+                journal.check_readable()
                 self._host.notice(f"{job}: another holder has taken over")
                 return Outcome("ended" if journal.state.ended else "fenced")
             finally:

@@ -29,6 +29,7 @@ from mvmci.roles.reconciler import Reconciler, needs
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
 from tests.conftest import CLUSTER_BYTES
+from tests.harness.newer import NEWER, append_newer
 from tests.harness.waiting import LONG_S, until_done, until_journal, until_true
 from tests.harness.world import script_spec
 from tests.parts.roles.conftest import Place
@@ -213,3 +214,18 @@ async def _die(cluster: Cluster) -> None:
     """Fall silent, as a process does that was killed: without a farewell."""
     cluster.store.presence._announcer.cancel()  # type: ignore[attr-defined]
     await cluster.link.close()
+
+
+@pytest.mark.parametrize("wire", NEWER)
+async def test_a_job_that_a_newer_build_wrote_to_is_neither_ended_nor_forgotten(
+    client: Cluster, reconciler: Reconciler, wire: int
+) -> None:
+    """Over its time, cancelled and nobody at work: it is for a newer control plane to say so."""
+    await submit(client.store, await script_spec(client.store, "j", [], limits=Limits(timeout_ms=1)))
+    await append(client, "j", lease(at=1))
+    await append_newer(client.store, "j", wire)
+    await submit(client.store, await script_spec(client.store, "other", []))
+    await append(client, "other", CANCEL)
+    await until_done(client.store, "other")
+    await until_true(lambda: {job for job, _ in reconciler.open_jobs()} == {"j"})
+    assert len(await client.store.journals.read("j")) == 3

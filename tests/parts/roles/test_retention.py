@@ -18,6 +18,7 @@ from mvmci.roles.witness import Watch
 from mvmci.store import Source, Store, digest_of
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.blobs import UPLOAD_CHARS
+from tests.harness.newer import NEWER, append_newer
 from tests.parts.roles.conftest import Place
 from tests.parts.roles.test_reconciler import append
 
@@ -229,3 +230,22 @@ async def test_an_upload_that_moves_keeps_what_it_sent_long_ago(
     await retention.clear_uploads()
     answer = await link.api(f"STREAM.INFO.{layout.blobs}")
     assert answer["state"]["messages"] == 3
+
+
+@pytest.mark.parametrize("wire", NEWER)
+async def test_what_a_newer_build_wrote_is_kept_with_all_that_it_may_name(
+    client: Cluster, retention: Retention, clock: Clock, wire: int
+) -> None:
+    unnamed = await client.store.blobs.put(b"named by a list that only a newer build can read")
+    for job, kind in (("ended", "done"), ("open", "run")):
+        submitted = await spec(client.store, job)
+        await submit(client.store, submitted)
+        await append_newer(client.store, job, wire, kind)  # type: ignore[arg-type]
+    await end(client, "old")
+    clock.ahead_ms = 9 * AGE_MS
+    await retention.forget()
+    await retention.sweep()
+    for job in ("ended", "open"):
+        assert len(await client.store.journals.read(job)) == 2
+    assert await client.store.journals.read("old") == []
+    assert await client.store.blobs.has(unnamed)

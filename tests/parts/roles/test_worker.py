@@ -13,6 +13,7 @@ from mvmci.jobs.journal import Cancel, Intent, Lease, Released, status
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.stores.nats import Cluster
+from tests.harness.newer import NEWER, append_newer
 from tests.harness.waiting import LONG_S, until_done, until_journal
 from tests.harness.world import Counting, script_spec
 from tests.parts.roles.conftest import Place
@@ -185,3 +186,23 @@ async def test_a_host_that_can_run_nothing_leaves_jobs_to_others_and_takes_none_
         assert status(journal.state)[0] == "succeeded"
         assert journal.state.lease is not None
         assert (journal.state.lease.unit, journal.state.lease.epoch) == ("w2", 1)
+
+
+@pytest.mark.parametrize("wire", NEWER)
+async def test_the_hint_of_a_job_that_a_newer_build_wrote_to_is_handed_back_and_the_reason_is_told(
+    place: Place, client: Cluster, wire: int
+) -> None:
+    await submit(client.store, await script_spec(client.store, "j", []))
+    await append_newer(client.store, "j", wire)
+    await place.worker("w1")
+    reason = ""
+    async with asyncio.timeout(LONG_S):
+        while "newer" not in reason:
+            told = [one.waits.get("j", "") for one in await client.store.presence.members()]
+            reason = "".join(told)
+            await asyncio.sleep(0.05)
+    consumer = f"CONSUMER.INFO.{client.layout.jobs}.spec-default"
+    assert (await client.link.api(consumer))["num_ack_pending"] == 1  # it comes again
+    assert len(await client.store.journals.read("j")) == 2
+    await submit(client.store, await script_spec(client.store, "next", []))
+    assert status((await until_done(client.store, "next")).state)[0] == "succeeded"
