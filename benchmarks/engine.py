@@ -158,7 +158,8 @@ def memory(bench: Bench) -> Line:
 def starts(scale: Scale) -> list[Line]:
     """`mvmci version` from the zipapp: unpacked anew, and warm; and its size."""
     zipapp = DIST / "mvmci.pyz"
-    command = [sys.executable, str(zipapp), "version"]  # `python3` may be a shell script that looks for one
+    # As the file starts itself, but for `python3`, which may be a shell script that looks for one.
+    command = [sys.executable, "-I", str(zipapp), "version"]
     cold, warm, python = [], [], []
     for _ in range(scale.rounds):
         with tempfile.TemporaryDirectory() as root:

@@ -1,20 +1,25 @@
 """The first code of the zipapp: looks whether it can run here, unpacks itself safely, starts mvmci.
 
-It unpacks into a cache, as shiv does and with shiv's code, and runs from there. It promises that the cache
-is ours alone (whoever can write to it can run code as us), that it is whole (cleaners of cache folders
-delete file by file), and that what prevents it is said in one sentence. The checks are kept readable for
-old Pythons, which are to get a sentence too.
+It runs isolated (`-I`), so that neither the environment nor the current directory says what is imported, and
+by a Python that fits, if there is one on PATH. It unpacks into a cache and runs from there, as shiv does. It
+promises that the cache is ours alone (whoever can write to it can run code as us), that it is whole (cleaners
+of cache folders delete file by file), that it stays while somebody runs from it, that older ones go, and that
+what prevents it is said in one sentence. The checks are kept readable for old Pythons, which get one too.
 
-Every command and every unit starts here, so nothing is loaded that a whole cache does not need: shiv's
-bootstrap takes as long as all of Python.
+Every command and every unit starts here, so nothing is loaded that a whole cache does not need.
 """
+
+import os
+import sys
+
+if not sys.flags.isolated:  # the next import could be of a module that somebody put into our way
+    arguments = getattr(sys, "orig_argv", [sys.executable, *sys.argv])[1:]  # from 3.10 on with Python's own
+    os.execv(sys.executable, [sys.executable, "-I", *arguments])  # noqa: S606
 
 import errno
 import fcntl
 import json
-import os
 import stat
-import sys
 import time
 
 EXIT_VERSION = 8
@@ -23,9 +28,19 @@ EXIT_INTERRUPTED = 130
 LOCK_WAIT_S = 120
 LOCK_PAUSE_S = 0.05
 LOCK_SILENT_S = 1
+ASK_S = 10
 GLIBC_MIN = (2, 28)
 UID_UNKNOWN = 65534  # who is shown as the owner where a user namespace has no name for it
+CACHES = "mvmci_"  # and the id of the build
+MARK = ".used"
+KEPT = 2  # older builds that stay though nobody runs from them: an upgrade may go back
+MTIME = 315532800  # of every file that is unpacked: who writes to one changes that
+FULL = (errno.ENOSPC, errno.EDQUOT)
 OWN_DIRECTORY = "set SHIV_ROOT to a directory of your own (mode 0700) on a disk that may hold programs"
+FITS = (
+    "import sys; sys.exit('{}.{}'.format(*sys.version_info[:2]) not in sys.argv[1:]"
+    " or sys.implementation.name != 'cpython' or 't' in sys.abiflags)"
+)
 
 
 def stop(message, hint, code=EXIT_INTERNAL):
@@ -33,17 +48,35 @@ def stop(message, hint, code=EXIT_INTERNAL):
     sys.exit(code)
 
 
-def check_host(machine, pythons):
-    """Compiled modules are inside for one architecture, one C library and a few Pythons."""
+def choose_python(pythons):
+    """Go on with a Python that fits: this process becomes that one, unless it is that already."""
     version = "{}.{}".format(*sys.version_info[:2])
-    ours = sys.implementation.name == "cpython" and "t" not in sys.abiflags
-    if version not in pythons or not ours:
-        stop(
-            f"this file runs on CPython {pythons[0]} to {pythons[-1]}, not on {sys.executable} ({version}).",
-            f"start it with another one: python{pythons[-1]} {sys.argv[0]} …",
-            EXIT_VERSION,
-        )
+    if version in pythons and sys.implementation.name == "cpython" and "t" not in sys.abiflags:
+        return
+    import subprocess
+
+    names = [f"python{one}" for one in reversed(pythons)]
+    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    for python in (os.path.join(place, name) for name in names for place in places if os.path.isabs(place)):
+        try:
+            asked = [python, "-I", "-c", FITS, *pythons]
+            if subprocess.call(asked, stderr=subprocess.DEVNULL, timeout=ASK_S) == 0:
+                os.execv(python, [python, "-I", *sys.argv])  # noqa: S606
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+    stop(
+        f"this file runs on CPython {pythons[0]} to {pythons[-1]}, not on {sys.executable} ({version}), "
+        f"and PATH has no {', '.join(names)} that runs.",
+        f"install one of them, or name yours: /path/to/{names[0]} {sys.argv[0]} …",
+        EXIT_VERSION,
+    )
+
+
+def check_host(machine):
+    """Compiled modules are inside for one architecture and one C library."""
     here = os.uname().machine
+    if here == machine and sys.maxsize < 1 << 32:
+        here = f"{machine} with a Python of 32 bits"
     if here != machine:
         stop(
             f"this file is for {machine} and this machine is {here}.",
@@ -67,30 +100,50 @@ def cache_root():
     """The directory that holds the caches, ours alone, made when missing."""
     root = os.environ.get("SHIV_ROOT")
     if not root:
-        root = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mvmci")
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+        if not os.path.isabs(base):
+            stop("this user has no home directory, where mvmci would unpack itself.", OWN_DIRECTORY)
+        root = os.path.join(base, "mvmci")
     root = os.path.realpath(os.path.expanduser(root))
+    check_parents(root)
     try:
         os.makedirs(root, mode=0o700, exist_ok=True)
-        status = os.stat(root)
         noexec = os.statvfs(root).f_flag & os.ST_NOEXEC
     except OSError as error:
         stop(f"cannot make {root}, where mvmci unpacks itself: {error.strerror}.", OWN_DIRECTORY)
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        whose = "can be written to by others" if status.st_uid == os.geteuid() else "belongs to another user"
-        stop(f"{root}, where mvmci unpacks itself, {whose}, who could plant code there.", OWN_DIRECTORY)
-    check_parents(root)
+    check_owner(root)
     if noexec:
         stop(f"{root}, where mvmci unpacks itself, is on a disk mounted noexec.", OWN_DIRECTORY)
     return root
+
+
+def check_owner(folder):
+    """Whoever can write to it can run code as us."""
+    status = os.lstat(folder)
+    if status.st_uid != os.geteuid():
+        what = "belongs to another user"
+    elif not stat.S_ISDIR(status.st_mode):
+        what = "is no directory but may lead to one of others"
+    elif status.st_mode & 0o022:
+        what = "can be written to by others"
+    else:
+        return
+    stop(f"{folder}, where mvmci unpacks itself, {what}, who could plant code there.", OWN_DIRECTORY)
 
 
 def check_parents(root):
     """Whoever can rename a directory above the cache can put another in its place."""
     above = os.path.dirname(root)
     while True:
-        status = os.stat(above)
-        shared = status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
-        if shared or status.st_uid not in (0, os.geteuid(), UID_UNKNOWN):
+        try:
+            status = os.stat(above)
+        except FileNotFoundError:
+            status = None  # it will be made, and ours
+        except OSError as error:
+            stop(f"cannot make {root}, where mvmci unpacks itself: {error.strerror}.", OWN_DIRECTORY)
+        shared = status and status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX
+        if shared or (status and status.st_uid not in (0, os.geteuid(), UID_UNKNOWN)):
             stop(
                 f"{above} belongs to others, who could replace {root}, where mvmci unpacks itself.",
                 OWN_DIRECTORY,
@@ -98,18 +151,6 @@ def check_parents(root):
         if above == os.path.dirname(above):
             return
         above = os.path.dirname(above)
-
-
-def damaged(cache, files):
-    """The files that the cache lacks, or has in another size."""
-
-    def size(name):
-        try:
-            return os.stat(os.path.join(cache, name)).st_size
-        except OSError:
-            return None
-
-    return [name for name, expected in files.items() if size(name) != expected]
 
 
 def locked(path):
@@ -134,85 +175,145 @@ def locked(path):
         time.sleep(LOCK_PAUSE_S)
 
 
-def mend(archive, cache, names):
-    """Put single files back, each whole or not at all, under the feet of processes that run from here."""
-    for name in names:
-        path = os.path.join(cache, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        part = f"{path}.{os.getpid()}.part"
-        with open(part, "wb") as file:
-            file.write(archive.read(name))
-        os.chmod(part, archive.getinfo(name).external_attr >> 16)
-        os.replace(part, path)
+class Cache:
+    """Where this build lies unpacked, whole for as long as somebody runs from it.
 
-
-def unpack(root, build_id, files):
-    """Make the cache of this build whole. Costs one look at each file when it is."""
-    import zipfile
-
-    from _bootstrap import cache_path, extract_site_packages
-
-    with zipfile.ZipFile(sys.argv[0]) as archive:
-        cache = cache_path(archive, root, build_id)
-        try:
-            lock = locked(os.path.join(root, ".mvmci_lock"))
-            try:
-                if os.path.exists(os.path.join(str(cache), "site-packages")):
-                    mend(archive, str(cache), damaged(str(cache), files))
-                else:
-                    extract_site_packages(archive, cache)
-            finally:
-                os.close(lock)
-        except OSError as error:
-            hint = "make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else OWN_DIRECTORY
-            stop(f"cannot unpack mvmci into {cache}: {error.strerror}.", hint)
-
-
-class Mender:
-    """Puts the cache back under a process that runs from it: cleaners do not ask who still does.
-
-    As the last finder of modules it is asked only for what was not found.
+    It is mended under the processes that run from it: cleaners do not ask who still does. As the last finder
+    of modules it is asked only for what was not found.
     """
 
-    def __init__(self, archive, root, cache, build):
-        self.archive, self.root, self.cache, self.build = os.path.abspath(archive), root, cache, build
+    def __init__(self, root, archive, build):
+        self.root, self.archive, self.build = root, os.path.abspath(archive), build
+        self.path = os.path.join(root, CACHES + build["id"])
+        self.mark = None
 
-    def find_spec(self, name, path=None, target=None):
-        place = "site-packages/" + name.replace(".", "/")
-        if not any(file.startswith((place + ".", place + "/")) for file in self.build["files"]):
-            return None
-        self.mend()
-        from importlib.machinery import PathFinder
-
-        PathFinder.invalidate_caches()
-        return PathFinder.find_spec(name, path, target)
-
-    def mend(self):
-        """See that the cache is whole. Raises ImportError where that cannot be."""
-        if not damaged(self.cache, self.build["files"]):
+    def ensure(self):
+        """Hold its mark, and see that it is whole. Costs one look at each file when it is. Raises OSError."""
+        if self.hold() and not self.damaged():
             return
-        import zipfile
-
         umask = os.umask(0o077)
         try:
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             lock = locked(os.path.join(self.root, ".mvmci_lock"))
             try:
-                with zipfile.ZipFile(self.archive) as archive:
-                    if json.loads(archive.read("build.json"))["id"] != self.build["id"]:
-                        raise OSError(f"{self.archive} is another version by now")
-                    mend(archive, self.cache, damaged(self.cache, self.build["files"]))
+                self.mend()
+                self.hold()
+                self.collect()
             finally:
                 os.close(lock)
-        except (OSError, SystemExit) as error:
-            raise ImportError(f"{self.cache} was removed, and cannot be made again: {error}") from None
         finally:
             os.umask(umask)
 
+    def hold(self):
+        """Mark it as used for as long as we live. False where there is none."""
+        path = os.path.join(self.path, MARK)
+        while True:
+            if self.mark is not None:
+                try:
+                    if os.path.samestat(os.fstat(self.mark), os.stat(path)):
+                        return True
+                except FileNotFoundError:
+                    pass
+                os.close(self.mark)  # it was removed, with all that lay beside it
+                self.mark = None
+            try:
+                check_owner(self.path)
+                self.mark = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                return True  # nobody can collect it where nothing can be written
+            fcntl.flock(self.mark, fcntl.LOCK_SH)
+            os.utime(self.mark)
 
-def leave_path(entries):
-    gone = {os.path.abspath(entry) for entry in entries}
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in gone]
+    def damaged(self):
+        """The files that it lacks, or that are not as they were unpacked."""
+
+        def whole(name, size):
+            try:
+                status = os.lstat(os.path.join(self.path, name))
+            except OSError:
+                return False
+            return status.st_size == size and status.st_mtime == MTIME and stat.S_ISREG(status.st_mode)
+
+        return [name for name, size in self.build["files"].items() if not whole(name, size)]
+
+    def mend(self):
+        """Put single files there, each whole or not at all; nobody else does at this time."""
+        import zipfile
+
+        try:
+            with zipfile.ZipFile(self.archive) as archive:
+                if json.loads(archive.read("build.json").decode())["id"] != self.build["id"]:
+                    raise OSError(errno.ESTALE, f"{self.archive} is another version by now")
+                for name in self.damaged():
+                    path = os.path.join(self.path, name)
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
+                    self.put(path, archive.read(name), archive.getinfo(name).external_attr >> 16)
+        except zipfile.BadZipFile as error:
+            raise OSError(errno.EIO, f"{self.archive} is damaged ({error})") from None
+
+    def put(self, path, data, mode):
+        part = path + ".part"
+        try:
+            with open(part, "wb") as file:
+                file.write(data)
+            os.chmod(part, mode)
+            os.utime(part, (MTIME, MTIME))
+            os.replace(part, path)
+        except OSError:
+            if os.path.exists(part):
+                os.unlink(part)
+            raise
+
+    def collect(self):
+        """Remove the builds that nobody runs from, but for the last ones. Nobody unpacks at this time."""
+
+        def used(folder):
+            try:
+                return os.stat(os.path.join(folder, MARK)).st_mtime
+            except OSError:
+                return 0  # its unpacking was broken off
+
+        found = [entry.path for entry in os.scandir(self.root) if entry.name.startswith(CACHES)]
+        others = sorted((path for path in found if path != self.path), key=used, reverse=True)
+        for path in others[KEPT:]:
+            try:
+                remove_unused(path)
+            except OSError:
+                pass  # of an older build: no reason not to start
+
+    def find_spec(self, name, path=None, target=None):
+        place = "site-packages/" + name.replace(".", "/")
+        if not any(file.startswith((place + ".", place + "/")) for file in self.build["files"]):
+            return None
+        self.restore()
+        from importlib.machinery import PathFinder
+
+        PathFinder.invalidate_caches()
+        return PathFinder.find_spec(name, path, target)
+
+    def restore(self):
+        """See that it is whole, long after the start. Raises ImportError where that cannot be."""
+        try:
+            self.ensure()
+        except (OSError, SystemExit) as error:
+            raise ImportError(f"{self.path} was removed, and cannot be made again: {error}") from None
+
+
+def remove_unused(folder):
+    """Raises BlockingIOError when somebody runs from it."""
+    import shutil
+
+    mark = os.open(os.path.join(folder, MARK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = os.path.join(os.path.dirname(folder), ".removed")  # in one step, for who looks at it now
+        shutil.rmtree(gone, ignore_errors=True)
+        os.rename(folder, gone)
+    finally:
+        os.close(mark)
+    shutil.rmtree(gone)
 
 
 def hold_streams():
@@ -227,30 +328,38 @@ def hold_streams():
 def main():
     hold_streams()
     build = json.loads(__loader__.get_data("build.json").decode())  # type: ignore[name-defined]
-    check_host(build["machine"], build["pythons"])
+    choose_python(build["pythons"])
+    check_host(build["machine"])
     umask = os.umask(0o077)  # the cache is ours alone, and what is made above it too
-    root = cache_root()
-    cache = os.path.join(root, "{}_{}".format(os.path.basename(os.path.realpath(sys.argv[0])), build["id"]))
-    if damaged(cache, build["files"]):
-        unpack(root, build["id"], build["files"])
+    cache = Cache(cache_root(), sys.argv[0], build)
+    try:
+        cache.ensure()
+    except OSError as error:
+        hint = "make room on that disk" if error.errno in FULL else OWN_DIRECTORY
+        stop(f"cannot unpack mvmci into {cache.path}: {error.strerror}.", hint)
     os.umask(umask & 0o077)  # one that keeps its owner from his own files means nothing
-    os.environ["SHIV_ROOT"] = root
-    # Compiled modules lie in our cache and litter nothing: without them each command is 0.1 s slower.
-    sys.dont_write_bytecode = False
-    # Nothing from elsewhere may stand before what was packed and tested together. The archive itself holds
-    # no more packages, and who asks for the version of one would read its whole directory.
-    told = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    leave_path(told + sys.argv[:1])
+    os.environ["SHIV_ROOT"] = cache.root
+    # The archive holds no more packages, and who asks for the version of one would read its whole directory.
+    sys.path[:] = [entry for entry in sys.path if entry != sys.argv[0]]
+    # Nothing from elsewhere may stand before what was packed and tested together.
     installed = [entry for entry in sys.path if os.path.basename(entry) in ("site-packages", "dist-packages")]
     place = sys.path.index(installed[0]) if installed else len(sys.path)
-    sys.path.insert(place, os.path.join(cache, "site-packages"))
+    sys.path.insert(place, os.path.join(cache.path, "site-packages"))
 
-    mender = Mender(sys.argv[0], root, cache, build)
-    sys.meta_path.append(mender)
-    from mvmci.cli import main as run
+    sys.meta_path.append(cache)
+    try:
+        from mvmci.cli import main as run
+    except ImportError as error:
+        if str(error.name).partition(".")[0] not in sys.stdlib_module_names:
+            raise
+        stop(
+            f"{sys.executable} lacks the module {error.name} of the standard library.",
+            "install all of Python (Debian has parts of it in python3-minimal, all in python3)",
+            EXIT_VERSION,
+        )
     from mvmci.system import processes
 
-    processes.mend_program = mender.mend
+    processes.mend_program = cache.restore
     run()
 
 

@@ -2,8 +2,8 @@
 
 The dependencies are installed once for each Python, from the locked wheels, and merged into one tree;
 files that two Pythons have in common are identical, or the build stops. mvmci itself comes as a
-wheel. The archive has shiv's layout, and its code for unpacking, but is written here: sorted, with fixed
-dates and modes and without traces of the place, so that a commit gives the same bytes wherever it is built.
+wheel. The archive has shiv's layout, but is written here: sorted, with fixed dates and modes and without
+traces of the place, so that a commit gives the same bytes wherever it is built.
 
 Nothing is done when no input has changed. The target is replaced in one step.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import importlib.resources
 import json
 import os
 import re
@@ -26,14 +25,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import shiv
-import shiv.bootstrap
-
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "zipapp"
 LOCK = ROOT / "requirements" / "run.txt"
 CONFIG = ROOT / "shiv.toml"
 LAUNCHER = ROOT / "packaging" / "launch.py"
+PROLOGUE = ROOT / "packaging" / "prologue.sh"
 DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file knows
 
 # What nobody needs at run time. Licences and entry points stay.
@@ -90,10 +87,10 @@ def main() -> int:
 
 def digest_of_inputs() -> str:
     """A digest of all that shapes the zipapp."""
-    sources = [LOCK, CONFIG, LAUNCHER, Path(__file__), ROOT / "pyproject.toml", ROOT / "LICENSE"]
+    sources = [LOCK, CONFIG, LAUNCHER, PROLOGUE, Path(__file__), ROOT / "pyproject.toml", ROOT / "LICENSE"]
     for package in ("mvmci", "topologies"):
         sources += [path for path in (ROOT / package).rglob("*") if path.is_file() and not left_out(path)]
-    return digest(sorted(sources), sys.version, shiv.__version__, os.uname().machine)
+    return digest(sorted(sources), sys.version, os.uname().machine)
 
 
 def digest(paths: Iterable[Path], *more: str) -> str:
@@ -205,7 +202,7 @@ def check_programs(tree: Path, programs: dict[str, str]) -> None:
 
 
 def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str) -> None:
-    """Shiv's layout: site-packages/, _bootstrap/, and our launcher as __main__.py."""
+    """Shiv's layout: site-packages/, and our launcher as __main__.py, behind a prologue for the shell."""
     paths = sorted(
         (path for path in tree.rglob("*") if path.is_file()), key=lambda path: path.relative_to(tree).parts
     )
@@ -219,14 +216,10 @@ def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str
         "pythons": config["pythons"],
         "files": {name: len(data) for name, data in packed.items()},
     }
-    bootstrap = importlib.resources.files(shiv.bootstrap)
-    for file in sorted(bootstrap.iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".py"):
-            packed[f"_bootstrap/{file.name}"] = file.read_bytes()
     packed["build.json"] = json.dumps(build).encode()
     packed["__main__.py"] = LAUNCHER.read_bytes()
     with target.open("wb") as file:
-        file.write(f"#!{config['shebang']}\n".encode())
+        file.write(prologue(config["pythons"]))
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, data in packed.items():
                 entry = zipfile.ZipInfo(name, DATE)
@@ -235,6 +228,12 @@ def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str
                 entry.external_attr = (0o100755 if program else 0o100644) << 16
                 archive.writestr(entry, data)
     target.chmod(0o755)
+
+
+def prologue(pythons: list[str]) -> bytes:
+    """What a shell reads of the file, up to its `exit`."""
+    text = PROLOGUE.read_text().replace("@RANGE@", f"{pythons[0]} to {pythons[-1]}")
+    return text.replace("@PYTHONS@", " ".join(f"python{python}" for python in reversed(pythons))).encode()
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Loaded:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("loaded.py"), ZIPAPP, *MODULES],
+                [sys.executable, "-I", Path(__file__).with_name("loaded.py"), ZIPAPP, *MODULES],
                 env={"PATH": os.environ["PATH"], "HOME": str(home), "LC_ALL": "C.UTF-8"},
                 stdin=theirs,
             )

@@ -1,6 +1,6 @@
 """The program with its verbs loaded, from which tests fork those that they need by the hundred.
 
-    python loaded.py ZIPAPP MODULE...      stdin is a socket, of which each message is a verb to run
+    python -I loaded.py ZIPAPP MODULE...   stdin is a socket, of which each message is a verb to run
 
 A started program takes half a second of a slow processor, most of it to load its own modules, while what it
 looks at waits for the processor. What is forked here does all the rest: it runs the first code of the zipapp,
@@ -92,7 +92,7 @@ def look() -> None:
 if __name__ == "__main__":
     requests = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    path = sys.path[1:]  # without the directory of this file
+    path = sys.path[:]
     load(sys.argv[1], sys.argv[2:])
     gc.freeze()  # the collector of a child is not to touch, and so copy, all of it
     verb = serve(requests)

@@ -185,7 +185,7 @@ def test_a_cache_that_is_cleaned_under_a_process_is_put_back(
     assert (done.code, done.text) == (0, "arg hello.wasm\nx"), done
     assert {path.name for path in root.iterdir()} == {
         ".mvmci_lock",
-        *(path.name for path in root.glob("mvmci.pyz_*")),
+        *(path.name for path in root.glob("mvmci_*")),
     }
 
 
