@@ -52,6 +52,7 @@ APART = re.compile(
 # What takes longest begins first: the whole ends soon after the last of what is short.
 FIRST = (
     "tests/program/compose/",
+    "tests/program/hosts/",
     "tests/faults/chaos/",
     "tests/program/cluster/test_down.py",
     "tests/program/cluster/test_up.py",
@@ -90,6 +91,7 @@ SOAK = (
     "tests/program/cluster/test_full_disk.py",
     "tests/program/cluster/test_topologies.py",
     "tests/program/compose/",
+    "tests/program/hosts/",
     "tests/program/test_benchmarks.py",
     "tests/program/test_demo.py",
     "tests/program/test_zipapp.py",

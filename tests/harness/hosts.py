@@ -274,7 +274,7 @@ class Host:
                 found |= {f"/{there / name}": Path(folder, name) for name in (*new, *files)}
         return found
 
-    def write(self, path: str, text: str, mode: int = 0o644, user: str = "root") -> None:
+    def write(self, path: str, data: str | bytes, mode: int = 0o644, user: str = "root") -> None:
         """Make a file there, whether it runs or not."""
         owner, file = OWNERS[user], self._root / path.lstrip("/")
         for folder in reversed(file.relative_to(self._root).parents):
@@ -286,7 +286,7 @@ class Host:
                 made.chmod(like.st_mode if like else 0o700)
         file.touch(mode=mode)
         os.chown(file, owner, owner)
-        file.write_text(text)
+        file.write_bytes(data.encode() if isinstance(data, str) else data)
 
     def change_key(self) -> None:
         """Give it another host key, which its sshd has as this returns. `known_hosts` keeps the old one."""
