@@ -136,8 +136,10 @@ async def _create(
     ttl: int,
 ) -> Ticket:
     from mvmci.store import ClusterSettings
-    from mvmci.trust.registry import make_ticket
+    from mvmci.trust.registry import make_ticket, push_accounts
 
+    if authority.external is None:  # what was rendered, and not brought up, may be told nowhere else
+        await push_accounts(config, authority, facts.login)
     if role == "worker" and not queues:
         found = await config.get("settings")
         settings = (
@@ -267,9 +269,9 @@ def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
     check_id(unit, "unit name")
 
     async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
-        from mvmci.trust.registry import revoke_unit
+        from mvmci.trust.registry import revoke_units
 
-        await revoke_unit(there.config, authority, facts.login, unit)
+        await revoke_units(there.config, authority, facts.login, [unit])
         await there.forget_member(unit)
         click.echo(f"{unit} is revoked", err=True)
         return 0

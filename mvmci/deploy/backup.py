@@ -365,7 +365,7 @@ def _config_rows(layout: Layout, rows: list[Row], *, with_keys: bool) -> list[Ro
         row
         for subject, row in newest.items()
         if subject not in left_out
-        and (with_keys or not layout.setting_of(subject).startswith(("unit.", "ticket.")))
+        and (with_keys or not layout.setting_of(subject).startswith(("unit.", "ticket.", "account.")))
     )
 
 

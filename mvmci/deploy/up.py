@@ -144,6 +144,8 @@ class Up:
 
     async def _change(self, before: Sequence[Observed], facts: Facts) -> None:
         """The same, once nobody else is at work on the cluster's hosts."""
+        from mvmci.trust.registry import push_accounts
+
         plan, authority = self._plan, self._authority
         assert authority is not None
         now = [action for action in plan.actions if not action.after_move]
@@ -158,6 +160,8 @@ class Up:
                 for warning in await broker_warnings(plan, cluster.link.login, system):
                     self._say(warning)
             await self._make(cluster, moves=bool(before))
+            if plan.external is None:
+                await push_accounts(cluster.config, authority, facts.login)
             await self._move(cluster)
             job = mint_id()
             proving = asyncio.create_task(self._prove(cluster.store, job), name="prove")

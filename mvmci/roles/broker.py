@@ -9,6 +9,7 @@ another listener: no monitoring where an account can be asked, no websocket, no 
     <cluster>/broker/nats.log          what the server says
     <cluster>/broker/tls.key tls.pem   its key and its certificate, where `up` is elsewhere
     <cluster>/broker/resolver/         the accounts' tokens, as they were last pushed
+    <cluster>/broker/accounts/         the same, synced
     <cluster>/broker/store/            the streams
     <cluster>/broker/store.damaged-*/  files of it that were not whole before a start, as they were found
     <cluster>/broker/trouble           why it stores nothing, while that is so
@@ -46,6 +47,7 @@ _MEMORY_BYTES = 256 << 20
 _LOG_BYTES_MAX = 16 << 20  # of one file, and there are two
 FOLDER = "broker"
 LOG = "nats.log"  # in it
+RESOLVER, ACCOUNTS = disk_watch.RESOLVER, disk_watch.ACCOUNTS
 DAMAGE = "damage.json"
 DAMAGES_MAX = 1_000
 
@@ -133,11 +135,12 @@ def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path
     for stale in folder.glob("nats-server_*.ports"):
         stale.unlink()
     if guard is not None:
-        resolver = private_folder(folder / "resolver")
+        resolver = private_folder(folder / RESOLVER)
         for account, token in guard.accounts.items():
-            file = resolver / f"{account}.jwt"
-            if not _is_whole(file, account, guard.signer):  # else it is newer, and may revoke somebody
-                write_private(file, token.encode())
+            name = f"{account}.jwt"
+            newest = _newest(account, guard.signer, token, folder / ACCOUNTS / name, resolver / name)
+            if not (resolver / name).exists() or (resolver / name).read_bytes() != newest.encode():
+                write_private(resolver / name, newest.encode())
         for path, text in guard.files.items():
             write_private(Path(path), text.encode())
     config = folder / "nats.conf"
@@ -145,15 +148,23 @@ def prepare(folder: Path, settings: BrokerSettings, guard: Guard | None) -> Path
     return config
 
 
-def _is_whole(file: Path, account: str, signer: str) -> bool:
-    """Whether an account's token is there as it was signed: the server does not sync what it writes."""
+def _newest(account: str, signer: str, given: str, *files: Path) -> str:
+    """The newest token of an account: what was `given`, or what is in a file that is whole. The server does
+    not sync what it writes. One that was revoked by any of them stays so."""
     from mvmci.trust import tokens
 
-    try:
-        claims = tokens.read_token(file.read_text(), signer)
-    except (OSError, UnicodeDecodeError):
-        return False
-    return claims is not None and claims.sub == account
+    newest, known = given, tokens.peek(given)
+    for file in files:
+        try:
+            text = file.read_text()
+        except (OSError, UnicodeDecodeError):
+            continue
+        found = tokens.read_token(text, signer)
+        if found is None or known is None or found.sub != account:
+            continue
+        if found.iat >= known.iat or not found.revoked <= known.revoked:
+            newest, known = text, found
+    return newest
 
 
 def configuration(folder: Path, settings: BrokerSettings, guard: Guard | None) -> str:

@@ -5,6 +5,9 @@ the server's log. While there is no room it says so, in its own log and in the f
 bytes already; as soon as there is room again it stops the server, and whoever keeps that running starts it.
 A server whose files were removed goes on as if they were there, and is stopped as well: then the loss shows.
 
+The server does not sync the tokens of accounts, which say what was revoked: they are copied, and synced, as
+soon as they were the same at two looks, so that none is copied while it is written.
+
 It is given the broker's folder and dies with the server. It is run as a file, with the standard library
 alone: a tenth of the memory of the whole program.
 """
@@ -18,6 +21,7 @@ import sys
 import time
 
 LOG, TROUBLE = "nats.log", "trouble"
+RESOLVER, ACCOUNTS = "resolver", "accounts"
 TROUBLE_BYTES = 1024  # of the file, which is written in place: a disk that is full makes no new ones
 SIGNS = (b"no space left on device", b"disk quota exceeded", b"critical write error", b"input/output error")
 ROOM_BYTES = 16 << 20  # to go on with
@@ -43,8 +47,11 @@ def room(folder: str) -> int:
 def watch(folder: str, server: int, at: int) -> None:
     """Until the server is stopped. Its log counts from the place `at`."""
     log, failed, free_since, store = os.path.join(folder, LOG), b"", None, 0
+    tokens: dict[str, bytes] = {}
     while os.getppid() == server:
         time.sleep(EVERY_S)
+        with contextlib.suppress(OSError):  # it is tried again
+            tokens = keep_tokens(folder, tokens)
         before, store = store, _store(folder)
         if before not in (0, store):
             _log("the broker's store was removed: it starts anew")
@@ -65,6 +72,39 @@ def watch(folder: str, server: int, at: int) -> None:
             _log("there is room again: the broker starts anew")
             os.kill(server, signal.SIGTERM)
             return
+
+
+def keep_tokens(folder: str, before: dict[str, bytes]) -> dict[str, bytes]:
+    """Copy the tokens of accounts that are as they were `before`; how they are now. Raises OSError."""
+    resolver, accounts = os.path.join(folder, RESOLVER), os.path.join(folder, ACCOUNTS)
+    now = {
+        name: _read(os.path.join(resolver, name)) for name in os.listdir(resolver) if name.endswith(".jwt")
+    }
+    os.makedirs(accounts, mode=0o700, exist_ok=True)
+    for name, token in now.items():
+        if token and token == before.get(name) and token != _read(os.path.join(accounts, name)):
+            _write_synced(accounts, name, token)
+    return now
+
+
+def _read(path: str) -> bytes:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        return file.read()
+    return b""
+
+
+def _write_synced(folder: str, name: str, data: bytes) -> None:
+    part = os.path.join(folder, f".{name}")
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, os.path.join(folder, name))
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _store(folder: str) -> int:

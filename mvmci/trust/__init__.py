@@ -3,6 +3,8 @@
     keys        nkeys, the private CA and its certificates; imports cryptography
     tokens      the JWTs that a broker in operator mode believes
     authority   the keys of one cluster on disk, and what they give out
+    signer      what mints the tokens of units, there and in a control plane
+    ledger      what only who has those keys may say: who signs, who was revoked
     registry    which tickets were made, which units there are, and what revokes them
     enrolment   a machine's side: asking for a credential with a ticket, and renewing it
     admission   the control plane's side of that

@@ -35,6 +35,7 @@ ACCOUNTS: dict[Grantee, Account] = {
     "bootstrap": "tickets",
     "system": "system",
 }
+ENROLS: tuple[Account, ...] = ("workers", "executors", "clients")  # control planes sign for these
 _IMPORTING: tuple[Grantee, ...] = ("worker", "executor", "client", "bootstrap")
 ANSWERS_S_MAX = 30  # well beyond a pull; so long the broker keeps in mind whose answers those are
 _ANY = re.compile(r"[^.]*\*[^.]*")  # a token that ends in what is the unit's own

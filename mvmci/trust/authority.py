@@ -2,6 +2,7 @@
 
     keys/operator account system             seeds: who signs for the broker, its users, its own account
     keys/ca.key ca.pem broker.key broker.pem        the private CA, and the broker's certificate
+    keys/ledger                              which keys of control planes sign, and what was revoked
     keys/external.json                       instead of all these: the login to a broker of the user's own
 
 Owns that folder (0700, files 0600). Every file is written whole, and what a crash left out is made when
@@ -13,35 +14,31 @@ is: it cannot be narrowed, renewed or revoked, and who wants that is told so.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from mvmci.cluster.broker import PAYLOAD_BYTES_MAX, Guard
+from mvmci.cluster.broker import Guard
 from mvmci.cluster.identity import TLS_NAME, Identity, Login, Ticket, TicketRole, UnitRole
 from mvmci.errors import StoreUnavailable, Usage
 from mvmci.system import keys
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
 from mvmci.trust.known import KEYS
+from mvmci.trust.ledger import Ledger
+from mvmci.trust.signer import Signer, life_s
 
 if TYPE_CHECKING:
     from mvmci.trust.accounts import Account
     from mvmci.trust.permissions import Grantee
 
-# The life of a token; it is renewed when a third of it is left. A machine that was off for longer needs a
-# new ticket. What is revoked is cut off at once, so a long life is no danger.
-UNIT_S = 30 * 24 * 3600
-CLIENT_S = 30 * 24 * 3600
 ADMIN_S = 3600
 SYSTEM_S = 300
-ASK_BYTES_MAX = 16 << 10  # of who has only a ticket
 TICKET_ID_BYTES = 5
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA = "ca.key", "ca.pem"
@@ -138,11 +135,16 @@ class Authority:
         """Where to dial and whom to trust, for a broker at `urls`."""
         return self.external or Login(urls=tuple(urls), ca=self.ca if tls else "")
 
-    def mint(self, public: str, unit: str, role: Grantee, queues: Sequence[str], ttl_s: float) -> str:
-        """A token of `unit` for the key `public`. Empty where a login is lent."""
-        if self.external is not None:
-            return ""
-        return self._token(public, unit, role, queues, ttl_s)
+    @property
+    def ledger(self) -> Ledger:
+        """What only who has these keys may say."""
+        return Ledger(self.folder)
+
+    @property
+    def signer(self) -> Signer:
+        """What mints the tokens of units."""
+        accounts = self.accounts if self.external is None else {}
+        return Signer(cluster=self.cluster, accounts=accounts, seed=self.account, now=self.now)
 
     def identity(self, unit: str, role: UnitRole, queues: Sequence[str], base: Login, path: Path) -> Identity:
         """The identity of a unit of `up`, kept at `path`: the one that is there, as long as it still fits.
@@ -209,19 +211,24 @@ class Authority:
         )
 
     def account_token(self, account: Account, revoked: Iterable[str] = (), after: float = 0) -> str:
-        """The token of an account of the cluster. It is newer than `after`, s since 1970."""
+        """The token of an account of the cluster, newer than `after`, s since 1970. It says what the ledger
+        says, and takes these `revoked` keys away as well."""
         from mvmci.stores.nats.layout import Layout
-        from mvmci.trust.accounts import shares
+        from mvmci.trust.accounts import ENROLS, shares
 
-        publics = self.accounts
+        publics, signers = self.accounts, set[str]()
+        if account not in ("main", "system"):
+            signers.add(self.issuer)
+        if account in ENROLS:
+            signers |= self.ledger.signers()
         return tokens.account(
             self.operator,
             publics[account],
             self.cluster if account == "main" else f"{self.cluster}-{account}",
             max(self.now(), after + 1),
             store=account == "main",
-            revoked=revoked,
-            signer="" if account in ("main", "system") else self.issuer,
+            revoked={*revoked, *self.ledger.revoked(account)},
+            signers=signers,
             shares=shares(Layout(self.cluster), account, publics),
         )
 
@@ -283,34 +290,9 @@ class Authority:
         """The same for who has the seed of `public`, which is yet to be filled in."""
         if self.external is not None:
             return self.external
-        token = self._token(public, unit, role, queues, ttl_s, tags)
+        signer = self.signer if role != "system" else replace(self.signer, seed=self.system)
+        token = signer.mint(public, unit, role, queues, ttl_s, tags)
         return as_unit(base, self.cluster, role, unit, jwt=token, seed="")
-
-    def _token(
-        self,
-        public: str,
-        unit: str,
-        role: Grantee,
-        queues: Sequence[str],
-        ttl_s: float | None,
-        tags: tuple[str, ...] = (),
-    ) -> str:
-        from mvmci.stores.nats.layout import Layout
-        from mvmci.trust.accounts import ACCOUNTS
-        from mvmci.trust.permissions import permissions
-
-        now, account = self.now(), self.accounts[ACCOUNTS[role]]
-        return tokens.user(
-            self.system if role == "system" else self.account,
-            public,
-            unit,
-            permissions(Layout(self.cluster), role, unit, queues),
-            now,
-            expires_at=math.ceil(now + ttl_s) if ttl_s is not None else 0,
-            payload_max=ASK_BYTES_MAX if role == "bootstrap" else PAYLOAD_BYTES_MAX,
-            tags=tags or tokens.tags("role", role, queues),
-            account="" if account == self.issuer or role == "system" else account,
-        )
 
     def _fits(
         self,
@@ -329,24 +311,15 @@ class Authority:
         if (there.login.urls, there.login.ca) != (base.urls, base.ca):
             return False
         claims = self._issued(there, public)
-        return claims is not None and not self.is_due(claims, role, self.now())
-
-    def is_due(self, claims: tokens.Claims, role: Grantee, now: float) -> bool:
-        """Whether a unit's token wants renewing: it is old, or does not say what this version needs."""
-        from mvmci.stores.nats.layout import Layout
-        from mvmci.trust.accounts import ACCOUNTS
-        from mvmci.trust.permissions import permissions
-
-        wanted = permissions(Layout(self.cluster), role, claims.name, claims.queues)
-        allowed = claims.publish == wanted.publish and claims.subscribe == wanted.subscribe
-        there = claims.account == self.accounts[ACCOUNTS[role]]
-        return not (allowed and there) or claims.exp - now <= (claims.exp - claims.iat) / 3
+        return claims is not None and not self.signer.is_due(claims, role)
 
     def _issued(self, there: Identity, public: str = "") -> tokens.Claims | None:
         """What its token says, if it is one of ours and for its key: `public`, where its seed is not here."""
-        claims = tokens.read_token(there.login.jwt, self.issuer) if self.external is None else None
-        if public and there.login.seed:
+        if self.external is not None or (public and there.login.seed):
             return None
+        believed = (self.issuer, *self.ledger.signers())
+        told = (tokens.read_token(there.login.jwt, one) for one in believed)
+        claims = next((one for one in told if one is not None), None)
         try:
             key = public or keys.public(there.login.seed)
         except keys.BadKey:
@@ -361,11 +334,6 @@ def as_unit(base: Login, cluster: str, role: Grantee, unit: str, *, jwt: str, se
 
     names = {"inbox": inbox(role, unit), "api": api(Layout(cluster), role)}
     return msgspec.structs.replace(base, jwt=jwt, seed=seed, **names)
-
-
-def life_s(role: UnitRole) -> int:
-    """How long a token of a unit is good."""
-    return CLIENT_S if role == "client" else UNIT_S
 
 
 def read_identity(path: Path) -> Identity | None:

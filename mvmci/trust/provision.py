@@ -1,7 +1,7 @@
 """What units are given of a cluster's trust: one file for each, 0600, which `--config` names.
 
     broker           `BrokerConfig`: what it is to be, and whom it believes
-    control-plane    `ControlPlaneConfig`: the keys of the cluster, and what is to be made known to it
+    control-plane    `ControlPlaneConfig`: a key that signs for who enrols, and what is to be made known
     worker executor  `MemberConfig`: who it is, and where it dials
     balancer         nothing
 
@@ -40,8 +40,11 @@ from mvmci.errors import StoreUnavailable, TicketRefused, Usage
 from mvmci.store import ClusterSettings
 from mvmci.system import keys
 from mvmci.trust import tokens
-from mvmci.trust.authority import CERTIFICATE, KEY, Authority, read_identity, write_identity
-from mvmci.trust.registry import TicketRecord, change_ticket, record_of
+from mvmci.trust.accounts import Account
+from mvmci.trust.authority import CERTIFICATE, KEY, Authority, as_unit, read_identity, write_identity
+from mvmci.trust.ledger import Plane
+from mvmci.trust.registry import AccountTokens, TicketRecord, change_ticket, record_of
+from mvmci.trust.signer import Signer, life_s
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
@@ -84,22 +87,32 @@ class BrokerConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A control plane. Secret. No `settings`: somebody else writes them."""
+    """A control plane. Secret: from `seed` follows the key with which it signs. No `settings`: somebody else
+    writes them.
+
+    A file of the version before has the seeds of the cluster's keys instead of a `token`.
+    """
 
     cluster: str
     unit: str
-    seed: str = ""  # of its own key; its token it makes itself
+    seed: str = ""  # of its own key
+    token: str = ""  # for that key
     login: Login  # of nobody: where its broker is
     generation: int = 0
-    operator: str = ""
-    account: str = ""
-    system: str = ""
+    operator_key: str = ""  # public: who signs the accounts
+    accounts: dict[Account, str] = {}  # their tokens; empty where the broker is not ours
     external: Login | None = None
     tickets: dict[str, TicketRecord] = {}
     settings: ClusterSettings | None = None
+    operator: str = ""
+    account: str = ""
+    system: str = ""
 
-    def authority(self) -> Authority:
-        """What gives out credentials."""
+    @property
+    def _before(self) -> Authority | None:
+        """What a file of the version before makes of it."""
+        if self.token or self.external is not None:
+            return None
         return Authority(
             cluster=self.cluster,
             folder=Path(),  # it has no files
@@ -107,15 +120,36 @@ class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_default
             account=self.account,
             system=self.system,
             ca=self.login.ca,
-            external=self.external,
         )
+
+    def signer(self) -> Signer:
+        """What mints the tokens of who enrols."""
+        if self._before is not None:
+            return self._before.signer
+        read = {
+            account: tokens.read_token(token, self.operator_key) for account, token in self.accounts.items()
+        }
+        publics = {account: claims.sub for account, claims in read.items() if claims is not None}
+        return Signer(cluster=self.cluster, accounts=publics, seed=signing_seed(self.seed))
+
+    def trusted(self) -> AccountTokens:
+        """Whose tokens it believes."""
+        if self._before is not None:
+            return AccountTokens(operator=keys.public(self.operator))
+        return AccountTokens(operator=self.operator_key, given=self.accounts)
 
     def identity(self, path: Path) -> Identity:
         """Who it is, kept at `path`."""
         there = read_identity(path)
-        if there is not None and there.login.seed != self.seed and self.external is None:
-            there = None
-        made = self.authority().renewed(there, self.unit, "control-plane", (), self.login, seed=self.seed)
+        if self._before is not None:
+            if there is not None and there.login.seed != self.seed:
+                there = None
+            made = self._before.renewed(there, self.unit, "control-plane", (), self.login, seed=self.seed)
+        else:
+            login = self.external or as_unit(
+                self.login, self.cluster, "control-plane", self.unit, jwt=self.token, seed=self.seed
+            )
+            made = Identity(cluster=self.cluster, unit=self.unit, role="control-plane", login=login)
         if made != there:
             write_identity(path, made)
         return made
@@ -155,6 +189,11 @@ def read_config(path: Path, kind: type[_T]) -> _T:
 
 
 # ---- Where the keys are
+
+
+def in_making_order(units: Sequence[UnitConfig]) -> list[UnitConfig]:
+    """`units` so that the files of those who sign are made first: the others' say who signs."""
+    return sorted(units, key=lambda config: config.unit.role != "control-plane")
 
 
 def trust_of(who: Authority | Login) -> str:
@@ -202,20 +241,7 @@ def make_config(
         return msgspec.json.encode(made)
     if unit.role == "control-plane":
         was = _of_generation(_decoded(there, ControlPlaneConfig), config)
-        plane = ControlPlaneConfig(
-            cluster=authority.cluster,
-            unit=unit.name,
-            seed="" if public else was.seed if was is not None else keys.new_seed("user"),
-            login=login,
-            generation=config.generation,
-            operator=authority.operator,
-            account=authority.account,
-            system=authority.system,
-            external=authority.external,
-            tickets=dict(tickets),
-            settings=settings,
-        )
-        return msgspec.json.encode(plane)
+        return msgspec.json.encode(_for_plane(authority, config, was, login, public, tickets, settings))
     if unit.role == "worker" or unit.role == "executor":
         member = _of_generation(_decoded(there, MemberConfig), config)
         identity = authority.renewed(
@@ -254,10 +280,62 @@ def _for_broker(authority: Authority, settings: BrokerSettings, there: BrokerCon
         system_account=guard.system_account,
         accounts=dict(guard.accounts),
     )
-    if there is not None and (there.signer, set(there.accounts)) == (made.signer, set(made.accounts)):
-        # Tokens of the same keys say the same, and only when they were made differs.
-        made = msgspec.structs.replace(made, operator=there.operator, accounts=there.accounts)
+    if there is not None and (there.signer, there.system_account) == (made.signer, made.system_account):
+        same = {
+            name: there.accounts[name] for name in made.accounts if _same(made.accounts, there.accounts, name)
+        }
+        made = msgspec.structs.replace(made, operator=there.operator, accounts=made.accounts | same)
     return made
+
+
+def _for_plane(
+    authority: Authority,
+    config: UnitConfig,
+    there: ControlPlaneConfig | None,
+    login: Login,
+    public: str,
+    tickets: Mapping[str, TicketRecord],
+    settings: ClusterSettings | None,
+) -> ControlPlaneConfig:
+    made = ControlPlaneConfig(
+        cluster=authority.cluster,
+        unit=config.unit.name,
+        login=login,
+        generation=config.generation,
+        external=authority.external,
+        tickets=dict(tickets),
+        settings=settings,
+    )
+    seed = "" if public else there.seed if there is not None and there.seed else keys.new_seed("user")
+    if authority.external is not None:
+        return msgspec.structs.replace(made, seed=seed)
+    key, signer = (public or public_of("control-plane", seed)).split(" ")
+    authority.ledger.add_plane(made.unit, Plane(key, signer))
+    signs = authority.signer
+    was = tokens.read_token(there.token, authority.issuer) if there is not None else None
+    kept = was is not None and was.sub == key and not signs.is_due(was, "control-plane")
+    token = there.token if kept and there is not None else ""
+    accounts: dict[Account, str] = {name: authority.account_token(name) for name in authority.accounts}
+    if there is not None:
+        accounts |= {name: there.accounts[name] for name in accounts if _same(accounts, there.accounts, name)}
+    return msgspec.structs.replace(
+        made,
+        seed=seed,
+        token=token or signs.mint(key, made.unit, "control-plane", (), life_s("control-plane")),
+        operator_key=keys.public(authority.operator),
+        accounts=accounts,
+    )
+
+
+def _same(made: Mapping[Any, str], there: Mapping[Any, str], account: str) -> bool:
+    """Whether both have a token of an account that says the same: only when they were made differs."""
+    one, other = tokens.peek(made[account]), tokens.peek(there.get(account, ""))
+    return one is not None and other is not None and one.says(other)
+
+
+def signing_seed(seed: str) -> str:
+    """The seed of the key with which a control plane signs, whose own is `seed`."""
+    return keys.derived_seed(seed, "signer", "account")
 
 
 def ticket_for(
@@ -300,6 +378,8 @@ def public_of(role: RoleName, key: str) -> str:
     """What `make_config` wants to know of a key that `new_key` made for `role`. Raises keys.BadKey."""
     if role == "balancer":
         return ""
+    if role == "control-plane":
+        return f"{keys.public(key)} {keys.public(signing_seed(key))}"
     return keys.public_tls_key(key) if role == "broker" else keys.public(key)
 
 

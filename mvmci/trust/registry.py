@@ -3,14 +3,20 @@
 `ticket.<id>` and `unit.<name>` in CONFIG, written by compare-and-set. They say who is known and who was
 revoked; what somebody may do stands in tokens alone, which nobody else can write.
 
-Revoking writes the record first, so that nothing is renewed any more, and then tells the broker, which
-cuts that key's connections at once and keeps it out over every restart. A revoked key stays so for
-good; the name that it had is free.
+Revoking writes the record first, so that nothing is renewed any more, then the ledger, and then tells the
+broker, which cuts that key's connections at once and keeps it out over every restart. A revoked key stays so
+for good; the name that it had is free.
+
+nats-server takes any token of an account that is well signed, and neither looks whether it is older than the
+one that it has, nor, before it keeps it on its disk, who signed it. So nobody has a credential for that but
+who has the cluster's keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,7 +28,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.system import keys
 from mvmci.system.clock import wall_clock_ms
 from mvmci.trust import tokens
-from mvmci.trust.accounts import ACCOUNTS, Account
+from mvmci.trust.accounts import ACCOUNTS, ENROLS, Account
 from mvmci.trust.authority import Authority
 from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE
 
@@ -166,6 +172,23 @@ def state_of(record: TicketRecord) -> str:
     return "used" if record.uses and len(record.used_by) >= record.uses else "open"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccountTokens:
+    """The tokens of the accounts, which only the operator signs: those that a unit was `given`, or newer ones
+    in CONFIG. `operator` is his public key."""
+
+    operator: str
+    given: Mapping[Account, str] = field(default_factory=dict)
+
+    async def signers(self, config: Config) -> frozenset[str]:
+        """Who signs for those who enrol. Raises StoreUnavailable."""
+        setting = await config.get(f"account.{ENROLS[0]}")
+        there = setting.value.decode(errors="replace") if setting is not None else ""
+        read = [tokens.read_token(text, self.operator) for text in (there, self.given.get(ENROLS[0], ""))]
+        newest = max((one for one in read if one is not None), key=lambda one: one.iat, default=None)
+        return newest.signers if newest is not None else frozenset()
+
+
 async def revoke_ticket(config: Config, authority: Authority, base: Login, ticket: str) -> None:
     """Let nobody enrol with a ticket any more; who did stays. Raises NotFound, StoreUnavailable."""
 
@@ -174,26 +197,41 @@ async def revoke_ticket(config: Config, authority: Authority, base: Login, ticke
             raise NotFound(f"there is no ticket {ticket[:80]}", hint="`mvmci ticket ls` lists them")
         return msgspec.structs.replace(record, revoked=record.revoked or wall_clock_ms())
 
-    await change_ticket(config, ticket, revoke)
-    if authority.external is None:
-        await push_revocations(config, authority, base)
+    record = await change_ticket(config, ticket, revoke)
+    if authority.external is None and record is not None and record.key:
+        authority.ledger.revoke("tickets", record.key)
+        await push_accounts(config, authority, base)
 
 
-async def revoke_unit(config: Config, authority: Authority, base: Login, name: str) -> None:
-    """Cut a unit off, for good. Raises NotFound, StoreUnavailable, Usage where the broker is not ours."""
+async def revoke_units(config: Config, authority: Authority, base: Login, names: Sequence[str]) -> None:
+    """Cut units off, for good, in one go: those that have a record, and control planes. One that signs, signs
+    no more, and who has a token of it only is cut off too.
+
+    Raises NotFound where there is none of a name, StoreUnavailable, Usage where the broker is not ours.
+    """
     authority.system_login(base)
+    planes = authority.ledger.planes()
 
-    def revoke(unit: UnitRecord | None) -> UnitRecord:
-        if unit is None:
+    def revoke(name: str, unit: UnitRecord | None) -> UnitRecord | None:
+        if unit is None and name not in planes:
             raise NotFound(f"there is no unit {name[:80]}", hint="`mvmci ps` lists them")
-        return msgspec.structs.replace(unit, revoked=unit.revoked or wall_clock_ms())
+        return msgspec.structs.replace(unit, revoked=unit.revoked or wall_clock_ms()) if unit else None
 
-    await change_unit(config, name, revoke)
-    await push_revocations(config, authority, base)
+    for name in names:
+        record = await change_unit(config, name, functools.partial(revoke, name))
+        if record is not None:
+            own = [account for role, account in ACCOUNTS.items() if role == record.role]
+            for account in own or ENROLS:  # a role of a newer version is one of those who enrol
+                authority.ledger.revoke(account, record.key)
+        if name in planes:
+            authority.ledger.revoke("main", planes[name].key)
+            authority.ledger.revoke("signers", planes[name].signer)
+    await push_accounts(config, authority, base)
 
 
-async def push_revocations(config: Config, authority: Authority, base: Login) -> None:
-    """Let the broker know of every revoked key, in addition to those that it knows.
+async def push_accounts(config: Config, authority: Authority, base: Login) -> None:
+    """Let the broker know what the accounts are: who signs in them, what each shares by this version, and
+    every revoked key, in addition to those that it knows. CONFIG then has their tokens, for all to read.
 
     It replaces one token by another, and may so undo what another push did in between: whoever wrote one
     reads the records again, and looks whether all are in it. Raises StoreUnavailable.
@@ -203,23 +241,26 @@ async def push_revocations(config: Config, authority: Authority, base: Login) ->
     try:
         for account in dict.fromkeys(ACCOUNTS.values()):
             if account != "system":
-                await _push(config, authority, link, account)
+                token = await _push(config, authority, link, account)
+                there = await config.get(f"account.{account}")
+                if there is None or there.value != token.encode():
+                    await config.put(f"account.{account}", token.encode())
     finally:
         await link.close()
 
 
-async def _push(config: Config, authority: Authority, link: Link, account: Account) -> None:
-    """Let the broker know of an account what is revoked in it, and what it shares by this version."""
+async def _push(config: Config, authority: Authority, link: Link, account: Account) -> str:
+    """Let the broker know of an account. The token that it has of it afterwards."""
     for _ in range(_TRIES_MAX):
-        revoked = await _revoked(config, account)
+        authority.ledger.revoke(account, *await _revoked(config, account))
         token = (await link.call(CLAIMS_LOOKUP.format(authority.accounts[account]))).decode()
         there = tokens.read_token(token, keys.public(authority.operator))
         known, since = (there.revoked, there.iat) if there is not None else (frozenset[str](), 0)
-        newer = authority.account_token(account, known | revoked, after=since)
+        newer = authority.account_token(account, known, after=since)
         wanted = tokens.peek(newer)
         assert wanted is not None, "it was just made"
-        if there is not None and revoked <= known and there.shares == wanted.shares:
-            return
+        if there is not None and there.says(wanted):
+            return token
         told = msgspec.json.decode(await link.call(CLAIMS_UPDATE, newer.encode()), type=dict[str, Any])
         if "error" in told:
             raise StoreUnavailable(f"the broker does not take the account of {account}: {told['error']}")

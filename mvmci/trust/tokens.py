@@ -6,7 +6,8 @@
 
 A user's token says which subjects it may publish and subscribe, and nothing that is not listed: a rule
 that denies has had ways around it before. An account's token says what reaches other accounts, and is the
-one place that takes a key away. One key signs the users of all accounts of a cluster.
+one place that takes a key away, and says who signs its users: the key of the main account for all of a
+cluster, and for who may enrol a key of each control plane.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _VERSION = 2  # of NATS' claims
 _UNLIMITED = -1
 SUBSCRIPTIONS_MAX = 4_096  # of one connection
-_QUEUE = "queue:"
+_QUEUE, _ORIGIN = "queue:", "cluster"
 _FOR_GOOD = 9_999_999_999  # s since 1970: no token is younger
 _HEADER = {"typ": "JWT", "alg": "ed25519-nkey"}
 
@@ -45,11 +46,27 @@ class Claims(msgspec.Struct, frozen=True):
     subscribe: tuple[str, ...] = ()
     issuer_account: str = ""  # of a user's: its account, if that is not `iss`
     shares: str = ""  # what an account's imports and exports, as it is written there
+    signers: frozenset[str] = frozenset()  # of an account's: who else signs its users
 
     @property
     def account(self) -> str:
         """The account of a user."""
         return self.issuer_account or self.iss
+
+    @property
+    def origin(self) -> str:
+        """What tells its cluster from another one of that name: who signs where the cluster's keys are."""
+        return self.tagged(_ORIGIN) or self.iss
+
+    def says(self, other: Claims) -> bool:
+        """Whether another token of this account says the same."""
+        return (self.iss, self.sub, self.revoked, self.signers, self.shares) == (
+            other.iss, other.sub, other.revoked, other.signers, other.shares,
+        )  # fmt: skip
+
+    def is_old(self, now: float) -> bool:
+        """Whether two thirds of its life are over."""
+        return self.exp > 0 and self.exp - now <= (self.exp - self.iat) / 3
 
     def tagged(self, kind: str) -> str:
         """The role that the token is tagged with; empty if it is not of this `kind`."""
@@ -75,14 +92,14 @@ def account(
     *,
     store: bool,
     revoked: Iterable[str],
-    signer: str = "",
+    signers: Iterable[str] = (),
     shares: dict[str, Any] | None = None,
 ) -> str:
     """The token of an account. `store` lets it use JetStream, within what the server has.
 
     `revoked` are users' public keys. They are taken away for good, so that no clock has a say in it.
-    `signer` is the public key of who signs its users, if that is another; `shares` its imports and exports
-    as NATS writes them.
+    `signers` are the public keys of who signs its users beside itself; `shares` its imports and exports as
+    NATS writes them.
     """
     every = ("subs", "data", "payload", "imports", "exports", "conn")
     limits: dict[str, Any] = dict.fromkeys(every, _UNLIMITED) | {"leaf": 0, "wildcards": True}
@@ -90,8 +107,8 @@ def account(
         of_store = ("mem_storage", "disk_storage", "streams", "consumer", "max_ack_pending")
         limits |= dict.fromkeys(of_store, _UNLIMITED)
     nats: dict[str, Any] = {"type": "account", "version": _VERSION, "limits": limits} | (shares or {})
-    if signer:
-        nats["signing_keys"] = [signer]
+    if others := sorted(signers):
+        nats["signing_keys"] = others
     revocations = dict.fromkeys(sorted(revoked), _FOR_GOOD)
     if revocations:
         nats["revocations"] = revocations
@@ -137,6 +154,11 @@ def tags(kind: str, role: str, queues: Sequence[str]) -> tuple[str, ...]:
     return (f"{kind}:{role}", *(f"{_QUEUE}{queue}" for queue in queues))
 
 
+def origin_tag(issuer: str) -> str:
+    """What a token says of its cluster that `issuer` did not sign itself."""
+    return f"{_ORIGIN}:{issuer}"
+
+
 def written(shares: dict[str, Any]) -> str:
     """Imports and exports in a form that can be compared."""
     return msgspec.json.encode(shares, order="sorted").decode()
@@ -163,6 +185,7 @@ def peek(token: str) -> Claims | None:
             "publish": nats.get("pub", {}).get("allow", ()),
             "subscribe": nats.get("sub", {}).get("allow", ()),
             "issuer_account": nats.get("issuer_account", ""),
+            "signers": list(nats.get("signing_keys", ())),
             "shares": written({part: nats[part] for part in ("exports", "imports") if part in nats}),
         }
         return msgspec.convert(body | own, Claims)

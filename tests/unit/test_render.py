@@ -26,6 +26,9 @@ from mvmci.runtimes.compose import render
 from mvmci.runtimes.compose.render import Service, Wanted, services
 from mvmci.runtimes.compose.replica import number_in, question
 from mvmci.store import ClusterSettings
+from mvmci.system import keys
+from mvmci.trust import tokens
+from mvmci.trust.authority import Authority
 from mvmci.trust.provision import BrokerConfig, ControlPlaneConfig
 from tests.harness.places import ROOT
 
@@ -290,11 +293,16 @@ def test_each_container_gets_no_more_than_it_needs(zipapp: Path, tmp_path: Path)
     plane = msgspec.json.decode(
         (folder / "secrets" / "control-plane.json").read_bytes(), type=ControlPlaneConfig
     )
-    assert plane.account not in str(told) and plane.operator not in str(told)
+    authority = Authority.load(folder / "state" / "demo")
+    seeds = [authority.operator, authority.account, authority.system]
+    assert not [seed for seed in (plane.seed, *seeds) if seed in str(told)]
+    assert not [seed for seed in seeds if seed in str(plane)]
+    believed = told.accounts[authority.accounts["workers"]]
+    assert keys.public(plane.signer().seed) in tokens.peek(believed).signers  # type: ignore[union-attr]
     assert plane.settings is not None and plane.settings.engine == "http://executor:27288"
     assert (told.settings.listen, told.settings.port) == ("0.0.0.0", 4222)
     shown = (folder / "compose.yaml").read_text() + (folder / "Dockerfile").read_text()
-    assert "mvmci1_" not in shown and plane.account not in shown
+    assert "mvmci1_" not in shown and plane.seed not in shown
     assert (folder / ".dockerignore").read_text() == "*\n!mvmci.pyz\n"
 
 

@@ -168,7 +168,7 @@ def _give(
     """Write what units find when they start."""
     private_folder(folder)
     tickets = dict(_tickets(folder, authority, wanted)) if wanted.settings is not None else {}
-    for one in found:
+    for one in sorted(found, key=lambda one: one.role != "control-plane"):  # the others' say who signs
         if one.config is None or _joins(one, wanted):
             continue
         if starting is not None and one.config.unit.name not in starting:

@@ -48,7 +48,7 @@ from mvmci.system.processes import (
     this_program,
 )
 from mvmci.system.tasks import readable
-from mvmci.trust.provision import make_config
+from mvmci.trust.provision import in_making_order, make_config
 
 _READY = b"ready\n"
 _WORDS_BYTES_MAX = 2000
@@ -115,7 +115,7 @@ class Local(OfThisMachine):
     async def provision(self, provisioning: Provisioning) -> None:
         """What each unit is given, beside its log."""
         authority = provisioning.authority
-        for config in provisioning.starting:
+        for config in in_making_order(provisioning.starting):
             file = self.files.config(config.unit.name)
             there = file.read_bytes() if file.exists() else b""
             data = make_config(config, authority, there, keys_in=authority.folder)

@@ -233,7 +233,7 @@ def check_cluster(folder: Path, ticket: Ticket) -> None:
 def _origin(login: Login) -> str:
     """What cluster a login is of: its names may be taken twice, but not who signs for it, or its broker."""
     claims = tokens.peek(login.jwt)
-    return claims.iss if claims is not None else ", ".join(login.urls)
+    return claims.origin if claims is not None else ", ".join(login.urls)
 
 
 def check_role(ticket: Ticket, role: UnitRole) -> None:
@@ -295,7 +295,7 @@ def _is_of(there: Identity, ticket: Ticket) -> bool:
     own, shown = tokens.peek(there.login.jwt), tokens.peek(ticket.login.jwt)
     if own is None or shown is None:
         return there.login == ticket.login  # it is lent, or there is none
-    return own.iss == shown.iss and (not own.exp or own.exp > time.time())
+    return own.origin == shown.origin and (not own.exp or own.exp > time.time())
 
 
 def _is_newer(ticket: Ticket, there: Identity) -> bool:
@@ -385,7 +385,7 @@ def remember_address(link: Link, identity: Identity, path: Path) -> Identity:
 def is_due(identity: Identity, now: float) -> bool:
     """Whether its token wants renewing: two thirds of its life are over."""
     claims = tokens.peek(identity.login.jwt)
-    return claims is not None and claims.exp > 0 and now >= claims.exp - (claims.exp - claims.iat) / 3
+    return claims is not None and claims.is_old(now)
 
 
 async def renew(link: Link, identity: Identity, path: Path) -> Identity:

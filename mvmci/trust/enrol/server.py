@@ -14,23 +14,25 @@ import asyncio
 import functools
 import logging
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from mvmci import __version__
 from mvmci.cluster.identity import TICKET_ROLES, TicketRole, UnitRole
-from mvmci.errors import StoreUnavailable
+from mvmci.errors import StoreUnavailable, TicketRefused
 from mvmci.jobs.job import is_id
 from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats import Cluster
-from mvmci.stores.nats.link import Unsubscribe
+from mvmci.stores.nats.link import Link, Unsubscribe
 from mvmci.system import keys
 from mvmci.system.tasks import cancel
 from mvmci.trust import tokens
-from mvmci.trust.authority import Authority, life_s
+from mvmci.trust.authority import as_unit
 from mvmci.trust.enrol.client import (
     ANOTHER_TICKET,
     PROTOCOL,
@@ -41,17 +43,19 @@ from mvmci.trust.enrol.client import (
 )
 from mvmci.trust.permissions import SERVICE_ANSWERS
 from mvmci.trust.registry import (
+    AccountTokens,
     TicketRecord,
     UnitRecord,
     change_ticket,
     change_unit,
-    push_revocations,
     read_units,
 )
+from mvmci.trust.signer import Signer, life_s
 
 _GROUP = "control-plane"
 NAMES_MAX = 1_000  # units of one host's name
-PUSH_PAUSE_S = 2.0
+BELIEVED_PAUSE_S = 0.5
+PROBE_S = 60
 ONE_VERSION = "use one version of mvmci on both machines"
 
 log = logging.getLogger(__name__)
@@ -83,42 +87,61 @@ class EnrolmentServer:
     def __init__(
         self,
         cluster: Cluster,
-        authority: Authority,
+        signer: Signer,
+        trusted: AccountTokens,
         *,
         urls: Sequence[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
         self._cluster = cluster
         self._config = cluster.config
-        self._authority = authority
+        self._signer = signer
+        self._trusted = trusted
         self._urls = tuple(urls)
         self._now = now
         self._unsubscribe: list[Unsubscribe] = []
-        self._pushing: asyncio.Task[None] | None = None
+        self._waiting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Answer from now on. Raises StoreUnavailable."""
-        link, layout = self._cluster.link, self._cluster.layout
-        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, self._is_asker, _GROUP))
-        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, self._is_asker, _GROUP))
-        if self._authority.external is None:
-            self._pushing = asyncio.create_task(self._push_revocations(), name="push revocations")
+        """Answer from now on, or as soon as the broker believes what we sign. Raises StoreUnavailable."""
+        if self._signer.external or await self._is_believed():
+            await self._serve()
+        else:
+            log.info("the broker does not believe what this control plane signs: nobody can enrol yet")
+            self._waiting = asyncio.create_task(self._until_believed(), name="enrol")
 
     async def close(self) -> None:
         """Answer no more."""
+        await cancel(self._waiting)
         for unsubscribe in self._unsubscribe:
             await unsubscribe()
-        await cancel(self._pushing)
 
-    async def _push_revocations(self) -> None:
-        """A power cut may have taken the broker's last revocations; it has not taken those of CONFIG."""
+    async def _serve(self) -> None:
+        link, layout = self._cluster.link, self._cluster.layout
+        self._unsubscribe.append(await link.serve(layout.enrol("*"), self._enrol, self._is_asker, _GROUP))
+        self._unsubscribe.append(await link.serve(layout.renew("*"), self._renew, self._is_asker, _GROUP))
+
+    async def _until_believed(self) -> None:
+        """Whoever has the cluster's keys tells the broker of ours, and may do so after we have begun."""
         while True:
-            try:
-                await push_revocations(self._config, self._authority, self._cluster.link.login)
-                return
-            except StoreUnavailable as away:
-                log.info("cannot check the revocations: %s; will retry", away.message)
-            await asyncio.sleep(PUSH_PAUSE_S)
+            await asyncio.sleep(BELIEVED_PAUSE_S)
+            with suppress(StoreUnavailable):
+                if await self._is_believed():
+                    await self._serve()
+                    return
+
+    async def _is_believed(self) -> bool:
+        """Whether the broker lets in who has a token of ours: else who enrols would be refused, for good."""
+        seed, unit, base = keys.new_seed("user"), f"probe-{secrets.token_hex(4)}", self._cluster.link.login
+        jwt = self._signer.mint(keys.public(seed), unit, "client", (), PROBE_S)
+        link = Link(as_unit(base, self._signer.cluster, "client", unit, jwt=jwt, seed=seed), unit)
+        try:
+            await link.open()
+        except TicketRefused:
+            return False
+        finally:
+            await link.close()
+        return True
 
     def _is_asker(self, subject: str, reply: str) -> bool:
         """Whether `reply` is an inbox of who asks on `subject`: of its own, or what the broker calls it.
@@ -126,7 +149,7 @@ class EnrolmentServer:
         On a broker of the user's own all have one credential, and inboxes say no names.
         """
         of, _, name = (*reply.split("."), "", "")[:3]
-        own = self._authority.external is not None or name == subject.rpartition(".")[2]
+        own = self._signer.external or name == subject.rpartition(".")[2]
         return of == SERVICE_ANSWERS or (of == "_INBOX" and own)
 
     async def _enrol(self, subject: str, data: bytes) -> bytes:
@@ -164,7 +187,7 @@ class EnrolmentServer:
             key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since
         )
         name = await self._register([ask.name] if ask.name else [*own, *_names(ask.host)], unit)
-        jwt = self._authority.mint(ask.key, name, role, queues, life_s(role))
+        jwt = self._signer.mint(ask.key, name, role, queues, life_s(role))
         log.info("%s has enrolled as %s with ticket %s", name, role, ticket)
         return _answer(unit=name, role=role, queues=queues, jwt=jwt, urls=self._urls)
 
@@ -208,9 +231,9 @@ class EnrolmentServer:
 
     def _meant(self, ticket: str, ask: EnrolRequest) -> tuple[TicketRole, tuple[str, ...]] | None:
         """The role and queues in the ticket's token, which we signed; None where a login is lent."""
-        if self._authority.external is not None:
+        if self._signer.external:
             return None
-        claims = tokens.read_token(ask.token, self._authority.issuer)
+        claims = tokens.read_token(ask.token, self._signer.issuer)
         role = claims.tagged("enrol") if claims is not None else ""
         if claims is None or claims.name != ticket or role not in TICKET_ROLES:
             raise _Refused("the request does not show its ticket")
@@ -244,9 +267,9 @@ class EnrolmentServer:
 
     async def _renewed(self, name: str, ask: EnrolRequest) -> EnrolReply:
         """A newer token for a unit that shows its own, or that one while it is good."""
-        if self._authority.external is not None:
+        if self._signer.external:
             return _answer(unit=name)
-        claims = tokens.read_token(ask.token, self._authority.issuer)
+        claims = await self._shown(ask.token)
         shown = claims.tagged("role") if claims is not None else ""
         if claims is None or claims.name != name or not shown:
             raise _Refused(f"the request does not show a token of {name}")
@@ -260,9 +283,17 @@ class EnrolmentServer:
         )
         await change_unit(self._config, name, lambda there: _enter(name, there, unit))
         jwt = ask.token
-        if self._authority.is_due(claims, role, self._now()):
-            jwt = self._authority.mint(unit.key, name, role, unit.queues, life_s(role))
+        if self._signer.signs_for(role) and self._signer.is_due(claims, role):
+            jwt = self._signer.mint(unit.key, name, role, unit.queues, life_s(role))
         return _answer(unit=name, role=role, queues=unit.queues, jwt=jwt, urls=self._urls)
+
+    async def _shown(self, token: str) -> tokens.Claims | None:
+        """What a unit's token says, if it is one of this cluster."""
+        claims = tokens.read_token(token, self._signer.issuer)
+        signed = tokens.peek(token) if claims is None else None
+        if signed is not None and signed.iss in await self._trusted.signers(self._config):
+            claims = tokens.read_token(token, signed.iss)
+        return claims
 
 
 def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord | None:

@@ -10,18 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from nats.aio.client import Client
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
+from mvmci.cluster.deployment import Unit, UnitConfig
 from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, UnitRole
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.link import Link
 from mvmci.system import keys
+from mvmci.system.files import write_private
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.server import EnrolmentServer
-from mvmci.trust.registry import make_ticket
+from mvmci.trust.provision import ControlPlaneConfig, make_config, read_config
+from mvmci.trust.registry import make_ticket, push_accounts
 from tests.harness.broker import Broker, ensure
 from tests.harness.waiting import LONG_S
 
@@ -68,13 +72,37 @@ class World:
     async def admin(self) -> Cluster:
         return await self.open(self.authority.admin(self.base), announce=False)
 
-    async def control_plane(self, name: str = "control-plane-1") -> EnrolmentServer:
-        """One that serves until the end of the test."""
-        cluster = await self.open(self.unit(name, "control-plane"), maintains=True)
-        enrolment = EnrolmentServer(cluster, self.authority)
+    def plane(self, name: str = "control-plane-1", generation: int = 0) -> ControlPlaneConfig:
+        """What `up` gives a control plane."""
+        unit = Unit(name=name, role="control-plane", host="local")
+        config = UnitConfig(unit=unit, dial=self.base.urls, generation=generation)
+        file = self.folder / "units" / name / "config.json"
+        there = file.read_bytes() if file.exists() else b""
+        data = make_config(config, self.authority, there, keys_in=self.authority.folder)
+        assert data is not None
+        write_private(file, data)
+        return msgspec.structs.replace(read_config(file, ControlPlaneConfig), login=self.base)
+
+    async def control_plane(
+        self, name: str = "control-plane-1", plane: ControlPlaneConfig | None = None, **more: Any
+    ) -> EnrolmentServer:
+        """One that serves until the end of the test, as soon as the broker knows of it."""
+        plane = plane or self.plane(name)
+        await self.push()
+        identity = plane.identity(self.folder / "units" / name / "identity.json")
+        cluster = await self.open(identity, maintains=True)
+        enrolment = EnrolmentServer(cluster, plane.signer(), plane.trusted(), **more)
         await enrolment.start()
         self.stack.push_async_callback(enrolment.close)
         return enrolment
+
+    async def push(self) -> None:
+        """What `up` does when it has given units their files."""
+        admin = await open_cluster(self.authority.admin(self.base), announce=False)
+        try:
+            await push_accounts(admin.config, self.authority, self.base)
+        finally:
+            await admin.close()
 
     async def ticket(
         self, role: TicketRole = "worker", *queues: str, uses: int = 1, ttl_s: float = 3600

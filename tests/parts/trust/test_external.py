@@ -16,7 +16,7 @@ from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import enrol, renew_always
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.known import identity_path
-from mvmci.trust.registry import make_ticket, read_units, revoke_ticket, revoke_unit
+from mvmci.trust.registry import AccountTokens, make_ticket, read_units, revoke_ticket, revoke_units
 from tests.harness.broker import ensure
 
 STORE_BYTES = 64 << 20
@@ -30,7 +30,7 @@ async def external(tmp_path: Path, broker_url: str) -> AsyncIterator[tuple[Autho
     path = identity_path(tmp_path, name, "control-plane-1")
     identity = authority.identity("control-plane-1", "control-plane", (), login, path)
     cluster = await open_cluster(identity, maintains=True)
-    enrolment = EnrolmentServer(cluster, authority)
+    enrolment = EnrolmentServer(cluster, authority.signer, AccountTokens(operator=""))
     await enrolment.start()
     yield authority, login, cluster
     await enrolment.close()
@@ -63,4 +63,4 @@ async def test_a_ticket_can_be_revoked_and_a_machine_cannot(
     with pytest.raises(TicketRefused, match="was revoked"):
         await enrol(ticket, tmp_path / "m0" / "identity.json")
     with pytest.raises(Usage, match="is not mvmci's"):
-        await revoke_unit(cluster.config, authority, login, "control-plane-1")
+        await revoke_units(cluster.config, authority, login, ["control-plane-1"])

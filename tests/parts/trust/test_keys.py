@@ -15,9 +15,10 @@ from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, StoreUnavailable, Ticke
 from mvmci.system import keys
 from mvmci.trust import authority as authorities
 from mvmci.trust import tokens
-from mvmci.trust.authority import CLIENT_S, UNIT_S, Authority, read_credentials, read_identity
+from mvmci.trust.authority import Authority, read_credentials, read_identity
 from mvmci.trust.enrol.client import read_ticket
 from mvmci.trust.permissions import Permissions
+from mvmci.trust.signer import CLIENT_S, UNIT_S
 
 NOW = 1_800_000_000.0
 FILES = ("operator", "account", "system", "ca.key", "ca.pem", "broker.key", "broker.pem")
@@ -208,7 +209,7 @@ def test_a_login_that_is_lent_is_everybodys(tmp_path: Path) -> None:
     assert external.login([], tls=True) == login
     assert external.identity("u1", "worker", ("q",), login, tmp_path / "i.json").login == login
     assert external.admin(login).login == external.ticket("worker", ("q",), login, 60).login == login
-    assert external.mint(keys.public(login.seed), "u1", "worker", ("q",), 60) == ""
+    assert external.signer.mint(keys.public(login.seed), "u1", "worker", ("q",), 60) == ""
     assert external.guard() is None
     with pytest.raises(Usage, match="is not mvmci's"):
         external.system_login(login)
@@ -233,7 +234,7 @@ def test_credentials_are_read_as_nsc_writes_them() -> None:
 
 def test_a_token_is_believed_only_from_who_signed_it(authority: Authority, tmp_path: Path) -> None:
     public = keys.public(keys.new_seed("user"))
-    token = authority.mint(public, "u1", "worker", ("default", "gpu"), 60)
+    token = authority.signer.mint(public, "u1", "worker", ("default", "gpu"), 60)
     claims = tokens.read_token(token, authority.issuer)
     assert claims is not None
     assert (claims.sub, claims.name, claims.tagged("role"), claims.queues) == (
@@ -259,14 +260,17 @@ def test_a_token_is_believed_only_from_who_signed_it(authority: Authority, tmp_p
 def test_a_token_lives_as_long_as_its_holder_is_likely_to_come_back(
     authority: Authority, base: Login, tmp_path: Path
 ) -> None:
-    for role, life_s in (("worker", UNIT_S), ("control-plane", UNIT_S), ("client", CLIENT_S)):
+    for role, life_s in (("worker", UNIT_S), ("executor", UNIT_S), ("client", CLIENT_S)):
         made = authority.identity("u1", role, ("q",), base, tmp_path / f"{role}.json")  # type: ignore[arg-type]
         claims = tokens.peek(made.login.jwt)
         assert claims is not None and life_s <= claims.exp - claims.iat <= life_s + 1
+    made = authority.identity("u1", "control-plane", (), base, tmp_path / "control-plane.json")
+    claims = tokens.peek(made.login.jwt)
+    assert claims is not None and claims.exp == 0, "nobody else could renew it"
 
 
 def test_a_token_only_lists_what_is_allowed(authority: Authority) -> None:
-    token = authority.mint(keys.public(keys.new_seed("user")), "u1", "control-plane", (), 60)
+    token = authority.signer.mint(keys.public(keys.new_seed("user")), "u1", "control-plane", (), 60)
     nats = msgspec.json.decode(tokens._unpadded(token.split(".")[1]))["nats"]
     assert "deny" not in nats["pub"] and "deny" not in nats["sub"]
     assert nats["allowed_connection_types"] == ["STANDARD"]

@@ -19,6 +19,7 @@ from mvmci.errors import Usage
 from mvmci.system import keys
 from mvmci.trust import provision, tokens
 from mvmci.trust.authority import Authority, read_identity
+from mvmci.trust.ledger import Plane
 from mvmci.trust.provision import (
     BrokerConfig,
     ControlPlaneConfig,
@@ -113,16 +114,72 @@ def test_a_balancer_gets_nothing(authority: Authority) -> None:
     assert make_config(config("balancer"), authority, b"", keys_in=KEYS) is None
 
 
-def test_a_control_plane_gives_out_what_the_machine_with_the_keys_would(
-    authority: Authority, tmp_path: Path
-) -> None:
-    plane = msgspec.json.decode(made(authority, config("control-plane")), type=ControlPlaneConfig)
-    there = plane.authority()
-    assert (there.issuer, there.cluster, there.system) == (authority.issuer, "demo", authority.system)
+def test_a_control_plane_gets_no_key_of_the_cluster(authority: Authority, tmp_path: Path) -> None:
+    text = made(authority, config("control-plane")).decode()
+    assert not [seed for seed in (authority.operator, authority.account, authority.system) if seed in text]
+    plane = msgspec.json.decode(text, type=ControlPlaneConfig)
     identity = plane.identity(tmp_path / "identity.json")
     assert identity == plane.identity(tmp_path / "identity.json")
     assert identity.login.seed == plane.seed
     assert tokens.read_token(identity.login.jwt, authority.issuer) is not None
+    signer = plane.signer()
+    assert signer.seed not in (authority.account, plane.seed)
+    assert signer.accounts == authority.accounts
+    assert keys.public(signer.seed) in authority.ledger.signers()
+
+
+def test_accounts_believe_a_control_plane_for_who_enrols_and_for_nobody_else(authority: Authority) -> None:
+    plane = msgspec.json.decode(made(authority, config("control-plane")), type=ControlPlaneConfig)
+    signer = keys.public(plane.signer().seed)
+    told = {name: tokens.peek(token) for name, token in plane.accounts.items()}
+    assert {name for name, one in told.items() if one and signer in one.signers} == {
+        "workers", "executors", "clients",
+    }  # fmt: skip
+    assert not plane.signer().signs_for("control-plane")
+    authority.ledger.revoke("signers", signer)
+    after = tokens.peek(authority.account_token("workers"))
+    assert after is not None and after.signers == {authority.issuer}
+
+
+def test_a_control_plane_starts_on_a_file_of_the_version_before(authority: Authority, tmp_path: Path) -> None:
+    """An upgrade begins with such a file, which is still there when it is broken off."""
+    file = tmp_path / "config.json"
+    before = {
+        "cluster": "demo",
+        "unit": "control-plane-1",
+        "seed": keys.new_seed("user"),
+        "login": {"urls": ["nats://127.0.0.1:1"]},
+        "operator": authority.operator,
+        "account": authority.account,
+        "system": authority.system,
+    }
+    file.write_bytes(msgspec.json.encode(before))
+    plane = provision.read_config(file, ControlPlaneConfig)
+    identity = plane.identity(tmp_path / "identity.json")
+    assert tokens.read_token(identity.login.jwt, authority.issuer) is not None
+    assert plane.signer().accounts == authority.accounts
+    assert plane.signer().signs_for("control-plane")
+    assert plane.trusted().operator == keys.public(authority.operator)
+    after = msgspec.json.decode(
+        made(authority, config("control-plane"), file.read_bytes()), type=dict[str, Any]
+    )
+    assert after["seed"] == before["seed"], "its key stays"
+    assert not {"operator", "account", "system"} & after.keys()
+
+
+def test_what_a_line_was_cut_short_in_is_not_in_the_ledger(authority: Authority) -> None:
+    ledger = authority.ledger
+    ledger.add_plane("control-plane-1", Plane("U1", "A1"))
+    ledger.revoke("workers", "U2")
+    with (authority.folder / "ledger").open("ab") as file:
+        file.write(b"\nrevoked workers U3")
+    ledger.revoke("workers", "U4", "U2")
+    ledger.add_plane("control-plane-1", Plane("U5", "A5"))
+    assert ledger.revoked("workers") == {"U2", "U4"}
+    assert ledger.planes() == {"control-plane-1": Plane("U5", "A5")}
+    assert ledger.signers() == {"A5"}
+    assert (authority.folder / "ledger").stat().st_mode & 0o777 == 0o600
+    assert (authority.folder / "ledger").read_text().count("U2") == 1
 
 
 @pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
@@ -198,8 +255,7 @@ def test_a_key_that_was_made_elsewhere_stays_there(role: RoleName, authority: Au
     assert secret not in data.decode()
     assert secret not in provision.public_of(role, key)
     assert given(authority, wanted, key, data) == data, "the same again is the same file"
-    if role != "control-plane":
-        assert given(authority, wanted, provision.new_key(role), data) != data
+    assert given(authority, wanted, provision.new_key(role), data) != data
     whole = provision.with_seed(data, key)
     kinds: dict[str, Any] = {"broker": BrokerConfig, "control-plane": ControlPlaneConfig}
     found = msgspec.json.decode(whole, type=kinds.get(role, MemberConfig))

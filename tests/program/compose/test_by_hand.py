@@ -182,7 +182,7 @@ def test_containers_are_not_root_and_shut_in(hand: Hand) -> None:
 def test_no_secret_shows_in_a_container_nor_in_the_image(hand: Hand) -> None:
     secrets = hand.folder / "secrets"
     plane = msgspec.json.decode((secrets / "control-plane.json").read_bytes(), type=ControlPlaneConfig)
-    hidden = {plane.operator, plane.account, plane.system, (secrets / "engine.token").read_text().strip()}
+    hidden = {plane.seed, plane.signer().seed, (secrets / "engine.token").read_text().strip()}
     hidden |= set((secrets / "broker.key").read_text().splitlines()[1:-1])
     for role in ("worker", "executor"):
         text = (secrets / f"{role}.ticket").read_text().strip()
