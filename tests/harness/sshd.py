@@ -27,7 +27,8 @@ SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> str:
     """Make a pair of keys at `path`; the public one, without a comment."""
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "", "-f", path]
+    size = ["-b", "2048"] if kind == "rsa" else []
+    command = ["ssh-keygen", "-q", "-t", kind, *size, "-N", passphrase, "-C", "", "-f", path]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return path.with_name(path.name + ".pub").read_text().strip()
 
@@ -63,17 +64,18 @@ class Sshd:
         """The line of its key in a file of known hosts."""
         return f"[{ADDRESS}]:{self.port} {self.host_keys[number]}\n"
 
-    def logins(self) -> int:
-        """How often somebody began to log in: what it heard of a user."""
-        told = (
-            "Accepted ",
-            "Failed ",
-            "Invalid user",
-            "authenticating user",
-            "Postponed",
-            "userauth-request",
+    async def left(self) -> list[str]:
+        """What it said, once everybody has left that came. Who sends a name of a user is told of in there."""
+        came, went = (
+            "Connection from ",
+            ("Connection closed", "Connection reset", "Disconnected", "disconnect:"),
         )
-        return sum(any(word in line for word in told) for line in self.log)
+
+        def count(*words: str) -> int:
+            return sum(any(word in line for word in words) for line in self.log)
+
+        await until_true(lambda: count(came) and count(*went) >= count(came))
+        return self.log
 
 
 def find_sshd() -> str:
@@ -132,7 +134,7 @@ def _config(sshd: Sshd, keys: Sequence[Path], settings: Mapping[str, object]) ->
         "PasswordAuthentication": "no",
         "KbdInteractiveAuthentication": "no",
         "PermitRootLogin": "yes",
-        "LogLevel": "VERBOSE",
+        "LogLevel": "DEBUG1",
         "SetEnv": f"HOME={sshd.home}",  # nothing of ours is read, or littered
     }
     lines = [f"{name} {value}" for name, value in (told | dict(settings)).items()]

@@ -539,6 +539,11 @@ class _Judge:
         signed = [name + _OF_CERTIFICATES for name in plain] if self.keys.authorities else []
         return signed + plain
 
+    def authorities(self) -> tuple[list[asyncssh.SSHKey], ...]:
+        """What the library needs for certificates, which it judges: hosts' keys are for us to judge."""
+        keys = self.keys
+        return [], _keys(keys.authorities), _keys(keys.revoked) if keys.authorities else []
+
     def refusal(self, blob: bytes) -> HostRefused | None:
         """Why it may not have the key `blob`."""
         shown, keys = f"{self._target} shows the key {fingerprint(blob)}", self.keys
@@ -639,7 +644,7 @@ async def _dial(target: _Target, jump: Connection | None, guard: _Guard) -> asyn
             tunnel=None if jump is None else jump.tunnel,
             config=None,
             client_factory=lambda: guard,
-            known_hosts=([], _keys(judge.keys.authorities), _keys(judge.keys.revoked)),
+            known_hosts=judge.authorities(),
             server_host_key_algs=judge.algorithms(),
             encryption_algs=_CIPHERS,
             x509_trusted_certs=None,

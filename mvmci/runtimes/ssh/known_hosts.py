@@ -38,13 +38,7 @@ class KeyLine:
         """Whether this is about `name`, which is in lower case."""
         if self.patterns.startswith(_HASHED):
             return _is_hash_of(self.patterns, name)
-        found = False
-        for pattern in self.patterns.lower().split(","):
-            if _matches(pattern.removeprefix("!"), name):
-                if pattern.startswith("!"):
-                    return False
-                found = True
-        return found
+        return is_named(self.patterns.split(","), name)
 
 
 @dataclass
@@ -64,6 +58,17 @@ class HostKeys:
         return blob not in self.revoked and (
             blob in self.known or (not self.known and blob in self.elsewhere)
         )
+
+
+def is_named(patterns: Iterable[str], name: str) -> bool:
+    """Whether `name`, which is in lower case, is among `patterns`, and not among those with a `!`."""
+    found = False
+    for pattern in patterns:
+        if _matches(pattern.lower().removeprefix("!"), name):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
 
 
 def user_files() -> tuple[Path, ...]:
