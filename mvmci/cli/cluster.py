@@ -11,7 +11,7 @@ import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 import msgspec
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mvmci.deploy.state import ClusterState
     from mvmci.deploy.status import ClusterStatus, UnitRow
     from mvmci.deploy.up import Up
+    from mvmci.runtimes.local.runtime import Local
     from mvmci.stores.nats import Part
 
 T = TypeVar("T")
@@ -642,11 +643,18 @@ def topologies_verb(as_json: bool) -> int:
 @click.argument("verb", type=click.Choice(["run", "observe", "start", "stop"]), default="run")
 @click.option("--cluster", required=True)
 @click.option("--attached", type=int, help="End when the process of this number does.")
+@click.option("--service", type=click.Choice(["auto", "system", "user", "none"]), default="none")
 @click.option("--resume", is_flag=True, help="Go on with what was asked for before, and read nothing.")
 @click.option("--take-over", is_flag=True, help="Go on with what this process ran as another program.")
 @state_option
 def supervise_verb(
-    verb: str, cluster: str, attached: int | None, resume: bool, take_over: bool, state: Path
+    verb: str,
+    cluster: str,
+    attached: int | None,
+    service: Literal["auto", "system", "user", "none"],
+    resume: bool,
+    take_over: bool,
+    state: Path,
 ) -> int:
     """Keep the units of a cluster running: what `up` starts here, and leaves behind.
 
@@ -661,6 +669,8 @@ def supervise_verb(
         desired_by,
         read_desired,
     )
+    from mvmci.runtimes.local.runtime import Local
+    from mvmci.runtimes.local.service import FOR_SUPERVISOR, choose, notify
     from mvmci.runtimes.local.supervisor import supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment, this_program
@@ -669,7 +679,7 @@ def supervise_verb(
         die_with(attached, signal.SIGTERM)
     told = b"" if verb == "observe" or resume else sys.stdin.buffer.read()
     if verb != "run":
-        click.echo(run_async(_ask(verb, cluster, told, state)))
+        click.echo(run_async(_ask(verb, Local(state, cluster, service=choose(service)), told)))
         return 0
     program = this_program()
     begin: Desired | Handover
@@ -679,11 +689,13 @@ def supervise_verb(
         begin = read_desired(SupervisorFiles(state / cluster))
     else:
         begin = desired_by(msgspec.json.decode(told, type=Start), program)
-    if not begin.units:
-        _say_ready()  # after a boot: all was stopped before it
+    if not begin.units:  # after a boot: all was stopped before it
+        _say_ready()
+        notify("READY=1")
         return 0
     log_to_stderr()
-    env = clean_environment(state) | {"MVMCI_GRACE": UNITS_GRACE}
+    env = {key: value for key, value in clean_environment(state).items() if key not in FOR_SUPERVISOR}
+    env["MVMCI_GRACE"] = UNITS_GRACE
     options = () if attached is None else ("--attached", str(attached))
     running = supervise(
         state / cluster, begin, program, env, ready=_say_ready, options=options, kept=attached is None
@@ -707,11 +719,9 @@ def host_verb(cluster: str, service: str, state: Path) -> int:
     return 0
 
 
-async def _ask(verb: str, cluster: str, told: bytes, state: Path) -> bytes:
+async def _ask(verb: str, here: Local, told: bytes) -> bytes:
     from mvmci.runtimes.local.messages import Report, Start, Stop
-    from mvmci.runtimes.local.runtime import Local
 
-    here = Local(state, cluster)
     if verb == "start":
         await here.start(msgspec.json.decode(told, type=Start).units)
     elif verb == "stop":

@@ -33,14 +33,17 @@ from mvmci.runtimes.local.messages import (
     SupervisorProcess,
     SupervisorRequest,
     Watch,
+    desired_by,
     keep_desired,
     read_desired,
     socket_address,
 )
+from mvmci.runtimes.local.service import Kind, Service, services
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
 from mvmci.system.ports import check_port, choose_port
 from mvmci.system.processes import (
+    KEPT,
     clean_environment,
     has_ended,
     open_alive,
@@ -56,21 +59,27 @@ SUPERVISOR = "supervisor"  # whose log can be read like that of a unit
 _PIECE_BYTES = 1 << 16
 _FOLLOW_EVERY_S = 0.2
 _ASK_AGAIN_S = 0.05
+_LOOK_AGAIN_S = 1.0
+# Of our environment, what decides which programs, certificates and unpacked files units find.
+_TOLD = ("PATH", "PYTHONPATH", "SHIV_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE", "XDG_CACHE_HOME")
 
 _reports = msgspec.json.Decoder(Report)
 
 
 class Local(OfThisMachine):
     """The port `mvmci.runtime.Runtime`. `program` is how the supervisor and the units of a `start` are
-    started: as this one was, if it is empty."""
+    started: as this one was, if it is empty. `service` is what starts the supervisor after a boot."""
 
     apart = False
 
-    def __init__(self, root: Path, cluster: str, program: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path, cluster: str, program: Sequence[str] = (), *, service: Kind = "none"
+    ) -> None:
         self.root = root
         self.cluster = cluster
         self.files = SupervisorFiles(root / cluster)
         self._program = tuple(program or this_program())
+        self._service = None if service == "none" else Service(service, root, cluster)
         self._chosen: dict[str, int] = {}  # ports of units that were never started
         self._started = asyncio.Event()  # by us, since `watch` looked
 
@@ -110,7 +119,18 @@ class Local(OfThisMachine):
                     async for report in self._ask(pidfd, Watch()):
                         yield report.units
             yield []
-            await self._started.wait()
+            await self._until_started()
+
+    async def _until_started(self) -> None:
+        """Until a supervisor is there: by us, or because systemd or somebody else started one."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._started.wait(), _LOOK_AGAIN_S)
+            self._started.clear()
+            self._started.clear()
+            with self._supervisor() as (_, pidfd):
+                if pidfd is not None:
+                    return
 
     async def provision(self, provisioning: Provisioning) -> None:
         """What each unit is given, beside its log."""
@@ -125,15 +145,27 @@ class Local(OfThisMachine):
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         self._keep_ports(units)
         request = Start(units=tuple(units), program=self._program)
+        service = None if attached else self._service
+        if service is not None:
+            await asyncio.to_thread(service.write, self._program, self._environment())
+        if await self._tell(request):
+            return
+        if service is not None:
+            await self._start_service(service, request)
+        else:
+            await self._start_supervisor(request, attached)
+        self._started.set()
+
+    async def _tell(self, request: Start) -> bool:
+        """Have the supervisor that runs do it, of the same program as its units; False where none does."""
         with self._supervisor() as (process, pidfd):
             if pidfd is not None and process.digest:
                 await self._replace(process, pidfd)
                 async for _ in self._ask(pidfd, request):
-                    return
+                    return True
             elif pidfd is not None:
-                request = await self._take_down(request)
-        await self._start_supervisor(request, attached)
-        self._started.set()
+                return await self._tell_anew(request)
+        return False
 
     async def _replace(self, process: SupervisorProcess, pidfd: int) -> None:
         """See that the supervisor is of the program of the units that it is to start. Raises MvmciError."""
@@ -147,17 +179,40 @@ class Local(OfThisMachine):
                     hint="what runs goes on as it was",
                 )
 
-    async def _take_down(self, request: Start) -> Start:
-        """Stop what the supervisor of a build runs that could not be replaced; what then is to be started."""
+    async def _tell_anew(self, request: Start) -> bool:
+        """Do it by a new supervisor: the one that runs is of a build that could not be replaced."""
         there = {one.name: one.config for one in await self.observe() if one.config is not None}
         await self.stop()
         wanted = there | {config.unit.name: config for config in request.units}
-        return msgspec.structs.replace(request, units=tuple(wanted.values()))
+        await self.start(tuple(wanted.values()))
+        return True
+
+    def _environment(self) -> dict[str, str]:
+        """What a service has to be told that a child of ours has from us. It stands there for all to read."""
+        ours = clean_environment(self.root)
+        return {key: ours[key] for key in (*KEPT, *_TOLD) if key in ours}
+
+    async def _start_service(self, service: Service, request: Start) -> None:
+        """Start it with `request`: one that systemd starts by itself at the same moment is told of it."""
+        with open(self.files.own_log, "ab", opener=private_opener) as log:  # noqa: ASYNC230 (a local file)
+            before = log.tell()
+        keep_desired(self.files, desired_by(request, self._program))
+        try:
+            await asyncio.to_thread(service.start)
+        except MvmciError as error:
+            raise MvmciError(error.message, hint=self._words(before) or error.hint) from None
+        if not await self._tell(request):
+            raise MvmciError(f"{service.name} ended as it was started", hint=self._words(before) or None)
+
+    def _words(self, before: int) -> str:
+        """What a supervisor said last, whose log had `before` bytes when it was started."""
+        return self.files.own_log.read_bytes()[before:][-_WORDS_BYTES_MAX:].decode(errors="replace").strip()
 
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         with self._supervisor() as (_, pidfd):
             if pidfd is None:
                 self._forget(names)
+                await self._remove_services()
                 return False
             before = {one.name for one in await self.observe()}
             left: list[Observed] = []
@@ -166,7 +221,14 @@ class Local(OfThisMachine):
                 left = report.units
             if not left:
                 await readable(pidfd)
+                await self._remove_services()
             return names is None or bool(before & set(names))
+
+    async def _remove_services(self) -> None:
+        """Where nothing is wanted any more, leave nothing with systemd."""
+        if not self.files.desired.exists():
+            for service in services(self.root, self.cluster):
+                await asyncio.to_thread(service.remove)
 
     def _forget(self, names: Collection[str] | None) -> None:
         """Have no boot start these: a supervisor that was killed could not write it down."""
@@ -303,8 +365,9 @@ class Local(OfThisMachine):
             process.returncode = 0  # not ours to wait for
             return
         code = await asyncio.to_thread(process.wait)
-        words = log.read_bytes()[before:][-_WORDS_BYTES_MAX:].decode(errors="replace")
-        raise MvmciError(f"the units' supervisor ended with exit code {code}", hint=words.strip() or None)
+        raise MvmciError(
+            f"the units' supervisor ended with exit code {code}", hint=self._words(before) or None
+        )
 
 
 def _size(file: Path) -> int:

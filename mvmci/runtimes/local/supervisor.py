@@ -54,6 +54,7 @@ from mvmci.runtimes.local.messages import (
     socket_address,
     write,
 )
+from mvmci.runtimes.local.service import notify, notify_always
 from mvmci.runtimes.local.unit_process import USUAL, Pace, UnitProcess, how_ended
 from mvmci.system.files import sweep
 from mvmci.system.lock import hold
@@ -107,6 +108,7 @@ async def supervise(
             server = await asyncio.start_unix_server(supervisor.answer, address, limit=LINE_BYTES_MAX)
             write(files.supervisor, supervisor.process)
             ready()
+            notify("READY=1")
             await supervisor.run()
             server.close()
         for path in (files.units, files.supervisor, files.socket):
@@ -165,9 +167,10 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until all units were stopped, because a request or a signal said so."""
-        bounding = self.tasks.create_task(self._bound_logs())
+        beside = [self.tasks.create_task(self._bound_logs()), self.tasks.create_task(notify_always())]
         await self._ended.wait()
-        bounding.cancel()
+        for task in beside:
+            task.cancel()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Do what one connection asks for."""

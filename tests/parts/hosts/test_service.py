@@ -1,0 +1,224 @@
+"""A cluster under systemd, on hosts with a real one: its supervisor is a service, of the system or of a user.
+
+It is brought up on the host itself, and its units are then handed to the service, by the verb that whoever is
+on another machine asks.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import signal
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from mvmci.runtimes.local.service import FOR_SUPERVISOR, boot_line
+from tests.harness.guests import command
+from tests.harness.hosts import Host, hosts
+from tests.harness.places import ZIPAPP, need
+from tests.harness.waiting import until
+
+pytestmark = pytest.mark.soak
+
+NAME, SERVICE = "c", "mvmci-c.service"
+TOPOLOGY = f"cluster: {NAME}\nworkers: {{slots: 1}}\n"
+ONE, TWO = "/opt/one.pyz", "/opt/two.pyz"
+UNITS = {"broker-1", "control-plane-1", "worker-1"}
+USERS: dict[str, Literal["system", "user"]] = {"root": "system", "ci": "user"}
+
+
+class Site:
+    """One cluster on one host, of one of its users."""
+
+    def __init__(self, host: Host, user: str) -> None:
+        self.host = host
+        self.user = user
+        self.kind = USERS[user]
+        self.home = "/root" if user == "root" else f"/home/{user}"
+        self.state = f"{self.home}/state" if user != "root" else "/var/lib/mvmci"
+
+    def sh(self, line: str, *, why: bool = False) -> str:
+        """What a line of shell says, as the user has it who comes by ssh; `why` it fails, where it has to."""
+        done = self.host.ssh("sh", "-c", line, user=self.user)
+        assert (done.returncode != 0) == why, (line, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stderr if why else done.stdout
+
+    def mvmci(self, *words: str, told: bytes = b"", program: str = ONE, why: bool = False) -> str:
+        file = f"{self.home}/told"
+        self.host.write(file, told.decode(), 0o600, self.user)
+        command = shlex.join(["env", f"MVMCI_STATE={self.state}", "python3", "-I", program, *words])
+        return self.sh(f"{command} <{file}", why=why)
+
+    def supervise(self, verb: str, *words: str, told: Any = None, program: str = ONE) -> dict[str, Any]:
+        """Ask the supervisor, and how the units are then, by name."""
+        data = json.dumps(told).encode()
+        said = self.mvmci("supervise", verb, "--cluster", NAME, *words, told=data, program=program)
+        return {one["name"]: one for one in json.loads(said)["units"]}
+
+    def begin(self, *, service: str) -> None:
+        """Bring the cluster up, and have the supervisor be started by what `service` says."""
+        self.host.write(f"{self.home}/c.yaml", TOPOLOGY, user=self.user)
+        self.mvmci("up", f"{self.home}/c.yaml", "--detach", "--yes")
+        units = [one["config"] for one in self.supervise("observe").values()]
+        self.supervise("stop", told={"type": "stop"})
+        self.supervise("start", "--service", service, told={"type": "start", "units": units})
+
+    def systemctl(self, *words: str) -> str:
+        own = "" if self.user == "root" else "XDG_RUNTIME_DIR=/run/user/$(id -u) "
+        return self.sh(f"{own}systemctl {'' if self.user == 'root' else '--user '}{shlex.join(words)}")
+
+    def shows(self, key: str) -> str:
+        return self.systemctl("show", "--value", "-p", key, SERVICE).strip()
+
+    def pids(self) -> dict[str, int]:
+        """The units' processes, those that there are."""
+        return {name: one["pid"] for name, one in self.supervise("observe").items() if one.get("pid")}
+
+    def is_ready(self) -> bool:
+        """Whether all units run and are seen by each other."""
+        done = self.host.ssh(
+            *("env", f"MVMCI_STATE={self.state}", "python3", "-I", ONE, "ps", "--json"), user=self.user
+        )
+        rows = json.loads(done.stdout)["units"] if done.returncode == 0 else []
+        return {row["name"] for row in rows if row["state"] == "ready"} >= UNITS
+
+    def runs_a_job(self) -> None:
+        until(self.is_ready)
+        self.mvmci("submit", "/opt/nothing.wasm", "--wait")
+
+    def kill_supervisor(self, signum: int) -> None:
+        self.sh(f"kill -{signum} {self.shows('MainPID')}")
+
+
+@pytest.fixture(scope="module")
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    need(ZIPAPP.exists(), "no zipapp: ./just zipapp")
+    with hosts(tmp_path_factory.mktemp("hosts")) as found:
+        (made,) = found.add("h1", systemd=request.param)
+        opt = made._root / "opt"
+        shutil.copy(ZIPAPP, opt / "one.pyz")
+        shutil.copy(ZIPAPP, opt / "two.pyz")
+        with zipfile.ZipFile(opt / "two.pyz", "a") as archive:
+            archive.comment = b"another build"
+        (opt / "nothing.wasm").write_bytes(command(""))
+        yield made
+
+
+@pytest.fixture(params=USERS)
+def site(request: pytest.FixtureRequest, host: Host) -> Iterator[Site]:
+    site = Site(host, request.param)
+    site.begin(service=site.kind)
+    yield site
+    site.mvmci("down", "--purge")
+
+
+with_systemd = pytest.mark.parametrize("host", [True], indirect=True, ids=["systemd"])
+without = pytest.mark.parametrize("host", [False], indirect=True, ids=["bare"])
+
+
+@with_systemd
+def test_the_supervisor_is_a_service_and_jobs_are_as_isolated_as_without(site: Site) -> None:
+    supervisor = json.loads(site.sh(f"cat {site.state}/{NAME}/supervisor.json"))["pid"]
+    assert site.shows("MainPID") == str(supervisor)
+    assert (site.shows("ActiveState"), site.shows("UnitFileState")) == ("active", "enabled")
+    for pid in site.pids().values():
+        assert site.sh(f"ps -o ppid= -p {pid}").strip() == str(supervisor)
+        told = site.sh(f"tr '\\0' '\\n' </proc/{pid}/environ")
+        assert not [key for key in FOR_SUPERVISOR if f"{key}=" in told]
+    site.runs_a_job()
+    rows = json.loads(site.mvmci("ps", "--json"))["units"]
+    (level,) = [row["isolation"] for row in rows if row["role"] == "worker"]
+    assert level == ("isolated" if site.user == "root" else "confined")
+    assert "NOT" not in site.mvmci("doctor")
+    # It is well formed, and its log is in one place.
+    file = site.shows("FragmentPath")
+    assert site.sh(f"systemd-analyze verify {'' if site.user == 'root' else '--user '}{file} 2>&1") == ""
+    assert "is started: process" in site.mvmci("logs", "--unit", "supervisor")
+    journal = site.host.run("journalctl", "--no-pager")
+    assert SERVICE in journal or "mvmci: the units of cluster" in journal
+    assert "is started: process" not in journal
+
+
+@with_systemd
+def test_a_supervisor_that_crashed_or_hangs_is_started_again_with_all_its_units(site: Site) -> None:
+    for signum in (signal.SIGKILL, signal.SIGSTOP):
+        until(site.is_ready)
+        before, main = site.pids(), site.shows("MainPID")
+        site.kill_supervisor(signum)
+        until(lambda before=before: not set(before.values()) & set(site.pids().values()))
+        until(site.is_ready)
+        assert site.shows("MainPID") not in ("0", main)
+        assert site.pids().keys() == before.keys()
+    site.runs_a_job()
+
+
+@with_systemd
+def test_a_host_that_reboots_or_loses_its_power_is_back_by_itself(site: Site) -> None:
+    site.runs_a_job()
+    for again in (Host.reboot, lambda host: (host.power_cut(), host.boot())):
+        again(site.host)
+        site.runs_a_job()
+    assert len(json.loads(site.mvmci("list", "--json"))) == 3
+
+
+@with_systemd
+def test_an_upgrade_keeps_the_units_and_the_next_boot_takes_the_new_program(site: Site) -> None:
+    until(site.is_ready)
+    before, main = site.pids(), site.shows("MainPID")
+    site.supervise("start", "--service", site.kind, told={"type": "start", "units": []}, program=TWO)
+    assert (site.pids(), site.shows("MainPID")) == (before, main)
+    assert TWO in site.sh(f"tr '\\0' ' ' </proc/{main}/cmdline")
+    assert TWO in site.shows("ExecStart")
+    until(site.is_ready)
+    site.host.reboot()
+    until(site.is_ready)
+    assert TWO in site.sh(f"tr '\\0' ' ' </proc/{site.shows('MainPID')}/cmdline")
+    assert all(ONE in site.sh(f"tr '\\0' ' ' </proc/{pid}/cmdline") for pid in site.pids().values() if pid)
+
+
+@with_systemd
+def test_what_was_stopped_leaves_nothing_with_systemd_and_what_shuts_down_does(site: Site) -> None:
+    site.systemctl("stop", SERVICE)
+    assert site.pids() == {}
+    assert site.shows("Result") == "success"
+    site.systemctl("start", SERVICE)
+    until(site.is_ready)
+    file = site.shows("FragmentPath")
+    site.mvmci("down")
+    assert site.shows("LoadState") == "not-found"
+    left = [path for path in site.host.files() if "mvmci-c" in path]
+    assert left == [], file
+    assert "mvmci" not in site.systemctl("list-units", "--all", "--no-legend")
+
+
+@with_systemd
+def test_a_supervisor_that_cannot_start_says_why(site: Site) -> None:
+    site.supervise("stop", told={"type": "stop"})
+    site.sh(f"mv {site.state}/{NAME}/supervisor.lock {site.state}/{NAME}/moved")
+    site.sh(f"mkdir {site.state}/{NAME}/supervisor.lock")
+    told = {"type": "start", "units": [{"unit": {"name": "w", "role": "worker", "host": "h"}}]}
+    words = ["supervise", "start", "--cluster", NAME, "--service", site.kind]
+    said = site.mvmci(*words, told=json.dumps(told).encode(), why=True)
+    assert f"`systemctl {'' if site.user == 'root' else '--user '}--quiet start {SERVICE}` failed" in said
+    assert "supervisor.lock" in said
+    site.sh(f"rmdir {site.state}/{NAME}/supervisor.lock")
+
+
+@without
+def test_where_there_is_no_systemd_a_line_of_cron_brings_units_back(host: Host) -> None:
+    site = Site(host, "root")
+    site.begin(service="auto")
+    line = boot_line(["python3", "-I", ONE], Path(site.state), NAME)
+    site.sh(f"echo {shlex.quote(f'@reboot {line}')} | crontab -")
+    site.runs_a_job()
+    for again in (Host.reboot, lambda host: (host.power_cut(), host.boot())):
+        again(site.host)
+        site.runs_a_job()
+    site.mvmci("down", "--purge")
+    site.host.reboot()
+    assert site.pids() == {}
