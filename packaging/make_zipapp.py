@@ -3,7 +3,7 @@
 The dependencies are installed once for each Python, from the locked wheels, and merged into one tree;
 files that two Pythons have in common are identical, or the build stops. mvmci itself comes as a
 wheel. The archive has shiv's layout, but is written here: sorted, with fixed dates and modes and without
-traces of the place, so that a commit gives the same bytes wherever it is built.
+traces of the place, so that a commit gives the same bytes wherever it is built, by whichever Python.
 
 Nothing is done when no input has changed. The target is replaced in one step.
 """
@@ -25,13 +25,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import zip_file
+
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "zipapp"
 LOCK = ROOT / "requirements" / "run.txt"
 CONFIG = ROOT / "shiv.toml"
 LAUNCHER = ROOT / "packaging" / "launch.py"
 PROLOGUE = ROOT / "packaging" / "prologue.sh"
-DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip file knows
 
 # What nobody needs at run time. Licences and entry points stay.
 LEFT_OUT_NAMES = {
@@ -87,10 +88,10 @@ def main() -> int:
 
 def digest_of_inputs() -> str:
     """A digest of all that shapes the zipapp."""
-    sources = [LOCK, CONFIG, LAUNCHER, PROLOGUE, Path(__file__), ROOT / "pyproject.toml", ROOT / "LICENSE"]
-    for package in ("mvmci", "topologies"):
+    sources = [LOCK, CONFIG, ROOT / "requirements" / "dev.txt", ROOT / "pyproject.toml", ROOT / "LICENSE"]
+    for package in ("packaging", "mvmci", "topologies"):
         sources += [path for path in (ROOT / package).rglob("*") if path.is_file() and not left_out(path)]
-    return digest(sorted(sources), sys.version, os.uname().machine)
+    return digest(sorted(sources), os.uname().machine)
 
 
 def digest(paths: Iterable[Path], *more: str) -> str:
@@ -220,14 +221,12 @@ def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str
     packed["__main__.py"] = LAUNCHER.read_bytes()
     with target.open("wb") as file:
         file.write(prologue(config["pythons"]))
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in packed.items():
-                entry = zipfile.ZipInfo(name, DATE)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                program = name.startswith("site-packages/bin/")
-                entry.external_attr = (0o100755 if program else 0o100644) << 16
-                archive.writestr(entry, data)
+        zip_file.write(file, (zip_file.Entry(name, data, mode(name)) for name, data in packed.items()))
     target.chmod(0o755)
+
+
+def mode(name: str) -> int:
+    return 0o100755 if name.startswith("site-packages/bin/") else 0o100644
 
 
 def prologue(pythons: list[str]) -> bytes:
