@@ -20,11 +20,12 @@ class Outcome(msgspec.Struct, frozen=True, tag_field="reply", tag="finished"):
 
     `ended`: there is nothing more to do. `released`: it sleeps until `until` (ms since 1970), or it
     was let go for another holder (`until` 0). `held`: a live holder is at work on it. `fenced`: this
-    engine was deposed; acknowledge nothing.
+    engine was deposed; acknowledge nothing. `wire` is the level at which an executor says so; absent at 0.
     """
 
     kind: Literal["ended", "released", "held", "fenced"]
     until: int = 0
+    wire: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Engine(Protocol):
@@ -44,8 +45,8 @@ class Engine(Protocol):
         tried before: it is not read again, and a job that ends quickly is written in one message more.
         `worker` is who sent it, where that is not the engine's own unit. `on_slot_free` may be called when
         the guest has ended and another can begin, while the end is still being written.
-        Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway, and HostUnfit or
-        JobUnfit where another host may do better.
+        Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway, and HostUnfit,
+        JobUnfit or VersionsDiffer where another host may do better.
         """
 
     def drain(self, yes: bool = True) -> None:

@@ -17,11 +17,9 @@ from aiohttp import web
 from mvmci.api.answers import NDJSON, WRITE_S, HttpError
 from mvmci.api.bodies import read_json
 from mvmci.engine import Outcome
-from mvmci.engines.remote import Failed, NoCapacity, Reply, RunRequest
-from mvmci.errors import Usage
-
-_requests = msgspec.json.Decoder(RunRequest)
-_encode = msgspec.json.Encoder().encode
+from mvmci.engines.remote import NEWER, Failed, NoCapacity, Reply, RunRequest, encode_reply, read_request
+from mvmci.errors import Usage, VersionsDiffer
+from mvmci.wire import Level
 
 
 class JobRunner(Protocol):
@@ -31,6 +29,7 @@ class JobRunner(Protocol):
     slots: int
     draining: bool
     counts: Counter[str]
+    level: Level
 
     @property
     def free(self) -> int:
@@ -47,7 +46,10 @@ async def run_job(runner: JobRunner, request: web.Request) -> web.StreamResponse
     """Run a job, if a slot is free; 503 at once if none is."""
     body = await read_json(request)
     try:
-        wanted = _requests.decode(body)
+        wanted = read_request(body)
+    except VersionsDiffer as newer:
+        refusal = encode_reply(Failed(why=NEWER, message=newer.message), runner.level)
+        return web.Response(body=refusal + b"\n", content_type=NDJSON)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
         raise Usage(f"the body is no request to run a job: {bad}") from None
     try:
@@ -59,5 +61,5 @@ async def run_job(runner: JobRunner, request: web.Request) -> web.StreamResponse
     await response.prepare(request)
     async for reply in runner.replies(running):
         async with asyncio.timeout(WRITE_S):
-            await response.write(_encode(reply) + b"\n")
+            await response.write(encode_reply(reply, runner.level) + b"\n")
     return response

@@ -18,8 +18,9 @@ from typing import Literal
 
 import msgspec
 
-from mvmci.errors import TicketRefused
+from mvmci.errors import TicketRefused, VersionsDiffer
 from mvmci.jobs.job import Id
+from mvmci.wire import HINT
 
 PREFIX = "mvmci1_"
 TICKET_CHARS_MAX = 8_192
@@ -86,14 +87,11 @@ def encode_ticket(ticket: Ticket) -> str:
 
 
 def decode_ticket(text: str) -> Ticket:
-    """The ticket that `text` is. Raises TicketRefused; the text is never part of the message."""
+    """The ticket that `text` is. Raises TicketRefused, VersionsDiffer; the text is in no message."""
     text = text.strip()
     if not text.startswith(PREFIX):
         if _OTHER_VERSION.match(text):
-            raise TicketRefused(
-                "the ticket was made by another version of mvmci",
-                hint="use one version on both machines",
-            )
+            raise VersionsDiffer("the ticket was made by another version of mvmci", hint=HINT)
         raise TicketRefused("this is not a ticket", hint=f"a ticket is one line that begins with {PREFIX}")
     damaged = TicketRefused(
         "the ticket is damaged: its checksum does not fit", hint="copy all of its one line, or make a new one"

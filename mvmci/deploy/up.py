@@ -30,7 +30,14 @@ from mvmci.cluster.witness import RECOVER
 from mvmci.deploy.plan import Plan, broker_of, broker_warnings, configs_of, make_plan, settings_of
 from mvmci.deploy.state import VERSION, ClusterState, Facts
 from mvmci.deploy.status import ClusterStatus, UnitRow, rows
-from mvmci.errors import MvmciError, PartlyApplied, StoreLost, StoreUnavailable, TicketRefused
+from mvmci.errors import (
+    MvmciError,
+    PartlyApplied,
+    StoreLost,
+    StoreUnavailable,
+    TicketRefused,
+    VersionsDiffer,
+)
 from mvmci.jobs.journal import PROOF_BY, status
 from mvmci.jobs.nothing import NOTHING, nothing
 from mvmci.journals.client import mint_id, submit, until_ended
@@ -401,7 +408,7 @@ class Up:
     def _last_ticket(self) -> Ticket | None:
         try:
             return decode_ticket(self._state.ticket.read_text())
-        except (OSError, UnicodeDecodeError, TicketRefused):
+        except (OSError, UnicodeDecodeError, TicketRefused, VersionsDiffer):
             return None
 
     async def _last_line(self, name: str) -> str:

@@ -19,16 +19,17 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 
 from mvmci.engine import Outcome
-from mvmci.engines.remote import BUSY, Failed, NoCapacity, Rejected, Reply, RunRequest
+from mvmci.engines.remote import BUSY, NEWER, Failed, NoCapacity, Rejected, Reply, RunRequest, read_reply
+from mvmci.errors import MvmciError, VersionsDiffer
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, NoStream, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
+from mvmci.wire import HINT
 
 _REPLY_WITHIN_S = 2.0  # a request that was sent to an executor which died may never be answered
-_TRIES_MAX = 4  # when one that has just become full answers: the next is another one, or nobody
+_TRIES_MAX = 4  # when one that has just become full answers, or is older: the next is another one, or nobody
 _NO_EXECUTOR = "no executor is there"
 
-_replies = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -57,12 +58,15 @@ class BrokerTransport:
         number = secrets.token_hex(8)
         replies = self._requests[number] = asyncio.Queue()
         try:
+            refusal: MvmciError = NoCapacity(BUSY)
             for _ in range(_TRIES_MAX):
                 first = await self._first(request, number, replies)
-                if not isinstance(first, Rejected):
+                if isinstance(first, Failed) and first.why == NEWER:
+                    refusal = VersionsDiffer(first.message, hint=HINT)
+                elif not isinstance(first, Rejected):
                     break
             else:
-                raise NoCapacity(BUSY)
+                raise refusal
             yield _iterate(first, replies)
         finally:
             del self._requests[number]
@@ -109,10 +113,7 @@ class BrokerTransport:
     def _on_reply(self, message: Incoming) -> None:
         replies = self._requests.get(message.subject.rpartition(".")[2])
         if replies is not None:
-            with contextlib.suppress(
-                msgspec.DecodeError, UnicodeDecodeError, RecursionError
-            ):  # the journal will tell
-                replies.put_nowait(_replies.decode(message.data))
+            replies.put_nowait(read_reply(message.data))
 
     def _on_capacity(self) -> None:
         self._capacity.set()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mvmci.engines.remote import BUSY, NoCapacity, Reply, RunRequest
+from mvmci.engines.remote import BUSY, NoCapacity, Reply, RunRequest, read_reply
 from mvmci.errors import EngineAway, Usage
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
@@ -29,7 +29,6 @@ NO_SLOT = 503
 FORBIDDEN = (401, 403)
 _NO_BACKEND = (502, 503, 504)  # what a balancer says that has nobody behind it
 
-_replies = msgspec.json.Decoder(Reply)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -134,9 +133,9 @@ async def check_executor(url: str, token: str = "") -> None:
 async def _iterate(answer: ClientResponse) -> AsyncIterator[Reply]:
     from aiohttp import ClientError
 
-    with contextlib.suppress(ClientError, OSError, ValueError, msgspec.DecodeError):
+    with contextlib.suppress(ClientError, OSError, ValueError):
         async for line in answer.content:
-            yield _replies.decode(line)
+            yield read_reply(line)
 
 
 def _why(error: BaseException) -> str:

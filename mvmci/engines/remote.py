@@ -10,6 +10,9 @@ again, and whichever executor takes it reads in the journal whether there is any
       <------------------ Accepted     unless it comes out at once
                                     (no slot is free: Rejected; the worker keeps the hint and waits)
       <----------------- Outcome     the run has come out so
+
+Requests and replies are written at the cluster's level, and say it (`mvmci.wire`). What is of a newer one, or
+of a kind that is not known, comes to `Failed` with "newer": this executor cannot, and another one may.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from mvmci.engine import Outcome
-from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable
+from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
 from mvmci.store import Store
 from mvmci.system.tasks import at_most, cancel
+from mvmci.wire import HINT, Level, Leveled, check
 
 _LOOK_EVERY_S = 0.25  # at an executor that says nothing
 LOOKS_MAX = 12  # in a row at which it does not know of the job any more
@@ -34,35 +38,70 @@ GONE_PAUSE_S = 0.1  # that one executor is gone is seen by all at nearly the sam
 AGAIN_S = 1.0  # after so long a job is offered again, whether or not a slot was said to be free
 _AWAY_S = 4.0  # for so long a job waits for an engine out of reach; then for another worker
 BUSY = "executors busy"
+NEWER = "newer"  # than the executor, or the worker: another one may understand it
 
 
-class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A job for an executor. `spec_seq` is the sequence of its spec if this is its first delivery."""
 
     job: Id
     worker: Id
     spec_seq: int = 0
+    wire: int = 0
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="accepted"):
+class _Reply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", omit_defaults=True):
+    """Base of replies but `Outcome`."""
+
+    wire: int = 0
+
+
+class Accepted(_Reply, frozen=True, kw_only=True, tag="accepted"):
     """That executor, in that incarnation, sees to the job."""
 
     unit: Id
     incarnation: Id
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="failed"):
-    """The executor could not do it, and says why."""
+class Failed(_Reply, frozen=True, kw_only=True, tag="failed"):
+    """The executor could not do it, and says why: "not-found", "unavailable", "newer", or anything else."""
 
-    why: Literal["not-found", "unavailable", "other"]
+    why: str
     message: str
 
 
-class Rejected(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", tag="rejected"):
+class Rejected(_Reply, frozen=True, kw_only=True, tag="rejected"):
     """It has no free slot after all."""
 
 
 Reply = Accepted | Outcome | Failed | Rejected
+
+_requests = msgspec.json.Decoder(RunRequest)
+_replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
+_leveled = msgspec.json.Decoder(Leveled)
+_encode = msgspec.json.Encoder().encode
+
+
+def read_request(data: bytes) -> RunRequest:
+    """The request that `data` is. Raises VersionsDiffer for one of a newer level, DecodeError for none."""
+    check(_leveled.decode(data).wire, "the request")
+    return _requests.decode(data)
+
+
+def encode_reply(reply: Reply, level: Level) -> bytes:
+    """`reply`, as it is written at the cluster's level."""
+    return _encode(msgspec.structs.replace(reply, wire=level.spoken) if level.spoken else reply)
+
+
+def read_reply(data: bytes) -> Reply:
+    """The reply that `data` is, which was written by an executor."""
+    try:
+        check(_leveled.decode(data).wire, "the executor")
+        return _replies.decode(data)
+    except VersionsDiffer as newer:
+        return Failed(why=NEWER, message=newer.message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Failed(why=NEWER, message="the executor is of another build: its reply cannot be read")
 
 
 class NoCapacity(MvmciError):
@@ -80,7 +119,8 @@ class Transport(Protocol):
 
         What is iterated are the replies: `Accepted`, unless it comes out at once, and `Outcome` or
         `Failed`; the end without these means that nothing more will come. Leaving early ends the
-        listening, not the job. Raises NoCapacity, EngineAway, StoreUnavailable.
+        listening, not the job. Raises NoCapacity, EngineAway, StoreUnavailable, and VersionsDiffer where
+        those that were asked do not understand the request.
         """
 
     def capacity(self) -> asyncio.Event:
@@ -116,7 +156,8 @@ class Remote:
         """
         del on_slot_free  # the slot is the executor's
         seq = spec_entry.seq if spec_entry is not None else 0
-        request = RunRequest(job=job, worker=worker or self._store.presence.unit, spec_seq=seq)
+        unit = worker or self._store.presence.unit
+        request = RunRequest(job=job, worker=unit, spec_seq=seq, wire=self._store.level.spoken)
         while not self._draining:
             outcome = await self._offer(request)
             if outcome is not None:
@@ -160,7 +201,7 @@ class Remote:
                 executor = None if replied else await self._store.presence.find(first.unit, first.incarnation)
                 if executor is None:
                     break
-                strange = 0 if job in executor.jobs else strange + 1
+                strange = 0 if job in executor.jobs or not executor.is_readable else strange + 1
             return _outcome(next_reply.result()) if next_reply.done() else None
         finally:
             await cancel(next_reply)
@@ -186,6 +227,8 @@ def _outcome(reply: Reply | None) -> Outcome | None:
             raise NotFound(reply.message)
         case Failed(why="unavailable"):
             raise StoreUnavailable(reply.message)
+        case Failed(why=why) if why == NEWER:
+            raise VersionsDiffer(reply.message, hint=HINT)
         case Failed():
             raise MvmciError(reply.message)
         case _:

@@ -18,8 +18,18 @@ import msgspec
 
 from mvmci.engine import Engine, Outcome
 from mvmci.engines.prefetch import Permit, Prefetch
-from mvmci.engines.remote import Accepted, Failed, NoCapacity, Rejected, Reply, RunRequest
-from mvmci.errors import MvmciError, NotFound, StoreUnavailable
+from mvmci.engines.remote import (
+    NEWER,
+    Accepted,
+    Failed,
+    NoCapacity,
+    Rejected,
+    Reply,
+    RunRequest,
+    encode_reply,
+    read_request,
+)
+from mvmci.errors import MvmciError, NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
@@ -30,8 +40,6 @@ _GROUP = "executors"
 ACCEPT_AFTER_S = 0.05  # what has come out by then need not be reported as accepted
 
 log = logging.getLogger(__name__)
-_requests = msgspec.json.Decoder(RunRequest)
-_encode = msgspec.json.Encoder().encode
 
 
 class Executor:
@@ -43,6 +51,7 @@ class Executor:
         self.draining = False
         self._resting = False  # no job can run here now
         self.unit = store.presence.unit
+        self.level = store.level
         self._accepted = Accepted(unit=self.unit, incarnation=store.presence.incarnation)
         self.on_change: list[Callable[[], None]] = []  # called when a slot is taken or freed, and at a drain
         self.counts: Counter[str] = Counter()  # of jobs: `taken`, `refused`, and how their runs came out
@@ -125,7 +134,9 @@ class Executor:
             return Failed(why="unavailable", message=away.message)
         except MvmciError as failure:
             log.warning("%s: %s", request.job, failure.message)
-            return Failed(why="other", message=failure.message)
+            # At level 0 a worker may not know that word.
+            newer = isinstance(failure, VersionsDiffer) and request.wire > 0
+            return Failed(why=NEWER if newer else "other", message=failure.message)
         except Exception as bug:  # it is ours, and costs this order; the others here run on
             log.exception("job %s met a bug in mvmci", request.job)
             return Failed(why="other", message=f"a bug in mvmci: {type(bug).__name__}: {bug}")
@@ -152,7 +163,7 @@ async def serve_requests(executor: Executor, link: Link, layout: Layout) -> None
         replies.start(_process(executor, link, layout, message))
 
     def on_ping(message: Incoming) -> None:
-        replies.start(_reply(link, layout, message, Rejected()))
+        replies.start(_reply(executor, link, layout, message, Rejected()))
 
     unping: Unsubscribe | None = None
     leave: Unsubscribe | None = None
@@ -184,19 +195,25 @@ async def _process(executor: Executor, link: Link, layout: Layout, message: Inco
     """One request from the broker."""
     worker = message.subject.split(".")[-2]
     try:
-        request = msgspec.structs.replace(_requests.decode(message.data), worker=worker)
+        request = msgspec.structs.replace(read_request(message.data), worker=worker)
         running = await executor.take(request)
-    except (NoCapacity, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        await _reply(link, layout, message, Rejected())
+    except NoCapacity:
+        await _reply(executor, link, layout, message, Rejected())
+        return
+    except VersionsDiffer as newer:
+        await _reply(executor, link, layout, message, Failed(why=NEWER, message=newer.message))
+        return
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as bad:
+        await _reply(executor, link, layout, message, Failed(why="other", message=f"no request: {bad}"))
         return
     async for reply in executor.replies(running):
-        await _reply(link, layout, message, reply)
+        await _reply(executor, link, layout, message, reply)
 
 
-async def _reply(link: Link, layout: Layout, message: Incoming, reply: Reply) -> None:
+async def _reply(executor: Executor, link: Link, layout: Layout, message: Incoming, reply: Reply) -> None:
     """Reply to what came as `message`. That it cannot be sent is no failure: the worker asks again."""
     _, worker, number = message.subject.rsplit(".", 2)
     try:
-        await link.publish(layout.reply(worker, number), _encode(reply))
+        await link.publish(layout.reply(worker, number), encode_reply(reply, executor.level))
     except StoreUnavailable as away:
         log.info("a reply to %s is lost: %s", worker, away.message)

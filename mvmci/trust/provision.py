@@ -36,7 +36,7 @@ import msgspec
 from mvmci.cluster.broker import BrokerSettings, Guard
 from mvmci.cluster.deployment import RoleName, UnitConfig, queues_of
 from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode_ticket, encode_ticket
-from mvmci.errors import StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
 from mvmci.store import ClusterSettings
 from mvmci.system import keys
 from mvmci.trust import tokens
@@ -354,7 +354,7 @@ def _fitting(
 ) -> Ticket | None:
     try:
         ticket = decode_ticket(there)
-    except TicketRefused:
+    except (TicketRefused, VersionsDiffer):
         return None
     if (ticket.cluster, ticket.role, ticket.queues) != (authority.cluster, role, queues):
         return None

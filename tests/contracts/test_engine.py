@@ -14,22 +14,25 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.api.app import Api, serve_api
 from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
-from mvmci.engines.remote import RunRequest
+from mvmci.engines.remote import Accepted, Failed, RunRequest, read_reply, read_request
 from mvmci.engines.server import Executor, serve_requests
-from mvmci.errors import NotFound
+from mvmci.errors import NotFound, VersionsDiffer
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import AnyRecord, Intent, Journal, Lease, MessageKind, status
 from mvmci.journals.client import cancel_job, submit
 from mvmci.journals.reader import load
 from mvmci.store import Journals, Store
 from mvmci.stores.nats import Cluster, dial_cluster, remove
+from mvmci.wire import WIRE, level_of
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
+from tests.harness.newer import NEWER, append_newer
 from tests.harness.waiting import LOOK_S, until_journal, until_true
 from tests.harness.world import Counting, command_spec, script_spec
 
@@ -324,3 +327,52 @@ async def test_closing_leaves_no_process_and_lets_jobs_go(
             assert (await running).kind == "released"
         assert children() - before == set()
         assert await way.status("j") == "queued"
+
+
+@pytest.mark.parametrize("way", ["broker", "http"], indirect=True)
+@pytest.mark.parametrize("wire", NEWER)
+async def test_a_request_of_a_newer_level_is_neither_taken_nor_called_busy(way: Way, wire: int) -> None:
+    await way.submit("j")
+    level = way.engine._store.level  # type: ignore[attr-defined]
+    level.spoken = wire
+    with pytest.raises(VersionsDiffer, match=f"the request is newer than this mvmci .* level {wire}"):
+        await way.engine.run("j")
+    level.spoken = 0
+    assert (await way.engine.run("j")).kind == "ended"
+    assert count(await way.ended("j"), Lease) == 1
+
+
+@pytest.mark.parametrize("wire", NEWER)
+async def test_a_job_that_a_newer_build_wrote_to_is_left_as_it_is(way: Way, wire: int) -> None:
+    await way.submit("j")
+    await append_newer(way.store, "j", wire)
+    if way.executor is not None:
+        way.engine._store.level.spoken = 1  # type: ignore[attr-defined]
+    with pytest.raises(VersionsDiffer, match="message 2 of j is newer"):
+        await way.engine.run("j")
+    assert len(await way.store.journals.read("j")) == 2
+
+
+@pytest.mark.parametrize("wire", range(WIRE + 1))
+async def test_all_is_written_at_the_level_of_the_cluster(way: Way, wire: int) -> None:
+    own = way.engine._host.store if way.executor is None else way.engine._store  # type: ignore[attr-defined]
+    for level in (way.store.level, own.level, way.executor.level if way.executor else own.level):
+        level.spoken = wire
+    await way.submit("j")
+    await way.engine.run("j")
+    ids = [msgspec.json.decode(entry.data)["id"] for entry in await way.store.journals.read("j")]
+    assert {level_of(one) for one in ids} == {wire}
+
+
+@pytest.mark.parametrize("reply", [b'{"reply":"postponed"}', b'{"wire":2,"reply":"finished"}', b"[]", b"{"])
+def test_a_reply_that_is_not_known_says_that_another_executor_may_do_better(reply: bytes) -> None:
+    found = read_reply(reply)
+    assert isinstance(found, Failed)
+    assert found.why == "newer"
+
+
+def test_fields_that_are_not_known_are_passed_over() -> None:
+    told = b'{"reply":"accepted","unit":"x1","incarnation":"i","colour":"blue"}'
+    assert read_reply(told) == Accepted(unit="x1", incarnation="i")
+    asked = b'{"job":"j","worker":"w1","colour":"blue"}'
+    assert read_request(asked) == RunRequest(job="j", worker="w1")

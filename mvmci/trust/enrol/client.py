@@ -42,8 +42,9 @@ from mvmci.system.files import write_private
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, as_unit, read_identity, write_identity
 from mvmci.trust.known import CLIENT, KEYS, find_cluster, identity_path
+from mvmci.wire import HINT, OLDEST, WIRE, is_understood
 
-PROTOCOL = 4  # of the messages below, of presence and of replies; who speaks another one is told so
+PROTOCOL = 4  # the number of these messages at level 0 of `mvmci.wire`; each level counts on
 ASK_S = 30.0  # how long somebody is waited for who answers
 ASK_PAUSE_S = 0.5
 RENEW_LOOK_S = 60.0  # a unit looks so often whether its token wants renewing: its machine may have slept
@@ -57,7 +58,11 @@ Because = Literal["", "key", "name"]
 
 
 class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a joiner or a unit sends. `token` is the ticket's, or its own; `proof` is a joiner's."""
+    """What a joiner or a unit sends. `token` is the ticket's, or its own; `proof` is a joiner's.
+
+    It does not know the level of the cluster yet: `protocol` says the oldest that it understands, `wire` the
+    newest.
+    """
 
     protocol: int
     version: str = ""
@@ -66,16 +71,20 @@ class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     proof: str = ""  # what `prove` says of it
     name: str = ""  # empty: one of the host's
     host: str = ""
+    wire: int = 0
 
 
 class EnrolReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the control plane says. `refused` is a sentence, `hint` what to do about it."""
+    """What the control plane says. `refused` is a sentence, `hint` what to do about it.
+
+    `protocol` says the level of the cluster.
+    """
 
     protocol: int
     version: str
     refused: str = ""
     hint: str = ""
-    because: Because = ""  # of one of these: with another one, the ticket may do
+    because: str = ""  # a `Because`; of one of these: with another one, the ticket may do
     unit: str = ""
     role: UnitRole | None = None
     queues: tuple[str, ...] = ()
@@ -102,6 +111,16 @@ def _proven(ticket: str) -> bytes:
 
 _encode = msgspec.json.Encoder().encode
 _answers = msgspec.json.Decoder(EnrolReply)
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    """All that is read of an answer before its level is known."""
+
+    protocol: int
+    version: str = ""
+
+
+_numbered = msgspec.json.Decoder(_Numbered)
 
 
 # Getting one.
@@ -155,7 +174,7 @@ async def identity_of(
         return _kept(state, cluster, name, role)
     try:
         ticket = read_ticket(join)
-    except (TicketRefused, Usage) as unusable:
+    except (TicketRefused, VersionsDiffer, Usage) as unusable:
         with suppress(MvmciError):
             identity, path = _kept(state, cluster, name, role)
             log.info("%s; this is %s already, which needs none", unusable.message, identity.unit)
@@ -344,7 +363,23 @@ async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> EnrolReply:
 
 
 def _said(**what: str) -> EnrolRequest:
-    return EnrolRequest(protocol=PROTOCOL, version=__version__, **what)
+    return EnrolRequest(protocol=PROTOCOL + OLDEST, version=__version__, wire=WIRE, **what)
+
+
+def _read_answer(data: bytes) -> EnrolReply:
+    """Raises VersionsDiffer where the cluster speaks at a level that this build does not understand."""
+    theirs = "another version"
+    try:
+        numbered = _numbered.decode(data)
+        theirs = numbered.version or theirs
+        if is_understood(numbered.protocol - PROTOCOL):
+            return _answers.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    raise VersionsDiffer(
+        f"mvmci {__version__} here and {theirs} in the cluster do not understand each other",
+        hint=HINT,
+    )
 
 
 async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
@@ -352,7 +387,7 @@ async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
     until = time.monotonic() + ASK_S
     while True:
         try:
-            answer = _answers.decode(await link.call(subject, _encode(ask)))
+            answered = await link.call(subject, _encode(ask))
         except StoreUnavailable as nobody:
             if time.monotonic() > until:
                 raise StoreUnavailable(
@@ -361,12 +396,7 @@ async def _ask(link: Link, subject: str, ask: EnrolRequest) -> EnrolReply:
                 ) from nobody
             await asyncio.sleep(ASK_PAUSE_S)
             continue
-        if answer.protocol != PROTOCOL:
-            raise VersionsDiffer(
-                f"mvmci {__version__} here and {answer.version} in the cluster do not understand each other",
-                hint="use the cluster's version here",
-            )
-        return answer
+        return _read_answer(answered)
 
 
 # Keeping it.

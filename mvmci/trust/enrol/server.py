@@ -161,15 +161,18 @@ class EnrolmentServer:
         return await self._answered(data, lambda ask: self._renewed(unit, ask))
 
     async def _answered(self, data: bytes, decide: Callable[[EnrolRequest], Awaitable[EnrolReply]]) -> bytes:
+        level = self._cluster.store.level.spoken
         try:
             ask = _asks.decode(data)
-            if ask.protocol != PROTOCOL:  # the answer's own number says so
-                raise _Refused("the versions differ")
-            return _encode(await decide(ask))
+            oldest = ask.protocol - PROTOCOL
+            if not 0 <= oldest <= level <= max(oldest, ask.wire):
+                raise _Refused("the versions differ")  # the answer's own number says so
+            answer = await decide(ask)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            return _encode(_answer(refused="the request cannot be read"))
+            answer = _answer(refused="the request cannot be read")
         except _Refused as refused:
-            return _encode(refused.answer)
+            answer = refused.answer
+        return _encode(msgspec.structs.replace(answer, protocol=PROTOCOL + level))
 
     # Taking in.
 
@@ -184,7 +187,13 @@ class EnrolmentServer:
         role, queues = meant or (msgspec.convert(record.role, TicketRole), record.queues)
         since = int(self._now()) * 1000
         unit = UnitRecord(
-            key=ask.key, role=role, queues=queues, ticket=ticket, host=ask.host[:63], since=since
+            key=ask.key,
+            role=role,
+            queues=queues,
+            ticket=ticket,
+            host=ask.host[:63],
+            since=since,
+            wire=ask.wire,
         )
         name = await self._register([ask.name] if ask.name else [*own, *_names(ask.host)], unit)
         jwt = self._signer.mint(ask.key, name, role, queues, life_s(role))
@@ -280,6 +289,7 @@ class EnrolmentServer:
             queues=claims.queues,
             host=ask.host[:63],
             since=claims.iat * 1000,
+            wire=ask.wire,
         )
         await change_unit(self._config, name, lambda there: _enter(name, there, unit))
         jwt = ask.token
@@ -307,8 +317,8 @@ def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord 
         if there.revoked:
             raise _Refused(f"{name} was revoked")
         if (there.role, there.queues) == (unit.role, unit.queues):
-            return None
-        unit = msgspec.structs.replace(unit, ticket=there.ticket, wire=there.wire)
+            return None if there.wire == unit.wire else msgspec.structs.replace(there, wire=unit.wire)
+        unit = msgspec.structs.replace(unit, ticket=there.ticket)
     elif there.ticket and not there.revoked:
         raise _Refused(
             f"the name {name} belongs to a machine that came with ticket {there.ticket}",

@@ -162,7 +162,6 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
         b"{",
         b'{"job": "j"}',
         b'{"job": "A b", "worker": "w"}',
-        b'{"job": "j", "worker": "w", "x": 1}',
         b"\xff",
     ],
 )

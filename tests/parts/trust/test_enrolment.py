@@ -33,6 +33,7 @@ from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, read_identity, write_identity
 from mvmci.trust.enrol import client
 from mvmci.trust.enrol.client import (
+    EnrolReply,
     check_cluster,
     check_role,
     enrol,
@@ -45,6 +46,7 @@ from mvmci.trust.enrol.client import (
 from mvmci.trust.enrol.server import EnrolmentServer
 from mvmci.trust.registry import TicketRecord, change_ticket, read_tickets, read_units, revoke_ticket
 from mvmci.trust.signer import UNIT_S
+from mvmci.wire import WIRE
 from tests.harness.waiting import LONG_S
 from tests.parts.trust.conftest import CLUSTER, EVERYWHERE, World
 
@@ -341,6 +343,40 @@ async def test_versions_that_do_not_understand_each_other_say_so(
     assert caught.value.exit_code == EXIT_VERSIONS
     record = (await read_tickets((await world.admin()).config))[ticket.id]
     assert record.used_by == ()
+
+
+async def test_who_does_not_understand_the_level_of_the_cluster_does_not_get_in_and_is_told(
+    world: World, tmp_path: Path
+) -> None:
+    """As the release before asks, which knows of no level: the answer's number is not its own."""
+    plane = await world.control_plane()
+    ticket = await world.ticket("worker", "default")
+    link = await world.link(ticket.login)
+    ask = {"protocol": 4, "version": "0.1.0", "token": ticket.login.jwt, "key": "U"}
+    for level in range(WIRE + 1):
+        plane._cluster.store.level.spoken = level
+        answer = msgspec.json.decode(
+            await link.call(Layout(CLUSTER).enrol(ticket.id), msgspec.json.encode(ask)), type=EnrolReply
+        )
+        assert answer.protocol == 4 + level
+        assert ("versions differ" in answer.refused) == (level > 0)
+    plane._cluster.store.level.spoken = WIRE + 1
+    with pytest.raises(VersionsDiffer):
+        await enrol(ticket, place(tmp_path))
+    assert (await read_tickets((await world.admin()).config))[ticket.id].used_by == ()
+
+
+async def test_the_registry_keeps_what_a_unit_understands(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.control_plane()
+    ticket = await world.ticket("worker", "default")
+    identity = await enrol(ticket, place(tmp_path))
+    cluster = await world.open(identity)
+    assert (await read_units(cluster.config))[identity.unit].wire == WIRE
+    monkeypatch.setattr(client, "WIRE", WIRE + 1)  # the next build
+    await renew(cluster.link, identity, place(tmp_path))
+    assert (await read_units(cluster.config))[identity.unit].wire == WIRE + 1
 
 
 async def test_a_cluster_without_a_control_plane_is_unreachable(

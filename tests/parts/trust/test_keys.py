@@ -11,7 +11,14 @@ import msgspec
 import pytest
 
 from mvmci.cluster.identity import TICKET_CHARS_MAX, TLS_NAME, Login, Ticket, decode_ticket, encode_ticket
-from mvmci.errors import EXIT_REFUSED, EXIT_UNREACHABLE, StoreUnavailable, TicketRefused, Usage
+from mvmci.errors import (
+    EXIT_REFUSED,
+    EXIT_UNREACHABLE,
+    StoreUnavailable,
+    TicketRefused,
+    Usage,
+    VersionsDiffer,
+)
 from mvmci.system import keys
 from mvmci.trust import authority as authorities
 from mvmci.trust import tokens
@@ -329,7 +336,9 @@ def test_a_ticket_whose_cluster_could_not_be_a_folder_of_ours_is_refused(ticket:
 
 
 def test_a_ticket_of_another_version_says_so(ticket: Ticket) -> None:
-    assert "another version" in refused(encode_ticket(ticket).replace("mvmci1_", "mvmci2_")).message
+    with pytest.raises(VersionsDiffer, match="another version") as caught:
+        decode_ticket(encode_ticket(ticket).replace("mvmci1_", "mvmci2_"))
+    assert caught.value.exit_code == 8
 
 
 def test_what_is_no_ticket_is_not_repeated(ticket: Ticket) -> None:
