@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -19,6 +20,7 @@ import msgspec
 from mvmci.cli.complete import complete_unit
 from mvmci.cli.options import (
     Duration,
+    Share,
     cluster_option,
     examples,
     grace_option,
@@ -82,35 +84,37 @@ accept_option = option(
 @runtime_option
 @accept_option
 @option("--detach", is_flag=True, help="Leave it running, and return when it is ready.")
-@option("--within", type=Duration(), default=READY_IN, show_default=True, help="To be ready in.")
+@option("--within", type=Duration(), default=READY_IN, show_default=True, help="To be ready in, each step.")
+@option(
+    "--batch",
+    type=Share(),
+    default="20%",
+    show_default=True,
+    help="On how many hosts at once units that run are started again, after a first one.",
+)
 @option("--yes", is_flag=True, help="Do not ask before something that runs is stopped.")
 @json_option
 @state_option
-def up_verb(
-    file: Path,
-    runtime: str | None,
-    accept_new_host_keys: bool,
-    detach: bool,
-    within: int,
-    yes: bool,
-    as_json: bool,
-    state: Path,
-) -> int:
+def up_verb(file: Path, state: Path, within: int, **options: Any) -> int:
     """Make the cluster what FILE says: start it, or change what has changed. Twice is once."""
     make_state(state)
-    return run_async(_up(file, runtime, accept_new_host_keys, detach, within / 1000, yes, as_json, state))
+    return run_async(_up(file, state, _UpOptions(within_s=within / 1000, **options)))
 
 
-async def _up(
-    file: Path,
-    runtime: str | None,
-    accept_new: bool,
-    detach: bool,
-    within_s: float,
-    yes: bool,
-    as_json: bool,
-    root: Path,
-) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _UpOptions:
+    """How `up` is done."""
+
+    runtime: str | None
+    accept_new_host_keys: bool
+    detach: bool
+    within_s: float
+    batch: float
+    yes: bool
+    as_json: bool
+
+
+async def _up(file: Path, root: Path, options: _UpOptions) -> int:
     from mvmci.deploy.plan import read_file
     from mvmci.deploy.state import ClusterState
     from mvmci.deploy.up import Overtaken
@@ -118,25 +122,18 @@ async def _up(
     while True:
         async with ClusterState(root, read_file(file)[1].cluster) as state:
             try:
-                return await _up_once(state, file, runtime, accept_new, detach, within_s, yes, as_json)
+                return await _up_once(state, file, options)
             except Overtaken as overtaken:
                 click.echo(f"{overtaken.message}: planned again", err=True)
 
 
-async def _up_once(
-    state: ClusterState,
-    file: Path,
-    runtime: str | None,
-    accept_new: bool,
-    detach: bool,
-    within_s: float,
-    yes: bool,
-    as_json: bool,
-) -> int:
+async def _up_once(state: ClusterState, file: Path, options: _UpOptions) -> int:
     from mvmci.deploy.plan import check_external, check_front, make_plan
     from mvmci.deploy.up import Up
 
-    plan = await make_plan(state.root, file, runtime, state=state, accept_new_host_keys=accept_new)
+    detach, as_json = options.detach, options.as_json
+    accept = options.accept_new_host_keys
+    plan = await make_plan(state.root, file, options.runtime, state=state, accept_new_host_keys=accept)
     state.check_free()
     for warning in await check_external(plan):
         click.echo(warning, err=True)
@@ -145,10 +142,17 @@ async def _up_once(
         return 0
     for line in _lines(plan):
         click.echo(line, err=as_json)
-    if plan.disturbs and not yes and not detach and sys.stdin.isatty():
+    if plan.disturbs and not options.yes and not detach and sys.stdin.isatty():
         await _confirm("go on?")
     view = _View(live=not detach and not as_json and sys.stdout.isatty(), err=as_json)
-    up = Up(plan, say=view.say, show=view.show, attached=not detach, within_s=within_s)
+    up = Up(
+        plan,
+        say=view.say,
+        show=view.show,
+        attached=not detach,
+        within_s=options.within_s,
+        batch=options.batch,
+    )
     return await (_detached if detach else _foreground)(up, state, view, as_json)
 
 

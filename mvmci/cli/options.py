@@ -112,6 +112,20 @@ class Size(_Quantity):
     parse = staticmethod(functools.partial(parse_size, minimum_bytes=1))
 
 
+class Share(click.ParamType[float]):
+    """A part of a whole, from `20%`."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value).strip().removesuffix("%")
+        if not text.isdecimal() or not 1 <= int(text) <= 100:
+            self.fail(f"{value!r} is not of the form 20%, from 1% to 100%", param, ctx)
+        return int(text) / 100
+
+
 def default_state() -> Path:
     """The XDG state directory's part that is ours."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")

@@ -5,6 +5,7 @@ One list, made here and nowhere else: `mvmci plan` prints it, and `mvmci up` exe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -64,6 +65,30 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
     def touches(self) -> bool:
         """Whether something is done to a unit."""
         return self.kind in ("start", "stop", "restart")
+
+
+def steps(actions: Sequence[Action], share: float) -> list[list[Action]]:
+    """`actions` in the order in which they are done, each step once the one before has come to be well.
+
+    First whatever nobody has to wait for. Then what runs is started again: control planes, executors, and
+    workers, of each role first on one host, and then on `share` of its hosts at a time. When the broker is
+    started again, all are interrupted, and do it at once.
+    """
+    restarts = [action for action in actions if action.kind == "restart" and action.unit is not None]
+    if any(action.unit.role == "broker" for action in restarts if action.unit is not None):
+        return [[*actions]]
+    found = [[action for action in actions if action.kind != "restart"]]
+    for role in ROLES:
+        by_host: dict[str, list[Action]] = {}
+        for action in restarts:
+            if action.unit is not None and action.unit.role == role:
+                by_host.setdefault(action.unit.host, []).append(action)
+        hosts = list(by_host)
+        many = max(1, math.ceil(len(hosts) * share))
+        for group in (hosts[:1], *(hosts[at : at + many] for at in range(1, len(hosts), many))):
+            if group:
+                found.append([action for host in group for action in by_host[host]])
+    return [step for step in found if step] or [[]]
 
 
 def next_generation(seen: Observed | None) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import itertools
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mvmci.cluster.broker import ANY_PORT
-from mvmci.cluster.changes import Action, Observed
+from mvmci.cluster.changes import Action, Observed, steps
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
 from mvmci.cluster.identity import Identity, Login, Ticket, decode_ticket, encode_ticket
 from mvmci.cluster.topology import Topology, host_and_port
@@ -57,6 +58,7 @@ if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
 
 READY_S = 60.0
+BATCH = 0.2
 _LOOK_EVERY_S = 0.03  # at presence; how units are, their runtime tells by itself
 CRASHES_MAX = 5  # of a unit that was never ready
 TICKET_S = 3600.0
@@ -80,6 +82,7 @@ class Up:
         show: Callable[[Sequence[UnitRow]], None],
         attached: bool = False,
         within_s: float = READY_S,
+        batch: float = BATCH,
     ) -> None:
         self._plan = plan
         self._state = plan.state
@@ -90,6 +93,7 @@ class Up:
         self.adopts = False  # whether something of the cluster ran before, which is not ours to stop
         self._attached = attached  # a cluster that it starts is stopped when this process dies
         self._within_s = within_s
+        self._batch = batch  # the share of hosts on which units start again at the same time
         self.proved = False  # whether a job has run
         self._waits = ""  # why the job that is to prove it has not run yet
         self._seen: list[Observed] = []
@@ -156,11 +160,12 @@ class Up:
         plan, authority = self._plan, self._authority
         assert authority is not None
         now = [action for action in plan.actions if not action.after_move]
+        first, *then = steps(now, self._batch)
         self._touched = {one.name for one in before} & _named(now)
         if before:
-            await self._stop(now)
+            await self._stop(first)
         self._touched = _named(now)
-        await self._start(now)
+        await self._start(first)
         async with self._joined(authority.admin(facts.login)) as cluster:
             if plan.external is None:
                 system = authority.system_login(facts.login)
@@ -169,6 +174,10 @@ class Up:
             await self._make(cluster, moves=bool(before))
             if plan.external is None:
                 await push_accounts(cluster.config, authority, facts.login)
+            for last, step in itertools.pairwise((first, *then)):
+                await self._until_well(cluster, last)
+                await self._stop(step)
+                await self._start(step)
             await self._move(cluster)
             job = mint_id()
             proving = asyncio.create_task(self._prove(cluster.store, job), name="prove")
@@ -255,6 +264,16 @@ class Up:
             later, self._later = self._later, []
             await self._stop(later)
             await self._start(later)
+
+    async def _until_well(self, cluster: Cluster, actions: Sequence[Action]) -> None:
+        """Until the units of these that run now are seen at work. Raises MvmciError when one will not be."""
+        names = {one.unit.name for one in self._configs} & _named(actions)
+        while True:
+            self._look(await cluster.store.presence.members())
+            ours = {row.name for row in self._rows if row.is_settled}
+            if names - self._out_of_reach() <= ours:
+                return
+            await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _until_ready(self, cluster: Cluster) -> None:
         """Until every unit of the deployment is seen at work or drained by the verb, and no other is left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.changes import Action, Observed, changes, in_stopping_order, next_generation
+from mvmci.cluster.changes import Action, Observed, changes, in_stopping_order, next_generation, steps
 from mvmci.cluster.deployment import (
     LOCAL_HOST,
     ROLES,
@@ -614,3 +615,35 @@ def test_where_everybody_has_to_start_again_nobody_waits_for_a_move() -> None:
     assert [(one.kind, one.after_move) for one in actions] == [
         ("restart", False), ("restart", False), ("stop", False),
     ]  # fmt: skip
+
+
+# ---- In which steps
+
+
+def order(actions: Iterable[Action], share: float = 0.2) -> list[list[str]]:
+    return [[one.unit.name for one in step if one.unit is not None] for step in steps([*actions], share)]
+
+
+def restart(name: str, role: RoleName, host: str) -> Action:
+    return Action(kind="restart", unit=Unit(name=name, role=role, host=host))
+
+
+def test_what_runs_is_started_again_role_by_role_and_first_on_one_host() -> None:
+    hosts = [f"h{number}" for number in range(11)]
+    workers = [restart(f"w-{host}-{n}", "worker", host) for host in hosts for n in "ab"]
+    planes = [restart("c-1", "control-plane", "h0"), restart("c-2", "control-plane", "h1")]
+    new = Action(kind="start", unit=Unit(name="w-new", role="worker", host="h0"))
+    found = order([*planes, restart("e-1", "executor", "h0"), *workers, new])
+    assert found[:4] == [["w-new"], ["c-1"], ["c-2"], ["e-1"]]
+    assert found[4] == ["w-h0-a", "w-h0-b"]
+    assert [len(step) for step in found[5:]] == [6, 6, 6, 2]
+    assert [*itertools.chain(*found[4:])] == [one.unit.name for one in workers if one.unit is not None]
+    assert order(workers, 1.0) == [["w-h0-a", "w-h0-b"], [*itertools.chain(*found[5:])]]
+
+
+def test_a_new_cluster_is_one_step_and_so_is_one_whose_broker_is_started_again() -> None:
+    units = planned("cluster: d\nworkers: {count: 3}\n").units
+    assert len(order(done([], map(config, units)))) == 1
+    actions = [restart("b", "broker", "a"), restart("w-1", "worker", "a"), restart("w-2", "worker", "b")]
+    assert order(actions) == [["b", "w-1", "w-2"]]
+    assert order([]) == [[]]
