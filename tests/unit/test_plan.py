@@ -609,9 +609,9 @@ def test_workers_are_changed_before_they_move() -> None:
 
 
 def test_where_everybody_has_to_start_again_nobody_waits_for_a_move() -> None:
-    """The old engine would be left with a broker that has moved, or with the supervisor of before."""
-    was = [seen(E1, program="old"), seen(E2, program="old"), seen(W1, program="old")]
-    actions = done(was, [config(E1, program="new"), config(W1, program="new")], "broker", moves=True)
+    """The old engine would be left with a broker that has moved."""
+    was = [seen(E1, trust="old"), seen(E2, trust="old"), seen(W1, trust="old")]
+    actions = done(was, [config(E1, trust="new"), config(W1, trust="new")], "broker", moves=True)
     assert [(one.kind, one.after_move) for one in actions] == [
         ("restart", False), ("restart", False), ("stop", False),
     ]  # fmt: skip
