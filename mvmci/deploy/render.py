@@ -20,7 +20,7 @@ from mvmci.deploy.state import ClusterState
 from mvmci.deploy.up import make_keys
 from mvmci.runtimes.compose import render
 from mvmci.runtimes.local.service import SYSTEM_UNITS, USER_UNITS, Service, service_name, service_text
-from mvmci.system.processes import program_digest, this_program
+from mvmci.system.processes import program_digest, program_file, this_program
 
 RUNTIME = "compose"
 PYTHON = "/usr/bin/python3"  # where `up` finds none that fits better
@@ -33,7 +33,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     """
     _, found = read_file(file)
     folder = (output or Path(found.cluster)).resolve()
-    render.check_program()
+    program_file()  # that goes into images
     external = external_of(found, file)
     state = ClusterState(folder / "state", found.cluster)
     runtime = state.runtime(RUNTIME)

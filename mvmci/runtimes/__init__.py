@@ -1,4 +1,5 @@
-"""The places where units run: `local`, processes of this machine, and `compose`, containers of Docker's.
+"""The places where units run: `local`, processes of this machine; `compose`, containers of Docker's; and
+`ssh`, processes of other machines.
 
 Their contract is `mvmci.runtime`.
 """
@@ -12,7 +13,7 @@ from mvmci.cluster.topology import HostSection
 from mvmci.errors import Usage
 from mvmci.runtime import Runtime
 
-RUNTIMES = ("local", "compose")  # those of this version
+RUNTIMES = ("local", "compose", "ssh")  # those of this version
 
 
 def open_runtime(
@@ -35,7 +36,10 @@ def open_runtime(
         from mvmci.runtimes.compose.runtime import Containers
 
         return Containers(root, cluster)
-    del hosts, accept_new_host_keys
+    if name == "ssh":
+        from mvmci.runtimes.ssh.runtime import Ssh
+
+        return Ssh(root, cluster, hosts, accept_new=accept_new_host_keys)
     raise Usage(
         f"runtime {name} is not in this version", hint=f"there is {', '.join(RUNTIMES)}: `runtime: local`"
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 import mvmci
+from mvmci.errors import Usage
 
 KEPT = ("MVMCI_LOG",)  # how much units say
 _START_TIME = 19  # of the fields of /proc/<pid>/stat behind the command's name
@@ -79,6 +80,17 @@ def this_program() -> list[str]:
     if zipfile.is_zipfile(sys.argv[0]):
         return [sys.executable, *isolated, os.path.abspath(sys.argv[0])]
     return [sys.executable, *isolated, "-m", "mvmci"]
+
+
+def program_file() -> Path:
+    """The one file that mvmci is. Raises Usage where it runs from its source."""
+    path = Path(sys.argv[0]).resolve()
+    if not zipfile.is_zipfile(path):
+        raise Usage(
+            "other machines get the one file that mvmci is, and this one runs from its source",
+            hint="use mvmci.pyz, which `./just zipapp` builds",
+        )
+    return path
 
 
 def program_digest(program: Sequence[str] = ()) -> str:

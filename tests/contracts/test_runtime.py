@@ -25,18 +25,19 @@ from mvmci.cluster import topology
 from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import LOCAL_HOST, RoleName, Unit, UnitConfig
+from mvmci.cluster.topology import HostSection
 from mvmci.errors import NotFound
 from mvmci.runtime import Provisioning, Runtime
 from mvmci.runtimes.compose import docker as docker_line
 from mvmci.runtimes.compose.runtime import Containers
 from mvmci.runtimes.local.runtime import Local
+from mvmci.runtimes.ssh.runtime import Ssh
 from mvmci.trust.authority import Authority
-from tests.harness import stub
+from tests.harness import sshd, stub
 from tests.harness.docker import Docker
 from tests.harness.waiting import until_true
 
-PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
-RUNTIMES = ("local", "compose")
+RUNTIMES = ("local", "compose", "ssh")
 NAME = "contract"
 
 
@@ -55,10 +56,19 @@ CLUSTER = (BROKER, PLANE, WA, WB)
 class World:
     """One cluster on a runtime, made anew by `open`, as each call of the program makes it."""
 
-    def __init__(self, name: str, root: Path, said: Callable[[], list[stub.Said]], base: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        said: Callable[[], list[stub.Said]],
+        base: str,
+        hosts: dict[str, HostSection],
+    ) -> None:
         self.name = name
         self.root = root
         self.said = said
+        self._hosts = hosts
+        self._opened: list[Runtime] = []
         self.runtime = self.open()
         self._authority = Authority.create(root / NAME)
         text = f"cluster: {NAME}\nworkers: {{slots: 1}}\ncompose: {{base: '{base}'}}\n"
@@ -68,15 +78,25 @@ class World:
     def open(self) -> Runtime:
         if self.name == "compose":
             return Containers(self.root, NAME)
-        program = [sys.executable, stub.__file__, json.dumps(PACE)]
+        if self.name == "ssh":
+            self._opened.append(Ssh(self.root, NAME, self._hosts, self.root / "mvmci.pyz"))
+            return self._opened[-1]
+        program = [sys.executable, stub.__file__, json.dumps(stub.PACE)]
         return Local(self.root, NAME, program)
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        for runtime in self._opened:
+            await runtime.close()
 
     def upgrade(self) -> None:
         """Have the next call be of another build."""
-        stub.write_zipapp(self.root / "mvmci.pyz", "another")
+        stub.write_zipapp(self.root / "mvmci.pyz", "another", here=self.name == "ssh")
+        if self.name == "ssh":
+            self.runtime = self.open()
         if self.name == "local":
             file = str(self.root / "mvmci.pyz")
-            self.runtime = Local(self.root, NAME, [sys.executable, file, json.dumps(PACE)])
+            self.runtime = Local(self.root, NAME, [sys.executable, file, json.dumps(stub.PACE)])
 
     async def start(self, *configs: UnitConfig) -> None:
         """Provision and start, and wait until each has begun once more."""
@@ -133,12 +153,22 @@ async def world(
         volumes = [engine.volumes / f"mvmci-{NAME}_{name}" / "_data" / "said" for name in ("broker", "state")]
         said = lambda: list(itertools.chain.from_iterable(map(stub.read, volumes)))  # noqa: E731
         docker_line.check_docker.cache_clear()
-    world = World(request.param, tmp_path, said, base or "unused")
-    yield world
-    if engine is not None:
-        engine.keep(f"mvmci-{NAME}")
-    await world.runtime.stop(grace_s=0)
-    await world.runtime.forget()
+    async with contextlib.AsyncExitStack() as stack:
+        hosts: dict[str, HostSection] = {}
+        if request.param == "ssh":
+            machine = await stack.enter_async_context(sshd.serve(tmp_path / "sshd"))
+            machine.authorized_keys.write_text(sshd.make_key(tmp_path / "key"))
+            told = {"key": str(tmp_path / "key"), "host_key": machine.host_keys[0], "python": sys.executable}
+            hosts = {LOCAL_HOST: machine.section(directory=str(tmp_path / "host"), **told)}
+            stub.write_zipapp(tmp_path / "mvmci.pyz", here=True)
+            said = lambda: stub.read(tmp_path / "host" / "said")  # noqa: E731
+        world = World(request.param, tmp_path, said, base or "unused", hosts)
+        yield world
+        if engine is not None:
+            engine.keep(f"mvmci-{NAME}")
+        await world.runtime.stop(grace_s=0)
+        await world.runtime.forget()
+        await world.close()
 
 
 def by_name(seen: Collection[Observed]) -> dict[str, Observed]:
@@ -260,7 +290,7 @@ async def test_the_pauses_between_crashes_grow(world: World) -> None:
     await until_true(lambda: world.began("w-a") >= 5)
     times = [one.at for one in world.said() if one.what == "began"]
     pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    first_s = 0.05 if world.name == "local" else 0.1
+    first_s = 0.1 if world.name == "compose" else 0.05
     assert all(pause >= first_s * 2**number for number, pause in enumerate(pauses[:4]) if number < 4)
 
 

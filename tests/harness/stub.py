@@ -1,5 +1,6 @@
 """Stands for mvmci in tests of runtimes: a supervisor of units, or a unit that does as its options say.
 
+    stub.py host --cluster C --state DIR [--service S]
     stub.py PACE supervise [observe] --cluster C [--attached PID] [--resume | --take-over]
     stub.py [PACE] ROLE [--config FILE | --cluster C --name N] [--exit CODE] [--live S] [--stubborn N]
                         [--leave S] [--print TEXT] [--listen HOST:PORT] [--deaf]
@@ -23,6 +24,9 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+# Of supervisors: tests are in a hurry.
+PACE = {"first_pause_s": 0.05, "longest_pause_s": 0.4, "healthy_s": 30, "hurry_s": 2.0, "look_every_s": 0.05}
+
 
 class Said(NamedTuple):
     name: str
@@ -37,11 +41,18 @@ def read(file: Path) -> list[Said]:
     return [Said(name, what, int(pid), float(at)) for name, what, pid, at in map(str.split, lines)]
 
 
-def write_zipapp(path: Path, build: str = "") -> None:
-    """This program as the one file that goes into an image; another `build` has another digest."""
+def write_zipapp(path: Path, build: str = "", *, here: bool = False) -> None:
+    """This program as the one file that goes into an image; another `build` has another digest. One that
+    stays `here` finds mvmci where these tests do, however it is started."""
+    source = Path(__file__).read_text()
+    if here:
+        source = f"import sys\nsys.path[:0] = {[*map(os.path.abspath, sys.path)]}\n{_MAIN}"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.write(__file__, "__main__.py")
+        archive.writestr("__main__.py", source)
         archive.comment = build.encode()
+
+
+_MAIN = "from tests.harness import stub\nstub.main()\n"
 
 
 def main() -> None:
@@ -49,6 +60,9 @@ def main() -> None:
     pace = json.loads(given.pop(0)) if given[0].startswith("{") else {}
     if given[0] == "version":  # an image is made, and what was unpacked is looked for
         (Path.home() / ".cache" / "mvmci").mkdir(parents=True)
+        return
+    if given[0] == "host":
+        host(given[1:])
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("role")
@@ -126,6 +140,21 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
         pace=Pace(**pace),
     )
     asyncio.run(running)
+
+
+def host(given: list[str]) -> None:
+    """The agent of a host, whose supervisor and units are stubs."""
+    import asyncio
+
+    from mvmci.runtimes.local.agent import serve_stdio
+    from mvmci.runtimes.local.runtime import Local
+
+    parser = argparse.ArgumentParser()
+    for name in ("--cluster", "--state", "--service"):
+        parser.add_argument(name)
+    args = parser.parse_args(given)
+    program = [sys.executable, sys.argv[0], json.dumps(PACE)]
+    asyncio.run(serve_stdio(Local(Path(args.state), args.cluster, program)))
 
 
 def unit(said: Path, args: argparse.Namespace) -> None:

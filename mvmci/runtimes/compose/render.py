@@ -17,8 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
-import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,11 +28,11 @@ from mvmci.cluster.deployment import RoleName, Unit, UnitConfig
 from mvmci.cluster.identity import decode_ticket
 from mvmci.cluster.topology import ComposeSection
 from mvmci.config import strict_yaml
-from mvmci.errors import Usage
 from mvmci.runtime import GRACE_S
 from mvmci.runtimes.compose.docker import AUTHORITY
 from mvmci.store import ClusterSettings
 from mvmci.system.files import private_folder, write_private
+from mvmci.system.processes import program_file
 from mvmci.trust.authority import Authority
 from mvmci.trust.provision import make_config, ticket_for
 from mvmci.trust.registry import TicketRecord
@@ -109,7 +107,7 @@ def render(
 
     The images that it needs, each with a service of it. Raises Usage.
     """
-    program = _program()
+    program = program_file()
     private_folder(folder)
     found = services(wanted)
     _give(folder / "secrets", authority, wanted, found, starting)
@@ -133,21 +131,6 @@ def render(
 def _digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def check_program() -> None:
-    """Raises Usage when there is no file that could go into an image."""
-    _program()
-
-
-def _program() -> Path:
-    path = Path(sys.argv[0]).resolve()
-    if not zipfile.is_zipfile(path):
-        raise Usage(
-            "containers get the one file that mvmci is, and this one runs from its source",
-            hint="use mvmci.pyz, which `./just zipapp` builds",
-        )
-    return path
 
 
 def _write(path: Path, text: str) -> None:

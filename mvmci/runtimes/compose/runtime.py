@@ -26,6 +26,7 @@ from mvmci.errors import FOR_GOOD, NotFound, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, OfThisMachine, Provisioning, why_ended
 from mvmci.runtimes.compose import docker, render
 from mvmci.runtimes.compose.docker import Container
+from mvmci.system.processes import program_file
 from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.authority import Authority
 
@@ -48,7 +49,7 @@ class Containers(OfThisMachine):
 
     async def check(self) -> None:
         await asyncio.to_thread(docker.check_docker)
-        render.check_program()
+        program_file()
         ours = ""
         with contextlib.suppress(StoreUnavailable):
             ours = render.owner_of(Authority.load(self._state))

@@ -5,8 +5,8 @@ JSON is a request; to each there are lines with its number, the last of which sa
 failed.
 
     → {"id": 1, "ask": {"type": "start", …}}
-    ← {"id": 1, "part": …}      as often as there is something to tell, of `watch` and `log`
-    ← {"id": 1, "done": …}      or {"id": 1, "error": {"kind": "Usage", "message": …, "hint": …}}
+    ← {"id": 1, "last": false, "value": …}   as often as there is something to tell, of `watch` and `log`
+    ← {"id": 1, "last": true, "value": …}    or with {"error": {"kind": "Usage", "message": …, "hint": …}}
 
 Keys of units are made here and stay here: of a key that is asked for, its public half is told. Whoever asks
 says something every few seconds. One who has gone silent is gone: its lock ends, and so do units that were to
@@ -116,12 +116,12 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One line of what is told about the request of that number."""
 
     id: int
-    part: msgspec.Raw | None = None
-    done: msgspec.Raw | None = None
+    last: bool
+    value: msgspec.Raw = msgspec.Raw(b"null")
     error: Failure | None = None
 
 
@@ -161,16 +161,16 @@ async def _answer(agent: Agent, number: int, ask: Ask, write: Callable[[bytes], 
 
     try:
         async with contextlib.aclosing(agent.answer(ask)) as parts:
-            done = b"null"
+            result = b"null"
             async for is_last, data in parts:
                 if is_last:
-                    done = data
+                    result = data
                 else:
-                    await tell(part=msgspec.Raw(data))
-        await tell(done=msgspec.Raw(done))
+                    await tell(last=False, value=msgspec.Raw(data))
+        await tell(last=True, value=msgspec.Raw(result))
     except MvmciError as error:
         kind = type(error).__name__
-        await tell(error=Failure(kind=kind, message=error.message, hint=error.hint))
+        await tell(last=True, error=Failure(kind=kind, message=error.message, hint=error.hint))
     except OSError as error:
         why = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         await tell(

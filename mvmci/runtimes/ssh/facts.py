@@ -121,6 +121,17 @@ def programs(directory: str) -> "list[str]":
     return [name for _, name in sorted(found, reverse=True)[:PROGRAMS_MAX]]
 
 
+def listening() -> "list[int]":
+    """The TCP ports at which somebody listens, at any address."""
+    found = set()
+    for file in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in read(file, 16 << 20).splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 3 and fields[3] == "0A":
+                found.add(int(fields[1].rpartition(":")[2], 16))
+    return sorted(found)
+
+
 def memory_bytes() -> int:
     """How much memory the machine has."""
     for line in read("/proc/meminfo").splitlines():
@@ -154,6 +165,7 @@ def facts(fitting: str, pythons: str, directory: str, cluster: str, *ports: str)
         "pythons": [{"path": path, "version": version_in(path)} for path in pythons.split("\n") if path],
         "directory": place(directory),
         "cache": place(os.path.join(cache, "mvmci")),
+        "listening": listening(),
         "ports": {port: cannot_listen(port) for port in ports},
         "systemd": os.path.isdir("/run/systemd/system"),
         "user_manager": os.path.exists(f"/run/user/{uid}/systemd/private"),

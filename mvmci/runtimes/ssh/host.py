@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
+from typing import Literal
 
 import msgspec
 
+from mvmci.cluster.changes import Observed
+from mvmci.config.quantity import rough_size
 from mvmci.errors import HostAway, HostRefused
+from mvmci.runtimes.local.messages import Report
 from mvmci.runtimes.ssh.connection import Connection
 from mvmci.system.text import one_line
 
 FITTING = ("3.14", "3.13", "3.12", "3.11")  # the Pythons that the zipapp runs on, the best first
+GLIBC_MIN = (2, 28)  # as packaging/launch.py has it
+ROOM_BYTES = 300 << 20  # the program, what it unpacks, and some jobs
+SKEW_MAX_S = 60.0  # certificates begin an hour before they are made, and tickets live for an hour
 ANSWER_S = 30.0
 _WORDS_CHARS_MAX = 200
 
@@ -38,6 +46,10 @@ for path in $pythons; do
 done
 printf ']}\\n'
 """
+
+
+ServiceName = Literal["system", "user", "none"]
+ServiceWish = Literal["auto"] | ServiceName
 
 
 class Python(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +83,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     pythons: tuple[Python, ...] = ()
     directory: Place = Place()
     cache: Place = Place()  # where the zipapp unpacks itself
+    listening: tuple[int, ...] = ()  # ports of TCP
     ports: dict[str, str] = {}  # why nobody can listen at ADDRESS:PORT, or empty
     systemd: bool = False
     user_manager: bool = False  # that of this user runs now
@@ -86,6 +99,60 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     clock_s: float = 0.0
     skew_s: float = 0.0  # how much its clock is before ours; found here
     skew_error_s: float = 0.0  # and how exactly that is known
+
+
+def seen_by(facts: HostFacts) -> list[Observed]:
+    """The units that its supervisor keeps running. Raises HostRefused."""
+    if not facts.units:
+        return []
+    try:
+        return msgspec.json.decode(facts.units, type=Report).units
+    except msgspec.DecodeError as error:
+        raise HostRefused(f"what {facts.hostname} says of its units makes no sense: {error}") from None
+
+
+def unfit(facts: HostFacts) -> Iterator[str]:
+    """Why nothing can run on a host, a sentence each, with what to do."""
+    if facts.python is None or not facts.python.fits:
+        there = ", ".join(one.version or one.path for one in facts.pythons) or "none"
+        wanted = f"CPython {FITTING[-1]} to {FITTING[0]}"
+        yield f"it needs {wanted}, and has {there}: install one, or name it with `python`"
+    elif facts.python.lacks:
+        lacks = ", ".join(facts.python.lacks)
+        yield f"{facts.python.path} lacks {lacks}: install the rest of its distribution's Python"
+    if facts.machine != os.uname().machine:
+        yield f"it is {facts.machine}, and this file is for {os.uname().machine}: call `up` with one for that"
+    name, _, version = facts.libc.partition(" ")
+    if facts.python is not None and (name != "glibc" or _numbers(version) < GLIBC_MIN):
+        needed = ".".join(map(str, GLIBC_MIN))
+        yield f"it needs glibc {needed} or newer, and has {facts.libc or 'another C library'}"
+    place = facts.directory
+    if facts.python is not None:
+        if place.why_not:
+            yield f"{place.path} cannot be used: {place.why_not}: name another one with `directory`"
+        elif place.noexec:
+            yield f"{place.path} lies on a disk that holds no programs (noexec): name another `directory`"
+        elif place.free_bytes < ROOM_BYTES:
+            free, needed = rough_size(place.free_bytes), rough_size(ROOM_BYTES)
+            yield f"{place.path} has {free} free, and mvmci needs {needed}"
+    if abs(facts.skew_s) - facts.skew_error_s > SKEW_MAX_S:
+        way = "ahead of" if facts.skew_s > 0 else "behind"
+        yield f"its clock is {abs(facts.skew_s):.0f} s {way} this machine's: set it, and keep it so (NTP)"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def service_of(facts: HostFacts, wish: ServiceWish) -> ServiceName:
+    """What starts a host's units after a boot, where the file leaves that to us."""
+    if wish != "auto":
+        return wish
+    if not facts.systemd:
+        return "none"
+    if facts.uid == 0:
+        return "system"
+    return "user" if facts.user_manager or facts.lingers else "none"
 
 
 async def ask(

@@ -1,0 +1,110 @@
+"""The agent of a host, asked from here: `mvmci host` at the other end of a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+import msgspec
+
+from mvmci import errors
+from mvmci.errors import MvmciError
+from mvmci.runtime import why_ended
+from mvmci.runtimes.local.agent import SILENT_S, Answer, Ask, Failure, Request
+from mvmci.runtimes.ssh.connection import Channel
+from mvmci.system.tasks import cancel
+
+T = TypeVar("T")
+_answers = msgspec.json.Decoder(Answer)
+
+
+class AgentClient:
+    """One agent. Whatever is asked raises MvmciError: the agent's own, or that the host is gone."""
+
+    def __init__(self, host: str, channel: Channel) -> None:
+        self.host = host
+        self._channel = channel
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Queue[Answer | MvmciError]] = {}
+        self._gone: MvmciError | None = None
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._tell_that_we_are_here())]
+
+    async def close(self) -> None:
+        """Ask no more. The agent ends with its channel, which is not ours."""
+        await cancel(*self._tasks)
+
+    async def ask(self, ask: Ask, kind: type[T]) -> T:
+        """What the agent answers, which is a `kind`."""
+        async with contextlib.aclosing(self._answers(ask)) as answers:
+            async for answer in answers:
+                if answer.last:
+                    return msgspec.json.decode(answer.value, type=kind)
+        raise AssertionError("answers end with one that is the last, or an error")
+
+    async def tell(self, ask: Ask) -> None:
+        """Have it do what has no answer."""
+        await self.ask(ask, type(None))
+
+    async def follow(self, ask: Ask, kind: type[T]) -> AsyncGenerator[T, None]:
+        """The parts of an answer."""
+        async with contextlib.aclosing(self._answers(ask)) as answers:
+            async for answer in answers:
+                if answer.last:
+                    return
+                yield msgspec.json.decode(answer.value, type=kind)
+
+    async def _answers(self, ask: Ask) -> AsyncGenerator[Answer, None]:
+        number = next(self._numbers)
+        came: asyncio.Queue[Answer | MvmciError] = asyncio.Queue()
+        self._waiting[number] = came
+        try:
+            if self._gone is not None:
+                raise self._gone
+            await self._send(Request(id=number, ask=ask))
+            while True:
+                answer = await came.get()
+                if isinstance(answer, MvmciError):
+                    raise answer
+                if answer.error is not None:
+                    raise self._raised(answer.error)
+                yield answer
+                if answer.last:
+                    return
+        finally:
+            del self._waiting[number]
+
+    def _raised(self, failure: Failure) -> MvmciError:
+        """What the agent raised, with the host that it was on."""
+        kind: Any = getattr(errors, failure.kind, None)
+        if not (isinstance(kind, type) and issubclass(kind, MvmciError)):
+            kind = MvmciError
+        raised: MvmciError = kind(f"{self.host}: {failure.message}", hint=failure.hint)
+        return raised
+
+    async def _send(self, request: Request) -> None:
+        await self._channel.write(msgspec.json.encode(request) + b"\n")
+
+    async def _read(self) -> None:
+        try:
+            while line := await self._channel.readline():
+                answer = _answers.decode(line)
+                if answer.id in self._waiting:  # else nobody waits for it any more
+                    self._waiting[answer.id].put_nowait(answer)
+            ran = await self._channel.wait()
+            why = why_ended(ran.err.decode(errors="replace").splitlines(), f"ended with exit code {ran.code}")
+            self._gone = MvmciError(f"{self.host}: {why}")
+        except MvmciError as error:
+            self._gone = error
+        except msgspec.DecodeError as error:
+            self._gone = MvmciError(f"mvmci on {self.host} said something else than an answer: {error}")
+        for waiting in self._waiting.values():
+            waiting.put_nowait(self._gone)
+
+    async def _tell_that_we_are_here(self) -> None:
+        while True:
+            await asyncio.sleep(SILENT_S / 4)
+            with contextlib.suppress(MvmciError):  # whoever asks something is told
+                await self._send(Request())

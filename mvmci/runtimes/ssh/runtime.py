@@ -1,0 +1,434 @@
+"""Units on hosts that are reached over ssh: on each, what `local` is on this machine.
+
+A fan-out. What is seen of a host comes of one command that needs nothing there but a Python (`facts`).
+Whatever changes something brings the program there first, and asks an agent of it, `mvmci host`, over one
+channel a host that stays open. A host that cannot be reached stands in `away`, with the reason, and nothing
+is done there.
+
+    <cluster>/hosts.json    the hosts on which something of the cluster may be: how each is reached, its units
+    <cluster>/ports.json    where units listen that others dial, once it was chosen
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.changes import Observed, in_stopping_order
+from mvmci.cluster.deployment import ROLES, Place, RoleName, Unit, UnitConfig
+from mvmci.cluster.topology import HostSection, Topology
+from mvmci.errors import HostAway, MvmciError, NotFound, StoreUnavailable, Usage
+from mvmci.runtime import GRACE_S, Provisioning
+from mvmci.runtimes.local.agent import (
+    Begin,
+    Forget,
+    Key,
+    Keys,
+    Lock,
+    Log,
+    Observe,
+    Provide,
+    Unlock,
+    Wanted,
+)
+from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
+from mvmci.runtimes.local.runtime import SUPERVISOR
+from mvmci.runtimes.ssh.client import AgentClient
+from mvmci.runtimes.ssh.connection import Connections
+from mvmci.runtimes.ssh.host import HostFacts, ask, seen_by, service_of, unfit
+from mvmci.system.files import write_private
+from mvmci.system.lock import this_one
+from mvmci.system.ports import is_address
+from mvmci.system.processes import program_digest, program_file
+from mvmci.system.tasks import all_of, cancel
+from mvmci.trust.provision import make_config
+
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (who comes there needs a credential, over TLS)
+_PORTS: dict[RoleName, int] = {
+    "broker": 4222,
+    "executor": 27288,
+    "balancer": 27188,
+}  # the first that is tried
+_LOOK_EVERY_S = 2.0  # at hosts on which nothing is being done
+_CACHE = "_cache"  # in a host's directory, beside its clusters: what programs unpack
+T = TypeVar("T")
+
+
+class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host on which something of the cluster may be: how it is reached, and its units by name."""
+
+    section: HostSection
+    units: dict[str, RoleName] = {}
+
+
+class Ssh:
+    """The port `mvmci.runtime.Runtime` on `hosts`, those of the cluster's file. They get `program`."""
+
+    apart = True
+    broker_listen, broker_port = ANY_ADDRESS, _PORTS["broker"]
+
+    def __init__(
+        self,
+        root: Path,
+        cluster: str,
+        hosts: Mapping[str, HostSection],
+        program: Path | None = None,
+        *,
+        accept_new: bool = False,
+    ) -> None:
+        self.root = root
+        self.cluster = cluster
+        self.folder = root / cluster
+        self.away: Mapping[str, str] = {}
+        self._program = program or program_file()
+        self._digest = program_digest(["", str(self._program)])
+        self._known = _read(self.folder / "hosts.json", dict[str, KnownHost]) or {}
+        self._ports = _read(self.folder / "ports.json", dict[str, int]) or {}
+        self._present = {name for name, host in hosts.items() if host.state == "present"}
+        self._absent = {name for name in self._known if name in hosts and name not in self._present}
+        self._hosts = {name: hosts.get(name, one.section) for name, one in self._known.items()}
+        self._hosts |= {name: hosts[name] for name in self._present}
+        self._connections = Connections(
+            self._hosts, folder=Path("/"), recorded=self.folder / "known_hosts", accept_new=accept_new
+        )
+        self._facts: dict[str, HostFacts] = {}
+        self._just_seen: list[Observed] | None = None  # by `check`, until somebody asks
+        self._agents: dict[str, AgentClient] = {}
+        self._starting: dict[str, asyncio.Lock] = {}  # of agents
+        self._open = contextlib.AsyncExitStack()
+        self._changed = asyncio.Event()  # something was started or stopped by us, since `watch` looked
+
+    # ---- Looking
+
+    async def check(self) -> None:
+        self._just_seen = await self.observe()
+        if self._present and self._present <= set(self.away):
+            raise StoreUnavailable("; ".join(self.away.values()), hint="no host of the file can be reached")
+        problems = [f"{name}: {why}" for name in self._facts for why in unfit(self._facts[name])]
+        if problems:
+            raise Usage("\n".join(problems))
+
+    async def observe(self) -> list[Observed]:
+        just_seen, self._just_seen = self._just_seen, None
+        if just_seen is not None:
+            return just_seen
+        looked_at = self._present | self._absent | {name for name, one in self._known.items() if one.units}
+        seen: list[Observed] = []
+
+        async def look(host: str) -> None:
+            self.away = {one: why for one, why in self.away.items() if one != host}
+            try:
+                seen.extend(msgspec.structs.replace(one, host=host) for one in await self._seen(host))
+            except MvmciError as error:
+                await self._lose(host, error)
+                units = self._known[host].units if host in self._known else {}
+                why = error.message
+                seen.extend(
+                    Observed(name=one, role=role, host=host, reason=why) for one, role in units.items()
+                )
+
+        await all_of(*map(look, looked_at))
+        return sorted(seen, key=lambda one: (ROLES.index(one.role), len(one.name), one.name))
+
+    async def _seen(self, host: str) -> list[Observed]:
+        """The units on a host. Raises MvmciError."""
+        if host in self._agents:
+            return (await self._agents[host].ask(Observe(), Report)).units
+        section = self._hosts[host]
+        connection = await self._connections.connect(host)
+        facts = await ask(connection, self.cluster, directory=section.directory, python=section.python)
+        self._facts[host] = facts
+        return seen_by(facts)
+
+    async def _lose(self, host: str, error: MvmciError) -> None:
+        """Keep in mind that a host cannot be reached, and why."""
+        self.away = {**self.away, host: error.message}
+        agent = self._agents.pop(host, None)
+        if agent is not None:
+            await agent.close()
+
+    async def watch(self) -> AsyncGenerator[list[Observed], None]:
+        before: list[Observed] | None = None
+        watching: dict[str, asyncio.Task[None]] = {}
+
+        async def listen(agent: AgentClient) -> None:
+            with contextlib.suppress(MvmciError):  # `observe` finds out
+                async for _ in agent.follow(Watch(), Report):
+                    self._changed.set()
+
+        try:
+            while True:
+                self._changed.clear()
+                for host, agent in self._agents.items():
+                    if host not in watching:
+                        watching[host] = asyncio.create_task(listen(agent), name=f"watch {host}")
+                seen = await self.observe()
+                if seen != before:
+                    before = seen
+                    yield seen
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await self._changed.wait()
+        finally:
+            await cancel(*watching.values())
+
+    # ---- Places
+
+    async def place(self, unit: Unit) -> Place:
+        port = self._ports.get(unit.name)
+        if port is None:
+            taken = {*self._ports.values(), *self._listening(unit.host)}
+            port = next(port for port in range(_PORTS[unit.role], 65_536) if port not in taken)
+            self._ports[unit.name] = port
+        elif not self._runs(unit):
+            await self.check_port(unit, ANY_ADDRESS, port)
+        return Place(listen=f"{ANY_ADDRESS}:{port}", address=f"{_bracketed(self._address(unit.host))}:{port}")
+
+    async def check_port(self, unit: Unit, address: str, port: int) -> None:
+        if port in self._listening(unit.host) and not self._runs(unit):
+            raise Usage(
+                f"port {port} of {unit.host}, where {unit.name} is to listen, is in use",
+                hint="stop what listens there, or name another port in `broker.listen`"
+                if unit.role == "broker"
+                else "stop what listens there",
+            )
+
+    def dial(self, unit: Unit, broker: BrokerSettings) -> str:
+        return f"tls://{_bracketed(self._address(unit.host))}:{broker.port}"
+
+    def dial_here(self, unit: Unit, broker: BrokerSettings) -> str:
+        return self.dial(unit, broker)
+
+    def adds(self, topology: Topology, unit: Unit) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def _address(self, host: str) -> str:
+        return self._hosts[host].address or host
+
+    def _listening(self, host: str) -> Collection[int]:
+        return self._facts[host].listening if host in self._facts else ()
+
+    def _runs(self, unit: Unit) -> bool:
+        facts = self._facts.get(unit.host)
+        return facts is not None and any(one.name == unit.name and one.pid for one in seen_by(facts))
+
+    # ---- Changing
+
+    @contextlib.asynccontextmanager
+    async def lock(self, hosts: Collection[str] | None, owner: str) -> AsyncIterator[None]:
+        hosts = list(self._known) if hosts is None else hosts
+        ask = Lock(who=f"{this_one()} on {socket.gethostname()}", owner=owner)
+        for host in hosts:
+            self._know(host, {})
+        locked: list[str] = []
+
+        async def take(host: str) -> None:
+            await (await self._agent(host)).tell(ask)
+            locked.append(host)
+
+        async def leave(host: str) -> None:
+            await self._agents[host].tell(Unlock())
+
+        try:
+            await self._on_each(hosts, take)
+            yield
+        finally:
+            await self._on_each([host for host in locked if host in self._agents], leave)
+
+    async def provision(self, provisioning: Provisioning) -> None:
+        await self._on_units(provisioning.starting, functools.partial(self._provide, provisioning))
+
+    async def _provide(self, provisioning: Provisioning, host: str, units: Sequence[UnitConfig]) -> None:
+        """Have these units' keys made on their host, and lay down their files."""
+        agent, authority, address = await self._agent(host), provisioning.authority, self._address(host)
+        keyed = [one for one in units if one.unit.role != "balancer"]
+        wanted = (Wanted(name=one.unit.name, role=one.unit.role, generation=one.generation) for one in keyed)
+        files = {}
+        for one, key in zip(keyed, await agent.ask(Keys(units=tuple(wanted)), list[Key]), strict=True):
+            names, addresses = ((), (address,)) if is_address(address) else ((address,), ())
+            data = make_config(
+                one,
+                authority,
+                key.there,
+                keys_in=authority.folder,
+                public=key.public,
+                names=names,
+                addresses=addresses,
+            )
+            assert data is not None
+            files[one.unit.name] = data
+        await agent.tell(Provide(files=files))
+
+    async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
+        async def begin(host: str, these: Sequence[UnitConfig]) -> None:
+            agent = await self._agent(host)
+            self._know(host, {one.unit.name: one.unit.role for one in these})
+            await agent.tell(Begin(start=Start(units=tuple(these)), attached=attached))
+
+        write_private(self.folder / "ports.json", msgspec.json.encode(self._ports))
+        await self._on_units(units, begin)
+        self._changed.set()
+
+    async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
+        seen = [one for one in await self.observe() if one.host not in self.away]
+        going = [one for one in seen if names is None or one.name in names]
+        for role in in_stopping_order(one.role for one in going):
+            by_host: dict[str, list[str]] = {}
+            for one in going:
+                if one.role == role:
+                    by_host.setdefault(one.host, []).append(one.name)
+            await self._on_each(by_host, functools.partial(self._end, by_host, grace_s))
+            self._changed.set()
+        return bool(going)
+
+    async def _end(self, by_host: Mapping[str, Sequence[str]], grace_s: float, host: str) -> None:
+        """Stop these units of a host, and forget that it has them."""
+        agent = await self._agent(host)
+        await agent.ask(Stop(names=tuple(by_host[host]), grace_s=grace_s), bool)
+        self._know(host, {}, gone=by_host[host])
+
+    def absent(self) -> list[str]:
+        return sorted(self._absent - set(self.away))
+
+    async def forget(self, hosts: Collection[str] | None = None) -> None:
+        async def clear(host: str) -> None:
+            await (await self._agent(host)).tell(Forget())
+            await self._agents.pop(host).close()
+            connection, directory = await self._connections.connect(host), self._facts[host].directory.path
+            await connection.run(["sh", "-c", _CLEAR, "sh", directory])
+            del self._known[host]
+            self._absent.discard(host)
+            self._keep_known()
+
+        await self._on_each(list(self._known) if hosts is None else hosts, clear)
+
+    async def log(
+        self, name: str, *, follow: bool = False, last: int | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        seen = await self.observe()
+        host = next((one.host for one in seen if one.name == name), None) or self._supervised(name)
+        if host is None:
+            raise NotFound(
+                f"no unit {name} of {self.cluster} is kept running on its hosts",
+                hint=f"there are {', '.join(one.name for one in seen) or 'none'}; "
+                f"`{SUPERVISOR}@HOST` starts those of a host",
+            )
+        if host in self.away:
+            raise StoreUnavailable(self.away[host])
+        agent = await self._agent(host)
+        what = SUPERVISOR if name.startswith(f"{SUPERVISOR}@") else name
+        ask = Log(name=what, follow=follow, last=last)
+        async with contextlib.aclosing(agent.follow(ask, bytes)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    def _supervised(self, name: str) -> str | None:
+        """The host whose supervisor is meant."""
+        what, _, host = name.partition("@")
+        return host if what == SUPERVISOR and host in self._hosts else None
+
+    async def close(self) -> None:
+        """Leave all hosts. Units that were started with `attached` are stopped."""
+        for agent in self._agents.values():
+            await agent.close()
+        self._agents.clear()
+        await self._open.aclose()
+        await self._connections.close()
+
+    # ---- On many hosts at once
+
+    async def _on_units(
+        self, units: Sequence[UnitConfig], work: Callable[[str, Sequence[UnitConfig]], Awaitable[None]]
+    ) -> None:
+        """Do `work` with the units of each host. Raises MvmciError; where a host is away, only if its units
+        are those without which there is no cluster."""
+        by_host: dict[str, list[UnitConfig]] = {}
+        for one in units:
+            by_host.setdefault(one.unit.host, []).append(one)
+
+        async def on(host: str) -> None:
+            await work(host, by_host[host])
+
+        await self._on_each(by_host, on)
+        for host in by_host.keys() & self.away.keys():
+            if any(one.unit.role == "broker" for one in by_host[host]):
+                raise StoreUnavailable(self.away[host], hint="the broker is to run there")
+
+    async def _on_each(self, hosts: Iterable[str], work: Callable[[str], Awaitable[None]]) -> None:
+        """Do `work` on each host that can be reached. One that goes is `away` then. Raises MvmciError."""
+
+        async def on(host: str) -> None:
+            try:
+                await work(host)
+            except HostAway as error:
+                await self._lose(host, error)
+
+        await all_of(*(on(host) for host in hosts if host not in self.away))
+
+    async def _agent(self, host: str) -> AgentClient:
+        """The agent of a host. Its program is brought there first."""
+        async with self._starting.setdefault(host, asyncio.Lock()):
+            if host not in self._agents:
+                connection, facts = await self._connections.connect(host), await self._facts_of(host)
+                directory, python = facts.directory.path, facts.python.path if facts.python else "python3"
+                program = await connection.put(self._program, self._digest, directory, python=python)
+                command = ["env", f"SHIV_ROOT={directory}/{_CACHE}", python, "-I", program, "host"]
+                command += ["--cluster", self.cluster, "--state", directory]
+                command += ["--service", service_of(facts, self._hosts[host].service)]
+                channel = await self._open.enter_async_context(connection.channel(command))
+                self._agents[host] = AgentClient(host, channel)
+            return self._agents[host]
+
+    async def _facts_of(self, host: str) -> HostFacts:
+        if host not in self._facts:
+            await self._seen(host)
+        return self._facts[host]
+
+    def _know(self, host: str, more: Mapping[str, RoleName], gone: Collection[str] = ()) -> None:
+        """Keep in mind, before it is so, that something may be on a host; which units are there."""
+        there = self._known[host].units if host in self._known else {}
+        units = {name: role for name, role in (there | dict(more)).items() if name not in gone}
+        now = KnownHost(section=self._hosts[host], units=units)
+        if self._known.get(host) != now:
+            self._known[host] = now
+            self._keep_known()
+
+    def _keep_known(self) -> None:
+        write_private(self.folder / "hosts.json", msgspec.json.encode(self._known))
+
+
+# Removes a host's directory where no cluster is left in it, and nothing but what every cluster shares.
+_CLEAR = """
+cd -- "$1" || exit 0
+for one in $(ls -A); do case $one in bin|_cache|_host) ;; *) exit 0;; esac; done
+rm -rf -- "$1"
+"""
+
+
+def _read(file: Path, kind: type[T]) -> T | None:
+    """What is in a file of ours; None where there is none that can be read."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
