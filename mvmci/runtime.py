@@ -50,11 +50,12 @@ class Runtime(Protocol):
 
     `away` are the hosts that could not be reached when this was last tried, each with the reason. Nothing is
     done there, and what is asked for there is left out. A broker of ours listens at `broker_listen` and
-    `broker_port` where the file does not say.
+    `broker_port` where the file does not say. `notes` are sentences for the user, on what was started.
     """
 
     apart: bool
     away: Mapping[str, str]
+    notes: Sequence[str]
     broker_listen: str
     broker_port: int
 
@@ -137,6 +138,7 @@ class OfThisMachine:
     """What the runtimes have in common whose units are all on this machine."""
 
     away: Mapping[str, str] = {}
+    notes: Sequence[str] = ()
     broker_listen, broker_port = LOOPBACK, ANY_PORT
     apart: bool
 

@@ -710,16 +710,17 @@ def supervise_verb(
 
 @click.command("host", hidden=True)
 @click.option("--cluster", required=True)
-@click.option("--service", type=click.Choice(["system", "user", "none"]), default="none")
+@click.option("--service", type=click.Choice(["auto", "system", "user", "none"]), default="auto")
 @state_option
-def host_verb(cluster: str, service: str, state: Path) -> int:
+def host_verb(cluster: str, service: Literal["auto", "system", "user", "none"], state: Path) -> int:
     """Do what an `up` on another machine asks for, while its channel of ssh is open. JSON in, JSON out."""
     from mvmci.jobs.job import check_id
     from mvmci.runtimes.local.agent import serve_stdio
     from mvmci.runtimes.local.runtime import Local
+    from mvmci.runtimes.local.service import choose
 
     make_state(state)
-    asyncio.run(serve_stdio(Local(state, check_id(cluster, "cluster name"))))
+    asyncio.run(serve_stdio(Local(state, check_id(cluster, "cluster name"), service=choose(service))))
     return 0
 
 

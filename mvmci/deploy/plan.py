@@ -51,6 +51,7 @@ class Plan:
     front: str | None  # the URL of a balancer of the user's own, where it can be seen from here
     file: Path
     runtime: str
+    notes: tuple[str, ...] = ()  # what else the user is to know
 
     @property
     def changes(self) -> list[Action]:
@@ -108,6 +109,7 @@ async def make_plan(
         front=front,
         file=file,
         runtime=runtime,
+        notes=tuple(running.notes),
     )
 
 
@@ -161,7 +163,10 @@ async def check_external(plan: Plan) -> list[str]:
 
     Raises Usage, StoreUnavailable, TicketRefused.
     """
-    return _disk_warnings(plan) if plan.external is None else await broker_warnings(plan, plan.external)
+    notes = [f"warning: {note}" for note in plan.notes]
+    if plan.external is None:
+        return [*notes, *_disk_warnings(plan)]
+    return [*notes, *await broker_warnings(plan, plan.external)]
 
 
 def _disk_warnings(plan: Plan) -> list[str]:

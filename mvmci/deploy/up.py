@@ -130,6 +130,9 @@ class Up:
             finally:
                 await self._watch_no_more()
             state.keep_applied(plan.text, plan.deployment)
+            for note in self._runtime.notes:
+                if note not in plan.notes:
+                    self._say(note)
             if away := self._runtime.away:
                 why = "; ".join(f"nothing is done on {host}: {why}" for host, why in sorted(away.items()))
                 raise await self._partly(why, "the same command finishes it once they can be reached")

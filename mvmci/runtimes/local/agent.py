@@ -10,7 +10,7 @@ failed.
 
 Keys of units are made here and stay here: of a key that is asked for, its public half is told. Whoever asks
 says something every few seconds. One who has gone silent is gone: its lock ends, and so do units that were to
-end with it.
+end with it, as they end with this process.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class Provide(msgspec.Struct, frozen=True, kw_only=True, tag="provide"):
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag="begin"):
-    """Keep these units running, by this program; with `attached`, until the channel is closed."""
+    """Keep these units running, by this program; with `attached`, until the channel is closed.
+
+    Answered by what the user has to do so that they come back after a boot, if anything.
+    """
 
     start: Start
     attached: bool = False
@@ -132,18 +135,14 @@ async def serve(here: Local, reader: asyncio.StreamReader, write: Callable[[byte
     """Answer until whoever asks is gone. `write` sends a line. Raises msgspec.DecodeError."""
     agent = Agent(here)
     with contextlib.ExitStack() as agent.held:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                answering = set()
-                while line := await _line(reader):
-                    request = _requests.decode(line)
-                    if request.ask is not None:
-                        answering.add(tasks.create_task(_answer(agent, request.id, request.ask, write)))
-                for task in answering:
-                    task.cancel()
-        finally:
-            if agent.attached:
-                await here.stop()
+        async with asyncio.TaskGroup() as tasks:
+            answering = set()
+            while line := await _line(reader):
+                request = _requests.decode(line)
+                if request.ask is not None:
+                    answering.add(tasks.create_task(_answer(agent, request.id, request.ask, write)))
+            for task in answering:
+                task.cancel()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
@@ -184,7 +183,6 @@ class Agent:
     def __init__(self, here: Local) -> None:
         self.here = here
         self.held: contextlib.ExitStack
-        self.attached = False
         self._keys: dict[str, str] = {}
 
     async def answer(self, ask: Ask) -> AsyncGenerator[tuple[bool, bytes], None]:
@@ -206,8 +204,8 @@ class Agent:
             for name, data in ask.files.items():
                 write_private(here.files.config(name), with_seed(data, self._keys[name]))
         elif isinstance(ask, Begin):
-            self.attached |= ask.attached
-            await here.start(ask.start.units)
+            await here.start(ask.start.units, attached=ask.attached)
+            yield True, msgspec.json.encode("" if ask.attached else here.after_boot)
         elif isinstance(ask, Stop):
             yield True, msgspec.json.encode(await here.stop(ask.names, ask.grace_s))
         elif isinstance(ask, Observe):

@@ -38,7 +38,7 @@ from mvmci.runtimes.local.messages import (
     read_desired,
     socket_address,
 )
-from mvmci.runtimes.local.service import Kind, Service, services
+from mvmci.runtimes.local.service import Kind, Service, after_boot, services
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
 from mvmci.system.ports import check_port, choose_port
@@ -68,7 +68,8 @@ _reports = msgspec.json.Decoder(Report)
 
 class Local(OfThisMachine):
     """The port `mvmci.runtime.Runtime`. `program` is how the supervisor and the units of a `start` are
-    started: as this one was, if it is empty. `service` is what starts the supervisor after a boot."""
+    started: as this one was, if it is empty. `service` is what starts the supervisor after a boot;
+    `after_boot` says what a user has to do for that, if anything."""
 
     apart = False
 
@@ -79,6 +80,7 @@ class Local(OfThisMachine):
         self.cluster = cluster
         self.files = SupervisorFiles(root / cluster)
         self._program = tuple(program or this_program())
+        self.after_boot = after_boot(service, self._program, root, cluster)
         self._service = None if service == "none" else Service(service, root, cluster)
         self._chosen: dict[str, int] = {}  # ports of units that were never started
         self._started = asyncio.Event()  # by us, since `watch` looked

@@ -8,7 +8,6 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Literal
 
 import msgspec
 
@@ -46,10 +45,6 @@ for path in $pythons; do
 done
 printf ']}\\n'
 """
-
-
-ServiceName = Literal["system", "user", "none"]
-ServiceWish = Literal["auto"] | ServiceName
 
 
 class Python(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,17 +137,6 @@ def unfit(facts: HostFacts) -> Iterator[str]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdecimal())
-
-
-def service_of(facts: HostFacts, wish: ServiceWish) -> ServiceName:
-    """What starts a host's units after a boot, where the file leaves that to us."""
-    if wish != "auto":
-        return wish
-    if not facts.systemd:
-        return "none"
-    if facts.uid == 0:
-        return "system"
-    return "user" if facts.user_manager or facts.lingers else "none"
 
 
 async def ask(

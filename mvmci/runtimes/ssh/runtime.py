@@ -52,7 +52,8 @@ from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import SUPERVISOR
 from mvmci.runtimes.ssh.client import AgentClient
 from mvmci.runtimes.ssh.connection import Connections
-from mvmci.runtimes.ssh.host import HostFacts, ask, seen_by, service_of, unfit
+from mvmci.runtimes.ssh.host import HostFacts, ask, seen_by, unfit
+from mvmci.runtimes.ssh.user_config import ignored
 from mvmci.system.files import write_private
 from mvmci.system.lock import this_one
 from mvmci.system.ports import is_address
@@ -97,6 +98,7 @@ class Ssh:
         self.cluster = cluster
         self.folder = root / cluster
         self.away: Mapping[str, str] = {}
+        self.notes: Sequence[str] = ()
         self._program = program or program_file()
         self._digest = program_digest(["", str(self._program)])
         self._known = _read(self.folder / "hosts.json", dict[str, KnownHost]) or {}
@@ -118,6 +120,7 @@ class Ssh:
     # ---- Looking
 
     async def check(self) -> None:
+        self.notes = ignored({name: self._hosts[name] for name in self._present})
         self._just_seen = await self.observe()
         if self._present and self._present <= set(self.away):
             raise StoreUnavailable("; ".join(self.away.values()), hint="no host of the file can be reached")
@@ -280,7 +283,8 @@ class Ssh:
         async def begin(host: str, these: Sequence[UnitConfig]) -> None:
             agent = await self._agent(host)
             self._know(host, {one.unit.name: one.unit.role for one in these})
-            await agent.tell(Begin(start=Start(units=tuple(these)), attached=attached))
+            told = await agent.ask(Begin(start=Start(units=tuple(these)), attached=attached), str)
+            self.notes = [*self.notes, *([f"{host}: {told}"] if told else [])]
 
         write_private(self.folder / "ports.json", msgspec.json.encode(self._ports))
         await self._on_units(units, begin)
@@ -391,7 +395,7 @@ class Ssh:
                 program = await connection.put(self._program, self._digest, directory, python=python)
                 command = ["env", f"SHIV_ROOT={directory}/{_CACHE}", python, "-I", program, "host"]
                 command += ["--cluster", self.cluster, "--state", directory]
-                command += ["--service", service_of(facts, self._hosts[host].service)]
+                command += ["--service", self._hosts[host].service]
                 channel = await self._open.enter_async_context(connection.channel(command))
                 self._agents[host] = AgentClient(host, channel)
             return self._agents[host]
