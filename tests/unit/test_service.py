@@ -128,6 +128,8 @@ def test_the_line_that_starts_units_after_a_boot_is_one_for_cron(monkeypatch: py
     assert r"100\%" in line
     assert shlex.split(line.replace(r"\%", "%"))[:2] == ["env", "MVMCI_STATE=/srv/my state/100%"]
     assert after_boot("system", PROGRAM, ROOT, "demo") == ""
+    monkeypatch.setattr(service, "LINGERING", ROOT)
+    assert "loginctl enable-linger" in after_boot("user", PROGRAM, ROOT, "demo")
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/crontab")
     assert "in `crontab -e` does: @reboot env MVMCI_STATE=" in after_boot("none", PROGRAM, ROOT, "demo")
     monkeypatch.setattr(shutil, "which", lambda _: None)

@@ -40,7 +40,9 @@ class Site:
         self.user = user
         self.kind = USERS[user]
         self.home = "/root" if user == "root" else f"/home/{user}"
-        self.state = f"{self.home}/state" if user != "root" else "/var/lib/mvmci"
+        # What it is called is nobody's business: neither a shell nor systemd is to find something in it.
+        self.state = "/var/lib/mvmci" if user == "root" else f"{self.home}/my state, 5%n $HOME"
+        self.quoted = shlex.quote(self.state)
 
     def sh(self, line: str, *, why: bool = False) -> str:
         """What a line of shell says, as the user has it who comes by ssh; `why` it fails, where it has to."""
@@ -123,7 +125,7 @@ without = pytest.mark.parametrize("host", [False], indirect=True, ids=["bare"])
 
 @with_systemd
 def test_the_supervisor_is_a_service_and_jobs_are_as_isolated_as_without(site: Site) -> None:
-    supervisor = json.loads(site.sh(f"cat {site.state}/{NAME}/supervisor.json"))["pid"]
+    supervisor = json.loads(site.sh(f"cat {site.quoted}/{NAME}/supervisor.json"))["pid"]
     assert site.shows("MainPID") == str(supervisor)
     assert (site.shows("ActiveState"), site.shows("UnitFileState")) == ("active", "enabled")
     for pid in site.pids().values():
@@ -178,7 +180,8 @@ def test_an_upgrade_keeps_the_units_and_the_next_boot_takes_the_new_program(site
     site.host.reboot()
     until(site.is_ready)
     assert TWO in site.sh(f"tr '\\0' ' ' </proc/{site.shows('MainPID')}/cmdline")
-    assert all(ONE in site.sh(f"tr '\\0' ' ' </proc/{pid}/cmdline") for pid in site.pids().values() if pid)
+    for name in UNITS - {"broker-1"}:  # which is nats-server
+        assert ONE in site.sh(f"tr '\\0' ' ' </proc/{site.pids()[name]}/cmdline")
 
 
 @with_systemd
@@ -199,14 +202,14 @@ def test_what_was_stopped_leaves_nothing_with_systemd_and_what_shuts_down_does(s
 @with_systemd
 def test_a_supervisor_that_cannot_start_says_why(site: Site) -> None:
     site.supervise("stop", told={"type": "stop"})
-    site.sh(f"mv {site.state}/{NAME}/supervisor.lock {site.state}/{NAME}/moved")
-    site.sh(f"mkdir {site.state}/{NAME}/supervisor.lock")
+    site.sh(f"mv {site.quoted}/{NAME}/supervisor.lock {site.quoted}/{NAME}/moved")
+    site.sh(f"mkdir {site.quoted}/{NAME}/supervisor.lock")
     told = {"type": "start", "units": [{"unit": {"name": "w", "role": "worker", "host": "h"}}]}
     words = ["supervise", "start", "--cluster", NAME, "--service", site.kind]
     said = site.mvmci(*words, told=json.dumps(told).encode(), why=True)
     assert f"`systemctl {'' if site.user == 'root' else '--user '}--quiet start {SERVICE}` failed" in said
     assert "supervisor.lock" in said
-    site.sh(f"rmdir {site.state}/{NAME}/supervisor.lock")
+    site.sh(f"rmdir {site.quoted}/{NAME}/supervisor.lock")
 
 
 @without
