@@ -35,7 +35,7 @@ from mvmci.cluster.topology import HostSection, host_and_port
 from mvmci.errors import HostAway, HostRefused, MvmciError, Usage
 from mvmci.runtimes.ssh import known_hosts
 from mvmci.runtimes.ssh.known_hosts import HostKeys, fingerprint, key_type
-from mvmci.system.tasks import TaskSet, cancel
+from mvmci.system.tasks import TaskSet, at_most, cancel
 from mvmci.system.text import one_line
 
 CONNECT_S = 10.0  # until a host has shown its key
@@ -45,6 +45,7 @@ CHANNELS_MAX = 10  # of one connection; sshd's MaxSessions
 TRIES = 4  # of a connection that was dropped before the host said who it is, as a full sshd does
 RETRY_S = 0.3  # doubles with every try
 REOPEN_S = 0.05  # the same for a session
+CLOSE_S = 1.0  # for a host to say that a command's streams are closed: till then sshd counts it
 ALIVE_S, ALIVES_MAX = 4.0, 2  # pings: who is unplugged is away within 12 s
 OUTPUT_BYTES_MAX = 8 << 20  # of a command that is run to its end
 LINE_BYTES_MAX = 64 << 20  # of one that is talked with
@@ -128,10 +129,11 @@ class Connections:
 
     async def close(self) -> None:
         """End all connections, and with them what is run through them."""
-        made = [task.result() for task in self._made.values() if task.done() and not task.exception()]
         await self._tasks.close()
-        for connection in made:
-            await connection.close()
+        for task in self._made.values():
+            if not task.cancelled() and not task.exception():
+                await task.result().close()
+        self._made.clear()
         self._logins.close()
 
     async def _connect(self, target: _Target) -> Connection:
@@ -401,10 +403,10 @@ class Channel:
             self._process.terminate()
 
     async def close(self) -> None:
-        """End its streams, and so most commands."""
+        """End its streams, and so most commands. A host that is away is not waited for."""
         self._process.close()
         await cancel(self._listening)
-        await self._process.wait_closed()
+        await at_most(CLOSE_S, self._process.wait_closed())
 
     async def _read(self) -> bytes:
         try:
