@@ -90,6 +90,7 @@ accept_option = option(
     type=Share(),
     default="20%",
     show_default=True,
+    envvar="MVMCI_UP_BATCH",
     help="On how many hosts at once units that run are started again, after a first one.",
 )
 @option("--yes", is_flag=True, help="Do not ask before something that runs is stopped.")
