@@ -337,6 +337,7 @@ class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     min_isolation: str = "process"
     isolation: str = "reuse"
     engine: str = "embedded"  # how workers reach one: "embedded", "broker", or a URL, http(s)://host:port
+    public_engine: bool = False  # that URL is of a balancer of the user's own: who that is, a public CA says
     wire: int = 0
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mvmci.api.engine import JobRunner
     from mvmci.stores.nats import Cluster
+    from mvmci.trust.certificate import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +29,18 @@ async def serve_http(
     token: str = "",
     queues: tuple[str, ...] = (),
     folder: Path | None = None,
+    certificate: Certificate | None = None,
 ) -> None:
-    """Answer HTTP at `host` until cancelled. With a `token`, whoever asks must have it.
+    """Answer HTTP at `host` until cancelled. With a `token`, whoever asks must have it. With a `certificate`,
+    it is HTTPS, and begins when there is one.
 
     `queues` are those that the executor may write to; none is all of them. `folder` holds modules on their
     way in; one of the system's temporary ones, if absent. Raises Usage.
     """
     from mvmci.api.app import Api, serve_api
+
+    if certificate is not None:
+        await certificate.there.wait()
 
     def away() -> str:
         return "" if cluster.link.is_up else "the broker is away"
@@ -49,6 +55,7 @@ async def serve_http(
             token=token,
             away=away,
         )
-        async with serve_api(api, host, port) as bound:
-            log.info("the HTTP API listens on %s:%d", host, bound)
+        context = certificate.context if certificate is not None else None
+        async with serve_api(api, host, port, context) as bound:
+            log.info("the HTTP%s API listens on %s:%d", "S" if context is not None else "", host, bound)
             await asyncio.Event().wait()

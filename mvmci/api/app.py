@@ -1,6 +1,7 @@
 """The application: its routes, who may use them, and how it is served.
 
-With a token, everything but `/health` and `/version` wants `Authorization: Bearer …`. Without one it is
+With a token, everything but `/health` and `/version` wants `Authorization: Bearer …`; who has that of workers
+may have jobs run, and nothing else. Without one it is
 for this machine alone, and a page in a browser here must not be able to use it: requests that come from a
 page, or under a name that is not this machine's, are refused.
 """
@@ -15,6 +16,7 @@ import logging
 import os
 import re
 import resource
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -36,10 +38,12 @@ from mvmci.api.openapi import openapi
 from mvmci.errors import MvmciError, StoreUnavailable, Usage
 from mvmci.store import Store
 from mvmci.system.files import sweep
+from mvmci.trust.certificate import run_token
 
 OPEN = frozenset({"/health", "/version"})  # for balancers, and for whoever looks who is there
 KEEP_ALIVE_S = 75.0  # for the next request of a connection, and for the headers of its first
 STOP_S = 0.5  # for what is being answered when we stop
+HANDSHAKE_S = 10.0
 LINGER_S = 10.0  # so long the rest of a body is taken that was refused, so that its sender reads why
 BACKLOG = 1024
 NO_HTTP = (HttpProcessingError, web.RequestPayloadError)
@@ -83,7 +87,7 @@ def make_app(api: Api) -> web.Application:
             web.get("/api/workflow/{id}/wait", jobs.wait),
             web.get("/api/workflow/{id}/logs", jobs.logs),
             web.post("/api/workflow/{id}/cancel", jobs.cancel),
-            web.post("/api/engine/run", partial(engine.run_job, api.executor)),
+            web.post(engine.RUN, partial(engine.run_job, api.executor)),
         ]
     )
     app.on_response_prepare.append(_begin)
@@ -164,7 +168,7 @@ async def _begin(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _guarded(token: str) -> Middleware:
-    wanted = _hashed(token.encode())
+    wanted, to_run = _hashed(token.encode()), _hashed(run_token(token).encode())
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -173,7 +177,10 @@ def _guarded(token: str) -> Middleware:
             found = given.strip().encode(errors="replace") if scheme.lower() == "bearer" else b""
             if not token:
                 _check_local(request)
-            elif not hmac.compare_digest(wanted, _hashed(found)):
+            elif not (
+                hmac.compare_digest(wanted, _hashed(found))
+                or (request.path == engine.RUN and hmac.compare_digest(to_run, _hashed(found)))
+            ):
                 raise HttpError(
                     401,
                     "the token is missing, or it is another one",
@@ -217,8 +224,9 @@ def _is_loopback(host: str) -> bool:
 
 
 @asynccontextmanager
-async def serve_api(api: Api, host: str, port: int) -> AsyncIterator[int]:
-    """Serve the application at `host`, and say at which port: 0 is any that is free. Raises Usage."""
+async def serve_api(api: Api, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """Serve the application at `host`, over TLS if there is a context for it, and say at which port: 0 is any
+    that is free. Raises Usage."""
     sweep(api.folder)
     http_log = log.getChild("http")  # the library has a traceback for every connection that brings no HTTP
     http_log.addFilter(_is_worth_logging)
@@ -243,7 +251,7 @@ async def serve_api(api: Api, host: str, port: int) -> AsyncIterator[int]:
         return manager() if len(manager.connections) < connections_max else _Full()
 
     try:
-        server = await _listen(connect, host, port)
+        server = await _listen(connect, host, port, tls)
         try:
             yield int(server.sockets[0].getsockname()[1])
         finally:
@@ -256,9 +264,18 @@ def _is_worth_logging(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], NO_HTTP))
 
 
-async def _listen(connect: Callable[[], asyncio.BaseProtocol], host: str, port: int) -> asyncio.Server:
+async def _listen(
+    connect: Callable[[], asyncio.BaseProtocol], host: str, port: int, tls: ssl.SSLContext | None
+) -> asyncio.Server:
     try:
-        return await asyncio.get_running_loop().create_server(connect, host, port, backlog=BACKLOG)
+        return await asyncio.get_running_loop().create_server(
+            connect,
+            host,
+            port,
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=HANDSHAKE_S if tls is not None else None,
+        )
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise Usage(f"{host}:{port} cannot be listened at: {why}", hint="choose another --listen") from None

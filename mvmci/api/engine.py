@@ -21,6 +21,8 @@ from mvmci.engines.remote import NEWER, Failed, NoCapacity, Reply, RunRequest, e
 from mvmci.errors import Usage, VersionsDiffer
 from mvmci.wire import Level
 
+RUN = "/api/engine/run"
+
 
 class JobRunner(Protocol):
     """What the API asks of its executor: to run jobs for workers, and how it stands."""

@@ -149,9 +149,10 @@ def _label(text: str) -> tuple[str, str]:
 def executor_verb(listen: str | None, **options: Any) -> int:
     """Be an engine for workers that have none of their own, until stopped."""
     from mvmci.roles.executor import ExecutorOptions, run_executor
+    from mvmci.roles.unit import given_token
 
     common = _host_options(**options)
-    at = _listen(listen, common["token"]) if listen else None
+    at = _listen(listen, common["token"] or given_token(ExecutorOptions(**common))) if listen else None
     return _run(run_executor, ExecutorOptions(listen=at, **common))
 
 
@@ -263,6 +264,7 @@ def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
     ),
 )
 @name_option
+@config_option
 @option(
     "--listen",
     metavar="HOST:PORT",
@@ -274,14 +276,23 @@ def broker_verb(state: Path, cluster: str | None, config: Path | None) -> int:
 @cluster_option
 @state_option
 def balancer_verb(
-    state: Path, cluster: str | None, name: str | None, listen: str, backends: tuple[str, ...]
+    state: Path,
+    cluster: str | None,
+    name: str | None,
+    config: Path | None,
+    listen: str,
+    backends: tuple[str, ...],
 ) -> int:
     """Become a balancer in front of executors: haproxy, which this machine must have."""
     from mvmci.jobs.job import check_id
     from mvmci.roles.balancer import exec_balancer
+    from mvmci.trust.provision import BalancerConfig, read_config
 
     name = check_id(name or "balancer", "unit's name")
-    exec_balancer(state / find_cluster(state, cluster) / "units" / name, listen, backends)
+    folder = state / find_cluster(state, cluster) / "units" / name
+    config = config or folder / "config.json"
+    given = read_config(config, BalancerConfig) if config.exists() else None
+    exec_balancer(folder, listen, backends, given)
 
 
 def _run(run: Callable[[T], Coroutine[Any, Any, int]], options: T) -> int:

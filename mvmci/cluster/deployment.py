@@ -33,6 +33,7 @@ ROLES: tuple[RoleName, ...] = ("broker", "control-plane", "executor", "balancer"
 SERVING: tuple[RoleName, ...] = ("executor", "balancer")  # those that workers may be in the middle of using
 
 _HOLE = re.compile(r"\{(?:listen|address:([^{}]+))\}")
+_PLAIN = re.compile(r"\bhttp://\{address:")
 _URL = re.compile(r"https?://[^@\s{}]+")
 
 
@@ -267,10 +268,12 @@ def listening(deployment: Deployment) -> list[Unit]:
     return [unit for unit in deployment.units if _listens(unit)]
 
 
-def resolve(deployment: Deployment, places: Mapping[str, Place]) -> Deployment:
-    """A checked `deployment` with all placeholders filled in; `places` has each unit that listens."""
+def resolve(deployment: Deployment, places: Mapping[str, Place], *, tls: bool = False) -> Deployment:
+    """A checked `deployment` with all placeholders filled in; `places` has each unit that listens. Over
+    `tls`, a URL of one of them is https."""
 
     def filled(text: str, name: str = "") -> str:
+        text = _PLAIN.sub("https://{address:", text) if tls else text
         return _HOLE.sub(lambda hole: places[hole[1]].address if hole[1] else places[name].listen, text)
 
     units = (

@@ -27,6 +27,7 @@ TICKET_CHARS_MAX = 8_192
 CHECKSUM_BYTES = 4
 ANY_INBOX = "_INBOX"
 TLS_NAME = "broker.mvmci"  # what every broker's certificate is made out to, whatever its address
+ENGINE_TLS_NAME = "executor.mvmci"  # the same of who answers HTTP
 _OTHER_VERSION = re.compile(r"mvmci[0-9]+_")
 
 TicketRole = Literal["worker", "executor", "client"]

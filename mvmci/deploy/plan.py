@@ -91,7 +91,7 @@ async def make_plan(
     wanted_broker = broker_of(found, facts, running)
     await _check_port(wanted_broker, facts, deployment, seen, running)
     front = deployment.engine if is_url(deployment.engine) and not running.apart else None
-    deployment = await placed(deployment, running)
+    deployment = await placed(deployment, running, tls=running.apart and external is None)
     configs = configs_of(deployment, found, running, seen, external or _authority(state), wanted_broker)
     moves = bool(seen) and state.applied_deployment().engine != deployment.engine
     return Plan(
@@ -113,9 +113,11 @@ async def make_plan(
     )
 
 
-async def placed(deployment: Deployment, runtime: Runtime) -> Deployment:
-    """`deployment` where the units listen at the places that `runtime` has for them. Raises Usage."""
-    return resolve(deployment, {unit.name: await runtime.place(unit) for unit in listening(deployment)})
+async def placed(deployment: Deployment, runtime: Runtime, *, tls: bool) -> Deployment:
+    """`deployment` where the units listen at the places that `runtime` has for them, over `tls`. Raises
+    Usage."""
+    places = {unit.name: await runtime.place(unit) for unit in listening(deployment)}
+    return resolve(deployment, places, tls=tls)
 
 
 def configs_of(
@@ -308,6 +310,7 @@ def settings_of(found: Topology, engine: str) -> ClusterSettings:
         min_isolation=found.min_isolation,
         isolation=found.isolation,
         engine=engine,
+        public_engine=found.executors is not None and found.executors.url is not None,
     )
 
 

@@ -37,7 +37,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     external = external_of(found, file)
     state = ClusterState(folder / "state", found.cluster)
     runtime = state.runtime(RUNTIME)
-    deployment = await placed(deployment_of(found, file), runtime)
+    deployment = await placed(deployment_of(found, file), runtime, tls=external is None)
     state.check_version()
     state.check_keys()
     with state.lock():

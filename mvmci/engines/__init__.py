@@ -51,10 +51,9 @@ def open_embedded(
     return Embedded(host, slots=slots)
 
 
-async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
-    """The executors of `cluster`, through the broker or at a URL: `where` is a `Settings.engine`.
-
-    Raises StoreUnavailable.
+async def open_remote(cluster: Cluster, where: str, token: str = "", *, public: bool = False) -> Engine:
+    """The executors of `cluster`, through the broker or at a URL: `where` is a `Settings.engine`. If it
+    is `public`, a balancer of the user's own is there. Raises StoreUnavailable.
     """
     from mvmci.engines.remote import Remote
 
@@ -66,6 +65,6 @@ async def open_remote(cluster: Cluster, where: str, token: str = "") -> Engine:
     else:
         from mvmci.engines.http import HttpTransport
 
-        transport = HttpTransport(where, token, cluster.link, cluster.layout)
+        transport = HttpTransport(where, token, cluster.link, cluster.layout, public=public)
     await transport.open()
     return Remote(cluster.store, transport)

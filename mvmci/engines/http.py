@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mvmci.cluster.identity import ENGINE_TLS_NAME
 from mvmci.engines.remote import BUSY, NoCapacity, Reply, RunRequest, read_reply
 from mvmci.errors import EngineAway, Usage
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
+from mvmci.trust.certificate import client_context
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
@@ -33,10 +35,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 class HttpTransport:
-    """The port `mvmci.engines.remote.Transport`: to `url`, with a bearer `token` if executors want one."""
+    """The port `mvmci.engines.remote.Transport`: to `url`, with a bearer `token` if executors want one.
 
-    def __init__(self, url: str, token: str, link: Link, layout: Layout) -> None:
+    Over https, who answers must have a certificate of the cluster's CA; of a `public` one, where the URL is
+    that of a balancer of the user's own.
+    """
+
+    def __init__(self, url: str, token: str, link: Link, layout: Layout, *, public: bool = False) -> None:
         self._url = url.rstrip("/")
+        ours = url.startswith("https:") and link.login.ca and not public
+        self._trust: dict[str, Any] = (
+            {"ssl": client_context(link.login.ca), "server_hostname": ENGINE_TLS_NAME} if ours else {}
+        )
         self._token = token
         self._link = link
         self._layout = layout
@@ -61,7 +71,8 @@ class HttpTransport:
         async with contextlib.AsyncExitStack() as leaving:
             try:
                 async with asyncio.timeout(_REPLY_WITHIN_S):
-                    posting = self._session.post(f"{self._url}/api/engine/run", data=_encode(request))
+                    where = f"{self._url}/api/engine/run"
+                    posting = self._session.post(where, data=_encode(request), **self._trust)
                     answer = await leaving.enter_async_context(posting)
             except (ClientError, OSError, TimeoutError) as error:
                 raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None

@@ -3,9 +3,11 @@
 Writes its configuration and becomes it. A job goes to the executor that has the fewest; one that is full
 answers 503, and haproxy then asks another before it passes that on. It knows no slots, so this is right
 for executors that have the same number, as those of a pool do. It is no member of the cluster and has no
-credential: whoever can dial it is asked for the executors' token by the executors.
+credential but a certificate: whoever can dial it is asked for the executors' token by the executors.
 
     <cluster>/units/<name>/haproxy.cfg     made at every start
+                           shown.pem       the certificate that it shows, and its key; where it has any
+                           trusted.pem     the CA by which it knows executors
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from mvmci.cluster.identity import ENGINE_TLS_NAME
 from mvmci.errors import Usage
 from mvmci.jobs.job import ID_PATTERN
 from mvmci.system.files import write_private
+from mvmci.trust.provision import BalancerConfig
 
+SHOWN, TRUSTED = "shown.pem", "trusted.pem"
 PLACES = (os.defpath, "/usr/local/sbin", "/usr/sbin")  # where it may be beside PATH
 _CONNECTIONS_MAX = 2000
 RETRIES_MIN = 3
@@ -49,14 +54,21 @@ def find_haproxy() -> str:
     return found
 
 
-def exec_balancer(folder: Path, listen: str, backends: tuple[str, ...]) -> NoReturn:
-    """Become a balancer that listens at `listen`, `HOST:PORT`, in front of `backends`, `NAME=HOST:PORT`.
+def exec_balancer(
+    folder: Path, listen: str, backends: tuple[str, ...], given: BalancerConfig | None = None
+) -> NoReturn:
+    """Become a balancer that listens at `listen`, `HOST:PORT`, in front of `backends`, `NAME=HOST:PORT`: over
+    TLS on both sides where it was `given` what it needs for that.
 
     Its configuration is laid down in `folder`. Raises Usage.
     """
     haproxy = find_haproxy()
-    config = folder / "haproxy.cfg"
-    write_private(config, haproxy_config(listen, _parsed(backends)).encode())
+    config, tls = folder / "haproxy.cfg", None
+    if given is not None:
+        tls = folder
+        write_private(folder / SHOWN, f"{given.tls}{given.seed}".encode())
+        write_private(folder / TRUSTED, given.ca.encode())
+    write_private(config, haproxy_config(listen, _parsed(backends), tls).encode())
     utc = os.environ | {"TZ": "UTC"}  # of the times in its log
     os.execve(haproxy, [haproxy, "-db", "-f", str(config)], utc)  # noqa: S606 (no shell is wanted)
 
@@ -71,11 +83,19 @@ def _parsed(backends: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def haproxy_config(listen: str, backends: Mapping[str, str]) -> str:
-    """The configuration of haproxy. Raises Usage."""
+def haproxy_config(listen: str, backends: Mapping[str, str], tls: Path | None = None) -> str:
+    """The configuration of haproxy, for TLS with the certificates in the folder `tls`. Raises Usage."""
     if _LISTEN.fullmatch(listen) is None:
         raise Usage(f"--listen {listen!r} is not of the form HOST:PORT")
     named = {name for name, address in backends.items() if not _is_number(address.rpartition(":")[0])}
+    checks = "check inter 500ms fall 3 rise 1 on-marked-down shutdown-sessions init-addr last,libc,none"
+    shows, knows = "", ""
+    if tls is not None:
+        shows = f" ssl crt {quoted(tls / SHOWN)} ssl-min-ver TLSv1.3"
+        knows = (
+            f" ssl verify required ca-file {quoted(tls / TRUSTED)} verifyhost {ENGINE_TLS_NAME}"
+            " ssl-min-ver TLSv1.3"
+        )
     servers = "".join(
         f"    server {name} {address}{' resolvers system' if name in named else ''}\n"
         for name, address in backends.items()
@@ -100,7 +120,7 @@ defaults
     option srvtcpka
 
 listen executors
-    bind {listen}
+    bind {listen}{shows}
     balance leastconn
     # An order that nobody took is offered to another. To send one twice is safe: the journal decides.
     retries {max(RETRIES_MIN, len(backends))}
@@ -109,8 +129,13 @@ listen executors
     option httpchk GET /health
     http-check expect status 200
     # Who is asked about a job on an executor that is gone must hear of it.
-    default-server check inter 500ms fall 3 rise 1 on-marked-down shutdown-sessions init-addr last,libc,none
+    default-server {checks}{knows}
 {servers}"""
+
+
+def quoted(path: Path) -> str:
+    """As haproxy reads one word."""
+    return re.sub(r"([^A-Za-z0-9_./-])", r"\\\1", str(path))
 
 
 def _is_number(host: str) -> bool:

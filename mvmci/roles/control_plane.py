@@ -147,7 +147,7 @@ async def _open_role(given: ControlPlaneConfig, witness: Path, cluster: Cluster)
     with suppress(StoreUnavailable):  # it is looked again
         await control.watch.look()  # before anything that is missing is made anew
     await make_known(cluster, given)
-    enrolment = EnrolmentServer(cluster, given.signer(), given.trusted())
+    enrolment = EnrolmentServer(cluster, given.signer(), given.trusted(), certifier=given.certifier())
     await enrolment.start()
     try:
         yield Role(about=about_unit("control-plane"), run=control.run)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import ipaddress
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn
 
 from mvmci.api import serve_http
@@ -17,6 +20,7 @@ from mvmci.roles.unit import (
     Role,
     about_unit,
     allowed,
+    given_token,
     join,
     open_host_engine,
     read_settings,
@@ -25,6 +29,8 @@ from mvmci.roles.unit import (
 )
 from mvmci.store import ClusterSettings
 from mvmci.stores.nats import Cluster
+from mvmci.system.ports import is_address, is_loopback, own_addresses
+from mvmci.trust.certificate import Certificate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +39,37 @@ class ExecutorOptions(HostOptions):
 
     listen: tuple[str, int] | None = None
 
+    @property
+    def outside(self) -> bool:
+        """Whether other machines can reach it over HTTP."""
+        return self.listen is not None and not is_loopback(self.listen[0])
+
 
 async def run_executor(options: ExecutorOptions) -> NoReturn:
     """Be an executor until cancelled. Raises as `join` and `run_unit`, Usage for `listen`."""
     identity, path = await join(options, "executor")
-    open_role = functools.partial(_open_role, identity, options)
-    await run_unit(identity, path, open_role, grace_ms=options.grace_ms)
+    certificate = None
+    if options.outside and identity.login.has_name:
+        assert options.listen is not None
+        certificate = certificate_for(path.parent, options.listen[0])
+    if options.outside and not options.token:
+        options = replace(options, token=given_token(options))
+    open_role = functools.partial(_open_role, identity, options, certificate)
+    await run_unit(identity, path, open_role, grace_ms=options.grace_ms, certificate=certificate)
+
+
+def certificate_for(folder: Path, listen: str) -> Certificate:
+    """That of who listens there: at that address, or under that name, or at all that this host has."""
+    host = socket.gethostname()
+    if is_address(listen) and not ipaddress.ip_address(listen).is_unspecified:
+        return Certificate(folder, (host,), lambda: (listen,))
+    return Certificate(folder, (host,) if is_address(listen) else (listen, host), own_addresses)
 
 
 @asynccontextmanager
-async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Cluster) -> AsyncIterator[Role]:
+async def _open_role(
+    identity: Identity, options: ExecutorOptions, certificate: Certificate | None, cluster: Cluster
+) -> AsyncIterator[Role]:
     allow = allowed(await read_settings(cluster))
 
     def trouble(why: str) -> None:
@@ -63,6 +90,7 @@ async def _open_role(identity: Identity, options: ExecutorOptions, cluster: Clus
                     token=options.token,
                     queues=identity.queues,
                     folder=options.root / "incoming",
+                    certificate=certificate,
                 )
                 tasks.create_task(http, name="serve HTTP")
 

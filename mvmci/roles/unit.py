@@ -41,6 +41,7 @@ from mvmci.system.files import private_folder
 from mvmci.system.lock import hold
 from mvmci.system.processes import program_digest
 from mvmci.system.tasks import at_most, cancel
+from mvmci.trust.certificate import Certificate
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
 from mvmci.trust.provision import MemberConfig, read_config
@@ -141,6 +142,11 @@ async def join(options: UnitOptions, role: UnitRole) -> tuple[Identity, Path]:
         await asyncio.sleep(JOIN_PAUSE_S)
 
 
+def given_token(options: UnitOptions) -> str:
+    """The token for HTTP in what `up` gave a worker or an executor; empty where there is none."""
+    return read_config(options.config, MemberConfig).token if options.config is not None else ""
+
+
 def about_unit(role: UnitRole, **more: Any) -> About:
     """What a unit tells of itself; `more` is what its role adds."""
     return About(
@@ -202,15 +208,19 @@ async def run_unit(
     *,
     grace_ms: int,
     maintains: bool = False,
+    certificate: Certificate | None = None,
 ) -> NoReturn:
-    """Be the unit `identity`, which is kept at `path`, until cancelled. Who `maintains` makes the streams.
+    """Be the unit `identity`, which is kept at `path`, until cancelled. Who `maintains` makes the streams. A
+    `certificate` is got and renewed.
 
     Raises TicketRefused when the credential is refused, LockHeld when another process of this machine is
     that unit, VersionsDiffer when the cluster speaks at a level that this build does not understand (what
     is in work is seen to its end before, within the grace), and what ends the role.
     """
     with hold(private_folder(path.parent) / "lock", f"is {identity.unit} already", ANOTHER):
-        await _run_only(identity, path, open_role, grace_ms=grace_ms, maintains=maintains)
+        await _run_only(
+            identity, path, open_role, grace_ms=grace_ms, maintains=maintains, certificate=certificate
+        )
 
 
 async def _run_only(
@@ -220,6 +230,7 @@ async def _run_only(
     *,
     grace_ms: int,
     maintains: bool,
+    certificate: Certificate | None,
 ) -> NoReturn:
     cluster = await connect(identity, maintains=maintains)
     try:
@@ -241,7 +252,7 @@ async def _run_only(
             await _run_parts(
                 role.run(),
                 watch_config(cluster, role),
-                renew_always(cluster.link, identity, path),
+                renew_always(cluster.link, identity, path, certificate),
                 _until_refused(cluster),
                 _touch_ready_file(cluster),
                 drain=drain,

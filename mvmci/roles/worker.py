@@ -38,6 +38,7 @@ from mvmci.roles.unit import (
     Role,
     about_unit,
     allowed,
+    given_token,
     join,
     open_host_engine,
     read_settings,
@@ -302,7 +303,9 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
         """The engine that the cluster wants its workers to use, and its isolation if it is on this host."""
         if settings.engine == "embedded":
             return await open_host_engine(cluster, options, lambda: allow, trouble)
-        return await open_remote(cluster, settings.engine, options.token), ""
+        safe = settings.engine.startswith("https:") or not identity.login.has_name
+        token = options.token or (given_token(options) if safe else "")
+        return await open_remote(cluster, settings.engine, token, public=settings.public_engine), ""
 
     async def apply_settings(settings: ClusterSettings) -> None:
         nonlocal allow

@@ -27,10 +27,13 @@ if TYPE_CHECKING:  # certificates are made once in a cluster's life, and their m
 
 KeyKind = Literal["operator", "account", "user"]
 CERTIFICATE_DAYS = 20 * 365  # nobody renews it: who holds the CA's key can make the broker's again
+SIGNER_DAYS = 2 * 365  # of a CA below, which `up` renews
 SKEW_DAYS = 2  # a machine whose clock is behind can use it at once
 _PREFIXES: dict[KeyKind, int] = {"operator": 14 << 3, "account": 0 << 3, "user": 20 << 3}
 _SEED_PREFIX = 18 << 3
 _KEY_BYTES = 32
+_DAY_S = 24 * 3600
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 class BadKey(ValueError):
@@ -113,18 +116,60 @@ def _decode(text: str) -> bytes:
 def new_ca(cluster: str, now: float) -> tuple[str, str]:
     """The key and the certificate of a new CA, in PEM. It signs certificates and nothing else."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, f"mvmci {cluster}")])
+    return _private_pem(key), _self_signed(key, name, now)
+
+
+def widened_ca(ca_key: str, ca: str, now: float) -> str:
+    """The CA's certificate, under which another CA may be: one that was made before says that none may."""
+    from cryptography import x509
+
+    there = x509.load_pem_x509_certificate(ca.encode())
+    if there.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length:
+        return ca
+    return _self_signed(_tls_key(ca_key), there.subject, now)
+
+
+def _self_signed(key: ec.EllipticCurvePrivateKey, name: x509.Name, now: float) -> str:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
     certificate = (
-        _certificate(name, name, key.public_key(), now)
+        _certificate(name, name, key.public_key(), now, CERTIFICATE_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return _private_pem(key), _certificate_pem(certificate)
+    return _certificate_pem(certificate)
+
+
+def sign_ca(ca_key: str, ca: str, public_key: str, name: str, *, never: str, now: float) -> str:
+    """A certificate of the CA for another one below it, `name`, all in PEM. Whom that one signs for may serve
+    and not dial, and under no name that ends in `never`. Raises BadKey.
+    """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    signer = _tls_key(ca_key)
+    certificate = (
+        _certificate(_common_name(name), _subject(ca), _tls_public(public_key), now, SIGNER_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(key_cert_sign=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(
+            x509.NameConstraints(permitted_subtrees=None, excluded_subtrees=[x509.DNSName(never)]),
+            critical=True,
+        )
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return _certificate_pem(certificate)
 
 
 def new_tls_key() -> str:
@@ -132,6 +177,15 @@ def new_tls_key() -> str:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     return _private_pem(ec.generate_private_key(ec.SECP256R1()))
+
+
+def derived_tls_key(seed: str, label: str) -> str:
+    """The private key for TLS, in PEM, that follows from a seed and tells nothing of it. Secret. Raises
+    BadKey."""
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = int.from_bytes(hmac.digest(_private(seed)[1].private_bytes_raw(), label.encode(), "sha512"), "big")
+    return _private_pem(ec.derive_private_key(key % (_P256_ORDER - 1) + 1, ec.SECP256R1()))
 
 
 def public_tls_key(private: str) -> str:
@@ -143,30 +197,37 @@ def public_tls_key(private: str) -> str:
 
 
 def sign_certificate(
-    ca_key: str, ca: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
+    ca_key: str,
+    ca: str,
+    public_key: str,
+    *,
+    names: Sequence[str],
+    addresses: Sequence[str],
+    now: float,
+    dials: bool = False,
+    days: float = CERTIFICATE_DAYS,
 ) -> str:
     """A certificate of the CA for who has `public_key`, all in PEM: it may serve as `names` (DNS) and at
-    `addresses` (IP), and dial others. Raises BadKey for what is no key, ValueError for what is no address.
+    `addresses` (IP), and if it `dials`, show itself to whom it dials. It ends with the CA's at the latest.
+    Raises BadKey for what is no key, ValueError for what is no name or address.
     """
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     signer = _tls_key(ca_key)
-    issuer = x509.load_pem_x509_certificate(ca.encode()).subject
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
+    left = x509.load_pem_x509_certificate(ca.encode()).not_valid_after_utc.timestamp() - now
     served = [
         *(x509.DNSName(name) for name in dict.fromkeys(names)),
         *(x509.IPAddress(ipaddress.ip_address(one)) for one in dict.fromkeys(addresses)),
     ]
+    uses = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if dials else [])]
+    public = _tls_public(public_key)
     certificate = (
-        _certificate(subject, issuer, _tls_public(public_key), now)
+        _certificate(_common_name(names[0]), _subject(ca), public, now, min(days, left / _DAY_S))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(digital_signature=True), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-            critical=False,
-        )
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.SubjectAlternativeName(served), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False
@@ -176,31 +237,54 @@ def sign_certificate(
     return _certificate_pem(certificate)
 
 
-def is_certificate_for(
-    certificate: str, ca: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
-) -> bool:
-    """Whether `certificate` is one that the CA signed for just that, and half of its life is not over."""
+def is_signed(certificate: str, ca: str) -> bool:
+    """Whether the CA signed `certificate`, both in PEM."""
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
 
     try:
         found = x509.load_pem_x509_certificate(certificate.encode())
         found.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.encode()))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def is_certificate_for(
+    certificate: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
+) -> bool:
+    """Whether `certificate` is for just that, and half of its life is not over. One of a CA has no names."""
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(certificate.encode())
+        same = found.public_key() == _tls_public(public_key)
+        wanted = {str(ipaddress.ip_address(one)) for one in addresses}
+    except ValueError:
+        return False
+    try:
         served = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         told = {str(one) for one in served.get_values_for_type(x509.IPAddress)}
-        same = (
-            found.public_key() == _tls_public(public_key)
-            and set(served.get_values_for_type(x509.DNSName)) == set(names)
-            and told == {str(ipaddress.ip_address(one)) for one in addresses}
-        )
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
-        return False
+        same &= (set(served.get_values_for_type(x509.DNSName)), told) == ({*names}, wanted)
+    except x509.ExtensionNotFound:
+        same &= not names and not addresses
     begin, end = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
     return same and begin <= now < (begin + end) / 2
 
 
+def _subject(certificate: str) -> x509.Name:
+    from cryptography import x509
+
+    return x509.load_pem_x509_certificate(certificate.encode()).subject
+
+
+def _common_name(name: str) -> x509.Name:
+    from cryptography import x509
+
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name[:64])])
+
+
 def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: float
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: float, days: float
 ) -> x509.CertificateBuilder:
     from cryptography import x509
 
@@ -212,7 +296,7 @@ def _certificate(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(at - datetime.timedelta(days=SKEW_DAYS))
-        .not_valid_after(at + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .not_valid_after(at + datetime.timedelta(days=days))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import ipaddress
+import itertools
 import socket
 from collections.abc import Collection
+from pathlib import Path
 
 from mvmci.errors import Usage
 
@@ -38,6 +41,21 @@ def outward_address() -> str:
         except OSError:
             return ""
         return str(probe.getsockname()[0])
+
+
+def own_addresses() -> list[str]:
+    """The addresses that this host has now, but for those that are of a link alone. Empty where it tells
+    none."""
+    found = set()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/net/fib_trie").read_text().split("\n")
+        for line, after in itertools.pairwise(lines):
+            if after.strip() == "/32 host LOCAL":
+                found.add(ipaddress.ip_address(line.split()[-1]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            found.add(ipaddress.ip_address(int(line[:32], 16).to_bytes(16, "big")))
+    return [str(one) for one in sorted(found, key=lambda one: (one.version, one)) if not one.is_link_local]
 
 
 def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int] = ()) -> int:

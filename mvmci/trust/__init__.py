@@ -4,6 +4,7 @@
     tokens      the JWTs that a broker in operator mode believes
     authority   the keys of one cluster on disk, and what they give out
     signer      what mints the tokens of units, there and in a control plane
+    certificate an executor's for HTTPS: how it gets its own, and who signs it
     ledger      what only who has those keys may say: who signs, who was revoked
     registry    which tickets were made, which units there are, and what revokes them
     enrolment   a machine's side: asking for a credential with a ticket, and renewing it

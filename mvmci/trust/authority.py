@@ -2,6 +2,7 @@
 
     keys/operator account system             seeds: who signs for the broker, its users, its own account
     keys/ca.key ca.pem broker.key broker.pem        the private CA, and the broker's certificate
+    keys/engine.token                        what executors ask for over HTTP
     keys/ledger                              which keys of control planes sign, and what was revoked
     keys/external.json                       instead of all these: the login to a broker of the user's own
 
@@ -42,6 +43,7 @@ SYSTEM_S = 300
 TICKET_ID_BYTES = 5
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA = "ca.key", "ca.pem"
+_TOKEN, TOKEN_BYTES = "engine.token", 32
 KEY, CERTIFICATE = "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
 _KINDS: dict[str, keys.KeyKind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
@@ -81,6 +83,10 @@ class Authority:
         if not (place / _CA).exists():
             (place / CERTIFICATE).unlink(missing_ok=True)
             _write_all(place, (_CA_KEY, _CA), keys.new_ca(folder.name, now))
+        ca = (place / _CA).read_text()
+        if (widened := keys.widened_ca((place / _CA_KEY).read_text(), ca, now)) != ca:
+            write_private(place / _CA, widened.encode())
+        _make_token(place)
         if not (place / CERTIFICATE).exists():
             key, authority = keys.new_tls_key(), Authority.load(folder)
             certificate = authority.sign_certificate(keys.public_tls_key(key))
@@ -91,6 +97,7 @@ class Authority:
     def of_external(folder: Path, login: Login) -> Authority:
         """The same for a broker of the user's own, whose one `login` every unit gets."""
         write_private(folder / KEYS / _EXTERNAL, msgspec.json.encode(login))
+        _make_token(folder / KEYS)
         return Authority.load(folder)
 
     @staticmethod
@@ -233,21 +240,45 @@ class Authority:
         )
 
     def sign_certificate(
-        self, public_key: str, names: Sequence[str] = (), addresses: Sequence[str] = (), *, there: str = ""
+        self,
+        public_key: str,
+        names: Sequence[str] = (),
+        addresses: Sequence[str] = (),
+        *,
+        of: str = TLS_NAME,
+        there: str = "",
     ) -> str:
-        """A broker's certificate, in PEM, for the key of which `public_key` is the public part: under the
-        name by which all know it, the `names` of its host and its IP `addresses`. The one that is `there`,
-        if it is just that. Raises keys.BadKey, ValueError.
+        """A certificate for who has the key of `public_key`, all in PEM: under the name `of` its kind, the
+        `names` of its host and its IP `addresses`. A broker may show it where it dials. The one that is
+        `there`, if it is just that. Raises keys.BadKey, ValueError.
         """
-        named = (TLS_NAME, *(name for name in names if name != TLS_NAME))
-        if keys.is_certificate_for(
-            there, self.ca, public_key, names=named, addresses=addresses, now=self.now()
-        ):
+        named, now = (of, *(name for name in names if name != of)), self.now()
+        fits = keys.is_certificate_for(there, public_key, names=named, addresses=addresses, now=now)
+        if fits and keys.is_signed(there, self.ca):
             return there
-        ca_key = (self.folder / _CA_KEY).read_text()
         return keys.sign_certificate(
-            ca_key, self.ca, public_key, names=named, addresses=addresses, now=self.now()
+            self._ca_key, self.ca, public_key, names=named, addresses=addresses, now=now, dials=of == TLS_NAME
         )
+
+    def sign_signer(self, public_key: str, unit: str, *, there: str = "") -> str:
+        """The certificate, in PEM, by which a control plane signs those of executors, and none of brokers.
+        The one that is `there`, if it is just that. Raises keys.BadKey."""
+        now = self.now()
+        fits = keys.is_certificate_for(there, public_key, names=(), addresses=(), now=now)
+        if fits and keys.is_signed(there, self.ca):
+            return there
+        name = f"mvmci {self.cluster} {unit}"
+        return keys.sign_ca(self._ca_key, self.ca, public_key, name, never=TLS_NAME, now=now)
+
+    @property
+    def _ca_key(self) -> str:
+        return (self.folder / _CA_KEY).read_text()
+
+    @property
+    def token(self) -> str:
+        """What executors ask for over HTTP. Empty where none was made yet."""
+        file = self.folder / _TOKEN
+        return file.read_text() if file.exists() else ""
 
     def guard(self) -> Guard | None:
         """Whom a broker of ours believes; None where it is not ours."""
@@ -347,6 +378,11 @@ def read_identity(path: Path) -> Identity | None:
 def write_identity(path: Path, identity: Identity) -> None:
     """Keep `identity` at `path`, 0600."""
     write_private(path, msgspec.json.encode(identity))
+
+
+def _make_token(place: Path) -> None:
+    if not (place / _TOKEN).exists():
+        write_private(place / _TOKEN, secrets.token_hex(TOKEN_BYTES).encode())
 
 
 def _write_all(place: Path, names: tuple[str, str], texts: tuple[str, str]) -> None:

@@ -3,7 +3,7 @@
     broker           `BrokerConfig`: what it is to be, and whom it believes
     control-plane    `ControlPlaneConfig`: a key that signs for who enrols, and what is to be made known
     worker executor  `MemberConfig`: who it is, and where it dials
-    balancer         nothing
+    balancer         `BalancerConfig`: how it shows who it is over a network; on the loopback nothing
 
 They are made where the keys are, before any broker runs, for the same meaning (`UnitConfig`) on any
 runtime. What a unit changes of it, such as a token that it renewed, it keeps in a file of its own.
@@ -35,13 +35,23 @@ import msgspec
 
 from mvmci.cluster.broker import BrokerSettings, Guard
 from mvmci.cluster.deployment import RoleName, UnitConfig, queues_of
-from mvmci.cluster.identity import Identity, Login, Ticket, TicketRole, decode_ticket, encode_ticket
+from mvmci.cluster.identity import (
+    ENGINE_TLS_NAME,
+    Identity,
+    Login,
+    Ticket,
+    TicketRole,
+    decode_ticket,
+    encode_ticket,
+)
 from mvmci.errors import StoreUnavailable, TicketRefused, Usage, VersionsDiffer
 from mvmci.store import ClusterSettings
 from mvmci.system import keys
+from mvmci.system.ports import is_loopback
 from mvmci.trust import tokens
 from mvmci.trust.accounts import Account
 from mvmci.trust.authority import CERTIFICATE, KEY, Authority, as_unit, read_identity, write_identity
+from mvmci.trust.certificate import Certifier, run_token
 from mvmci.trust.ledger import Plane
 from mvmci.trust.registry import AccountTokens, TicketRecord, change_ticket, record_of
 from mvmci.trust.signer import Signer, life_s
@@ -101,6 +111,7 @@ class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_default
     generation: int = 0
     operator_key: str = ""  # public: who signs the accounts
     accounts: dict[Account, str] = {}  # their tokens; empty where the broker is not ours
+    tls: str = ""  # the certificate, in PEM, by which it signs those of executors
     external: Login | None = None
     tickets: dict[str, TicketRecord] = {}
     settings: ClusterSettings | None = None
@@ -132,6 +143,10 @@ class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_default
         publics = {account: claims.sub for account, claims in read.items() if claims is not None}
         return Signer(cluster=self.cluster, accounts=publics, seed=signing_seed(self.seed))
 
+    def certifier(self) -> Certifier | None:
+        """What signs the certificates of executors."""
+        return Certifier(key=_tls_key(self.seed), ca=self.tls) if self.tls else None
+
     def trusted(self) -> AccountTokens:
         """Whose tokens it believes."""
         if self._before is not None:
@@ -156,9 +171,10 @@ class ControlPlaneConfig(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class MemberConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker or an executor. Secret."""
+    """A worker or an executor. Secret. `token` is what an executor asks for over HTTP, and a worker shows."""
 
     identity: Identity
+    token: str = ""
     generation: int = 0
 
     def settled(self, path: Path) -> Identity:
@@ -172,11 +188,20 @@ class MemberConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return self.identity
 
 
+class BalancerConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A balancer that others reach over a network. Secret. All in PEM: the CA by which it knows executors,
+    the certificate that it shows, and `seed`, the key for that."""
+
+    ca: str
+    tls: str
+    seed: str = ""
+
+
 def _without_token(identity: Identity) -> Identity:
     return msgspec.structs.replace(identity, login=msgspec.structs.replace(identity.login, jwt=""))
 
 
-_T = TypeVar("_T", BrokerConfig, ControlPlaneConfig, MemberConfig)
+_T = TypeVar("_T", BrokerConfig, ControlPlaneConfig, MemberConfig, BalancerConfig)
 
 
 def read_config(path: Path, kind: type[_T]) -> _T:
@@ -252,7 +277,22 @@ def make_config(
             login,
             public=public,
         )
-        return msgspec.json.encode(MemberConfig(identity=identity, generation=config.generation))
+        token = authority.token
+        token = run_token(token) if token and unit.role == "worker" else token
+        made_member = MemberConfig(identity=identity, token=token, generation=config.generation)
+        return msgspec.json.encode(made_member)
+    outside = unit.listen is not None and not is_loopback(unit.listen.rpartition(":")[0].strip("[]"))
+    if unit.role == "balancer" and authority.external is None and outside:
+        was_front = _decoded(there, BalancerConfig)
+        key = "" if public else was_front.seed if was_front is not None else keys.new_tls_key()
+        tls = authority.sign_certificate(
+            public or keys.public_tls_key(key),
+            names,
+            addresses,
+            of=ENGINE_TLS_NAME,
+            there=was_front.tls if was_front is not None else "",
+        )
+        return msgspec.json.encode(BalancerConfig(ca=authority.ca, tls=tls, seed=key))
     return None
 
 
@@ -309,8 +349,12 @@ def _for_plane(
     seed = "" if public else there.seed if there is not None and there.seed else keys.new_seed("user")
     if authority.external is not None:
         return msgspec.structs.replace(made, seed=seed)
-    key, signer = (public or public_of("control-plane", seed)).split(" ")
-    authority.ledger.add_plane(made.unit, Plane(key, signer))
+    try:
+        keys_of = msgspec.json.decode(public or public_of("control-plane", seed), type=_PlaneKeys)
+    except msgspec.DecodeError:
+        raise keys.BadKey("these are no keys of a control plane") from None
+    key = keys_of.key
+    authority.ledger.add_plane(made.unit, Plane(key, keys_of.signer))
     signs = authority.signer
     was = tokens.read_token(there.token, authority.issuer) if there is not None else None
     kept = was is not None and was.sub == key and not signs.is_due(was, "control-plane")
@@ -324,6 +368,7 @@ def _for_plane(
         token=token or signs.mint(key, made.unit, "control-plane", (), life_s("control-plane")),
         operator_key=keys.public(authority.operator),
         accounts=accounts,
+        tls=authority.sign_signer(keys_of.tls, made.unit, there=there.tls if there is not None else ""),
     )
 
 
@@ -331,6 +376,19 @@ def _same(made: Mapping[Any, str], there: Mapping[Any, str], account: str) -> bo
     """Whether both have a token of an account that says the same: only when they were made differs."""
     one, other = tokens.peek(made[account]), tokens.peek(there.get(account, ""))
     return one is not None and other is not None and one.says(other)
+
+
+class _PlaneKeys(msgspec.Struct, frozen=True):
+    """The public keys of a control plane: its own, those with which it signs tokens and certificates."""
+
+    key: str
+    signer: str
+    tls: str  # in PEM
+
+
+def _tls_key(seed: str) -> str:
+    """The private key by which a control plane signs certificates, whose own has this seed."""
+    return keys.derived_tls_key(seed, "certificates")
 
 
 def signing_seed(seed: str) -> str:
@@ -368,19 +426,16 @@ def _fitting(
 
 
 def new_key(role: RoleName) -> str:
-    """A new key for a unit of `role`: its secret half, as text. Empty for one that has none."""
-    if role == "balancer":
-        return ""
-    return keys.new_tls_key() if role == "broker" else keys.new_seed("user")
+    """A new key for a unit of `role`: its secret half, as text."""
+    return keys.new_tls_key() if role in ("broker", "balancer") else keys.new_seed("user")
 
 
 def public_of(role: RoleName, key: str) -> str:
     """What `make_config` wants to know of a key that `new_key` made for `role`. Raises keys.BadKey."""
-    if role == "balancer":
-        return ""
     if role == "control-plane":
-        return f"{keys.public(key)} {keys.public(signing_seed(key))}"
-    return keys.public_tls_key(key) if role == "broker" else keys.public(key)
+        tls, signer = keys.public_tls_key(_tls_key(key)), keys.public(signing_seed(key))
+        return msgspec.json.encode(_PlaneKeys(keys.public(key), signer, tls)).decode()
+    return keys.public_tls_key(key) if role in ("broker", "balancer") else keys.public(key)
 
 
 def with_seed(data: bytes, key: str) -> bytes:
@@ -392,7 +447,9 @@ def with_seed(data: bytes, key: str) -> bytes:
             return data  # of a broker of the user's own: it is lent to all, or there is none
         identity = msgspec.structs.replace(member.identity, login=msgspec.structs.replace(login, seed=key))
         return msgspec.json.encode(msgspec.structs.replace(member, identity=identity))
-    found = _decoded(data, ControlPlaneConfig) or _decoded(data, BrokerConfig)
+    found = (
+        _decoded(data, ControlPlaneConfig) or _decoded(data, BrokerConfig) or _decoded(data, BalancerConfig)
+    )
     if found is not None:
         return msgspec.json.encode(msgspec.structs.replace(found, seed=key))
     raise Usage("this is no file of a unit", hint="use one version of mvmci on both machines")
@@ -409,11 +466,12 @@ def without_seed(data: bytes) -> tuple[bytes, str, int]:
         return msgspec.json.encode(bare), login.seed, member.generation
     plane = _decoded(data, ControlPlaneConfig)
     if plane is not None:
-        return b"", plane.seed, plane.generation  # it holds more that is secret, and nothing to go on from
-    broker = _decoded(data, BrokerConfig)
-    if broker is None:
+        bare_plane = msgspec.structs.replace(plane, seed="", operator="", account="", system="")
+        return msgspec.json.encode(bare_plane), plane.seed, plane.generation
+    other = _decoded(data, BrokerConfig) or _decoded(data, BalancerConfig)
+    if other is None:
         return b"", "", 0
-    return msgspec.json.encode(msgspec.structs.replace(broker, seed="")), broker.seed, 0
+    return msgspec.json.encode(msgspec.structs.replace(other, seed="")), other.seed, 0
 
 
 # ---- In the control plane

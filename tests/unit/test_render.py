@@ -44,7 +44,7 @@ SPEC = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")  
 def wanted(text: str, tmp_path: Path, **more: Any) -> Wanted:
     """What is rendered for people; without `settings`, for `up`."""
     found, runtime = topology.read_topology(text, name="a.yaml"), open_runtime("compose", tmp_path, "demo")
-    deployment = asyncio.run(placed(deployment_of(found, tmp_path / "a.yaml"), runtime))
+    deployment = asyncio.run(placed(deployment_of(found, tmp_path / "a.yaml"), runtime, tls=True))
     broker = BrokerSettings(name="demo", port=40_000)
     told = {"settings": settings_of(found, deployment.engine)} | more
     return Wanted(
@@ -299,7 +299,7 @@ def test_each_container_gets_no_more_than_it_needs(zipapp: Path, tmp_path: Path)
     assert not [seed for seed in seeds if seed in str(plane)]
     believed = told.accounts[authority.accounts["workers"]]
     assert keys.public(plane.signer().seed) in tokens.peek(believed).signers  # type: ignore[union-attr]
-    assert plane.settings is not None and plane.settings.engine == "http://executor:27288"
+    assert plane.settings is not None and plane.settings.engine == "https://executor:27288"
     assert (told.settings.listen, told.settings.port) == ("0.0.0.0", 4222)
     shown = (folder / "compose.yaml").read_text() + (folder / "Dockerfile").read_text()
     assert "mvmci1_" not in shown and plane.seed not in shown

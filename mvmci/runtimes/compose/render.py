@@ -84,6 +84,11 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return next((one.broker for one in self.units if one.broker is not None), None)
 
     @property
+    def has_ca(self) -> bool:
+        """Whether units know each other by certificates over HTTP: who has no broker of ours has no CA."""
+        return self.broker is not None
+
+    @property
     def grace(self) -> str:
         """What a unit is told that it may take to stop. Those of `up` are cut short when it is time."""
         return "1d" if self.settings is None else f"{GRACE_S:.0f}s"
@@ -315,6 +320,8 @@ def _command(one: Service, wanted: Wanted) -> Iterator[str]:
     if one.config is not None and one.role == "balancer":
         yield f"--cluster={wanted.cluster}"
         yield f"--name={one.config.unit.name}"
+        if wanted.has_ca:
+            yield f"--config={GIVEN}/{one.name}.json"
     elif not _joins(one, wanted):
         yield f"--config={GIVEN}/{one.name}.json"
     else:
@@ -333,7 +340,7 @@ def _secrets(one: Service, wanted: Wanted) -> list[str]:
     if one.role == "broker":
         return [given, "broker.key", "broker.pem"]
     if one.role == "balancer":
-        return []
+        return [given] if wanted.has_ca else []
     return [given, TOKEN] if one.role in JOINING else [given]
 
 

@@ -24,7 +24,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -41,6 +41,7 @@ from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.trust import tokens
 from mvmci.trust.authority import Authority, as_unit, read_identity, write_identity
+from mvmci.trust.certificate import Certificate, CertificateRequest
 from mvmci.trust.known import CLIENT, KEYS, find_cluster, identity_path
 from mvmci.wire import HINT, OLDEST, WIRE, is_understood
 
@@ -72,6 +73,7 @@ class EnrolRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     name: str = ""  # empty: one of the host's
     host: str = ""
     wire: int = 0
+    certificate: CertificateRequest | None = None  # of an executor that renews
 
 
 class EnrolReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -90,6 +92,7 @@ class EnrolReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     queues: tuple[str, ...] = ()
     jwt: str = ""  # empty where a login is lent
     urls: tuple[str, ...] = ()  # empty: where it dialled
+    certificate: str = ""  # with that of who signed it, in PEM
 
 
 def prove(seed: str, ticket: str) -> str:
@@ -362,7 +365,7 @@ async def _ask_to_enrol(ticket: Ticket, seed: str, name: str) -> EnrolReply:
         await link.close()
 
 
-def _said(**what: str) -> EnrolRequest:
+def _said(**what: Any) -> EnrolRequest:
     return EnrolRequest(protocol=PROTOCOL + OLDEST, version=__version__, wire=WIRE, **what)
 
 
@@ -418,15 +421,24 @@ def is_due(identity: Identity, now: float) -> bool:
     return claims is not None and claims.is_old(now)
 
 
-async def renew(link: Link, identity: Identity, path: Path) -> Identity:
-    """Ask for a newer token, and keep what comes at `path`. It is the same while that is good.
+async def renew(
+    link: Link, identity: Identity, path: Path, certificate: Certificate | None = None
+) -> Identity:
+    """Ask for a newer token, and keep what comes at `path`. It is the same while that is good. An executor
+    asks for its `certificate` as well.
 
     Raises TicketRefused, VersionsDiffer, StoreUnavailable.
     """
     subject = Layout(identity.cluster).renew(identity.unit)
-    answer = await _ask(link, subject, _said(token=identity.login.jwt, host=host_name()))
+    wanted = certificate.wanted() if certificate is not None else None
+    said = _said(token=identity.login.jwt, host=host_name(), certificate=wanted)
+    answer = await _ask(link, subject, said)
     if answer.refused:
         raise TicketRefused(answer.refused, hint=answer.hint or None)
+    if certificate is not None and answer.certificate:
+        certificate.keep(answer.certificate)
+    elif wanted is not None:
+        log.warning("no control plane signs a certificate: the HTTP API is not served with a new one")
     if not answer.jwt or answer.jwt == identity.login.jwt:
         return identity
     login = msgspec.structs.replace(identity.login, jwt=answer.jwt, urls=answer.urls or identity.login.urls)
@@ -435,8 +447,10 @@ async def renew(link: Link, identity: Identity, path: Path) -> Identity:
     return renewed
 
 
-async def renew_always(link: Link, identity: Identity, path: Path) -> None:
-    """Let `link` never be without a good token, and keep the newest at `path`.
+async def renew_always(
+    link: Link, identity: Identity, path: Path, certificate: Certificate | None = None
+) -> None:
+    """Let `link` never be without a good token, and keep the newest at `path`; the same of a `certificate`.
 
     A unit asks at once, as that also enters one of `up` in the registry, and connects again with what it
     gets, which may allow more. A client asks when it is due, and shows the newer token when the broker
@@ -447,9 +461,10 @@ async def renew_always(link: Link, identity: Identity, path: Path) -> None:
         return
     identity, asked = remember_address(link, identity, path), identity.role == "client"
     while True:
-        if not asked or is_due(identity, time.time()):
+        lacking = certificate is not None and certificate.wanted() is not None
+        if not asked or lacking or is_due(identity, time.time()):
             try:
-                renewed = await renew(link, identity, path)
+                renewed = await renew(link, identity, path, certificate)
             except StoreUnavailable as away:
                 log.info("cannot renew the credential: %s; will retry", away.message)
                 await asyncio.sleep(RENEW_PAUSE_S)

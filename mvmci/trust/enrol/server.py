@@ -33,6 +33,7 @@ from mvmci.system import keys
 from mvmci.system.tasks import cancel
 from mvmci.trust import tokens
 from mvmci.trust.authority import as_unit
+from mvmci.trust.certificate import Certifier
 from mvmci.trust.enrol.client import (
     ANOTHER_TICKET,
     PROTOCOL,
@@ -81,7 +82,8 @@ class _Taken(_Refused):
 class EnrolmentServer:
     """Answers machines that come with a ticket, and units that renew.
 
-    `urls` are where joiners are to dial; where they came from, if there are none.
+    `urls` are where joiners are to dial; where they came from, if there are none. Without a `certifier`,
+    executors get no certificates.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class EnrolmentServer:
         signer: Signer,
         trusted: AccountTokens,
         *,
+        certifier: Certifier | None = None,
         urls: Sequence[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -97,6 +100,7 @@ class EnrolmentServer:
         self._config = cluster.config
         self._signer = signer
         self._trusted = trusted
+        self._certifier = certifier
         self._urls = tuple(urls)
         self._now = now
         self._unsubscribe: list[Unsubscribe] = []
@@ -295,7 +299,12 @@ class EnrolmentServer:
         jwt = ask.token
         if self._signer.signs_for(role) and self._signer.is_due(claims, role):
             jwt = self._signer.mint(unit.key, name, role, unit.queues, life_s(role))
-        return _answer(unit=name, role=role, queues=unit.queues, jwt=jwt, urls=self._urls)
+        certificate = ""
+        if role == "executor" and ask.certificate is not None and self._certifier is not None:
+            certificate = self._certifier.certificate(ask.certificate, self._now())
+        return _answer(
+            unit=name, role=role, queues=unit.queues, jwt=jwt, urls=self._urls, certificate=certificate
+        )
 
     async def _shown(self, token: str) -> tokens.Claims | None:
         """What a unit's token says, if it is one of this cluster."""

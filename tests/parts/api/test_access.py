@@ -8,6 +8,7 @@ import pytest
 
 from mvmci.api.openapi import openapi
 from mvmci.errors import Usage
+from mvmci.trust.certificate import run_token
 from tests.harness.memory import open_memory
 from tests.parts.api.conftest import TOKEN, Open
 
@@ -52,6 +53,14 @@ async def test_with_the_token_all_is_answered_and_it_is_never_logged(
             found = await face.ask(method, path, headers={"Authorization": f"{scheme} {TOKEN}"})
             assert found.status not in (401, 403, 500)
     assert TOKEN not in caplog.text
+
+
+async def test_who_has_the_token_of_workers_may_have_jobs_run_and_nothing_else(open_face: Open) -> None:
+    face = await open_face(open_memory("x1"), token=TOKEN)
+    shown = {"Authorization": f"Bearer {run_token(TOKEN)}"}
+    for method, path in ROUTES:
+        found = await face.ask(method, path, headers=shown)
+        assert (found.status == 401) == (path not in (*OPEN, "/api/engine/run")), path
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,9 +21,16 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession, web
 
+from mvmci.cluster.deployment import Unit, UnitConfig
+from mvmci.cluster.identity import ENGINE_TLS_NAME
 from mvmci.errors import Usage
 from mvmci.roles.balancer import find_haproxy, haproxy_config
+from mvmci.system import keys
+from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port
+from mvmci.trust.authority import Authority
+from mvmci.trust.certificate import Certificate, Certifier, client_context
+from mvmci.trust.provision import make_config
 from tests.harness.places import need
 from tests.harness.waiting import LONG_S, until_true
 
@@ -41,13 +50,13 @@ class Backend:
         self.port = 0
         self._runner: web.AppRunner | None = None
 
-    async def open(self) -> None:
+    async def open(self, tls: ssl.SSLContext | None = None) -> None:
         app = web.Application()
         app.router.add_post("/api/engine/run", self._run)
         app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=tls)
         await site.start()
         self.port = self._runner.addresses[0][1]
 
@@ -81,14 +90,15 @@ class Backend:
 class Front:
     """The balancer's URL, and a client that gives orders."""
 
-    def __init__(self, url: str, session: ClientSession) -> None:
+    def __init__(self, url: str, session: ClientSession, trusts: ssl.SSLContext | None = None) -> None:
         self.url = url
+        self.tls = {"ssl": trusts, "server_hostname": ENGINE_TLS_NAME} if trusts is not None else {}
         self.session = session
         self.answers: list[Any] = []
 
     async def order(self) -> int:
         """Give one, and keep its answer open; the status."""
-        answer = await self.session.post(f"{self.url}/api/engine/run", data=ORDER)
+        answer = await self.session.post(f"{self.url}/api/engine/run", data=ORDER, **self.tls)
         self.answers.append(answer)
         if answer.status == 200:
             assert await answer.content.readline() == b"taken\n"
@@ -240,3 +250,53 @@ def test_what_would_be_another_configuration_is_refused(options: list[str], tmp_
     assert done.returncode == 2
     assert done.stderr.startswith("Error: --")
     assert "is not of the form" in done.stderr
+
+
+async def test_over_a_network_it_shows_who_it_is_and_gives_orders_to_our_executors_alone(
+    tmp_path: Path,
+) -> None:
+    need(shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"), "no haproxy")
+    authority, stranger = (Authority.create(tmp_path / one / "demo") for one in ("ours", "theirs"))
+    ours, theirs = Backend(2), Backend(2)
+    for backend, who in ((ours, authority), (theirs, stranger)):
+        await backend.open(executors_context(tmp_path, who))
+    config = UnitConfig(unit=Unit(name="b-1", role="balancer", host="h", options=("--listen=0.0.0.0:1",)))
+    data = make_config(config, authority, b"", keys_in=authority.folder, addresses=("127.0.0.1",))
+    assert data is not None
+    assert make_config(config, authority, data, keys_in=authority.folder, addresses=("127.0.0.1",)) == data
+    file, port = tmp_path / "a folder" / "given.json", choose_port(str(tmp_path))
+    write_private(file, data)
+    (tmp_path / "demo" / "units").mkdir(parents=True)
+    command = [sys.executable, "-m", "mvmci", "balancer", "--state", str(tmp_path), "--name", "b-1"]
+    command += ["--listen", f"127.0.0.1:{port}", "--config", str(file), "--cluster", "demo"]
+    command += [f"--backend=e-{n}=127.0.0.1:{one.port}" for n, one in enumerate((theirs, ours))]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: ASYNC220 (it is watched)
+    try:
+        async with ClientSession() as session:
+            await until_true(lambda: process.poll() is not None or answers(port))
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            front = Front(f"https://127.0.0.1:{port}", session, client_context(authority.ca))
+            assert [await front.order() for _ in range(2)] == [200, 200]
+            assert (ours.running, theirs.running) == (2, 0)
+            with pytest.raises(ClientError):
+                await Front(f"http://127.0.0.1:{port}", session).order()
+            with pytest.raises(ClientError):
+                await Front(front.url, session, client_context(stranger.ca)).order()
+            ours.done.set()
+    finally:
+        process.terminate()
+        process.wait(LONG_S)
+        for backend in (ours, theirs):
+            await backend.close()
+
+
+def executors_context(tmp_path: Path, authority: Authority) -> ssl.SSLContext:
+    """What an executor of that cluster serves with."""
+    key = keys.new_tls_key()
+    certifier = Certifier(key=key, ca=authority.sign_signer(keys.public_tls_key(key), "c-1"))
+    own = Certificate(tmp_path / authority.issuer, (), lambda: ("127.0.0.1",))
+    asked = own.wanted()
+    assert asked is not None
+    own.keep(certifier.certificate(asked, time.time()))
+    return own.context

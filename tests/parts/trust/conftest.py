@@ -91,7 +91,9 @@ class World:
         await self.push()
         identity = plane.identity(self.folder / "units" / name / "identity.json")
         cluster = await self.open(identity, maintains=True)
-        enrolment = EnrolmentServer(cluster, plane.signer(), plane.trusted(), **more)
+        enrolment = EnrolmentServer(
+            cluster, plane.signer(), plane.trusted(), certifier=plane.certifier(), **more
+        )
         await enrolment.start()
         self.stack.push_async_callback(enrolment.close)
         return enrolment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import ssl
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from mvmci.trust.permissions import Permissions
 from mvmci.trust.signer import CLIENT_S, UNIT_S
 
 NOW = 1_800_000_000.0
-FILES = ("operator", "account", "system", "ca.key", "ca.pem", "broker.key", "broker.pem")
+FILES = ("operator", "account", "system", "ca.key", "ca.pem", "engine.token", "broker.key", "broker.pem")
 
 
 @pytest.fixture
@@ -91,6 +92,35 @@ def test_what_an_authority_keeps_is_its_owners_alone(authority: Authority) -> No
     assert authority.folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in authority.folder.iterdir()} == {*FILES}
     assert {path.stat().st_mode & 0o777 for path in authority.folder.iterdir()} == {0o600}
+
+
+def test_a_ca_of_the_version_before_is_made_one_that_may_have_another_below_it(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its key stays: who trusts what there was believes the broker as before."""
+    before, (key, narrow) = authority.ca, _narrow_ca()
+    (authority.folder / "ca.key").write_text(key)
+    (authority.folder / "ca.pem").write_text(narrow)
+    (authority.folder / "broker.pem").unlink()
+    made = Authority.create(authority.folder.parent)
+    assert made.ca not in (before, narrow)
+    _check_chain(replace(made, ca=narrow))
+    _check_chain(made)
+    assert Authority.create(authority.folder.parent).ca == made.ca
+
+
+def _narrow_ca() -> tuple[str, str]:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    pem = keys.new_tls_key()
+    key = load_pem_private_key(pem.encode(), None)
+    name = keys._common_name("mvmci demo")
+    built = keys._certificate(name, name, key.public_key(), time.time(), 10)  # type: ignore[arg-type]
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    built = built.add_extension(keys._usage(key_cert_sign=True, crl_sign=True), critical=True)
+    return pem, keys._certificate_pem(built.sign(key, hashes.SHA256()))  # type: ignore[arg-type]
 
 
 def test_a_secret_is_never_printed(authority: Authority, base: Login) -> None:
