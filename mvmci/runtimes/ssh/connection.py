@@ -324,6 +324,7 @@ class Channel:
         self._owner = owner
         self._rest = bytearray()  # what was read, and not yet asked for
         self._errors = bytearray()
+        self._writing = asyncio.Lock()
         self._listening = asyncio.ensure_future(self._listen())
 
     async def begin(self) -> None:
@@ -336,15 +337,25 @@ class Channel:
         del self._rest[: found + len(self._marker)]
 
     async def write(self, data: bytes) -> None:
-        """Send `data` to the command. Raises HostAway, also where it has ended."""
-        try:
-            for start in range(0, len(data), _PIECE_BYTES):
-                self._process.stdin.write(data[start : start + _PIECE_BYTES])
-                await self._process.stdin.drain()
-        except (asyncssh.Error, OSError) as error:
-            if not self._owner.is_lost:
-                raise HostAway(f"a command on {self._owner.name} has ended, and reads no more") from None
-            raise self._owner._lost(error) from None
+        """Send `data` to the command, in one piece whoever else writes. Raises HostAway.
+
+        Who is cancelled in the middle ends the channel: half of something is nothing to go on from.
+        """
+        left = memoryview(data)
+        async with self._writing:
+            try:
+                while left:
+                    piece, left = left[:_PIECE_BYTES], left[_PIECE_BYTES:]
+                    self._process.stdin.write(bytes(piece))
+                    await self._process.stdin.drain()
+            except asyncio.CancelledError:
+                if left:
+                    self._process.close()
+                raise
+            except (asyncssh.Error, OSError) as error:
+                if not self._owner.is_lost:
+                    raise HostAway(f"a command on {self._owner.name} has ended, and reads no more") from None
+                raise self._owner._lost(error) from None
 
     def end(self) -> None:
         """Say that nothing more will be sent."""

@@ -207,6 +207,31 @@ async def test_a_channel_that_is_left_ends_its_command_and_frees_its_place(
         assert (await channel.wait()).code == 5
 
 
+async def test_what_several_write_at_once_does_not_mix(sshd: Sshd, connect: Connect) -> None:
+    h1 = await connect(h1=sshd.section()).connect("h1")
+    lines = [bytes([letter]) * (1 << 20) + b"\n" for letter in b"abc"]
+    async with h1.channel(["cat"]) as channel:
+        writing = asyncio.gather(*map(channel.write, lines))
+        assert [await channel.readline() for _ in lines] == lines
+        await writing
+
+
+async def test_who_is_cancelled_in_the_middle_of_writing_leaves_no_half(sshd: Sshd, connect: Connect) -> None:
+    h1 = await connect(h1=sshd.section()).connect("h1")
+    async with h1.channel(["sh", "-c", "read line; echo read; cat | wc -c"]) as channel:
+        await channel.write(b"whole\n")
+        writing = asyncio.ensure_future(channel.write(bytes(64 << 20)))
+        assert await channel.readline() == b"read\n"
+        await cancel(writing)
+        with pytest.raises(HostAway, match="has ended"):
+            await channel.write(b"the rest\n")
+    async with h1.channel(["sleep", "1000"]) as channel:
+        short = asyncio.ensure_future(channel.write(b"short\n"))
+        await asyncio.sleep(0)
+        await cancel(short)
+        await channel.write(b"more\n")
+
+
 async def test_connections_that_are_closed_end_what_runs(sshd: Sshd, connect: Connect) -> None:
     connections = connect(h1=sshd.section())
     h1 = await connections.connect("h1")
