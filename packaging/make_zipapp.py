@@ -25,16 +25,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import bill
 import zip_file
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "zipapp"
+INPUTS = ("LICENSE", "mvmci", "packaging", "pyproject.toml", "requirements", "shiv.toml", "topologies")
 LOCK = ROOT / "requirements" / "run.txt"
 CONFIG = ROOT / "shiv.toml"
 LAUNCHER = ROOT / "packaging" / "launch.py"
 PROLOGUE = ROOT / "packaging" / "prologue.sh"
+NOTICES = ROOT / "packaging" / "notices"
 
-# What nobody needs at run time. Licences and entry points stay.
+# What nobody needs at run time. Entry points stay; licences go where the bill is.
 LEFT_OUT_NAMES = {
     "__pycache__",
     "tests",
@@ -65,15 +68,15 @@ def main() -> int:
     machine = os.uname().machine
     if machine not in config["platforms"]:
         sys.exit(f"Error: shiv.toml knows no wheels for {machine}.")
+    gathered = dependencies(config, machine)
     tree = BUILD / "site-packages"
     shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(dependencies(config, machine), tree, copy_function=os.link)
+    shutil.copytree(gathered / "site-packages", tree, copy_function=os.link)
     install_mvmci(tree)
     check_programs(tree, config["programs"])
-    BUILD.mkdir(parents=True, exist_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".part")
-    write_archive(part, tree, config, machine)
+    write_archive(part, tree, json.loads((gathered / "origins.json").read_bytes()), config, machine)
     size = part.stat().st_size
     if size > config["size_bytes_max"]:
         sys.exit(
@@ -88,10 +91,9 @@ def main() -> int:
 
 def digest_of_inputs() -> str:
     """A digest of all that shapes the zipapp."""
-    sources = [LOCK, CONFIG, ROOT / "requirements" / "dev.txt", ROOT / "pyproject.toml", ROOT / "LICENSE"]
-    for package in ("packaging", "mvmci", "topologies"):
-        sources += [path for path in (ROOT / package).rglob("*") if path.is_file() and not left_out(path)]
-    return digest(sorted(sources), os.uname().machine)
+    found = [path for name in INPUTS for path in (ROOT / name, *(ROOT / name).rglob("*"))]
+    sources = [path for path in found if path.is_file() and not left_out(path)]
+    return digest(sorted(sources), os.uname().machine, str(commit()))
 
 
 def digest(paths: Iterable[Path], *more: str) -> str:
@@ -106,10 +108,11 @@ def left_out(path: Path) -> bool:
 
 
 def dependencies(config: dict[str, Any], machine: str) -> Path:
-    """A tree with the locked dependencies for every Python; made once for each lock."""
-    tree = BUILD / f"dependencies-{digest([LOCK, CONFIG, Path(__file__)], machine)[:16]}"
-    if tree.exists():
-        return tree
+    """The locked dependencies for every Python in one tree, and whence they come; made once for each lock."""
+    made_by = [Path(__file__), Path(bill.__file__)]
+    made = BUILD / f"dependencies-{digest([LOCK, CONFIG, *made_by], machine)[:16]}"
+    if made.exists():
+        return made
     for old in BUILD.glob("dependencies-*"):
         shutil.rmtree(old)
     # pip looks at the markers with the Python that it runs on, not with the one it installs for. No
@@ -117,27 +120,33 @@ def dependencies(config: dict[str, Any], machine: str) -> Path:
     lock = BUILD / "lock.txt"
     BUILD.mkdir(parents=True, exist_ok=True)
     lock.write_text(re.sub(r" ;[^\\\n]*", "", LOCK.read_text()))
-    merged = BUILD / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
+    part = BUILD / "merged"
+    shutil.rmtree(part, ignore_errors=True)
+    reports, inside = [], {}
     for python in config["pythons"]:
         single = BUILD / f"python-{python}"
         shutil.rmtree(single, ignore_errors=True)
-        pip_install(lock, single, python, config["platforms"][machine])
-        merge(single, merged)
+        reports.append(pip_install(lock, single, python, config["platforms"][machine]))
+        inside |= bill.enclosed(single)
+        merge(single, part / "site-packages")
         shutil.rmtree(single)
-    merged.rename(tree)
-    return tree
+    (part / "origins.json").write_text(json.dumps({"known": bill.wheels(reports), "inside": inside}))
+    part.rename(made)
+    return made
 
 
-def pip_install(lock: Path, target: Path, python: str, platforms: Iterable[str]) -> None:
+def pip_install(lock: Path, target: Path, python: str, platforms: Iterable[str]) -> Any:
+    """What pip reports of it."""
+    report = BUILD / "report.json"
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq", "install"]
     command += ["--require-hashes", "--no-deps", "--no-compile", "--only-binary", ":all:"]
-    command += ["--implementation", "cp", "--python-version", python]
+    command += ["--implementation", "cp", "--python-version", python, "--report", str(report)]
     for platform in platforms:
         command += ["--platform", platform]
     done = subprocess.run([*command, "--target", str(target), "-r", str(lock)], check=False)
     if done.returncode:
         sys.exit(f"Error: pip could not install the dependencies for Python {python} (its reason is above).")
+    return json.loads(report.read_bytes())
 
 
 def merge(source: Path, target: Path) -> None:
@@ -202,27 +211,54 @@ def check_programs(tree: Path, programs: dict[str, str]) -> None:
             sys.exit(f"Error: the {name} inside says {answer.stdout.strip()!r}; shiv.toml wants {version}.")
 
 
-def write_archive(target: Path, tree: Path, config: dict[str, Any], machine: str) -> None:
-    """Shiv's layout: site-packages/, and our launcher as __main__.py, behind a prologue for the shell."""
-    paths = sorted(
-        (path for path in tree.rglob("*") if path.is_file()), key=lambda path: path.relative_to(tree).parts
-    )
-    packed = {f"site-packages/{path.relative_to(tree)}": path.read_bytes() for path in paths}
+def write_archive(
+    target: Path, tree: Path, origins: dict[str, Any], config: dict[str, Any], machine: str
+) -> None:
+    """Shiv's layout: site-packages/, and our launcher as __main__.py, behind a prologue for the shell.
+
+    Beside it is what is not unpacked: build.json, the bill of materials and the licences of all that is
+    inside.
+    """
+    texts = bill.licences(tree, NOTICES)
+    packed = {f"site-packages/{name}": data for name, data in files(tree).items()}
     identity = hashlib.sha256()
     for name, data in packed.items():
         identity.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
     build = {
         "id": identity.hexdigest(),
+        "commit": commit(),
         "machine": machine,
         "pythons": config["pythons"],
         "files": {name: len(data) for name, data in packed.items()},
     }
+    made_of = bill.bill(tree, build["id"], **origins)
+    packed |= {f"licenses/{name}": text for name, text in sorted(texts.items())}
+    packed["sbom.cdx.json"] = json.dumps(made_of, indent=1).encode()
     packed["build.json"] = json.dumps(build).encode()
     packed["__main__.py"] = LAUNCHER.read_bytes()
     with target.open("wb") as file:
         file.write(prologue(config["pythons"]))
         zip_file.write(file, (zip_file.Entry(name, data, mode(name)) for name, data in packed.items()))
     target.chmod(0o755)
+
+
+def files(tree: Path) -> dict[str, bytes]:
+    """All that is in `tree`, in an order that is the same everywhere."""
+    found = (path.relative_to(tree) for path in tree.rglob("*") if path.is_file())
+    return {str(name): (tree / name).read_bytes() for name in sorted(found, key=lambda name: name.parts)}
+
+
+def commit() -> str | None:
+    """What was built, where all that shapes it is as it was committed."""
+    answers = []
+    for command in (["status", "--porcelain", "--", *INPUTS], ["rev-parse", "HEAD"]):
+        try:
+            done = subprocess.run(["git", "-C", ROOT, *command], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        answers.append(done.stdout.strip())
+    changed, head = answers
+    return None if changed else head
 
 
 def mode(name: str) -> int:

