@@ -36,6 +36,7 @@ from mvmci.system.text import one_line
 from mvmci.trust.known import CLIENT, find_cluster
 
 if TYPE_CHECKING:
+    from mvmci.deploy.revoke import Kind
     from mvmci.deploy.state import Facts
     from mvmci.stores.nats import Cluster
     from mvmci.stores.nats.config import Config
@@ -257,23 +258,49 @@ def revoke_ticket_verb(ticket: str, state: Path, cluster: str | None) -> int:
     return _with_keys(state, cluster, work)
 
 
-@click.command("revoke", epilog=examples("mvmci revoke worker-4", "mvmci revoke laptop"))
-@click.argument("unit", metavar="NAME", shell_complete=complete_unit)
+@click.command(
+    "revoke",
+    epilog=examples(
+        "mvmci revoke worker-4", "mvmci revoke laptop", "mvmci revoke build-7 --host     all of its units"
+    ),
+)
+@click.argument("name", metavar="NAME", shell_complete=complete_unit)
+@option(
+    "--host", "kind", flag_value="host", envvar="MVMCI_REVOKE_HOST", help="NAME is a host, and not a unit."
+)
+@option(
+    "--unit", "kind", flag_value="unit", envvar="MVMCI_REVOKE_UNIT", help="NAME is a unit, and not a host."
+)
 @cluster_option
 @state_option
-def revoke_verb(unit: str, state: Path, cluster: str | None) -> int:
-    """Revoke the credential of a unit or a client. Its connection ends at once.
+def revoke_verb(name: str, kind: Kind | None, state: Path, cluster: str | None) -> int:
+    """Revoke the credential of a unit or a client, or those of all units of a host. Their connections end at
+    once.
 
-    Its jobs go on elsewhere. It can come back with a new ticket, and a unit of `up` with `mvmci up`.
+    Their jobs go on elsewhere. A unit can come back with a new ticket, and one of `up` with `mvmci up`.
     """
-    check_id(unit, "unit name")
+    from mvmci.deploy.revoke import named
+    from mvmci.deploy.state import ClusterState
 
     async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
-        from mvmci.trust.registry import revoke_units
+        from mvmci.trust.registry import read_units, revoke_units
 
-        await revoke_units(there.config, authority, facts.login, [unit])
-        await there.forget_member(unit)
-        click.echo(f"{unit} is revoked", err=True)
+        deployed = ClusterState(state, there.layout.cluster).applied_deployment().units
+        members = await there.store.presence.members()
+        planes = authority.ledger.planes()
+        found = named(name, deployed, await read_units(there.config), members, planes, kind)
+        await revoke_units(there.config, authority, facts.login, found.units)
+        for unit in found.units:
+            await there.forget_member(unit)
+        are = f"on {name} are" if found.kind == "host" else "is"
+        click.echo(f"{', '.join(found.units)} {are} revoked", err=True)
+        if found.others:
+            click.echo(
+                f"warning: {', '.join(found.others)} there: no credential is known that can be revoked",
+                err=True,
+            )
+        if fallen := planes.keys() & {*found.units}:
+            click.echo(f"units that {', '.join(sorted(fallen))} let in or renewed are cut off too", err=True)
         return 0
 
     return _with_keys(state, cluster, work)

@@ -261,10 +261,9 @@ class Ssh:
     async def _provide(self, provisioning: Provisioning, host: str, units: Sequence[UnitConfig]) -> None:
         """Have these units' keys made on their host, and lay down their files."""
         agent, authority, address = await self._agent(host), provisioning.authority, self._address(host)
-        keyed = [one for one in units if one.unit.role != "balancer"]
-        wanted = (Wanted(name=one.unit.name, role=one.unit.role, generation=one.generation) for one in keyed)
+        wanted = (Wanted(name=one.unit.name, role=one.unit.role, generation=one.generation) for one in units)
         files = {}
-        for one, key in zip(keyed, await agent.ask(Keys(units=tuple(wanted)), list[Key]), strict=True):
+        for one, key in zip(units, await agent.ask(Keys(units=tuple(wanted)), list[Key]), strict=True):
             names, addresses = ((), (address,)) if is_address(address) else ((address,), ())
             data = make_config(
                 one,
@@ -275,8 +274,8 @@ class Ssh:
                 names=names,
                 addresses=addresses,
             )
-            assert data is not None
-            files[one.unit.name] = data
+            if data is not None:  # else it is a balancer on a broker of the user's own
+                files[one.unit.name] = data
         await agent.tell(Provide(files=files))
 
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:

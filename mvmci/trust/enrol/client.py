@@ -154,8 +154,13 @@ def read_ticket(text: str | None) -> Ticket:
 
 def host_name() -> str:
     """This machine's name, as far as it can be the name of a unit."""
-    name = re.sub(r"[^a-z0-9]+", "-", socket.gethostname().split(".")[0].lower()).strip("-")
-    return name[:HOST_CHARS_MAX].strip("-") or "host"
+    return host_label(socket.gethostname()) or "host"
+
+
+def host_label(name: str) -> str:
+    """As much of a host's name as can be the name of a unit; may be empty."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.split(".")[0].lower()).strip("-")
+    return label[:HOST_CHARS_MAX].strip("-")
 
 
 async def identity_of(

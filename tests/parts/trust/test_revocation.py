@@ -12,7 +12,7 @@ import pytest
 from nats.aio.client import Client
 
 from mvmci.cluster.broker import LOOPBACK
-from mvmci.cluster.identity import Identity, Login
+from mvmci.cluster.identity import Identity, Login, UnitRole
 from mvmci.errors import NotFound, TicketRefused, Usage
 from mvmci.roles import disk_watch
 from mvmci.stores.nats.link import Link
@@ -72,10 +72,10 @@ async def test_a_machine_notices_also_when_its_client_library_dies_of_it(
     identity = world.unit("worker-1", "worker", "default")
     cluster = await world.open(identity)
     await renew(cluster.link, identity, world.folder / "identity.json")
-    client, close = cluster.link._client, Client._close
+    library, close = cluster.link._client, Client._close
 
     async def die(one: Client, status: int, do_cbs: bool = True) -> None:
-        if one is not client:
+        if one is not library:
             return await close(one, status, do_cbs)
         one._status = Client.CLOSED
         one._transport.close()  # type: ignore[union-attr]
@@ -289,3 +289,38 @@ async def test_on_a_broker_of_the_users_own_a_machine_cannot_be_revoked(world: W
     with pytest.raises(Usage, match="not mvmci's") as caught:
         await revoke_units(admin.config, external, world.base, ["box"])
     assert "operator" in str(caught.value.hint)
+
+
+async def test_all_units_of_a_host_are_cut_off_in_one_go_and_the_others_stay(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.control_plane()
+    roles: dict[str, UnitRole] = {"worker-1": "worker", "worker-2": "worker", "executor-1": "executor"}
+    units = {name: world.unit(name, role, "default") for name, role in roles.items()}
+    clusters = {name: await world.open(one) for name, one in units.items()}
+    for name, one in units.items():
+        path = world.folder / "units" / name / "identity.json"
+        await renew(clusters[name].link, one, path)
+    other = await world.open(world.unit("worker-3", "worker", "default"))
+    told: list[str] = []
+
+    class Counting(Link):
+        async def call(self, subject: str, data: bytes = b"", *, wait_s: float = LONG_S) -> bytes:
+            told.extend([subject] if subject == registry.CLAIMS_UPDATE else [])
+            return await super().call(subject, data, wait_s=wait_s)
+
+    monkeypatch.setattr(registry, "Link", Counting)
+    admin = await world.admin()
+    began = time.monotonic()
+    await revoke_units(admin.config, world.authority, world.base, [*units])
+    async with asyncio.timeout(CUT_S_MAX):
+        for cluster in clusters.values():
+            await cluster.link.refused.wait()
+    assert time.monotonic() - began < CUT_S_MAX
+    assert len(told) == len({"workers", "executors"}), "the broker is told once of each account"
+    await other.store.logs.read("j1")
+    assert not other.link.refused.is_set()
+    records = await read_units(admin.config)
+    for name, one in units.items():
+        await refused(one.login)
+        assert records[name].revoked, "whoever renews is refused by the record"

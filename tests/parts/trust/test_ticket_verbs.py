@@ -209,7 +209,10 @@ async def test_where_the_clusters_keys_are_not_the_verbs_say_so(
 
 
 async def test_what_is_not_there_cannot_be_revoked(world: World, state: Path) -> None:
-    for verb, said in ((("revoke",), "there is no unit x"), (("ticket", "revoke"), "there is no ticket x")):
+    for verb, said in (
+        (("revoke",), "there is no unit or host x with a credential"),
+        (("ticket", "revoke"), "there is no ticket x"),
+    ):
         refused = await mvmci(state, *verb, "x")
         assert (refused.code, refused.sentence) == (EXIT_USAGE, said)
         odd = await mvmci(state, *verb, "../x")
