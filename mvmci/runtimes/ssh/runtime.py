@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -67,6 +68,7 @@ _PORTS: dict[RoleName, int] = {
     "executor": 27288,
     "balancer": 27188,
 }  # the first that is tried
+AWAY_S = 30.0  # until one that is away is tried again: to find that out takes long
 _LOOK_EVERY_S = 2.0  # at hosts on which nothing is being done
 _CACHE = "_cache"  # in a host's directory, beside its clusters: what programs unpack
 T = TypeVar("T")
@@ -113,6 +115,7 @@ class Ssh:
         self._facts: dict[str, HostFacts] = {}
         self._just_seen: list[Observed] | None = None  # by `check`, until somebody asks
         self._agents: dict[str, AgentClient] = {}
+        self._tried: dict[str, float] = {}  # when a host was found to be away
         self._starting: dict[str, asyncio.Lock] = {}  # of agents
         self._open = contextlib.AsyncExitStack()
         self._changed = asyncio.Event()  # something was started or stopped by us, since `watch` looked
@@ -136,19 +139,24 @@ class Ssh:
         seen: list[Observed] = []
 
         async def look(host: str) -> None:
+            if time.monotonic() - self._tried.get(host, -AWAY_S) < AWAY_S:
+                seen.extend(self._left_on(host))
+                return
             self.away = {one: why for one, why in self.away.items() if one != host}
             try:
                 seen.extend(msgspec.structs.replace(one, host=host) for one in await self._seen(host))
             except MvmciError as error:
                 await self._lose(host, error)
-                units = self._known[host].units if host in self._known else {}
-                why = error.message
-                seen.extend(
-                    Observed(name=one, role=role, host=host, reason=why) for one, role in units.items()
-                )
+                seen.extend(self._left_on(host))
 
         await all_of(*map(look, looked_at))
         return sorted(seen, key=lambda one: (ROLES.index(one.role), len(one.name), one.name))
+
+    def _left_on(self, host: str) -> list[Observed]:
+        """The units on a host that is away, as far as we know."""
+        units = self._known[host].units if host in self._known else {}
+        why = self.away[host]
+        return [Observed(name=name, role=role, host=host, reason=why) for name, role in units.items()]
 
     async def _seen(self, host: str) -> list[Observed]:
         """The units on a host. Raises MvmciError."""
@@ -163,6 +171,7 @@ class Ssh:
     async def _lose(self, host: str, error: MvmciError) -> None:
         """Keep in mind that a host cannot be reached, and why."""
         self.away = {**self.away, host: error.message}
+        self._tried[host] = time.monotonic()
         agent = self._agents.pop(host, None)
         if agent is not None:
             await agent.close()
