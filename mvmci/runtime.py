@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings, url_of
-from mvmci.cluster.changes import Observed
+from mvmci.cluster.changes import HostRow, Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import Topology
 from mvmci.system.ports import check_port, is_loopback
@@ -121,6 +121,9 @@ class Runtime(Protocol):
         Raises NotFound where none of that name is, or was, kept running here; MvmciError.
         """
 
+    def hosts(self) -> list[HostRow]:
+        """The hosts that are reached over a network, as they were last seen."""
+
     def absent(self) -> list[str]:
         """The hosts that are to be emptied, and are not yet."""
 
@@ -151,6 +154,9 @@ class OfThisMachine:
     @contextlib.asynccontextmanager
     async def lock(self, hosts: Collection[str] | None, owner: str) -> AsyncIterator[None]:
         yield  # the lock of the cluster's folder is that of its only host
+
+    def hosts(self) -> list[HostRow]:
+        return []
 
     def absent(self) -> list[str]:
         return []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from mvmci import __version__
 from mvmci.cli.options import (
@@ -25,6 +26,7 @@ from mvmci.cli.options import (
 from mvmci.errors import EXIT_FAILED, BadModule, MvmciError, StoreLost, StoreUnavailable, TicketRefused, Usage
 from mvmci.system.capacity import memory_bytes, processors
 from mvmci.system.files import passable_folder, private_folder
+from mvmci.system.text import printable
 from mvmci.trust.known import LOCAL_FOLDER, known_clusters
 
 if TYPE_CHECKING:
@@ -180,13 +182,36 @@ def wit_verb() -> int:
     return 0
 
 
-@click.command("doctor", epilog=examples("mvmci doctor", "mvmci doctor --json"))
+@click.command(
+    "doctor",
+    epilog=examples(
+        "mvmci doctor                           this machine",
+        "mvmci doctor --hosts topology.yaml     the machines of a cluster file, before and after `up`",
+        "mvmci doctor --json",
+    ),
+)
+@option(
+    "--hosts",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    envvar="MVMCI_DOCTOR_HOSTS",
+    help="Check the hosts of this cluster file instead.",
+)
 @json_option
 @state_option
-def doctor_verb(as_json: bool, state: Path) -> int:
+def doctor_verb(hosts: Path | None, as_json: bool, state: Path) -> int:
     """Check that this machine has what mvmci needs, and which isolation it offers."""
     from mvmci.roles.broker import find_server
 
+    if hosts is not None:
+        found = run_async(_hosts(hosts, state))
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            for host, checks in found.items():
+                click.echo(f"{host}:")
+                _print_checks(checks)
+        return 0 if all(check["ok"] for checks in found.values() for check in checks) else EXIT_FAILED
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     checks = [
         _check("python", lambda: f"{platform.python_version()} on {system}"),
@@ -204,11 +229,30 @@ def doctor_verb(as_json: bool, state: Path) -> int:
     if as_json:
         click.echo(json.dumps(checks))
     else:
-        for check in checks:
-            click.echo(f"{'ok ' if check['ok'] else 'NOT'}  {check['name']:<16} {check['found']}")
-            if check["hint"]:
-                click.echo(f"     hint: {check['hint']}")
+        _print_checks(checks)
     return 0 if all(check["ok"] for check in checks) else EXIT_FAILED
+
+
+def _print_checks(checks: list[dict[str, Any]]) -> None:
+    for check in checks:
+        click.echo(f"{'ok ' if check['ok'] else 'NOT'}  {check['name']:<16} {printable(check['found'])}")
+        if check["hint"]:
+            click.echo(f"     hint: {printable(check['hint'])}")
+
+
+async def _hosts(file: Path, root: Path) -> dict[str, list[dict[str, Any]]]:
+    """What is found on each host of a cluster file. Raises BadTopology, Usage."""
+    from mvmci.deploy.plan import hosts_of_file, read_file
+    from mvmci.deploy.state import ClusterState
+    from mvmci.runtimes.ssh.runtime import Ssh
+
+    topology = read_file(file)[1]
+    async with ClusterState(root, topology.cluster) as state:
+        runtime = state.runtime(topology.runtime, hosts_of_file(topology, file))
+        if not isinstance(runtime, Ssh):
+            raise Usage(f"{file}: its units run on this machine", hint="`mvmci doctor` looks at that")
+        found: dict[str, list[dict[str, Any]]] = msgspec.to_builtins(await runtime.examine())
+        return found
 
 
 def _check(name: str, look: Any) -> dict[str, Any]:

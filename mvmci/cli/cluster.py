@@ -42,7 +42,7 @@ from mvmci.system.text import printable
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
-    from mvmci.cluster.changes import Action
+    from mvmci.cluster.changes import Action, HostRow
     from mvmci.deploy.backup import Report
     from mvmci.deploy.plan import Plan
     from mvmci.deploy.recover import Missing
@@ -56,6 +56,7 @@ T = TypeVar("T")
 _LOOK_EVERY_S = 1.0
 GAPS_SHOWN = 20
 BUILD_SHOWN_CHARS = 7
+HOST_TITLES = ("HOST", "ADDRESS", "CLOCK", "PYTHON", "SYSTEM", "DIRECTORY", "AWAY")
 MARKS = {"start": "+", "restart": "~", "stop": "-", "wait": "?"}
 READY_IN = "60s"
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
@@ -345,6 +346,19 @@ def _table(units: Sequence[UnitRow]) -> Any:
     return make_table(titles, ([cells[title] for title in titles] for cells in rows))
 
 
+def _host_cells(row: HostRow) -> list[str]:
+    skew = f"{row.skew_s:+.2f} s (± {row.skew_error_s:.2f})" if row.skew_s is not None else ""
+    return [
+        row.name,
+        row.address,
+        skew,
+        row.python or "",
+        row.system or "",
+        row.directory or "",
+        row.away or "",
+    ]
+
+
 def _cells(row: UnitRow) -> dict[str, str]:
     """What a table shows of a unit, by its column."""
     return {
@@ -439,6 +453,9 @@ def ps_verb(cluster: str | None, as_json: bool, state: Path) -> int:
         click.echo(msgspec.json.encode(roster))
     else:
         print_table(_table(roster.units))
+        if roster.hosts:
+            click.echo()
+            print_table(make_table(HOST_TITLES, map(_host_cells, roster.hosts)))
         if roster.store:
             click.echo(f"\nstore: {_rooms(roster)}")
     say_loss(roster.loss)

@@ -49,6 +49,20 @@ class Observed(msgspec.Struct, frozen=True, kw_only=True):
         return self.state == "down" and self.last_exit == EXIT_VERSIONS
 
 
+class HostRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A host as it was last seen from here, as `ps --json` prints it. One that is away says only why."""
+
+    name: str
+    address: str  # where it is dialled
+    away: str | None = None
+    skew_s: float | None = None  # how far its clock is ahead of ours
+    skew_error_s: float | None = None  # and how exactly that is known
+    python: str | None = None
+    system: str | None = None  # kernel and architecture
+    directory: str | None = None  # what mvmci keeps there
+    programs: tuple[str, ...] = ()  # the digests of those that are there, the last used first
+
+
 class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that `up` does: to a unit, or for `set` to what the cluster is and allows.
 

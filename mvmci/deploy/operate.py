@@ -77,6 +77,7 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
         loss=loss.what if loss is not None else (),
         trouble=why,
         store=store,
+        hosts=state.runtime().hosts(),
     )
 
 

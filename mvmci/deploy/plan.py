@@ -83,7 +83,7 @@ async def make_plan(
     state.check_keys()
     external = external_of(found, file)
     facts = state.facts()
-    running = state.runtime(runtime, _hosts(found, file), accept_new_host_keys=accept_new_host_keys)
+    running = state.runtime(runtime, hosts_of_file(found, file), accept_new_host_keys=accept_new_host_keys)
     await running.check()
     _check_same_broker(state, facts, found, runtime)
     _check_store(state, found)
@@ -288,7 +288,7 @@ async def _check_port(
             await runtime.check_port(unit, wanted.listen, wanted.port)
 
 
-def _hosts(found: Topology, file: Path) -> dict[str, HostSection]:
+def hosts_of_file(found: Topology, file: Path) -> dict[str, HostSection]:
     """The hosts of a file, whose keys lie where the file does."""
     return {
         name: msgspec.structs.replace(

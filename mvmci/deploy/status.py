@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from mvmci.cluster.changes import Observed, UnitState
+from mvmci.cluster.changes import HostRow, Observed, UnitState
 from mvmci.cluster.deployment import ROLES, Unit
 from mvmci.store import Member, copies
 
@@ -59,6 +59,7 @@ class ClusterStatus(msgspec.Struct, frozen=True, kw_only=True):
     loss: tuple[str, ...] = ()  # what its store lacks, until `mvmci recover`
     trouble: str = ""  # why a broker on this machine stores nothing now
     store: dict[str, Room] = {}  # of journals and blobs
+    hosts: list[HostRow] = []  # that are reached over a network
 
 
 def rows(

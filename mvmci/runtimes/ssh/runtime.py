@@ -32,11 +32,11 @@ from typing import TypeVar
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.changes import Observed, in_stopping_order
+from mvmci.cluster.changes import HostRow, Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import HostSection, Topology
 from mvmci.errors import HostAway, MvmciError, NotFound, StoreUnavailable, Usage
-from mvmci.runtime import GRACE_S, Provisioning
+from mvmci.runtime import GRACE_S, Provisioning, why_ended
 from mvmci.runtimes.local.agent import (
     Begin,
     Forget,
@@ -79,6 +79,15 @@ class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
 
     section: HostSection
     units: dict[str, RoleName] = {}
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `mvmci doctor`."""
+
+    name: str
+    ok: bool = True
+    found: str
+    hint: str | None = None
 
 
 class Ssh:
@@ -200,6 +209,63 @@ class Ssh:
                         await self._changed.wait()
         finally:
             await cancel(*watching.values())
+
+    def hosts(self) -> list[HostRow]:
+        return [self._row(name) for name in sorted({*self._facts, *self.away})]
+
+    def _row(self, name: str) -> HostRow:
+        section = self._hosts[name]
+        row = HostRow(name=name, address=f"{_bracketed(self._address(name))}:{section.port}")
+        if name in self.away:
+            return msgspec.structs.replace(row, away=self.away[name])
+        facts = self._facts[name]
+        return msgspec.structs.replace(
+            row,
+            skew_s=round(facts.skew_s, 3),
+            skew_error_s=round(facts.skew_error_s, 3),
+            python=facts.python.version if facts.python is not None else None,
+            system=f"{facts.kernel} {facts.machine}",
+            directory=facts.directory.path,
+            programs=facts.programs,
+        )
+
+    async def examine(self) -> dict[str, list[Check]]:
+        """What `mvmci doctor` finds on each host. Nothing is changed there."""
+        await self.observe()
+        found: dict[str, list[Check]] = {
+            host: [Check(name="ssh", ok=False, found=why)] for host, why in self.away.items()
+        }
+
+        async def look(host: str) -> None:
+            facts = self._facts[host]
+            problems = [Check(name="host", ok=False, found=why) for why in unfit(facts)]
+            who = f"{facts.user} at {self._row(host).address}"
+            clock = f"{facts.skew_s:+.2f} s (± {facts.skew_error_s:.2f}) from this machine's"
+            checks = [Check(name="ssh", found=who), Check(name="clock", found=clock), *problems]
+            if self._digest in facts.programs:
+                checks += await self._doctor(host, facts)
+            elif not problems:
+                checks.append(Check(name="program", found="not there yet: `mvmci up` brings it"))
+            found[host] = checks
+
+        await self._on_each(self._facts, look)
+        return dict(sorted(found.items()))
+
+    async def _doctor(self, host: str, facts: HostFacts) -> list[Check]:
+        """What the program that is there finds."""
+        connection, directory = await self._connections.connect(host), facts.directory.path
+        ran = await connection.run([*self._command(facts), "doctor", "--json", "--state", directory])
+        try:
+            return msgspec.json.decode(ran.out, type=list[Check])
+        except msgspec.DecodeError:
+            why = why_ended(ran.err.decode(errors="replace").splitlines(), f"ended with code {ran.code}")
+            return [Check(name="program", ok=False, found=why)]
+
+    def _command(self, facts: HostFacts) -> list[str]:
+        """How our program is started on a host, once it is there."""
+        python, directory = facts.python.path if facts.python else "python3", facts.directory.path
+        program = f"{directory}/bin/{self._digest}.pyz"
+        return ["env", f"SHIV_ROOT={directory}/{_CACHE}", python, "-I", program]
 
     # ---- Places
 
@@ -400,9 +466,8 @@ class Ssh:
             if host not in self._agents:
                 connection, facts = await self._connections.connect(host), await self._facts_of(host)
                 directory, python = facts.directory.path, facts.python.path if facts.python else "python3"
-                program = await connection.put(self._program, self._digest, directory, python=python)
-                command = ["env", f"SHIV_ROOT={directory}/{_CACHE}", python, "-I", program, "host"]
-                command += ["--cluster", self.cluster, "--state", directory]
+                await connection.put(self._program, self._digest, directory, python=python)
+                command = [*self._command(facts), "host", "--cluster", self.cluster, "--state", directory]
                 command += ["--service", self._hosts[host].service]
                 channel = await self._open.enter_async_context(connection.channel(command))
                 self._agents[host] = AgentClient(host, channel)
