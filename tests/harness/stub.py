@@ -5,7 +5,8 @@
     stub.py [PACE] ROLE [--config FILE | --cluster C --name N] [--exit CODE] [--live S] [--stubborn N]
                         [--leave S] [--print TEXT] [--listen HOST:PORT] [--deaf]
 
-A supervisor that has just become this program reads the pipe `hold` of the state directory, if it is there.
+A supervisor that has just become this program waits for the lock of `hold` in the state directory, if that
+is there.
 
 Each unit appends lines to `said` in the state directory, one write each: `<name> began <pid> <time>`, and
 for a SIGTERM that it takes `<name> asked …`, and `<name> ended …` when it goes because of one.
@@ -14,6 +15,7 @@ for a SIGTERM that it takes `<name> asked …`, and `<name> ended …` when it g
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -117,7 +119,8 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
     begin: Desired | Handover
     if args.take_over:
         if (root / "hold").exists():
-            (root / "hold").read_bytes()  # a pipe, until somebody has written to it
+            with open(root / "hold") as held:
+                fcntl.flock(held, fcntl.LOCK_SH)
         begin = msgspec.json.decode(sys.stdin.buffer.read(), type=Handover)
     elif args.resume:
         begin = read_desired(SupervisorFiles(root / args.cluster))

@@ -130,10 +130,14 @@ def test_the_line_that_starts_units_after_a_boot_is_one_for_cron(monkeypatch: py
     assert after_boot("system", PROGRAM, ROOT, "demo") == ""
     monkeypatch.setattr(service, "LINGERING", ROOT)
     assert "loginctl enable-linger" in after_boot("user", PROGRAM, ROOT, "demo")
+    monkeypatch.setattr(service, "BOOTED", ROOT / "no")
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/crontab")
     assert "in `crontab -e` does: @reboot env MVMCI_STATE=" in after_boot("none", PROGRAM, ROOT, "demo")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert "put this under the host's init: env MVMCI_STATE=" in after_boot("none", PROGRAM, ROOT, "demo")
+    monkeypatch.setattr(service, "BOOTED", Path("/"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "has this user's systemd do it" in after_boot("none", PROGRAM, ROOT, "demo")
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -323,6 +323,11 @@ def after_boot(service: Kind, program: Sequence[str], root: Path, cluster: str) 
             f"units end when the last session of {_user()} does: "
             f"`sudo loginctl enable-linger {_user()}` makes them stay, and come back after a boot"
         )
+    if BOOTED.is_dir() and os.geteuid() != 0:
+        return (
+            f"nothing starts units after a boot: `sudo loginctl enable-linger {_user()}`, and then "
+            "`mvmci up` again, has this user's systemd do it"
+        )
     line = boot_line(program, root, cluster)
     if shutil.which("crontab"):
         return f"nothing starts units after a boot; this line in `crontab -e` does: @reboot {line}"

@@ -98,7 +98,7 @@ async def supervise(
             supervisor.lock, supervisor.options = descriptor, options
             for signum in heeded(*STOPPING):  # before there is anything that it would leave
                 asyncio.get_running_loop().add_signal_handler(
-                    signum, lambda: tasks.create_task(supervisor.stop(None, GRACE_S))
+                    signum, lambda: tasks.create_task(supervisor.terminate())
                 )
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see `Supervisor._become`
             if isinstance(begin, Handover):
@@ -163,6 +163,7 @@ class Supervisor:
         self._desired: dict[str, Wanted] = {}
         self._watchers: set[asyncio.Event] = set()
         self._ended = asyncio.Event()
+        self._terminating = False
         self._quiet = False  # while many change at once
 
     async def run(self) -> None:
@@ -178,11 +179,12 @@ class Supervisor:
             request = _requests.decode(await reader.readline())
             if isinstance(request, Watch):
                 await self._report_always(writer)
-            else:
+            elif not self._terminating or isinstance(request, Stop):
                 error = await self._do(request)
-                if self._ended.is_set() and not isinstance(request, Stop):
-                    return  # too late: another supervisor has to be started
-                await self._report(writer, error)
+                if not self._ended.is_set() or isinstance(request, Stop):
+                    await self._report(
+                        writer, error
+                    )  # else it is too late: there has to be another supervisor
         writer.close()
 
     async def _do(self, request: Start | Stop | Replace) -> str:
@@ -249,7 +251,7 @@ class Supervisor:
             while not all(unit.is_steady for unit in self.units.values()):
                 changed.clear()
                 await changed.wait()
-        return "" if self._ended.is_set() else self._become(request.program)
+        return self._become(request.program) if self.units and not self._terminating else ""
 
     def _become(self, program: Sequence[str]) -> str:
         """Become `program`, and return why that failed.
@@ -271,6 +273,11 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             os.set_inheritable(self.lock, False)
             return f"{command[0]} cannot be started: {error.strerror}"
+
+    async def terminate(self) -> None:
+        """Stop all, as the machine shuts down: none is started any more, and all are still wanted."""
+        self._terminating = True
+        await self.stop(None, GRACE_S)
 
     async def stop(self, names: Collection[str] | None, grace_s: float) -> None:
         """Stop these units, or all, and wait until they are gone."""

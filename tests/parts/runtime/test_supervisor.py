@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
 import os
@@ -16,7 +17,7 @@ import zipfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import pytest
@@ -508,6 +509,17 @@ async def test_a_machine_that_shuts_down_forgets_nothing_and_a_stop_does(place: 
     assert not (place.folder / "desired.json").exists()
 
 
+async def test_what_is_started_while_the_supervisor_is_ended_runs_under_the_next_one(place: Place) -> None:
+    slow = unit("w-1", "--leave", "0.5")
+    await place.runs(BROKER, slow)
+    pid = place.supervisor()
+    os.kill(pid, signal.SIGTERM)
+    await until_true(lambda: "w-1 asked" in place.order())
+    await place.runs(slow)
+    assert gone(pid)
+    assert place.alive().keys() == {"w-1"}
+
+
 async def test_what_is_attached_is_not_wanted_by_the_next_boot(place: Place) -> None:
     await place.runs(W2)
     await kill_supervisor(place)
@@ -530,6 +542,13 @@ def builds(place: Place) -> list[Local]:
         found.append(Local(place.root, "c", [sys.executable, str(file), json.dumps(PACE)]))
     place.local = found[0]
     return found
+
+
+def held(place: Place) -> IO[bytes]:
+    """Have a supervisor that becomes another program stand still at that until this is closed."""
+    file = (place.root / "hold").open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def program(pid: int) -> str:
@@ -583,8 +602,7 @@ async def test_no_unit_outlives_a_supervisor_that_became_another_program(
 async def test_what_happens_while_the_supervisor_becomes_another_program_is_seen_to(
     place: Place, builds: list[Local]
 ) -> None:
-    hold = place.root / "hold"
-    os.mkfifo(hold)
+    hold = held(place)
     await place.runs(BROKER, W1, W2)
     pid, before = place.supervisor(), place.alive()
     starting = asyncio.create_task(builds[1].start([W3]))
@@ -595,7 +613,7 @@ async def test_what_happens_while_the_supervisor_becomes_another_program_is_seen
     with pytest.raises(LockHeld):
         await supervisor.supervise(place.folder, Desired(), ["x"], {}, ready=lambda: None)
     assert not starting.done()
-    await asyncio.to_thread(hold.write_bytes, b"go on")
+    hold.close()
     await asyncio.gather(starting, stopping)
     await until_true(lambda: len(place.began("w-1")) == 2 and place.began("w-3"))
     assert (place.status("w-1").restarts, place.status("w-1").last_exit) == (1, -signal.SIGKILL)
@@ -607,17 +625,37 @@ async def test_what_happens_while_the_supervisor_becomes_another_program_is_seen
 async def test_a_signal_that_comes_while_it_becomes_another_program_is_heeded(
     place: Place, builds: list[Local]
 ) -> None:
-    hold = place.root / "hold"
-    os.mkfifo(hold)
+    hold = held(place)
     await place.runs(BROKER, W1)
     pid = place.supervisor()
     starting = asyncio.create_task(builds[1].start([BROKER]))
     await until_true(lambda: program(pid) == "two.pyz")
     os.kill(pid, signal.SIGTERM)
-    await asyncio.to_thread(hold.write_bytes, b"go on")
+    hold.close()
     await until_true(lambda: gone(pid))
     await starting  # by another supervisor, once that one was gone
     assert [one for one in place.order() if "ended" in one][:2] == ["w-1 ended", "broker-1 ended"]
+
+
+async def test_what_is_attached_stays_so_when_the_supervisor_becomes_another_program(
+    place: Place, builds: list[Local]
+) -> None:
+    command = [sys.executable, "-c", ATTACHED, str(place.root), *builds[0]._program]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as up:  # noqa: ASYNC220
+        assert up.stdin is not None
+        assert up.stdout is not None
+        up.stdin.write("attached\n")
+        assert up.stdout.readline() == "applied\n"
+        await until_true(lambda: place.began("w-1"))
+        pid = place.supervisor()
+        await builds[1].start([W2])
+        assert (place.supervisor(), program(pid)) == (pid, "two.pyz")
+        assert not (place.folder / "desired.json").exists()
+        await until_true(lambda: place.began("w-2"))
+        up.kill()
+    await until_true(lambda: gone(pid))
+    assert {"w-1 ended", "w-2 ended"} <= set(place.order())
 
 
 async def test_a_program_that_does_not_run_here_is_not_taken(place: Place, builds: list[Local]) -> None:
