@@ -118,7 +118,6 @@ class Up:
                 raise Overtaken(f"{state.cluster} has changed meanwhile")
             self._runtime = state.runtime(plan.runtime)
             self.adopts = bool(await self._runtime.observe())
-            self.begun = True
             try:
                 async with asyncio.timeout(self._within_s) as self._limit:
                     await self._apply()
@@ -126,6 +125,8 @@ class Up:
                 waits = f", and {self._waits}" if self._waits else ""
                 raise await self._partly(f"this is so after {self._within_s:g} s{waits}") from None
             except MvmciError as error:
+                if not self.begun:
+                    raise
                 raise await self._partly(error.message, error.hint) from error
             finally:
                 await self._watch_no_more()
@@ -153,7 +154,10 @@ class Up:
         self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
         hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
+        self._limit.reschedule(None)  # the program may be on its way to the hosts
         async with self._runtime.lock({*hosts, *self._runtime.absent()}, trust_of(who)):
+            self.begun = True
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
             await self._change(before, facts)
 
     async def _change(self, before: Sequence[Observed], facts: Facts) -> None:

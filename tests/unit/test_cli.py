@@ -27,7 +27,7 @@ import mvmci.cli as program
 from mvmci.cli import cli
 from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
-from mvmci.cli.options import Location, LogLines, make_table
+from mvmci.cli.options import Location, LogLines, Share, make_table
 from mvmci.cluster.identity import Identity, Login, Ticket, encode_ticket
 from mvmci.deploy.status import UnitRow
 
@@ -204,3 +204,14 @@ def test_a_full_disk_is_a_sentence_and_no_bug(
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "Error: this machine has no room: No space left on device, at /state/x"
     assert said[1] == "hint: make room, and try again"
+
+
+@pytest.mark.parametrize(("text", "share"), [("20%", 0.2), ("1", 0.01), (" 100% ", 1.0)])
+def test_a_share_is_a_percentage(text: str, share: float) -> None:
+    assert Share().convert(text, None, None) == share
+
+
+@pytest.mark.parametrize("text", ["", "%", "0%", "101%", "-5%", "0.2", "20 %%", "half", "²%"])
+def test_what_is_no_share_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not of the form 20%, from 1% to 100%"):
+        Share().convert(text, None, None)

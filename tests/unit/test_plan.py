@@ -617,6 +617,52 @@ def test_where_everybody_has_to_start_again_nobody_waits_for_a_move() -> None:
     ]  # fmt: skip
 
 
+# ---- changes, where hosts are away
+
+AWAY = {"b": "b does not answer within 10 s"}
+HERE, THERE = unit("worker-1", "worker", "a"), unit("worker-2", "worker", "b")
+
+
+def with_b_away(was: Iterable[Observed], becomes: Iterable[Unit], *, moves: bool = False) -> list[Action]:
+    """What is done while `b` is away; units that are kept are left out."""
+    wanted = [*map(config, becomes)]
+    return [one for one in changes(wanted, was, "embedded", moves=moves, away=AWAY) if one.kind != "keep"]
+
+
+def down(unit: Unit) -> Observed:
+    """As one is that was left on a host that is away."""
+    return Observed(name=unit.name, role=unit.role, host=unit.host, reason=AWAY["b"])
+
+
+def test_whatever_is_to_be_done_on_a_host_that_is_away_waits_and_the_rest_is_done() -> None:
+    for was in ((), (down(THERE),), (seen(HERE), down(THERE))):
+        acts = with_b_away(was, [HERE, THERE])
+        assert said(acts)[-1] == "wait worker-2: b does not answer within 10 s"
+        assert said(acts)[:-1] == ([] if len(was) == 2 else ["start worker-1: "])
+        assert not acts[-1].touches
+
+
+def test_a_unit_that_is_to_leave_a_host_that_is_away_waits_for_it_as_it_may_still_run_there() -> None:
+    moved = unit("worker-2", "worker", "a")
+    assert said(with_b_away([seen(HERE), down(THERE)], [HERE, moved])) == [f"wait worker-2: {AWAY['b']}"]
+
+
+def test_so_does_one_that_is_to_go_there_and_runs_on_meanwhile() -> None:
+    moved = unit("worker-1", "worker", "b")
+    assert said(with_b_away([seen(HERE)], [moved])) == [f"wait worker-1: {AWAY['b']}"]
+
+
+def test_a_unit_that_is_wanted_no_more_waits_for_the_host_that_it_is_on() -> None:
+    assert said(with_b_away([seen(HERE), down(THERE)], [HERE])) == [f"wait worker-2: {AWAY['b']}"]
+    assert said(with_b_away([seen(HERE)], [])) == ["stop worker-1: "]
+
+
+def test_a_unit_that_waits_waits_in_no_step_and_for_no_move() -> None:
+    executor = unit("executor-1", "executor", "b")
+    (act,) = with_b_away([down(executor)], [], moves=True)
+    assert (act.kind, act.after_move) == ("wait", False)
+
+
 # ---- In which steps
 
 

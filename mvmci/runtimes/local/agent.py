@@ -172,9 +172,8 @@ async def _answer(agent: Agent, number: int, ask: Ask, write: Callable[[bytes], 
         await tell(last=True, error=Failure(kind=kind, message=error.message, hint=error.hint))
     except OSError as error:
         why = f"{error.filename or 'a file'} cannot be written: {error.strerror}"
-        await tell(
-            error=Failure(kind="Usage", message=why, hint="see that this machine has room and the rights")
-        )
+        hint = "see that this machine has room and the rights"
+        await tell(last=True, error=Failure(kind="Usage", message=why, hint=hint))
 
 
 class Agent:
@@ -183,6 +182,7 @@ class Agent:
     def __init__(self, here: Local) -> None:
         self.here = here
         self.held: contextlib.ExitStack
+        self._owner = ""  # of the cluster, as who has the lock says
         self._keys: dict[str, str] = {}
 
     async def answer(self, ask: Ask) -> AsyncGenerator[tuple[bool, bytes], None]:
@@ -201,6 +201,7 @@ class Agent:
         elif isinstance(ask, Keys):
             yield True, msgspec.json.encode([self._key(one) for one in ask.units])
         elif isinstance(ask, Provide):
+            self._own()
             for name, data in ask.files.items():
                 write_private(here.files.config(name), with_seed(data, self._keys[name]))
         elif isinstance(ask, Begin):
@@ -217,22 +218,18 @@ class Agent:
         """Raises LockHeld, and Usage where a cluster of the same name is here that is another."""
         folder = private_folder(self.here.files.folder)
         name, file = self.here.cluster, folder / OWNER
-        self.held.enter_context(
-            hold(
-                folder / "lock",
-                f"is at work on {name}",
-                "wait until it has finished, then try again",
-                ask.who,
-            )
-        )
-        there = file.read_text() if file.exists() else ""
-        if there and there != ask.owner:
-            raise Usage(
-                f"another cluster named {name} is there, which was brought up from elsewhere",
-                hint=f"give this one another name; what is there lies in {folder}",
-            )
-        if not there:
-            write_private(file, ask.owner.encode())
+        with contextlib.ExitStack() as held:
+            hint = "wait until it has finished, then try again"
+            held.enter_context(hold(folder / "lock", f"is at work on {name}", hint, ask.who))
+            check_owner(file.read_text() if file.exists() else "", ask.owner, name, folder)
+            self.held.enter_context(held.pop_all())
+        self._owner = ask.owner
+
+    def _own(self) -> None:
+        """Say whose cluster it is, before the first of its files is here."""
+        file = self.here.files.folder / OWNER
+        if not file.exists():
+            write_private(file, self._owner.encode())
 
     def _key(self, unit: Wanted) -> Key:
         file = self.here.files.config(unit.name)
@@ -250,6 +247,15 @@ class Agent:
             folder.rename(gone)  # at once, so that nobody takes what is left of it for a cluster
             sync_folder(folder.parent)
         shutil.rmtree(gone)
+
+
+def check_owner(there: str, owner: str, name: str, folder: object) -> None:
+    """Raises Usage where the cluster `name`, which `there` says whose it is, is not that of `owner`."""
+    if there not in ("", owner):
+        raise Usage(
+            f"another cluster named {name} is there, which was brought up from elsewhere",
+            hint=f"give this one another name; what is there lies in {folder}",
+        )
 
 
 async def serve_stdio(here: Local) -> None:

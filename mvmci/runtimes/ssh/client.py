@@ -11,13 +11,16 @@ from typing import Any, TypeVar
 import msgspec
 
 from mvmci import errors
-from mvmci.errors import MvmciError
+from mvmci.errors import HostAway, MvmciError
 from mvmci.runtime import why_ended
 from mvmci.runtimes.local.agent import SILENT_S, Answer, Ask, Failure, Request
+from mvmci.runtimes.local.messages import Stop
 from mvmci.runtimes.ssh.connection import Channel
 from mvmci.system.tasks import cancel
 
+ANSWER_S = 60.0  # for whatever an agent does by itself
 T = TypeVar("T")
+_SENSELESS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _answers = msgspec.json.Decoder(Answer)
 
 
@@ -38,10 +41,16 @@ class AgentClient:
 
     async def ask(self, ask: Ask, kind: type[T]) -> T:
         """What the agent answers, which is a `kind`."""
-        async with contextlib.aclosing(self._answers(ask)) as answers:
-            async for answer in answers:
-                if answer.last:
-                    return msgspec.json.decode(answer.value, type=kind)
+        within_s = ANSWER_S + (ask.grace_s if isinstance(ask, Stop) else 0)
+        try:
+            async with asyncio.timeout(within_s), contextlib.aclosing(self._answers(ask)) as answers:
+                async for answer in answers:
+                    if answer.last:
+                        return self._decoded(answer, kind)
+        except TimeoutError:
+            raise HostAway(
+                f"mvmci on {self.host} does not answer within {within_s:.0f} s", hint="look at that host"
+            ) from None
         raise AssertionError("answers end with one that is the last, or an error")
 
     async def tell(self, ask: Ask) -> None:
@@ -54,7 +63,16 @@ class AgentClient:
             async for answer in answers:
                 if answer.last:
                     return
-                yield msgspec.json.decode(answer.value, type=kind)
+                yield self._decoded(answer, kind)
+
+    def _decoded(self, answer: Answer, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(answer.value, type=kind)
+        except _SENSELESS as error:
+            raise self._senseless(error) from None
+
+    def _senseless(self, error: Exception) -> MvmciError:
+        return MvmciError(f"mvmci on {self.host} said something else than an answer: {error}")
 
     async def _answers(self, ask: Ask) -> AsyncGenerator[Answer, None]:
         number = next(self._numbers)
@@ -98,8 +116,8 @@ class AgentClient:
             self._gone = MvmciError(f"{self.host}: {why}")
         except MvmciError as error:
             self._gone = error
-        except msgspec.DecodeError as error:
-            self._gone = MvmciError(f"mvmci on {self.host} said something else than an answer: {error}")
+        except _SENSELESS as error:
+            self._gone = self._senseless(error)
         for waiting in self._waiting.values():
             waiting.put_nowait(self._gone)
 

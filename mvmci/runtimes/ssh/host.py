@@ -88,6 +88,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     processors: int = 0
     memory_bytes: int = 0
     has_cluster: bool = False  # its folder is there
+    owner: str = ""  # whose cluster that is
     is_running: bool = False  # so is its supervisor
     units: str = ""  # `units.json` of a running supervisor, as it is
     programs: tuple[str, ...] = ()  # the digests of those that are there, the last used first
@@ -102,27 +103,28 @@ def seen_by(facts: HostFacts) -> list[Observed]:
         return []
     try:
         return msgspec.json.decode(facts.units, type=Report).units
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise HostRefused(f"what {facts.hostname} says of its units makes no sense: {error}") from None
 
 
 def unfit(facts: HostFacts) -> Iterator[str]:
     """Why nothing can run on a host, a sentence each, with what to do."""
-    if facts.python is None or not facts.python.fits:
+    python = facts.python
+    if python is not None and python.lacks and python.version.rpartition(".")[0] in FITTING:
+        lacks = ", ".join(python.lacks)
+        yield f"{python.path} lacks {lacks}: install the rest of its distribution's Python"
+    elif python is None or not python.fits:
         there = ", ".join(one.version or one.path for one in facts.pythons) or "none"
         wanted = f"CPython {FITTING[-1]} to {FITTING[0]}"
         yield f"it needs {wanted}, and has {there}: install one, or name it with `python`"
-    elif facts.python.lacks:
-        lacks = ", ".join(facts.python.lacks)
-        yield f"{facts.python.path} lacks {lacks}: install the rest of its distribution's Python"
     if facts.machine != os.uname().machine:
         yield f"it is {facts.machine}, and this file is for {os.uname().machine}: call `up` with one for that"
     name, _, version = facts.libc.partition(" ")
-    if facts.python is not None and (name != "glibc" or _numbers(version) < GLIBC_MIN):
+    if python is not None and (name != "glibc" or _numbers(version) < GLIBC_MIN):
         needed = ".".join(map(str, GLIBC_MIN))
         yield f"it needs glibc {needed} or newer, and has {facts.libc or 'another C library'}"
     place = facts.directory
-    if facts.python is not None:
+    if python is not None:
         if place.why_not:
             yield f"{place.path} cannot be used: {place.why_not}: name another one with `directory`"
         elif place.noexec:
@@ -162,7 +164,7 @@ async def ask(
     lines = ran.out.strip().splitlines()
     try:
         facts = msgspec.json.decode(lines[-1] if lines else b"", type=HostFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = (ran.err.strip() or ran.out.strip()).decode(errors="replace").splitlines()
         why = one_line(said[-1])[:_WORDS_CHARS_MAX] if said else "it said nothing"
         raise HostRefused(f"{connection.name} cannot say what it has: {why}") from None

@@ -35,7 +35,7 @@ from mvmci.cluster.broker import BrokerSettings
 from mvmci.cluster.changes import HostRow, Observed, in_stopping_order
 from mvmci.cluster.deployment import ROLES, Place, RoleName, Unit, UnitConfig
 from mvmci.cluster.topology import HostSection, Topology
-from mvmci.errors import HostAway, MvmciError, NotFound, StoreUnavailable, Usage
+from mvmci.errors import HostAway, HostRefused, MvmciError, NotFound, StoreUnavailable, Usage
 from mvmci.runtime import GRACE_S, Provisioning, why_ended
 from mvmci.runtimes.local.agent import (
     Begin,
@@ -48,6 +48,7 @@ from mvmci.runtimes.local.agent import (
     Provide,
     Unlock,
     Wanted,
+    check_owner,
 )
 from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import SUPERVISOR
@@ -122,6 +123,8 @@ class Ssh:
             self._hosts, folder=Path("/"), recorded=self.folder / "known_hosts", accept_new=accept_new
         )
         self._facts: dict[str, HostFacts] = {}
+        self._refused: dict[str, HostRefused] = {}  # of those that are away
+        self._at_work = False  # somebody has the lock
         self._just_seen: list[Observed] | None = None  # by `check`, until somebody asks
         self._agents: dict[str, AgentClient] = {}
         self._tried: dict[str, float] = {}  # when a host was found to be away
@@ -134,9 +137,16 @@ class Ssh:
     async def check(self) -> None:
         self.notes = ignored({name: self._hosts[name] for name in self._present})
         self._just_seen = await self.observe()
+        refused = [self._refused[host] for host in sorted(self._present & self._refused.keys())]
+        if refused:
+            raise HostRefused("\n".join(one.message for one in refused), hint=refused[0].hint)
         if self._present and self._present <= set(self.away):
             raise StoreUnavailable("; ".join(self.away.values()), hint="no host of the file can be reached")
-        problems = [f"{name}: {why}" for name in self._facts for why in unfit(self._facts[name])]
+        problems = [
+            f"{name}: {why}"
+            for name in sorted(self._present & self._facts.keys())
+            for why in unfit(self._facts[name])
+        ]
         if problems:
             raise Usage("\n".join(problems))
 
@@ -145,21 +155,27 @@ class Ssh:
         if just_seen is not None:
             return just_seen
         looked_at = self._present | self._absent | {name for name, one in self._known.items() if one.units}
-        seen: list[Observed] = []
+        found: dict[str, list[Observed]] = {}
 
         async def look(host: str) -> None:
-            if time.monotonic() - self._tried.get(host, -AWAY_S) < AWAY_S:
-                seen.extend(self._left_on(host))
-                return
-            self.away = {one: why for one, why in self.away.items() if one != host}
             try:
-                seen.extend(msgspec.structs.replace(one, host=host) for one in await self._seen(host))
+                found[host] = await self._seen(host)
             except MvmciError as error:
                 await self._lose(host, error)
-                seen.extend(self._left_on(host))
+            else:
+                self.away = {one: why for one, why in self.away.items() if one != host}
+                self._refused.pop(host, None)
 
-        await all_of(*map(look, looked_at))
+        await all_of(*(look(host) for host in looked_at if not self._stays_away(host)))
+        found |= {host: self._left_on(host) for host in looked_at & self.away.keys()}
+        seen = [msgspec.structs.replace(one, host=host) for host in found for one in found[host]]
         return sorted(seen, key=lambda one: (ROLES.index(one.role), len(one.name), one.name))
+
+    def _stays_away(self, host: str) -> bool:
+        """Whether a host that was away is not tried again: just now; or at all while we are at work, as it
+        lacks what was done meanwhile."""
+        recently = time.monotonic() - self._tried.get(host, -AWAY_S) < AWAY_S
+        return host in self.away and (self._at_work or recently)
 
     def _left_on(self, host: str) -> list[Observed]:
         """The units on a host that is away, as far as we know."""
@@ -181,6 +197,10 @@ class Ssh:
         """Keep in mind that a host cannot be reached, and why."""
         self.away = {**self.away, host: error.message}
         self._tried[host] = time.monotonic()
+        if isinstance(error, HostRefused):
+            self._refused[host] = error
+        else:
+            self._refused.pop(host, None)
         agent = self._agents.pop(host, None)
         if agent is not None:
             await agent.close()
@@ -312,10 +332,13 @@ class Ssh:
     @contextlib.asynccontextmanager
     async def lock(self, hosts: Collection[str] | None, owner: str) -> AsyncIterator[None]:
         hosts = list(self._known) if hosts is None else hosts
+        for host in hosts:
+            self._check_owner(host, owner)
         ask = Lock(who=f"{this_one()} on {socket.gethostname()}", owner=owner)
         for host in hosts:
             self._know(host, {})
         locked: list[str] = []
+        self._at_work = True
 
         async def take(host: str) -> None:
             await (await self._agent(host)).tell(ask)
@@ -328,7 +351,18 @@ class Ssh:
             await self._on_each(hosts, take)
             yield
         finally:
+            self._at_work = False
             await self._on_each([host for host in locked if host in self._agents], leave)
+
+    def _check_owner(self, host: str, owner: str) -> None:
+        """Raises Usage where another cluster of this name is there. Nothing was changed anywhere yet."""
+        if host not in self._facts:
+            return
+        facts = self._facts[host]
+        try:
+            check_owner(facts.owner, owner, self.cluster, facts.directory.path)
+        except Usage as error:
+            raise Usage(f"{host}: {error.message}", hint=error.hint) from None
 
     async def provision(self, provisioning: Provisioning) -> None:
         await self._on_units(provisioning.starting, functools.partial(self._provide, provisioning))
