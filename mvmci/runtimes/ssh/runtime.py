@@ -76,10 +76,14 @@ T = TypeVar("T")
 
 
 class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host on which something of the cluster may be: how it is reached, and its units by name."""
+    """A host on which something of the cluster may be: how it is reached, and its units by name.
+
+    `last` are those that were started there and nowhere else since: what it has of another is out of date.
+    """
 
     section: HostSection
     units: dict[str, RoleName] = {}
+    last: tuple[str, ...] = ()
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -377,7 +381,7 @@ class Ssh:
             data = make_config(
                 one,
                 authority,
-                key.there,
+                key.there if one.unit.name in self._last(host) else b"",
                 keys_in=authority.folder,
                 public=key.public,
                 names=names,
@@ -391,6 +395,7 @@ class Ssh:
         async def begin(host: str, these: Sequence[UnitConfig]) -> None:
             agent = await self._agent(host)
             self._know(host, {one.unit.name: one.unit.role for one in these})
+            self._move({one.unit.name for one in these}, host)
             told = await agent.ask(Begin(start=Start(units=tuple(these)), attached=attached), str)
             self.notes = [*self.notes, *([f"{host}: {told}"] if told else [])]
 
@@ -516,10 +521,20 @@ class Ssh:
         """Keep in mind, before it is so, that something may be on a host; which units are there."""
         there = self._known[host].units if host in self._known else {}
         units = {name: role for name, role in (there | dict(more)).items() if name not in gone}
-        now = KnownHost(section=self._hosts[host], units=units)
+        now = KnownHost(section=self._hosts[host], units=units, last=self._last(host))
         if self._known.get(host) != now:
             self._known[host] = now
             self._keep_known()
+
+    def _last(self, host: str) -> tuple[str, ...]:
+        return self._known[host].last if host in self._known else ()
+
+    def _move(self, names: set[str], to: str) -> None:
+        """Keep in mind that these units are started on `to`, if they were on another host before."""
+        for host, one in self._known.items():
+            last = {*one.last, *names} if host == to else {*one.last} - names
+            self._known[host] = msgspec.structs.replace(one, last=tuple(sorted(last)))
+        self._keep_known()
 
     def _keep_known(self) -> None:
         write_private(self.folder / "hosts.json", msgspec.json.encode(self._known))
