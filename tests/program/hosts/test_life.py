@@ -1,0 +1,124 @@
+"""Five hosts under load: whatever is done to them, every job ends once, and no effect happens twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from tests.faults.chaos.conftest import join
+from tests.faults.chaos.judge import judge
+from tests.faults.chaos.load import Client, Report
+from tests.faults.chaos.outside import Outside
+from tests.harness.hosts import Host
+from tests.harness.waiting import LONG_S, until
+from tests.program.hosts.conftest import HostsCluster, ours
+
+SEED = 13
+EVERY_S = 0.7  # between two submits
+ROUND_S = 5.0
+# Longer than a silence that means death.
+AWAY_S = 12.0
+
+
+@asynccontextmanager
+async def load(client: Client) -> AsyncIterator[None]:
+    """Submit jobs as long as the block lasts."""
+    over = asyncio.Event()
+
+    async def submit() -> None:
+        while not over.is_set():
+            await client.run(ROUND_S, EVERY_S)
+
+    submitting = asyncio.create_task(submit())
+    try:
+        yield
+    finally:
+        over.set()
+        await submitting
+
+
+class Life:
+    """What is done to a cluster of these hosts, one after the other, under load."""
+
+    def __init__(self, cluster: HostsCluster, present: list[Host], allow: str) -> None:
+        self.cluster, self.present = cluster, present
+        self.sections: dict[str, object] = {
+            "broker": {"hosts": ["h1"]},
+            "control_plane": {"hosts": ["h2"]},
+            "workers": {"count": 6, "slots": 2},
+            "allow": {"http": [allow]},
+        }
+        self.took_s: dict[str, float] = {}
+
+    async def up(self, step: str, *, absent: tuple[Host, ...] = (), **sections: object) -> str:
+        """Put it up as it is to be now; what `up` says."""
+        self.sections = {key: value for key, value in (self.sections | sections).items() if value}
+        present = [host for host in self.present if host not in absent]
+        self.cluster.put(present, absent=absent, **self.sections)
+        begin = time.monotonic()
+        done = await asyncio.to_thread(self.cluster.up, "--within", "10m")  # the machine may be busy
+        self.took_s[step] = time.monotonic() - begin
+        return done.text
+
+    async def well(self) -> None:
+        await asyncio.to_thread(self.cluster.all_well)
+
+    async def unplug(self, host: Host) -> None:
+        host.unplug()
+        await asyncio.sleep(AWAY_S)
+        host.plug()
+        await self.well()
+
+    async def cut_power(self, host: Host) -> None:
+        await asyncio.to_thread(host.power_cut)
+        await asyncio.to_thread(host.boot)
+        await self._back(host)
+
+    async def reboot(self, host: Host) -> None:
+        await asyncio.to_thread(host.reboot)
+        await self._back(host)
+
+    async def _back(self, host: Host) -> None:
+        if not host.has_systemd:  # nothing there starts what ran
+            await self.up("after a boot without systemd")
+        await self.well()
+
+
+async def test_hosts_live_through_all_that_is_done_to_them(cluster: HostsCluster) -> None:
+    made = cluster.made
+    systemd = await asyncio.to_thread(made.add, "h1", "h2", "h3", "h4", systemd=True)
+    (bare,) = await asyncio.to_thread(made.add, "b1", systemd=False)
+    async with AsyncExitStack() as closing:
+        outside = await closing.enter_async_context(Outside(slow_s=0.3, seed=SEED).serve(made.address))
+        life = Life(cluster, systemd, outside.allow)
+        await life.up("cold")
+        client = Client((await join(cluster, closing)).store, outside, random.Random(SEED))
+        await client.prepare("script", "sleeper", "hello")
+        async with load(client):
+            assert (await life.up("warm")).startswith("nothing to change")
+            life.present.append(bare)
+            await life.up("a fifth host")
+            for host in life.present:
+                for harm in (life.unplug, life.cut_power, life.reboot):
+                    await harm(host)
+            await life.up("access", access="pool", executors={"count": 3, "slots": 4})
+            await life.up("access back", access="per-worker", executors=None)
+            await life.up("absent", absent=(systemd[3],))
+            assert ours(systemd[3]) == []
+            assert (await asyncio.to_thread(cluster.mvmci, "revoke", "worker-1")).code == 0
+            await asyncio.to_thread(until, lambda: cluster.states()["worker-1"] == "down", cluster.ps)
+            await life.up("after a key was revoked", absent=(systemd[3],))
+            await life.well()
+        await client.settle()
+        faults = await judge(client.store, client.accepted, outside, LONG_S)
+        report = Report()
+        report.counts["effects"] = outside.total
+        await report.of_jobs(client.store, client.accepted)
+        report.print(f"hosts, seed {SEED}, seconds of up: {life.took_s}")
+        assert faults == []
+        report.assert_enough(jobs=50, succeeded=50)
+    cluster.down("--purge")
+    assert {host.name: ours(host) for host in made.hosts.values() if ours(host)} == {}
