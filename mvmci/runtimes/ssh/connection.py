@@ -34,7 +34,7 @@ import msgspec
 from mvmci.cluster.topology import HostSection, host_and_port
 from mvmci.errors import HostAway, HostRefused, MvmciError, Usage
 from mvmci.runtimes.ssh import known_hosts
-from mvmci.runtimes.ssh.known_hosts import HostKeys, fingerprint, key_type
+from mvmci.runtimes.ssh.known_hosts import HostKeys, KeyLine, fingerprint, key_type
 from mvmci.system.tasks import TaskSet, at_most, cancel
 from mvmci.system.text import one_line
 
@@ -122,6 +122,7 @@ class Connections:
         self._starting = asyncio.Semaphore(STARTING_MAX)
         self._tasks = TaskSet()
         self._made: dict[_Target, asyncio.Task[Connection]] = {}
+        self._lines: list[KeyLine] | None = None  # of the files of known hosts, read once
 
     async def connect(self, name: str) -> Connection:
         """The connection to the host `name`. Raises HostAway, HostRefused, and Usage for a key of ours."""
@@ -155,7 +156,8 @@ class Connections:
                 if guard.has_seen_key or not dropped or attempt == TRIES - 1:
                     raise _explained(error, target, jump, guard) from None
             finally:
-                guard.note()
+                if guard.note():
+                    self._lines = None
             await asyncio.sleep(RETRY_S * 2**attempt * random.uniform(1, 2))  # noqa: S311 (no secret)
         raise AssertionError("the last try ends it")
 
@@ -189,8 +191,9 @@ class Connections:
     def _judge(self, target: _Target) -> _Judge:
         if target.host_key is not None:
             return _Judge(target, _pinned(target), pinned=True)
-        lines = known_hosts.read_lines((*known_hosts.user_files(), self._recorded))
-        found = known_hosts.look_up(lines, target.address, target.port)
+        if self._lines is None:
+            self._lines = known_hosts.read_lines((*known_hosts.user_files(), self._recorded))
+        found = known_hosts.look_up(self._lines, target.address, target.port)
         return _Judge(target, found, record_in=self._recorded if self._accept_new else None)
 
 
@@ -587,14 +590,15 @@ class _Judge:
             "with --accept-new-host-keys, or write it into the cluster file as `host_key:`",
         )
 
-    def note(self, blob: bytes) -> None:
-        """The host has proved that it has the key: record it, if it is to be."""
+    def note(self, blob: bytes) -> bool:
+        """The host has proved that it has the key: record it, if it is to be. Raises Usage."""
         if self._record_in is None or self.keys.trusts(blob):
-            return
+            return False
         try:
             known_hosts.record(self._record_in, self._target.address, self._target.port, blob)
         except OSError as error:
             raise Usage(f"{self._record_in} cannot be written: {error.strerror}") from None
+        return True
 
 
 class _Guard(asyncssh.SSHClient):
@@ -626,10 +630,9 @@ class _Guard(asyncssh.SSHClient):
         self._is_proved = True
         self.on_login()
 
-    def note(self) -> None:
+    def note(self) -> bool:
         """Record the host's key, if it is new and was proved. Raises Usage."""
-        if self._is_proved and self._blob:
-            self.judge.note(self._blob)
+        return self._is_proved and bool(self._blob) and self.judge.note(self._blob)
 
     async def public_key_auth_requested(self) -> list[Any] | None:
         """All of our keys, once."""

@@ -46,14 +46,13 @@ def version_in(path: str) -> str:
 
 def python(fitting: "list[str]") -> "dict[str, object]":
     """The Python that runs this."""
-    lacks = lacking()
     version = "{}.{}".format(*sys.version_info[:2])
     usual = sys.implementation.name == "cpython" and "t" not in sys.abiflags
     return {
         "path": sys.executable,
         "version": f"{version}.{sys.version_info[2]}",
-        "fits": version in fitting and usual and not lacks,
-        "lacks": lacks,
+        "fits": version in fitting and usual,
+        "lacks": lacking(),
     }
 
 

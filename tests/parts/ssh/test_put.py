@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import json
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 
 from mvmci.cluster.topology import HostSection
 from mvmci.errors import HostAway, MvmciError
+from mvmci.runtimes.ssh import receive
 from mvmci.runtimes.ssh.connection import Connection
 from mvmci.runtimes.ssh.receive import KEPT
 from tests.harness.proxy import Proxy
@@ -169,3 +173,23 @@ async def test_an_old_python_takes_it_too(h1: Connection, tmp_path: Path) -> Non
     for python in sorted(Path("~/.pyenv/versions").expanduser().glob("3.6.*/bin/python")):
         found = await h1.put(path, digest, str(tmp_path / "mvmci"), python=str(python))
         assert Path(found).read_bytes() == path.read_bytes()
+
+
+def test_whoever_is_killed_at_any_line_leaves_a_temporary_file_at_most(tmp_path: Path) -> None:
+    """The program is there whole or not at all, and once more puts everything right."""
+    data, folder = b"program", tmp_path / "mvmci" / "bin"
+    digest = hashlib.sha256(data).hexdigest()
+    folder.mkdir(parents=True)
+    names = [letter * 64 for letter in "abc"]
+    for age, name in enumerate(names):  # the last of them has to go
+        (folder / f"{name}.pyz").touch()
+        os.utime(folder / f"{name}.pyz", (1000 - age, 1000 - age))
+    killed = Path(__file__).with_name("killed.py")
+    command = [sys.executable, "-I", killed, receive.__file__, digest, tmp_path / "mvmci", str(len(data))]
+    ran = subprocess.run(command, input=data, check=True, capture_output=True)
+    runs = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(runs) > 50
+    assert [one["code"] for one in runs] == [-signal.SIGKILL] * (len(runs) - 1) + [0]
+    assert {one["there"] for one in runs} == {None, data.decode()}
+    assert max(sum(name.startswith(".part-") for name in one["names"]) for one in runs) == 1
+    assert sorted(os.listdir(folder)) == sorted([".lock", *(f"{name}.pyz" for name in (digest, *names[:-1]))])
