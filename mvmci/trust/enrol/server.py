@@ -307,12 +307,13 @@ class EnrolmentServer:
         )
 
     async def _shown(self, token: str) -> tokens.Claims | None:
-        """What a unit's token says, if it is one of this cluster."""
+        """What a unit's token says, if it is one of this cluster: control planes sign for who may enrol."""
         claims = tokens.read_token(token, self._signer.issuer)
         signed = tokens.peek(token) if claims is None else None
-        if signed is not None and signed.iss in await self._trusted.signers(self._config):
-            claims = tokens.read_token(token, signed.iss)
-        return claims
+        if signed is None or signed.tagged("role") not in TICKET_ROLES:
+            return claims
+        known = signed.iss in await self._trusted.signers(self._config)
+        return tokens.read_token(token, signed.iss) if known else None
 
 
 def _enter(name: str, there: UnitRecord | None, unit: UnitRecord) -> UnitRecord | None:

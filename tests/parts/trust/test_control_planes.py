@@ -202,6 +202,28 @@ async def test_it_cannot_hide_from_being_revoked(world: World) -> None:
     assert not await is_let_in(minted(world, plane, "worker"))
 
 
+@pytest.mark.parametrize("role", ["control-plane", "admin"])
+@pytest.mark.parametrize("before", [False, True], ids=["", "beside one of the version before"])
+async def test_no_other_control_plane_makes_more_of_what_it_signed(
+    world: World, role: Grantee, before: bool
+) -> None:
+    """One that still has a file of the version before could sign for every role."""
+    await world.push()
+    stolen, other = world.plane(), world.plane("control-plane-2")
+    if before:
+        a = world.authority
+        old = {"operator": a.operator, "account": a.account, "system": a.system}
+        other = msgspec.structs.replace(other, token="", operator_key="", accounts={}, **old)
+    await world.control_plane("control-plane-2", plane=other)
+    thief = await world.link(minted(world, stolen, "worker"))
+    forged = minted(world, stolen, role)
+    ask = msgspec.json.encode(client._said(token=forged.jwt, host="h"))
+    answer = await thief.call(Layout(CLUSTER).renew("thief"), ask)
+    assert b"does not show a token" in answer
+    admin = await world.admin()
+    assert await admin.config.get("unit.thief") is None
+
+
 @pytest.mark.parametrize("role", ["worker", "executor", "client"])
 async def test_a_token_with_more_than_a_role_may_opens_no_more_than_its_account_imports(
     world: World, plain: Any, role: Grantee
