@@ -170,9 +170,11 @@ def test_the_clusters_that_are_there_to_be_copied_make_plans(file: Path) -> None
             "pool-behind-url": "http://127.0.0.1:8080",
             "shared-compose": "http://{address:executor-1}",
             "executor-per-host": "broker",
+            "per-worker-ssh": "embedded",
         }[file.stem]
     )
     count = found.executors.count if found.executors is not None else len(found.hosts)
+    count = 0 if found.access == "per-worker" else count
     assert sum(unit.role == "executor" for unit in plan.units) == count
 
 
