@@ -50,7 +50,7 @@ from mvmci.system.processes import (
     program_digest,
     this_program,
 )
-from mvmci.system.tasks import readable
+from mvmci.system.tasks import at_most, readable
 from mvmci.trust.provision import in_making_order, make_config
 
 _READY = b"ready\n"
@@ -126,9 +126,7 @@ class Local(OfThisMachine):
     async def _until_started(self) -> None:
         """Until a supervisor is there: by us, or because systemd or somebody else started one."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._started.wait(), _LOOK_AGAIN_S)
-            self._started.clear()
+            await at_most(_LOOK_AGAIN_S, self._started.wait())
             self._started.clear()
             with self._supervisor() as (_, pidfd):
                 if pidfd is not None:
@@ -302,8 +300,7 @@ class Local(OfThisMachine):
                     yield report
             if answered and not isinstance(request, Watch):
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(readable(pidfd), _ASK_AGAIN_S)
+            await at_most(_ASK_AGAIN_S, readable(pidfd))
 
     async def _ask_once(self, request: SupervisorRequest) -> AsyncGenerator[Report, None]:
         try:
