@@ -95,6 +95,7 @@ SOAK = (
     "tests/program/test_benchmarks.py",
     "tests/program/test_demo.py",
     "tests/program/test_zipapp.py",
+    "tests/program/upgrade/",
 )
 
 # How long an example takes says nothing of ours: the machine may be busy.

@@ -26,12 +26,14 @@ def newer_message(head: str, wire: int, records: bytes = RECORDS, **more: object
     return msgspec.json.encode({"colour": "blue"} | envelope | more)
 
 
-async def append_newer(store: Store, job: str, wire: int, kind: MessageKind = "run") -> None:
+async def append_newer(
+    store: Store, job: str, wire: int, kind: MessageKind = "run", queue: str = "default"
+) -> None:
     """Write such a message behind what stands in the journal of `job`."""
     journal = Journal(job)
     journal.absorb(await store.journals.read(job))
     data = newer_message(journal.head, wire)
-    await store.journals.append(job, kind, "default", data, expect=journal.tail)
+    await store.journals.append(job, kind, queue, data, expect=journal.tail)
 
 
 def newer_entry(journal: Journal, wire: int) -> Entry:
