@@ -117,10 +117,11 @@ class Up:
             if await make_plan(state.root, plan.file, plan.runtime, state=state) != plan:
                 raise Overtaken(f"{state.cluster} has changed meanwhile")
             self._runtime = state.runtime(plan.runtime)
-            self.adopts = bool(await self._runtime.observe())
+            before = await self._runtime.observe()
+            self.adopts = bool(before)
             try:
                 async with asyncio.timeout(self._within_s) as self._limit:
-                    await self._apply()
+                    await self._apply(before)
             except TimeoutError:
                 waits = f", and {self._waits}" if self._waits else ""
                 raise await self._partly(f"this is so after {self._within_s:g} s{waits}") from None
@@ -144,13 +145,12 @@ class Up:
             units=list(self._rows),
         )
 
-    async def _apply(self) -> None:
+    async def _apply(self, before: Sequence[Observed]) -> None:
         plan = self._plan
         authority, facts = make_keys(
             self._state, plan.topology, plan.deployment, plan.external, self._runtime, plan.runtime
         )
         self._authority, who = authority, plan.external or authority
-        before = await self._runtime.observe()
         self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
         hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}

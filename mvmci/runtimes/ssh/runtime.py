@@ -191,11 +191,15 @@ class Ssh:
         """The units on a host. Raises MvmciError."""
         if host in self._agents:
             return (await self._agents[host].ask(Observe(), Report)).units
-        section = self._hosts[host]
-        connection = await self._connections.connect(host)
-        facts = await ask(connection, self.cluster, directory=section.directory, python=section.python)
-        self._facts[host] = facts
-        return seen_by(facts)
+        self._facts[host] = await self._ask(host)
+        return seen_by(self._facts[host])
+
+    async def _ask(self, host: str, *ports: str) -> HostFacts:
+        """What a host has, and whether one can listen at these of its ports. Raises MvmciError."""
+        section, connection = self._hosts[host], await self._connections.connect(host)
+        return await ask(
+            connection, self.cluster, directory=section.directory, python=section.python, ports=ports
+        )
 
     async def _lose(self, host: str, error: MvmciError) -> None:
         """Keep in mind that a host cannot be reached, and why."""
@@ -304,10 +308,14 @@ class Ssh:
         return Place(listen=f"{ANY_ADDRESS}:{port}", address=f"{_bracketed(self._address(unit.host))}:{port}")
 
     async def check_port(self, unit: Unit, address: str, port: int) -> None:
-        if port in self._listening(unit.host) and not self._runs(unit):
+        if unit.host in self.away or self._runs(unit):
+            return
+        place = f"{_bracketed(address)}:{port}"
+        why = (await self._ask(unit.host, place)).ports.get(place)
+        if why:
             raise Usage(
-                f"port {port} of {unit.host}, where {unit.name} is to listen, is in use",
-                hint="stop what listens there, or name another port in `broker.listen`"
+                f"{unit.name} cannot listen at {place} on {unit.host}: {why}",
+                hint="stop what listens there, or name another place in `broker.listen`"
                 if unit.role == "broker"
                 else "stop what listens there",
             )
