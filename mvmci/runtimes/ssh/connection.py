@@ -146,13 +146,17 @@ class Connections:
     async def _open(self, target: _Target) -> Connection:
         jump = await self._jump(target)
         login = await self._logins.of(target)
+        judge = self._judge(target)
         for attempt in range(TRIES):
-            guard = _Guard(self._judge(target), login)
+            guard = _Guard(judge, login)
             try:
                 async with self._starting:
                     return Connection(target, await _dial(target, jump, guard))
             except (asyncssh.Error, OSError) as error:
                 dropped = isinstance(error, asyncssh.ConnectionLost | ConnectionResetError)
+                if guard.has_other_authority:
+                    judge.takes_certificates = False  # then its key counts, as with ssh
+                    continue
                 if guard.has_seen_key or not dropped or attempt == TRIES - 1:
                     raise _explained(error, target, jump, guard) from None
             finally:
@@ -544,6 +548,7 @@ class _Judge:
         self.keys = keys
         self._pinned = pinned
         self._record_in = record_in
+        self.takes_certificates = bool(keys.authorities)
 
     def algorithms(self) -> list[str]:
         """With what the host is to prove itself: by keys of the types that are known, before all others."""
@@ -552,13 +557,13 @@ class _Judge:
         if not self._pinned or not types:
             types += [name for name in _ALGORITHMS if name not in types]
         plain = [algorithm for name in types for algorithm in _ALGORITHMS[name]]
-        signed = [name + _OF_CERTIFICATES for name in plain] if self.keys.authorities else []
+        signed = [name + _OF_CERTIFICATES for name in plain] if self.takes_certificates else []
         return signed + plain
 
     def authorities(self) -> tuple[list[asyncssh.SSHKey], ...]:
         """What the library needs for certificates, which it judges: hosts' keys are for us to judge."""
         keys = self.keys
-        return [], _keys(keys.authorities), _keys(keys.revoked) if keys.authorities else []
+        return [], _keys(keys.authorities), _keys(keys.revoked) if self.takes_certificates else []
 
     def refusal(self, blob: bytes) -> HostRefused | None:
         """Why it may not have the key `blob`."""
@@ -610,6 +615,7 @@ class _Guard(asyncssh.SSHClient):
         self.offered: list[str] = []
         self.on_login: Callable[[], object] = lambda: None
         self.judge = judge
+        self.has_other_authority = False  # its certificate is of one that is not known
         self._blob = b""
         self._is_proved = False
         self._has_given = False
@@ -624,6 +630,11 @@ class _Guard(asyncssh.SSHClient):
         self._blob = key.public_data
         self.refusal = self.judge.refusal(self._blob)
         return self.refusal is None
+
+    def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
+        """Called for a certificate of an authority that is not known."""
+        self.has_other_authority = True
+        return False
 
     def begin_auth(self, username: str) -> None:
         """The host has proved that it has its key: now it is about us."""

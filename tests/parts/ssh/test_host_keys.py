@@ -214,5 +214,14 @@ async def test_a_certificate_of_an_authority_that_is_known_is_enough(
         known.write_text(f"@cert-authority 127.0.0.*,[127.0.0.*]:* {public}\n")
         if why:
             assert why in (await refusal(connect, sshd)).message
-        else:
-            assert await runs(connect, sshd)
+            return
+        other = make_key(tmp_path / "other")
+        known.write_text(f"@cert-authority * {other}\n")
+        assert "nothing is known of it" in (await refusal(connect, sshd)).message
+        known.write_text(f"@cert-authority * {public}\n")
+        assert await runs(connect, sshd)
+        known.write_text(f"@cert-authority * {other}\n{sshd.known()}")
+        assert await runs(connect, sshd)
+        known.write_text(f"@cert-authority * {public}\n@revoked * {sshd.host_keys[0]}\n")
+        with pytest.raises(HostRefused, match="revoked"):
+            await runs(connect, sshd)
