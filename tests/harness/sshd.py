@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,15 @@ async def serve(
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         await process.wait()
+        _end_sessions(sshd.home)
+
+
+def _end_sessions(home: Path) -> None:
+    """What ran there when a connection was cut runs on, as on any host."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"HOME={home}".encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
 
 
 def user() -> str:
