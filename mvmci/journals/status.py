@@ -39,6 +39,8 @@ async def reason_of(store: Store, journal: Journal, *, local: bool) -> str:
 
 async def _why(store: Store, journal: Journal, summary: Summary, local: bool) -> str:
     """Why a job that has not ended does not go on, as far as that can be seen from here."""
+    if journal.state.newer is not None:
+        return journal.state.newer
     lease = journal.state.lease
     if summary.status == "running" and lease is not None:
         if await store.presence.live(journal.job, lease):
