@@ -110,7 +110,8 @@ class Up:
     async def run(self) -> ClusterStatus:
         """Do it.
 
-        Raises LockHeld, Overtaken, Usage, StoreUnavailable, TicketRefused, and later on PartlyApplied.
+        Raises LockHeld, Overtaken, Usage, StoreUnavailable, TicketRefused, VersionsDiffer, and later on
+        PartlyApplied.
         """
         plan, state = self._plan, self._state
         with state.lock():
@@ -152,6 +153,8 @@ class Up:
         )
         self._authority, who = authority, plan.external or authority
         self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
+        if before:
+            await self._check_level(authority.admin(facts.login))
         hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
         self._limit.reschedule(None)  # the program may be on its way to the hosts
@@ -199,6 +202,15 @@ class Up:
             self._update()
             await self._write_ticket(authority, facts, cluster)
         await self._runtime.forget(self._runtime.absent())
+
+    async def _check_level(self, identity: Identity) -> None:
+        """See that units of this build can go on where those that run now are. Raises VersionsDiffer."""
+        with suppress(StoreUnavailable):
+            cluster = await open_cluster(identity, announce=False)
+            try:
+                await cluster.config.settings()
+            finally:
+                await cluster.close()
 
     # The actions.
 
