@@ -65,6 +65,7 @@ TICKET_S = 3600.0
 PROOF_MS = 30_000
 FULL_FOR_S = 1.0  # a cluster is busy and well that is so at two looks
 _TAIL_BYTES = 4096
+_TAIL_S = 10.0  # a host may be of no help
 
 
 class Overtaken(MvmciError):
@@ -452,9 +453,10 @@ class Up:
     async def _last_line(self, name: str) -> str:
         """What a unit printed last."""
         said = b""
-        with suppress(MvmciError):
-            async for piece in self._runtime.log(name, last=_TAIL_BYTES):
-                said += piece
+        with suppress(MvmciError, TimeoutError):
+            async with asyncio.timeout(_TAIL_S):
+                async for piece in self._runtime.log(name, last=_TAIL_BYTES):
+                    said = (said + piece)[-_TAIL_BYTES:]
         lines = said.decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

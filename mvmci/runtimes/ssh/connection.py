@@ -42,6 +42,8 @@ CONNECT_S = 10.0  # until a host has shown its key
 LOGIN_S = 60.0  # from then on: an agent may ask its user
 STARTING_MAX = 10  # connections that are being made; sshd's MaxStartups drops some beyond
 CHANNELS_MAX = 10  # of one connection; sshd's MaxSessions
+BEGIN_S = 60.0  # for a login shell to start a command
+PUT_S = 600.0  # for the program to be there
 TRIES = 4  # of a connection that was dropped before the host said who it is, as a full sshd does
 RETRY_S = 0.3  # doubles with every try
 REOPEN_S = 0.05  # the same for a session
@@ -240,13 +242,21 @@ class Connection:
     @contextlib.asynccontextmanager
     async def channel(self, command: Sequence[str]) -> AsyncIterator[Channel]:
         """Run `command` and talk with it; its streams are closed at the end. Raises as `run` does."""
-        async with self._free:
-            channel = Channel(await self._start(command), self._marker.encode(), self)
-            try:
+        async with self._free, contextlib.AsyncExitStack() as stack:
+            async with self._within(BEGIN_S, "starts no command"):
+                channel = Channel(await self._start(command), self._marker.encode(), self)
+                stack.push_async_callback(channel.close)
                 await channel.begin()
-                yield channel
-            finally:
-                await channel.close()
+            yield channel
+
+    @contextlib.asynccontextmanager
+    async def _within(self, seconds: float, what: str) -> AsyncIterator[None]:
+        """Raises HostAway for a host that lets us wait for longer: that answers pings tells little of it."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise HostAway(f"{self.name} {what} within {seconds:.0f} s", hint="look at that host") from None
 
     async def put(self, local: Path, digest: str, directory: str, *, python: str = "python3") -> str:
         """Have the program `local`, of this SHA-256, below `directory` there; its path.
@@ -257,7 +267,7 @@ class Connection:
         script = resources.files(__package__).joinpath("receive.py").read_bytes()
         begin = f"import sys; exec(sys.stdin.buffer.read({len(script)}))"
         program = [python, "-I", "-S", "-B", "-c", begin, digest, directory, str(local.stat().st_size)]
-        async with self.channel(program) as channel:
+        async with self._within(PUT_S, "takes no program"), self.channel(program) as channel:
             await channel.feed(script)
             answer = await self._answer(channel, directory)
             if answer.wanted:
