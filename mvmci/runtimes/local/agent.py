@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import select
 import shutil
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -266,8 +268,15 @@ async def serve_stdio(here: Local) -> None:
     lock = asyncio.Lock()
 
     def put(line: bytes) -> None:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
+        rest, out = (
+            memoryview(line),
+            sys.stdout.fileno(),
+        )  # not by the stream, to which a reader's end is ours
+        while rest:
+            try:
+                rest = rest[os.write(out, rest) :]
+            except BlockingIOError:  # sshd gives one socket for both ways, and we wait at none of them
+                select.select([], [out], [])
 
     async def write(line: bytes) -> None:
         async with lock:
