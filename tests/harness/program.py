@@ -8,10 +8,12 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -257,6 +259,15 @@ def _processes(mark: bytes) -> Iterator[str]:
             continue  # gone, or a zombie, which runs no more
         if belongs:
             yield f"{path.name} {command!r}"
+
+
+def other_build(zipapp: Path, folder: Path) -> Path:
+    """The same program, as another file than before: what it unpacks stays the same."""
+    path = folder / zipapp.name
+    shutil.copyfile(zipapp, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"another build"
+    return path
 
 
 def at(mvmci: Mvmci, job: str, record: str) -> float:

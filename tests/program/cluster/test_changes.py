@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.harness.cluster import Cluster
+from tests.harness.program import other_build
 from tests.harness.waiting import until
 
 Make = Callable[..., Cluster]
@@ -17,15 +16,6 @@ MORE = SMALL.replace("count: 2", "count: 3")
 MOST = SMALL.replace("count: 2", "count: 4")
 PEER = "access: peer\nexecutors: {slots: 2}\n"
 UNITS = {"broker-1", "control-plane-1", "worker-1", "worker-2"}
-
-
-def other_build(zipapp: Path, folder: Path) -> Path:
-    """The same program, as another file than before: what it unpacks stays the same."""
-    path = folder / zipapp.name
-    shutil.copyfile(zipapp, path)
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.comment = b"another build"
-    return path
 
 
 def planned(cluster: Cluster) -> tuple[set[str], list[str]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import random
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from tests.faults.chaos.conftest import join
 from tests.faults.chaos.judge import judge
 from tests.faults.chaos.load import Client, Report
-from tests.faults.chaos.outside import Outside
+from tests.faults.chaos.outside import Outside, once
 from tests.harness.hosts import Host
+from tests.harness.program import other_build
 from tests.harness.waiting import LONG_S, until
 from tests.program.hosts.conftest import HostsCluster, ours
 
@@ -21,6 +26,8 @@ EVERY_S = 0.7  # between two submits
 ROUND_S = 5.0
 # Longer than a silence that means death.
 AWAY_S = 12.0
+WORKERS, SLOTS = 6, 2
+LONG, PAUSE = 12, {"sleep": 800}  # effects of a job that takes longer than harm does
 
 
 @asynccontextmanager
@@ -45,10 +52,11 @@ class Life:
 
     def __init__(self, cluster: HostsCluster, present: list[Host], allow: str) -> None:
         self.cluster, self.present = cluster, present
+        self.client: Client
         self.sections: dict[str, object] = {
             "broker": {"hosts": ["h1"]},
             "control_plane": {"hosts": ["h2"]},
-            "workers": {"count": 6, "slots": 2},
+            "workers": {"count": WORKERS, "slots": SLOTS},
             "allow": {"http": [allow]},
         }
         self.took_s: dict[str, float] = {}
@@ -66,28 +74,48 @@ class Life:
     async def well(self) -> None:
         await asyncio.to_thread(self.cluster.all_well)
 
+    async def at_work(self) -> None:
+        """Have every worker be at a job that will be so for a while."""
+        for _ in range(WORKERS * SLOTS):
+            job = self.client.fresh("l")
+            steps = [
+                step for number in range(LONG) for step in (once(self.client.outside, job, number), PAUSE)
+            ]
+            await self.client.workflow(steps, job)
+
+        def busy() -> bool:
+            return all(unit["busy"] for unit in self.cluster.ps()["units"] if unit["role"] == "worker")
+
+        await asyncio.to_thread(until, busy, self.cluster.ps)
+
     async def unplug(self, host: Host) -> None:
         host.unplug()
         await asyncio.sleep(AWAY_S)
         host.plug()
-        await self.well()
 
     async def cut_power(self, host: Host) -> None:
         await asyncio.to_thread(host.power_cut)
         await asyncio.to_thread(host.boot)
-        await self._back(host)
 
     async def reboot(self, host: Host) -> None:
         await asyncio.to_thread(host.reboot)
-        await self._back(host)
 
-    async def _back(self, host: Host) -> None:
-        if not host.has_systemd:  # nothing there starts what ran
-            await self.up("after a boot without systemd")
-        await self.well()
+    async def go_over_to(self, step: str, zipapp: Path) -> None:
+        """Put it up with another build, under which all but the broker run then."""
+        mvmci = dataclasses.replace(self.cluster.mvmci, zipapp=zipapp)
+        self.cluster = dataclasses.replace(self.cluster, mvmci=mvmci)
+        before = self.cluster.pids()
+        await self.up(step)
+        after = self.cluster.pids()
+        assert {name for name in before if before[name] == after[name]} == {"broker-1"}
+        digest = hashlib.sha256(zipapp.read_bytes()).hexdigest()
+        builds = {unit["build"] for unit in self.cluster.ps()["units"] if unit["role"] != "broker"}
+        assert len(builds) == 1 and digest.startswith(*builds)
 
 
-async def test_hosts_live_through_all_that_is_done_to_them(cluster: HostsCluster) -> None:
+async def test_hosts_live_through_all_that_is_done_to_them(
+    cluster: HostsCluster, zipapp: Path, tmp_path: Path
+) -> None:
     made = cluster.made
     systemd = await asyncio.to_thread(made.add, "h1", "h2", "h3", "h4", systemd=True)
     (bare,) = await asyncio.to_thread(made.add, "b1", systemd=False)
@@ -95,15 +123,21 @@ async def test_hosts_live_through_all_that_is_done_to_them(cluster: HostsCluster
         outside = await closing.enter_async_context(Outside(slow_s=0.3, seed=SEED).serve(made.address))
         life = Life(cluster, systemd, outside.allow)
         await life.up("cold")
-        client = Client((await join(cluster, closing)).store, outside, random.Random(SEED))
+        life.client = client = Client((await join(cluster, closing)).store, outside, random.Random(SEED))
         await client.prepare("script", "sleeper", "hello")
         async with load(client):
             assert (await life.up("warm")).startswith("nothing to change")
             life.present.append(bare)
-            await life.up("a fifth host")
+            started = re.search("@reboot .*", await life.up("a fifth host"))
+            assert started, "nothing says what starts it after a boot"
+            bare.write("/var/spool/cron/crontabs/root", f"{started[0]}\n", 0o600)
             for host in life.present:
                 for harm in (life.unplug, life.cut_power, life.reboot):
+                    await life.at_work()
                     await harm(host)
+                    await life.well()
+            await life.go_over_to("the next build", other_build(zipapp, tmp_path))
+            await life.go_over_to("the build before", zipapp)
             await life.up("access", access="pool", executors={"count": 3, "slots": 4})
             await life.up("access back", access="per-worker", executors=None)
             await life.up("absent", absent=(systemd[3],))
@@ -119,6 +153,6 @@ async def test_hosts_live_through_all_that_is_done_to_them(cluster: HostsCluster
         await report.of_jobs(client.store, client.accepted)
         report.print(f"hosts, seed {SEED}, seconds of up: {life.took_s}")
         assert faults == []
-        report.assert_enough(jobs=50, succeeded=50)
+        report.assert_enough(jobs=200, succeeded=200, recovered=3)
     cluster.down("--purge")
     assert {host.name: ours(host) for host in made.hosts.values() if ours(host)} == {}
