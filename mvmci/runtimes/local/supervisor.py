@@ -181,10 +181,9 @@ class Supervisor:
                 await self._report_always(writer)
             elif not self._terminating or isinstance(request, Stop):
                 error = await self._do(request)
+                # Else it is too late, and there has to be another supervisor.
                 if not self._ended.is_set() or isinstance(request, Stop):
-                    await self._report(
-                        writer, error
-                    )  # else it is too late: there has to be another supervisor
+                    await self._report(writer, error)
         writer.close()
 
     async def _do(self, request: Start | Stop | Replace) -> str:
