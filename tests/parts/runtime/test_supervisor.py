@@ -464,12 +464,15 @@ def desired(place: Place) -> dict[str, str]:
     return {one.config.unit.name: Path(one.program[1]).name for one in found}
 
 
-def resume(place: Place) -> None:
+async def resume(place: Place) -> None:
     """What is done after a boot: nobody says what is to run."""
     command = [*place.local._program, "supervise", "--resume", "--cluster", "c"]
     env = os.environ | {"MVMCI_STATE": str(place.root)}
-    process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=env, stdin=null, stdout=null)  # noqa: ASYNC220 (it stays)
     process.returncode = 0  # the fixture ends it
+    known = place.folder / "supervisor.json"
+    await until_true(lambda: known.exists() and place.supervisor() == process.pid)
 
 
 async def kill_supervisor(place: Place) -> None:
@@ -485,7 +488,7 @@ async def test_after_a_crash_or_a_boot_all_that_is_wanted_runs_again(place: Plac
     file = place.folder / "desired.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     await kill_supervisor(place)
-    resume(place)
+    await resume(place)
     await until_true(lambda: {"broker-1", "plane-1", "w-2", "w-3"} <= set(place.alive()))
     assert len(place.began("w-1")) == 1
     assert {one.name: one.config for one in place.units()} == {
@@ -502,7 +505,7 @@ async def test_a_machine_that_shuts_down_forgets_nothing_and_a_stop_does(place: 
     assert set(desired(place)) == {"broker-1", "w-1"}
     assert await place.local.stop(["w-1"]) is False  # nothing runs, and it is wanted no more all the same
     assert set(desired(place)) == {"broker-1"}
-    resume(place)
+    await resume(place)
     await until_true(lambda: place.alive().keys() == {"broker-1"})
     await place.local.stop()
     assert desired(place) == {}
