@@ -292,8 +292,8 @@ def revoke_verb(name: str, kind: Kind | None, state: Path, cluster: str | None) 
         await revoke_units(there.config, authority, facts.login, found.units)
         for unit in found.units:
             await there.forget_member(unit)
-        are = f"on {name} are" if found.kind == "host" else "is"
-        click.echo(f"{', '.join(found.units)} {are} revoked", err=True)
+        where, are = f" on {name}" if found.kind == "host" else "", "is" if len(found.units) == 1 else "are"
+        click.echo(f"{', '.join(found.units)}{where} {are} revoked", err=True)
         if found.others:
             click.echo(
                 f"warning: {', '.join(found.others)} there: no credential is known that can be revoked",
