@@ -30,6 +30,7 @@ VERBS = {
     "topologies": "cluster",
     "ticket": "ticket",
     "login": "ticket",
+    "upgrade": "upgrade",
     "worker": "units",
     "executor": "units",
     "drain": "cluster",

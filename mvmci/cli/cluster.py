@@ -191,6 +191,7 @@ async def _detached(up: Up, state: ClusterState, view: _View, as_json: bool) -> 
 async def _all_ready(plan: Plan, as_json: bool) -> bool:
     """Say that there is nothing to do, where that is so."""
     from mvmci.deploy.operate import look
+    from mvmci.deploy.status import OTHER_BUILD
     from mvmci.trust.client import client_of
 
     state = plan.state
@@ -201,6 +202,8 @@ async def _all_ready(plan: Plan, as_json: bool) -> bool:
     planned = {unit.name for unit in plan.deployment.units}
     if not all(row.is_settled for row in roster.units if row.name in planned):
         return False
+    if any(row.reason == OTHER_BUILD for row in roster.units):
+        return False  # that machine is to find this program
     drained = [row.name for row in roster.units if row.name in planned and row.state != "ready"]
     but = f", but {', '.join(drained)}: drained by `mvmci drain`" if drained else ""
     click.echo(f"nothing to change: {len(planned)} units of {state.cluster} are ready{but}", err=as_json)

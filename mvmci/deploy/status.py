@@ -13,6 +13,7 @@ from mvmci.cluster.changes import HostRow, Observed, UnitState
 from mvmci.cluster.deployment import ROLES, Unit
 from mvmci.store import Member, copies
 
+OTHER_BUILD = "it runs another build than the cluster: `mvmci upgrade` there"
 SILENT = "its process runs, and says nothing to the broker"
 SILENT_MS = 10_000  # a process that has run for so long and says nothing is not starting any more
 
@@ -76,6 +77,7 @@ def rows(
     `members` is None when nobody could be asked. `here` is what units of this machine give as their host, and
     `broker_at` the URL at which others reach the broker.
     """
+    builds = {one.about.build for one in members or () if one.unit in {unit.name for unit in planned}} - {""}
     addresses = {unit.name: broker_at if unit.role == "broker" else unit.listen for unit in planned}
     down = [Observed(name=unit.name, role=unit.role, host=unit.host) for unit in planned]
     units = list(({one.name: one for one in down} | {one.name: one for one in seen}).values())
@@ -85,6 +87,12 @@ def rows(
         for one in members or ()
         if one.about.role in ROLES
         and (one.unit not in known or (one.unit in copied and not _is_of(one, known[one.unit])))
+    ]
+    joined = [
+        msgspec.structs.replace(row, reason=OTHER_BUILD)
+        if builds and row.build and row.build not in builds and not row.reason
+        else row
+        for row in joined
     ]
     order = {str(role): place for place, role in enumerate(ROLES)}
     joined.sort(key=lambda row: (order[row.role], row.name, row.host))

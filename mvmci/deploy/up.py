@@ -14,14 +14,18 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import itertools
+import platform
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
+from mvmci import __version__
 from mvmci.cluster.broker import ANY_PORT
 from mvmci.cluster.changes import Action, Observed, steps
 from mvmci.cluster.deployment import EMBEDDED, SERVING, Deployment, UnitConfig
@@ -34,6 +38,7 @@ from mvmci.deploy.status import ClusterStatus, UnitRow, rows
 from mvmci.errors import (
     MvmciError,
     PartlyApplied,
+    StoreFull,
     StoreLost,
     StoreUnavailable,
     TicketRefused,
@@ -50,6 +55,7 @@ from mvmci.stores import open_cluster
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.system.ports import choose_port, is_loopback, outward_address
+from mvmci.system.processes import runs_zipapp
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 from mvmci.trust.provision import trust_of
@@ -202,6 +208,7 @@ class Up:
             self._broker_at = facts.outside.urls[0]
             self._update()
             await self._write_ticket(authority, facts, cluster)
+            await self._offer_program(authority, cluster)
         await self._runtime.forget(self._runtime.absent())
 
     async def _check_level(self, identity: Identity) -> None:
@@ -443,6 +450,20 @@ class Up:
             cluster.config, authority, outside, role="worker", queues=queues, ttl_s=TICKET_S
         )
         write_private(self._state.ticket, f"{encode_ticket(ticket)}\n".encode())
+
+    async def _offer_program(self, authority: Authority, cluster: Cluster) -> None:
+        """Let machines that joined have this program, where there are any."""
+        from mvmci.trust import program
+
+        if authority.external is not None or not runs_zipapp() or not await program.is_wanted(cluster.config):
+            return
+        file, machine = Path(sys.argv[0]), platform.machine()
+        try:
+            await program.offer(
+                cluster, authority, file, machine=machine, version=__version__, at=wall_clock_ms()
+            )
+        except StoreFull as full:
+            self._say(f"machines that joined cannot get this program by `mvmci upgrade`: {full.message}")
 
     def _last_ticket(self) -> Ticket | None:
         try:

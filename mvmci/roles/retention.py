@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from mvmci.cluster.witness import Removal
@@ -135,12 +135,16 @@ class Retention:
             log.info("removed %d files of uploads that were broken off", len(abandoned))
         self._seen_to = -1 if moving else newest
 
+    async def _offers(self) -> Iterable[bytes]:
+        """What says which program the cluster offers to machines that joined."""
+        return (await self.cluster.config.all("program")).values()
+
     async def _named(self) -> set[str]:
-        """Every blob that a journal names, and those that a tree or a list of artifacts names.
+        """Every blob that a journal or an offer names, and those that a tree or a list of artifacts names.
 
         Raises VersionsDiffer where a message may name what this build does not see.
         """
-        named: set[str] = set()
+        named = {digest for value in await self._offers() for digest in _digests(value)}
         lists: set[str] = set()
         async for _, entry in self.cluster.store.journals.all():
             # By their look, so that a blob which a field names that is not known here is kept as well.

@@ -16,6 +16,7 @@ import asyncio
 import gc
 import logging
 import os
+import platform
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
@@ -31,7 +32,7 @@ from mvmci.cluster.identity import Identity, UnitRole
 from mvmci.config.quantity import format_duration
 from mvmci.engines import open_embedded
 from mvmci.engines.embedded.engine import Embedded
-from mvmci.errors import StoreUnavailable, VersionsDiffer
+from mvmci.errors import StoreUnavailable, TicketRefused, VersionsDiffer
 from mvmci.jobs.allow import Allow
 from mvmci.store import About, ClusterSettings
 from mvmci.stores import open_cluster
@@ -44,12 +45,14 @@ from mvmci.system.tasks import at_most, cancel
 from mvmci.trust.certificate import Certificate
 from mvmci.trust.enrol.client import identity_of, renew_always
 from mvmci.trust.known import identity_path
+from mvmci.trust.program import find_offer
 from mvmci.trust.provision import MemberConfig, read_config
 from mvmci.wire import OLDEST, WIRE
 
 JOIN_PAUSE_S = 0.5
 CONNECT_PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # the last is repeated
 SETTINGS_WAIT_S = 0.2
+PROGRAM_EVERY_S = 300.0  # at what the cluster offers
 _LOOK_EVERY_S = 10.0  # at the settings: a word that they changed may be lost
 READY_FILE = "MVMCI_READY_FILE"  # names a file that is touched as long as the cluster answers
 READY_EVERY_S = 2.0
@@ -255,6 +258,7 @@ async def _run_only(
                 renew_always(cluster.link, identity, path, certificate),
                 _until_refused(cluster),
                 _touch_ready_file(cluster),
+                _tell_of_program(cluster, identity),
                 drain=drain,
                 grace_ms=grace_ms,
             )
@@ -332,6 +336,18 @@ async def watch_config(cluster: Cluster, role: Role) -> NoReturn:
             await at_most(_LOOK_EVERY_S, changed.wait())
     finally:
         await cancel(draining)
+
+
+async def _tell_of_program(cluster: Cluster, identity: Identity) -> None:
+    """Say in the log when the cluster offers another program than this one."""
+    told = f"sha256:{program_digest()}"
+    while identity.login.jwt:
+        with suppress(StoreUnavailable, TicketRefused):
+            offer = await find_offer(cluster.config, identity, platform.machine())
+            if offer is not None and offer.digest != told:
+                told = offer.digest
+                log.warning("the cluster runs another build, %s (%s): `mvmci upgrade`", offer.version, told)
+        await asyncio.sleep(PROGRAM_EVERY_S)
 
 
 async def read_settings(cluster: Cluster) -> ClusterSettings:

@@ -4,6 +4,7 @@ settings          `mvmci.store.ClusterSettings`
 ticket.<id>       a ticket that was made: what it is for, and who used it
 unit.<name>       a unit that enrolled: its key, role and queues
 account.<name>    the token of an account on the broker, which only the operator can sign
+program.<machine> the program that is offered to machines that joined (`mvmci.trust.program`)
 drain.<name>      a unit that is to take no new work
 witness           `Witness`: what must be in the streams
 loss              `Loss`: what is not, while nobody has accepted it

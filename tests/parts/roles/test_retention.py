@@ -157,6 +157,18 @@ async def test_blobs_that_nothing_names_are_swept_and_what_a_tree_names_stays(
     assert await blobs.missing([file, manifest, kept.module]) == {file, manifest, kept.module}
 
 
+async def test_the_program_that_is_offered_stays_and_the_one_before_goes(
+    client: Cluster, retention: Retention
+) -> None:
+    before, now = await client.store.blobs.put(b"a program"), await client.store.blobs.put(b"the next")
+    for digest in (before, now):
+        await retention.cluster.config.put(
+            "program.x86_64", b'{"offer": "%s"}' % digest.encode(), expect=None
+        )
+    await retention.sweep()
+    assert await client.store.blobs.missing([before, now]) == {before}
+
+
 async def test_a_blob_that_somebody_touched_lately_is_not_swept(
     client: Cluster, retention: Retention
 ) -> None:

@@ -29,6 +29,7 @@ VERBS = [
     "topologies",
     "ticket",
     "login",
+    "upgrade",
     "worker",
     "executor",
     "drain",
