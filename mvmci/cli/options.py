@@ -5,7 +5,6 @@ A place is a cluster that this machine is a client of, or the store of `run` on 
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import os
@@ -190,6 +189,8 @@ class Location:
             finally:
                 await store.close()
             return
+        import asyncio
+
         from mvmci.trust.client import open_client
 
         name = find_cluster(self.state, self.cluster)

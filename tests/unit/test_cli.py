@@ -182,6 +182,8 @@ def test_after_ctrl_c_a_submit_says_what_is_known(
     async def opened(_: Location) -> AsyncIterator[object]:
         yield SimpleNamespace(blobs=SimpleNamespace(put=kept if while_sent else interrupted))
 
+    # Who runs the tests in the background may have it ignored, and then there is no Ctrl-C.
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     monkeypatch.setattr(Location, "open", opened)
     monkeypatch.setattr("mvmci.cli.submit.submit", interrupted)
     (tmp_path / "hello.wasm").write_bytes(HELLO_WASM)
