@@ -29,7 +29,7 @@ from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import ApiError, Link, Stored, Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 from mvmci.system.tasks import at_most, cancel
-from mvmci.wire import OLDEST, WIRE, Level
+from mvmci.wire import OLDEST, WIRE, Level, is_understood
 
 ANNOUNCEMENTS_PER_GONE = 4  # one a second, for the default of four seconds
 ANNOUNCE_PAUSE_S = 0.1  # many claims within it are said at once
@@ -73,20 +73,22 @@ class _Newer(msgspec.Struct, frozen=True):
 _newer = msgspec.json.Decoder(_Newer)
 
 
-def _read(data: bytes, unit: str, incarnation: str) -> Member:
-    """What a unit says. Of one that is newer no more is known than that it is there, and what it is."""
-    word = _Newer()
-    try:
+def _read(data: bytes, unit: str, incarnation: str) -> Member | None:
+    """What a unit says; None where that makes no sense. Of one that is newer no more is known than that it
+    is there, and what it is."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         member = _members.decode(data)
         if member.is_readable:
             return member
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
-    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    try:
         word = _newer.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if is_understood(word.wire):
+        return None
     told = msgspec.structs.asdict(word.about)
     about = About(**told, state=NEWER, trouble="it is newer than this mvmci")
-    return Member(unit=unit, incarnation=incarnation, about=about, wire=max(word.wire, WIRE + 1))
+    return Member(unit=unit, incarnation=incarnation, about=about, wire=word.wire)
 
 
 class NatsPresence:
@@ -341,7 +343,7 @@ class NatsPresence:
             self._take_in(_Heard(Member(unit=unit, incarnation=incarnation), GONE_FOR_GOOD, seq))
             return
         member = _read(word.data, unit, incarnation)
-        if (member.unit, member.incarnation) == (unit, incarnation):
+        if member is not None and (member.unit, member.incarnation) == (unit, incarnation):
             self._take_in(_Heard(member, self._clock() if at is None else at, seq))
 
     def _take_in(self, heard: _Heard) -> None:
