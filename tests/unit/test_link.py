@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from typing import cast
 
@@ -10,6 +11,7 @@ from nats.aio.client import Client
 from nats.protocol.parser import Parser
 
 from mvmci.errors import MvmciError
+from mvmci.stores.nats import link
 from mvmci.stores.nats.link import Link
 from mvmci.stores.nats.parser import Incoming, ShortCut
 
@@ -40,6 +42,32 @@ TAKEN = [
 async def test_a_subject_that_would_be_a_command_is_never_sent(subject: str) -> None:
     with pytest.raises(MvmciError, match="is no subject"):
         await Link("nats://127.0.0.1:1", "test").publish(subject)
+
+
+async def test_who_gives_up_is_let_go_though_the_library_loses_a_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[bool] = []
+    began = asyncio.Event()
+
+    async def dial(self: Client) -> None:
+        began.set()
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if lost:
+                    raise
+                lost.append(True)
+
+    monkeypatch.setattr(link, "CLOSE_S", 0.01)
+    monkeypatch.setattr(link._Client, "_select_next_server", dial)
+    opening = asyncio.create_task(Link("nats://127.0.0.1:1", "test").open())
+    await began.wait()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert lost
 
 
 class Library:

@@ -28,7 +28,7 @@ from mvmci.errors import MvmciError, NoAnswer, StoreUnavailable, TicketRefused
 from mvmci.stores.nats.dial import first_to_answer
 from mvmci.stores.nats.parser import Incoming, ShortCut
 from mvmci.stores.nats.window import Window
-from mvmci.system.tasks import TaskSet, cancel, to_its_end
+from mvmci.system.tasks import TaskSet, to_its_end
 
 # The library would load aiohttp for websockets, which nobody speaks here: 0.1 s and 10 MB of each process.
 _hidden = {"aiohttp": None} if "aiohttp" not in sys.modules else {}
@@ -151,7 +151,11 @@ class Link:
                 raise TimeoutError
             connecting.result()
         except BaseException as error:
-            await cancel(connecting)
+            # The library waits by `wait_for`, which can lose a cancellation before Python 3.12, and then it
+            # tries for ever.
+            while not connecting.done():
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=CLOSE_S)
             await self.close()
             if not isinstance(error, TimeoutError | OSError | nats.errors.Error):
                 raise
