@@ -160,14 +160,14 @@ class Up:
         )
         self._authority, who = authority, plan.external or authority
         self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
-        if before:
-            await self._check_level(authority.admin(facts.login))
         hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
         self._limit.reschedule(None)  # the program may be on its way to the hosts
         async with self._runtime.lock({*hosts, *self._runtime.absent()}, trust_of(who)):
-            self.begun = True
             self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
+            if before:
+                await self._check_level(authority.admin(facts.login))
+            self.begun = True
             await self._change(before, facts)
 
     async def _change(self, before: Sequence[Observed], facts: Facts) -> None:
@@ -474,7 +474,7 @@ class Up:
     async def _last_line(self, name: str) -> str:
         """What a unit printed last."""
         said = b""
-        with suppress(MvmciError, TimeoutError):
+        with suppress(MvmciError, OSError, TimeoutError):
             async with asyncio.timeout(_TAIL_S):
                 async for piece in self._runtime.log(name, last=_TAIL_BYTES):
                     said = (said + piece)[-_TAIL_BYTES:]

@@ -81,7 +81,8 @@ class AgentClient:
         try:
             if self._gone is not None:
                 raise self._gone
-            await self._send(Request(id=number, ask=ask))
+            with contextlib.suppress(HostAway):  # what is read tells whether it ended, or its host is away
+                await self._send(Request(id=number, ask=ask))
             while True:
                 answer = await came.get()
                 if isinstance(answer, MvmciError):

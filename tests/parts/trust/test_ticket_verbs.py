@@ -209,14 +209,15 @@ async def test_where_the_clusters_keys_are_not_the_verbs_say_so(
 
 
 async def test_what_is_not_there_cannot_be_revoked(world: World, state: Path) -> None:
-    for verb, said in (
-        (("revoke",), "there is no unit or host x with a credential"),
-        (("ticket", "revoke"), "there is no ticket x"),
+    for verb, name, said in (
+        (("revoke",), "x", "there is no unit or host x with a credential"),
+        (("revoke",), "../x", "there is no unit or host ../x with a credential"),
+        (("ticket", "revoke"), "x", "there is no ticket x"),
     ):
-        refused = await mvmci(state, *verb, "x")
+        refused = await mvmci(state, *verb, name)
         assert (refused.code, refused.sentence) == (EXIT_USAGE, said)
-        odd = await mvmci(state, *verb, "../x")
-        assert odd.code == EXIT_USAGE and "cannot be a" in odd.sentence
+    odd = await mvmci(state, "ticket", "revoke", "../x")
+    assert odd.code == EXIT_USAGE and "cannot be a" in odd.sentence
 
 
 async def test_bad_options_of_a_ticket_are_refused_before_anything_is_made(world: World, state: Path) -> None:

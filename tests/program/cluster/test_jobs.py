@@ -483,7 +483,7 @@ def test_a_login_that_is_used_stays_good(
     assert facts is not None
     laptop = dataclasses.replace(demo.mvmci, state=tmp_path / "laptop")
     path = laptop.state / demo.name / "client.json"
-    monkeypatch.setattr("mvmci.trust.authority.CLIENT_S", SHORT_S)
+    monkeypatch.setattr("mvmci.trust.signer.CLIENT_S", SHORT_S)
     old = dataclasses.replace(authority, now=lambda: time.time() - OLD_S)
     short = old.identity("short", "client", (), facts.login, path)
     ends = time.time() + SHORT_S - OLD_S
