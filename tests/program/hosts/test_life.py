@@ -156,6 +156,7 @@ async def test_hosts_live_through_all_that_is_done_to_them(
         await report.of_jobs(client.store, client.accepted)
         report.print(f"hosts, seed {SEED}, seconds of up: {life.took_s}")
         assert faults == []
-        report.assert_enough(jobs=100, succeeded=100, recovered=1)
+        harmed = 5 if HARMED == "all" else 2
+        report.assert_enough(jobs=40 * harmed, succeeded=40 * harmed, recovered=harmed // 2)
     cluster.down("--purge")
     assert {host.name: ours(host) for host in made.hosts.values() if ours(host)} == {}
