@@ -60,7 +60,7 @@ USER_ID = 1000
 
 def archive() -> Path:
     """The files in an archive; made, unless it is there."""
-    suite = _codename()
+    suite = codename()
     recipe = hashlib.sha256(repr((suite, INCLUDED, EMPTIED)).encode()).hexdigest()[:12]
     path = ROOT / "build" / f"debian-{recipe}.tar"
     path.parent.mkdir(exist_ok=True)
@@ -83,12 +83,12 @@ def tree() -> Path:
     return path
 
 
-def _codename() -> str:
+def codename() -> str:
     """The Debian of this machine."""
     return platform.freedesktop_os_release().get("VERSION_CODENAME", "bookworm")
 
 
-def _mirror(suite: str) -> str:
+def mirror(suite: str) -> str:
     """Where this machine gets the packages of `suite`."""
     asked = ["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"]
     told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
@@ -105,7 +105,7 @@ def _pack(suite: str, path: Path) -> None:
         made = subprocess.run(
             # It mounts /proc in there. In mounts of its own, none is left for a later removal to walk into
             # when this is killed.
-            ["unshare", "--mount", "debootstrap", "--variant=minbase", included, suite, root, _mirror(suite)],
+            ["unshare", "--mount", "debootstrap", "--variant=minbase", included, suite, root, mirror(suite)],
             capture_output=True,
             text=True,
             check=False,

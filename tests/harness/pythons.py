@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.harness import image
+from tests.harness import debian
 from tests.harness.places import ROOT, need
 
 SUITES = {"3.14": "forky"}  # who has what few machines have yet
@@ -59,7 +59,7 @@ def _fetch(version: str, suite: str, tree: Path) -> None:
         for place in ("etc/preferences.d", "etc/apt.conf.d", "lists/partial", "cache/archives/partial"):
             (apt / place).mkdir(parents=True)
         (apt / "status").touch()
-        source = f"deb [signed-by={KEYRING}] {image.mirror(image.codename())} {suite} main\n"
+        source = f"deb [signed-by={KEYRING}] {debian.mirror(debian.codename())} {suite} main\n"
         (apt / "etc" / "sources.list").write_text(source)
         told = {"": apt, "::Etc": apt / "etc", "::State": apt, "::State::status": apt / "status"}
         told |= {"::State::lists": apt / "lists", "::Cache": apt / "cache"}

@@ -336,6 +336,8 @@ def after_boot(service: Kind, program: Sequence[str], root: Path, cluster: str) 
 
 def boot_line(program: Sequence[str], root: Path, cluster: str) -> str:
     """The command that starts the units which are wanted, for a line of cron or another init. It stays."""
-    command = ["env", f"MVMCI_STATE={root}", *program, "supervise", "run", "--resume", "--cluster", cluster]
+    cache = os.environ.get("SHIV_ROOT")
+    told = [f"MVMCI_STATE={root}", *([f"SHIV_ROOT={cache}"] if cache else [])]
+    command = ["env", *told, *program, "supervise", "run", "--resume", "--cluster", cluster]
     log = shlex.quote(str(root / cluster / "supervisor.log"))
     return f"{shlex.join(command)} </dev/null >>{log} 2>&1".replace("%", r"\%")

@@ -7,7 +7,7 @@ import time
 
 from tests.program.hosts.conftest import HostsCluster, ours
 
-COUNT = int(os.environ.get("MVMCI_HOSTS", "12"))
+COUNT = int(os.environ.get("MVMCI_HOSTS", "6"))
 
 
 def test_many_hosts_come_up_and_nothing_is_left_of_them(cluster: HostsCluster) -> None:
