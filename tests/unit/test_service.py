@@ -123,6 +123,14 @@ def test_what_is_wanted_of_a_host_without_systemd_is_said(
     assert choose() == "system"
 
 
+def test_what_starts_after_a_boot_unpacks_where_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it leaves a second copy, in the user's home, which nobody removes."""
+    monkeypatch.delenv("SHIV_ROOT", raising=False)
+    assert "SHIV_ROOT" not in boot_line(PROGRAM, ROOT, "demo")
+    monkeypatch.setenv("SHIV_ROOT", "/srv/my cache")
+    assert "'SHIV_ROOT=/srv/my cache' " in boot_line(PROGRAM, ROOT, "demo")
+
+
 def test_the_line_that_starts_units_after_a_boot_is_one_for_cron(monkeypatch: pytest.MonkeyPatch) -> None:
     line = boot_line(PROGRAM, Path("/srv/my state/100%"), "demo")
     assert r"100\%" in line
