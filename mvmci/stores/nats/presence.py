@@ -19,6 +19,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -66,8 +67,8 @@ class _AboutNewer(msgspec.Struct, frozen=True):
 
 
 class _Newer(msgspec.Struct, frozen=True):
-    about: _AboutNewer = _AboutNewer()
     wire: int = 0
+    about: Any = None  # a newer level may give it another form
 
 
 _newer = msgspec.json.Decoder(_Newer)
@@ -86,7 +87,9 @@ def _read(data: bytes, unit: str, incarnation: str) -> Member | None:
         return None
     if is_understood(word.wire):
         return None
-    told = msgspec.structs.asdict(word.about)
+    told: dict[str, Any] = {}
+    with contextlib.suppress(msgspec.ValidationError):
+        told = msgspec.structs.asdict(msgspec.convert(word.about, _AboutNewer))
     about = About(**told, state=NEWER, trouble="it is newer than this mvmci")
     return Member(unit=unit, incarnation=incarnation, about=about, wire=word.wire)
 
