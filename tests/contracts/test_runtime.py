@@ -270,6 +270,14 @@ async def test_who_does_not_go_within_its_grace_is_asked_again(world: World) -> 
     assert world.order()[-1] == "w-a ended"
 
 
+async def test_what_stopped_units_left_stays_unless_it_is_to_be_forgotten(world: World) -> None:
+    await world.start(BROKER, WA)
+    await world.runtime.stop(grace_s=0)
+    said = world.said()
+    await world.runtime.forget(world.runtime.absent())
+    assert world.said() == said != []
+
+
 # ---- Crashes
 
 

@@ -148,7 +148,8 @@ class Containers(OfThisMachine):
                 yield piece
 
     async def forget(self, hosts: Collection[str] | None = None) -> None:
-        await docker.remove_data(self._project)
+        if hosts is None or LOCAL_HOST in hosts:
+            await docker.remove_data(self._project)
 
     async def _seen(self, one: Container) -> Observed:
         config = _config(one)
