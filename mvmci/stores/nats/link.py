@@ -246,8 +246,8 @@ class Link:
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._client.close()
-        except (TimeoutError, OSError, nats.errors.Error):
-            pass  # there is nothing more that it could lose
+        except (TimeoutError, OSError, RuntimeError, nats.errors.Error):
+            pass  # nothing more could be lost; uvloop calls it a RuntimeError that the other side has closed
         finally:
             self._let_go()  # the library does so only if all went well
         self._give_up()
