@@ -34,9 +34,9 @@ VERBS = {
     "worker": "units",
     "executor": "units",
     "drain": "cluster",
-    "recover": "cluster",
-    "backup": "cluster",
-    "restore": "cluster",
+    "recover": "backup",
+    "backup": "backup",
+    "restore": "backup",
     "revoke": "ticket",
     "run": "run",
     "submit": "submit",
@@ -57,8 +57,8 @@ VERBS = {
     "control-plane": "units",
     "broker": "units",
     "balancer": "units",
-    "supervise": "cluster",
-    "host": "cluster",
+    "supervise": "host",
+    "host": "host",
 }
 EXIT_INTERRUPTED = 130
 HELP_WIDTH_MAX = 200  # and no more than the terminal has

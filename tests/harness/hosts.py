@@ -217,6 +217,11 @@ class Host:
 
     def ssh(self, *command: str, user: str = "root") -> subprocess.CompletedProcess[str]:
         """What a command does there that `user` gives by ssh. It ends with 255 where ssh itself failed."""
+        given = self.by_ssh(*command, user=user)
+        return subprocess.run(given, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+    def by_ssh(self, *command: str, user: str = "root") -> list[str | Path]:
+        """What runs, here, a command there."""
         options = {
             "BatchMode": "yes",
             "ConnectTimeout": "5",
@@ -227,14 +232,7 @@ class Host:
             "GlobalKnownHostsFile": "none",
         }
         given = [part for key, value in options.items() for part in ("-o", f"{key}={value}")]
-        start = ["ssh", "-F", "none", "-i", self.key, *given, f"{user}@{self.address}"]
-        return subprocess.run(
-            [*start, shlex.join(command)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return ["ssh", "-F", "none", "-i", self.key, *given, f"{user}@{self.address}", shlex.join(command)]
 
     def run(self, *command: str) -> str:
         """What a command says that is run there as root and not by ssh; it has to succeed."""

@@ -1,7 +1,7 @@
 """Stands for mvmci in tests of runtimes: a supervisor of units, or a unit that does as its options say.
 
     stub.py host --cluster C --state DIR [--service S]
-    stub.py PACE supervise [observe] --cluster C [--attached PID] [--resume | --take-over]
+    stub.py PACE supervise --cluster C [--attached PID] [--resume | --take-over] [--check]
     stub.py [PACE] ROLE [--config FILE | --cluster C --name N] [--exit CODE] [--live S] [--stubborn N]
                         [--leave S] [--print TEXT] [--listen HOST:PORT] [--deaf]
 
@@ -68,7 +68,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("role")
-    parser.add_argument("verb", nargs="?", default="run")
+    parser.add_argument("--check", action="store_true")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--take-over", action="store_true")
     parser.add_argument("--cluster")
@@ -111,7 +111,7 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment
 
-    if args.verb == "observe":  # a supervisor tries what is to be its next program
+    if args.check:  # a supervisor tries what is to be its next program
         return
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)

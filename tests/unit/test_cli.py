@@ -25,9 +25,9 @@ from rich.console import Console
 
 import mvmci.cli as program
 from mvmci.cli import cli
-from mvmci.cli.cluster import _table as units_table
 from mvmci.cli.init import HELLO_WASM
 from mvmci.cli.options import Location, LogLines, Share, make_table
+from mvmci.cli.view import unit_table
 from mvmci.cluster.identity import Identity, Login, Ticket, encode_ticket
 from mvmci.deploy.status import UnitRow
 
@@ -157,10 +157,10 @@ def test_a_ticket_of_somebody_else_is_shown_and_moves_no_cursor() -> None:
 
 def test_ps_shows_the_labels_of_units_where_there_are_any() -> None:
     row = UnitRow(name="gpu-1", role="worker", host="a", state="ready", queues=("gpu",))
-    table = units_table([row, msgspec.structs.replace(row, labels={"b": "2", "arch": "arm64"})])
+    table = unit_table([row, msgspec.structs.replace(row, labels={"b": "2", "arch": "arm64"})])
     titles = [column.header for column in table.columns]
     assert list(table.columns[titles.index("LABELS")].cells) == ["", "arch=arm64,b=2"]
-    assert "LABELS" not in [column.header for column in units_table([row]).columns]
+    assert "LABELS" not in [column.header for column in unit_table([row]).columns]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def values(text: str, key: str) -> list[str]:
 
 def test_it_starts_the_supervisor_with_what_was_wanted_before() -> None:
     text = service_text(PROGRAM, ROOT, "demo", "system", {"MVMCI_LOG": "DEBUG"})
-    assert values(text, "ExecStart") == [f"{shlex.join(PROGRAM)} supervise run --resume --cluster demo"]
+    assert values(text, "ExecStart") == [f"{shlex.join(PROGRAM)} supervise --resume --cluster demo"]
     assert values(text, "Environment") == ["MVMCI_STATE=/var/lib/mvmci", "MVMCI_LOG=DEBUG"]
     assert values(text, "WantedBy") == ["multi-user.target"]
     assert values(service_text(PROGRAM, ROOT, "demo", "user"), "WantedBy") == ["default.target"]

@@ -268,10 +268,7 @@ async def serve_stdio(here: Local) -> None:
     lock = asyncio.Lock()
 
     def put(line: bytes) -> None:
-        rest, out = (
-            memoryview(line),
-            sys.stdout.fileno(),
-        )  # not by the stream, to which a reader's end is ours
+        rest, out = memoryview(line), sys.stdout.fileno()  # of the stream, a reader's end would be our end
         while rest:
             try:
                 rest = rest[os.write(out, rest) :]

@@ -127,7 +127,7 @@ def service_text(
     Raises Usage for a word that has a control character.
     """
     system = kind == "system"
-    command = [*program, "supervise", "run", "--resume", "--cluster", cluster]
+    command = [*program, "supervise", "--resume", "--cluster", cluster]
     given = {"MVMCI_STATE": str(root)} | dict(environment)
     private_tmp = not any(root.is_relative_to(place) for place in ("/tmp", "/var/tmp"))  # noqa: S108
     return TEXT.format(
@@ -338,6 +338,6 @@ def boot_line(program: Sequence[str], root: Path, cluster: str) -> str:
     """The command that starts the units which are wanted, for a line of cron or another init. It stays."""
     cache = os.environ.get("SHIV_ROOT")
     told = [f"MVMCI_STATE={root}", *([f"SHIV_ROOT={cache}"] if cache else [])]
-    command = ["env", *told, *program, "supervise", "run", "--resume", "--cluster", cluster]
+    command = ["env", *told, *program, "supervise", "--resume", "--cluster", cluster]
     log = shlex.quote(str(root / cluster / "supervisor.log"))
     return f"{shlex.join(command)} </dev/null >>{log} 2>&1".replace("%", r"\%")

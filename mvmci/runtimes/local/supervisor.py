@@ -117,12 +117,12 @@ async def supervise(
             sweep(place)
 
 
-def _why_unfit(program: Sequence[str], folder: Path) -> str:
-    """Why the supervisor of `folder` cannot become `program`: it tries what the next one does first.
+def _why_unfit(command: Sequence[str]) -> str:
+    """Why the supervisor cannot become what `command` starts.
 
-    That also unpacks it, so that nobody is without a supervisor meanwhile.
+    That this is tried also unpacks it, so that nobody is without a supervisor meanwhile.
     """
-    command = [*program, "supervise", "observe", "--cluster", folder.name]
+    command = [*command, "--check"]
     try:
         tried = subprocess.run(
             command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=TRY_S, check=False
@@ -243,7 +243,7 @@ class Supervisor:
         """Become another program, once no unit is leaving; why that was not possible, if it returns."""
         if request.digest == self.process.digest:
             return ""
-        error = await asyncio.to_thread(_why_unfit, request.program, self.files.folder)
+        error = await asyncio.to_thread(_why_unfit, self._next(request.program))
         if error:
             return error
         with self._watching() as changed:
@@ -252,12 +252,16 @@ class Supervisor:
                 await changed.wait()
         return self._become(request.program) if self.units and not self._terminating else ""
 
+    def _next(self, program: Sequence[str]) -> list[str]:
+        """The command by which `program` goes on with what this one runs."""
+        return [*program, "supervise", "--cluster", self.files.folder.name, "--take-over", *self.options]
+
     def _become(self, program: Sequence[str]) -> str:
         """Become `program`, and return why that failed.
 
         A signal that comes in between waits for the next program, which would otherwise be killed by it.
         """
-        command = [*program, "supervise", "--cluster", self.files.folder.name, "--take-over", *self.options]
+        command = self._next(program)
         units = tuple(unit.hand_over() for unit in self.units.values())
         with open(os.memfd_create("handover"), "w+b") as file:
             file.write(msgspec.json.encode(Handover(units=units, lock=self.lock)))

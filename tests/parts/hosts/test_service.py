@@ -10,6 +10,7 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,31 +45,47 @@ class Site:
         self.state = "/var/lib/mvmci" if user == "root" else f"{self.home}/my state, 5%n $HOME"
         self.quoted = shlex.quote(self.state)
 
-    def sh(self, line: str, *, why: bool = False) -> str:
-        """What a line of shell says, as the user has it who comes by ssh; `why` it fails, where it has to."""
+    def sh(self, line: str) -> str:
+        """What a line of shell says, as the user has it who comes by ssh."""
         done = self.host.ssh("sh", "-c", line, user=self.user)
-        assert (done.returncode != 0) == why, (line, done.stdout[-2000:], done.stderr[-2000:])
-        return done.stderr if why else done.stdout
+        assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-2000:])
+        return done.stdout
 
-    def mvmci(self, *words: str, told: bytes = b"", program: str = ONE, why: bool = False) -> str:
-        file = f"{self.home}/told"
-        self.host.write(file, told.decode(), 0o600, self.user)
-        command = shlex.join(["env", f"MVMCI_STATE={self.state}", "python3", "-I", program, *words])
-        return self.sh(f"{command} <{file}", why=why)
+    def mvmci(self, *words: str, program: str = ONE) -> str:
+        return self.sh(shlex.join(self.by_env(program, *words)))
 
-    def supervise(self, verb: str, *words: str, told: Any = None, program: str = ONE) -> dict[str, Any]:
-        """Ask the supervisor, and how the units are then, by name."""
-        data = json.dumps(told).encode()
-        said = self.mvmci("supervise", verb, "--cluster", NAME, *words, told=data, program=program)
-        return {one["name"]: one for one in json.loads(said)["units"]}
+    def by_env(self, program: str, *words: str) -> list[str]:
+        return ["env", f"MVMCI_STATE={self.state}", "python3", "-I", program, *words]
+
+    def ask(self, what: dict[str, Any], program: str = ONE, service: str = "none") -> dict[str, Any]:
+        """The answer of `mvmci host` there to one request."""
+        verb = self.by_env(program, "host", "--cluster", NAME, "--service", service)
+        with subprocess.Popen(
+            self.host.by_ssh(*verb, user=self.user), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps({"id": 1, "ask": what}).encode() + b"\n")
+            process.stdin.flush()
+            answer: dict[str, Any] = json.loads(process.stdout.readline())
+            process.stdin.close()  # that is how it ends
+        assert answer["last"] and process.returncode == 0
+        return answer
+
+    def units(self) -> dict[str, Any]:
+        """How the units are, by name."""
+        return {one["name"]: one for one in self.ask({"type": "observe"})["value"]["units"]}
+
+    def start(self, units: list[Any], *, service: str, program: str = ONE) -> dict[str, Any]:
+        """Have `program` see that these run; its answer."""
+        return self.ask({"type": "begin", "start": {"type": "start", "units": units}}, program, service)
 
     def begin(self, *, service: str) -> None:
         """Bring the cluster up, and have the supervisor be started by what `service` says."""
         self.host.write(f"{self.home}/c.yaml", TOPOLOGY, user=self.user)
         self.mvmci("up", f"{self.home}/c.yaml", "--detach", "--yes")
-        units = [one["config"] for one in self.supervise("observe").values()]
-        self.supervise("stop", told={"type": "stop"})
-        self.supervise("start", "--service", service, told={"type": "start", "units": units})
+        units = [one["config"] for one in self.units().values()]
+        self.ask({"type": "stop"})
+        self.start(units, service=service)
 
     def systemctl(self, *words: str) -> str:
         own = "" if self.user == "root" else "XDG_RUNTIME_DIR=/run/user/$(id -u) "
@@ -79,7 +96,7 @@ class Site:
 
     def pids(self) -> dict[str, int]:
         """The units' processes, those that there are."""
-        return {name: one["pid"] for name, one in self.supervise("observe").items() if one.get("pid")}
+        return {name: one["pid"] for name, one in self.units().items() if one.get("pid")}
 
     def is_ready(self) -> bool:
         """Whether all units run and are seen by each other."""
@@ -172,7 +189,7 @@ def test_a_host_that_reboots_or_loses_its_power_is_back_by_itself(site: Site) ->
 def test_an_upgrade_keeps_the_units_and_the_next_boot_takes_the_new_program(site: Site) -> None:
     until(site.is_ready)
     before, main = site.pids(), site.shows("MainPID")
-    site.supervise("start", "--service", site.kind, told={"type": "start", "units": []}, program=TWO)
+    site.start([], service=site.kind, program=TWO)
     assert (site.pids(), site.shows("MainPID")) == (before, main)
     assert TWO in site.sh(f"tr '\\0' ' ' </proc/{main}/cmdline")
     assert TWO in site.shows("ExecStart")
@@ -201,12 +218,11 @@ def test_what_was_stopped_leaves_nothing_with_systemd_and_what_shuts_down_does(s
 
 @with_systemd
 def test_a_supervisor_that_cannot_start_says_why(site: Site) -> None:
-    site.supervise("stop", told={"type": "stop"})
+    site.ask({"type": "stop"})
     site.sh(f"mv {site.quoted}/{NAME}/supervisor.lock {site.quoted}/{NAME}/moved")
     site.sh(f"mkdir {site.quoted}/{NAME}/supervisor.lock")
-    told = {"type": "start", "units": [{"unit": {"name": "w", "role": "worker", "host": "h"}}]}
-    words = ["supervise", "start", "--cluster", NAME, "--service", site.kind]
-    said = site.mvmci(*words, told=json.dumps(told).encode(), why=True)
+    units = [{"unit": {"name": "w", "role": "worker", "host": "h"}}]
+    said = site.start(units, service=site.kind)["error"]["message"]
     assert f"`systemctl {'' if site.user == 'root' else '--user '}--quiet start {SERVICE}` failed" in said
     assert "supervisor.lock" in said
     site.sh(f"rmdir {site.quoted}/{NAME}/supervisor.lock")

@@ -39,10 +39,8 @@ from mvmci.runtimes.local.messages import (
     Desired,
     Report,
     Start,
-    Stop,
     SupervisorFiles,
     SupervisorProcess,
-    SupervisorRequest,
     desired_by,
     read_desired,
 )
@@ -834,24 +832,3 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
         await one.stop(None, 0)
     after = itertools.dropwhile(lambda tale: not any(u.state == "draining" for u in tale.units), told)
     assert {unit.state for unit in next(after).units} == {"draining"}
-
-
-@pytest.mark.parametrize("verb", ["observe", "start", "stop"])
-async def test_who_is_on_another_machine_can_ask_the_same_of_the_program(place: Place, verb: str) -> None:
-    """JSON in, JSON out, over whatever carries that."""
-    await place.runs(BROKER, W1)
-    ask: dict[str, SupervisorRequest | None] = {
-        "observe": None,
-        "start": Start(units=(BROKER, W2)),
-        "stop": Stop(names=("w-1",), grace_s=5),
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "mvmci", "supervise", verb, "--cluster", "c", "--state", place.root),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    out, _ = await process.communicate(msgspec.json.encode(ask[verb]) if ask[verb] is not None else b"")
-    found = {one.name for one in msgspec.json.decode(out, type=Report).units}
-    assert process.returncode == 0
-    after = {"observe": {"broker-1", "w-1"}, "start": {"broker-1", "w-1", "w-2"}, "stop": {"broker-1"}}
-    assert found == after[verb] == set(place.pids())
