@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 if TYPE_CHECKING:  # certificates are made once in a cluster's life, and their module takes a while to load
@@ -244,7 +244,7 @@ def is_signed(certificate: str, ca: str) -> bool:
     try:
         found = x509.load_pem_x509_certificate(certificate.encode())
         found.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.encode()))
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, x509.InvalidVersion, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 
@@ -252,7 +252,8 @@ def is_signed(certificate: str, ca: str) -> bool:
 def is_certificate_for(
     certificate: str, public_key: str, *, names: Sequence[str], addresses: Sequence[str], now: float
 ) -> bool:
-    """Whether `certificate` is for just that, and half of its life is not over. One of a CA has no names."""
+    """Whether `certificate`, which somebody signed whom we believe, is for just that, and half of its life is
+    not over. One of a CA has no names."""
     from cryptography import x509
 
     try:
@@ -333,7 +334,7 @@ def _tls_public(public_key: str) -> ec.EllipticCurvePublicKey:
 
     try:
         key = load_pem_public_key(public_key.encode())
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise BadKey("this is no public key in PEM") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise BadKey("this is a public key of a kind that is not used here")

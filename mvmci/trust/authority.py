@@ -253,8 +253,8 @@ class Authority:
         `there`, if it is just that. Raises keys.BadKey, ValueError.
         """
         named, now = (of, *(name for name in names if name != of)), self.now()
-        fits = keys.is_certificate_for(there, public_key, names=named, addresses=addresses, now=now)
-        if fits and keys.is_signed(there, self.ca):
+        signed = keys.is_signed(there, self.ca)
+        if signed and keys.is_certificate_for(there, public_key, names=named, addresses=addresses, now=now):
             return there
         return keys.sign_certificate(
             self._ca_key, self.ca, public_key, names=named, addresses=addresses, now=now, dials=of == TLS_NAME
@@ -263,9 +263,8 @@ class Authority:
     def sign_signer(self, public_key: str, unit: str, *, there: str = "") -> str:
         """The certificate, in PEM, by which a control plane signs those of executors, and none of brokers.
         The one that is `there`, if it is just that. Raises keys.BadKey."""
-        now = self.now()
-        fits = keys.is_certificate_for(there, public_key, names=(), addresses=(), now=now)
-        if fits and keys.is_signed(there, self.ca):
+        now, signed = self.now(), keys.is_signed(there, self.ca)
+        if signed and keys.is_certificate_for(there, public_key, names=(), addresses=(), now=now):
             return there
         name = f"mvmci {self.cluster} {unit}"
         return keys.sign_ca(self._ca_key, self.ca, public_key, name, never=TLS_NAME, now=now)

@@ -5,7 +5,8 @@
 
 A line for each, added and synced, never changed: the last one about a control plane counts, and what was
 revoked stays so. It holds public keys alone, and decides what the accounts' tokens say. A control plane
-writes to CONFIG, so what stands there is believed no more than a control plane is.
+writes to CONFIG, so what stands there is believed no more than a control plane is; and what it or its host
+gives out as a key may be text with lines in it, so nothing is written that is no key.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from mvmci.system import keys
 from mvmci.system.files import private_folder, private_opener
 
 FILE = "ledger"
@@ -28,10 +30,10 @@ class Plane(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """The one in the folder `keys`."""
+    """The one in the folder of the keys."""
 
-    def __init__(self, keys: Path) -> None:
-        self._file = keys / FILE
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / FILE
 
     def planes(self) -> dict[str, Plane]:
         """The control planes that there are, by name; also those that were revoked."""
@@ -46,14 +48,18 @@ class Ledger:
         return frozenset(plane.signer for plane in self.planes().values()) - self.revoked("signers")
 
     def add_plane(self, unit: str, plane: Plane) -> None:
-        """Have it sign from now on, and no other of its name."""
+        """Have it sign from now on, and no other of its name. Raises keys.BadKey."""
+        if not (keys.is_public_key(plane.key, "user") and keys.is_public_key(plane.signer, "account")):
+            raise keys.BadKey("these are no keys of a control plane")
         if self.planes().get(unit) != plane:
             self._add(f"plane {unit} {plane.key} {plane.signer}")
 
     def revoke(self, account: str, *revoked: str) -> None:
-        """Believe these keys no more."""
+        """Believe these keys no more. What is none was never believed, and is passed over."""
+        kind: keys.KeyKind = "account" if account == "signers" else "user"
         for key in sorted({*revoked} - self.revoked(account)):
-            self._add(f"revoked {account} {key}")
+            if keys.is_public_key(key, kind):
+                self._add(f"revoked {account} {key}")
 
     def _lines(self, kind: str, count: int) -> list[list[str]]:
         try:

@@ -268,6 +268,8 @@ def make_config(
         was = _of_generation(_decoded(there, ControlPlaneConfig), config)
         return msgspec.json.encode(_for_plane(authority, config, was, login, public, tickets, settings))
     if unit.role == "worker" or unit.role == "executor":
+        if public and not keys.is_public_key(public, "user"):
+            raise keys.BadKey("this is no key of a unit")
         member = _of_generation(_decoded(there, MemberConfig), config)
         identity = authority.renewed(
             member.identity if member is not None else None,
@@ -299,7 +301,7 @@ def make_config(
 def _decoded(data: bytes, kind: type[_T]) -> _T | None:
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -351,7 +353,7 @@ def _for_plane(
         return msgspec.structs.replace(made, seed=seed)
     try:
         keys_of = msgspec.json.decode(public or public_of("control-plane", seed), type=_PlaneKeys)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise keys.BadKey("these are no keys of a control plane") from None
     key = keys_of.key
     authority.ledger.add_plane(made.unit, Plane(key, keys_of.signer))

@@ -61,6 +61,7 @@ from mvmci.system.lock import this_one
 from mvmci.system.ports import is_address
 from mvmci.system.processes import program_digest, program_file
 from mvmci.system.tasks import all_of, cancel
+from mvmci.trust.authority import Authority
 from mvmci.trust.provision import make_config
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (who comes there needs a credential, over TLS)
@@ -381,11 +382,23 @@ class Ssh:
 
     async def _provide(self, provisioning: Provisioning, host: str, units: Sequence[UnitConfig]) -> None:
         """Have these units' keys made on their host, and lay down their files."""
-        agent, authority, address = await self._agent(host), provisioning.authority, self._address(host)
+        agent = await self._agent(host)
         wanted = (Wanted(name=one.unit.name, role=one.unit.role, generation=one.generation) for one in units)
-        files = {}
-        for one, key in zip(units, await agent.ask(Keys(units=tuple(wanted)), list[Key]), strict=True):
-            names, addresses = ((), (address,)) if is_address(address) else ((address,), ())
+        told = await agent.ask(Keys(units=tuple(wanted)), list[Key])
+        try:
+            files = self._files(provisioning.authority, host, zip(units, told, strict=True))
+        except ValueError as error:
+            raise MvmciError(f"mvmci on {host} said something else than its units' keys: {error}") from None
+        await agent.tell(Provide(files=files))
+
+    def _files(
+        self, authority: Authority, host: str, units: Iterable[tuple[UnitConfig, Key]]
+    ) -> dict[str, bytes]:
+        """The files of these units, without the secret half of their keys. Raises ValueError for what is no
+        key."""
+        address, files = self._address(host), {}
+        names, addresses = ((), (address,)) if is_address(address) else ((address,), ())
+        for one, key in units:
             data = make_config(
                 one,
                 authority,
@@ -397,7 +410,7 @@ class Ssh:
             )
             if data is not None:  # else it is a balancer on a broker of the user's own
                 files[one.unit.name] = data
-        await agent.tell(Provide(files=files))
+        return files
 
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         async def begin(host: str, these: Sequence[UnitConfig]) -> None:

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.cluster.topology import HostSection
+from mvmci.cluster.broker import BrokerSettings
+from mvmci.cluster.deployment import RoleName, Unit, UnitConfig
+from mvmci.cluster.topology import HostSection, read_topology
 from mvmci.errors import HostRefused, MvmciError, StoreUnavailable
+from mvmci.runtime import Provisioning
+from mvmci.runtimes.local.agent import Key
 from mvmci.runtimes.ssh.runtime import Ssh
+from mvmci.trust.authority import Authority
 from tests.harness import sshd, stub
 
 MAKES = {
@@ -28,6 +33,7 @@ case "$*" in
 *) {real} "$@" | sed -u 's|"path": "{real}"|"path": "'"$0"'"|';;
 esac
 """
+DEEP = '{"more": ' + "[" * 100_000
 Open = Callable[[str, str], Awaitable[Ssh]]
 
 
@@ -83,3 +89,44 @@ async def test_an_agent_that_makes_no_sense_is_a_sentence(host: Open, does: str)
             pytest.fail("nothing was locked")
     assert "h1" in caught.value.message
     assert len(caught.value.message) < 500
+
+
+class Liar:
+    """An agent that says of keys what it likes."""
+
+    def __init__(self, told: list[Key]) -> None:
+        self._told = told
+
+    async def ask(self, ask: object, kind: object) -> list[Key]:
+        return self._told
+
+    async def tell(self, ask: object) -> None:
+        pytest.fail(f"it was given {ask}")
+
+
+@pytest.mark.parametrize("role", ["broker", "control-plane", "worker"])
+@pytest.mark.parametrize("told", [[], ["nonsense"], [DEEP], ["nonsense", "nonsense"]], ids=range(4))
+async def test_keys_that_make_no_sense_are_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: RoleName, told: list[str]
+) -> None:
+    liar = Liar([Key(public=one, there=b"") for one in told])
+
+    async def agent(*_: object) -> Liar:
+        return liar
+
+    monkeypatch.setattr(Ssh, "_agent", agent)
+    authority = Authority.create(tmp_path / "state" / "demo")
+    config = UnitConfig(
+        unit=Unit(name=f"{role}-1", role=role, host="h1"),
+        dial=("tls://192.0.2.1:4222",),
+        broker=BrokerSettings(name="demo") if role == "broker" else None,
+    )
+    topology = read_topology(
+        b"cluster: demo\nworkers: {count: 1}\n", name="demo.yaml", accesses=["per-worker"]
+    )
+    runtime = Ssh(tmp_path / "state", "demo", {"h1": HostSection()}, tmp_path / "mvmci.pyz")
+    with pytest.raises(MvmciError, match="mvmci on h1 said something else than its units' keys"):
+        await runtime.provision(
+            Provisioning(authority=authority, topology=topology, wanted=[config], starting=[config])
+        )
+    assert not authority.ledger.planes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -32,6 +33,24 @@ DAY_S = 24 * 3600
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority.create(tmp_path / "demo")
+
+
+CURVE, KIND = "06082a8648ce3d030107", "06072a8648ce3d0201"
+
+
+def strange(pem: str, number: str) -> str:
+    """What is in PEM, with an object identifier `number`, in DER, that ends otherwise."""
+    lines, known = pem.splitlines(), bytes.fromhex(number)
+    data = base64.b64decode("".join(lines[1:-1]))
+    assert known in data
+    body = base64.encodebytes(data.replace(known, known[:-1] + b"\x63")).decode()
+    return f"{lines[0]}\n{body}{lines[-1]}\n"
+
+
+STRANGE_KEYS: dict[Any, str] = {
+    "of a curve that nobody knows": strange(keys.public_tls_key(keys.new_tls_key()), CURVE),
+    "of a kind that nobody knows": strange(keys.public_tls_key(keys.new_tls_key()), KIND),
+}
 
 
 def certifier_of(authority: Authority) -> Certifier:
@@ -196,6 +215,8 @@ async def test_nor_can_it_dial_as_one(authority: Authority, tmp_path: Path) -> N
         {"addresses": ("not-an-address",)},
         {"addresses": ("127.0.0.1",) * 65},
         {"key": "nonsense"},
+        {"key": "of a curve that nobody knows"},
+        {"key": "of a kind that nobody knows"},
     ],
 )
 def test_a_control_plane_signs_nothing_that_is_not_a_hosts(
@@ -203,6 +224,7 @@ def test_a_control_plane_signs_nothing_that_is_not_a_hosts(
 ) -> None:
     fine = {"key": keys.public_tls_key(keys.new_tls_key())}
     certifier = certifier_of(authority)
+    asked = {name: STRANGE_KEYS.get(what, what) for name, what in asked.items()}
     assert certifier.certificate(CertificateRequest(**fine), time.time())
     assert not certifier.certificate(CertificateRequest(**(fine | asked)), time.time())
 
@@ -253,6 +275,23 @@ def test_no_certificate_lives_longer_than_that_of_who_signed_it(authority: Autho
 
     leaf, ca = x509.load_pem_x509_certificates(signed.encode())
     assert leaf.not_valid_after_utc <= ca.not_valid_after_utc
+
+
+def test_a_control_plane_whose_own_has_expired_signs_none_and_says_no(authority: Authority) -> None:
+    certifier, key = certifier_of(authority), keys.public_tls_key(keys.new_tls_key())
+    long_after = time.time() + (keys.SIGNER_DAYS + 10) * DAY_S
+    assert certifier.certificate(CertificateRequest(key=key), long_after) == ""
+
+
+@pytest.mark.parametrize("number", [CURVE, KIND])
+def test_a_certificate_that_nobody_signed_is_replaced_without_a_look(
+    number: str, authority: Authority
+) -> None:
+    """A host over ssh says which one it has."""
+    public = keys.public_tls_key(keys.new_tls_key())
+    there = strange(keys.new_ca("demo", time.time())[1], number)
+    assert keys.is_signed(authority.sign_certificate(public, there=there), authority.ca)
+    assert keys.is_signed(authority.sign_signer(public, "control-plane-1", there=there), authority.ca)
 
 
 def test_up_renews_that_of_a_control_plane_when_half_of_its_life_is_over(authority: Authority) -> None:

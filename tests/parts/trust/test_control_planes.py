@@ -190,6 +190,19 @@ async def test_what_it_writes_to_config_makes_nobody_sign(world: World, tmp_path
     assert keys.public(thief) not in tokens.peek(world.authority.account_token("workers")).signers  # type: ignore[union-attr]
 
 
+async def test_what_it_writes_to_config_adds_no_line_to_the_ledger(world: World) -> None:
+    """What is revoked in CONFIG is taken over at each push: somebody who signs must not come with it."""
+    enrolment = await world.control_plane()
+    thief, victim = keys.public(keys.new_seed("account")), keys.public(keys.new_seed("user"))
+    key = f"{victim} .\nplane ghost {victim} {thief}"
+    record = {"key": key, "role": "worker", "revoked": 1}
+    await enrolment._cluster.config.put("unit.ghost", msgspec.json.encode(record))
+    await world.push()
+    await revoke(world, "ghost")
+    assert world.authority.ledger.planes().keys() == {"control-plane-1"}
+    assert thief not in world.authority.ledger.signers()
+
+
 async def test_it_cannot_hide_from_being_revoked(world: World) -> None:
     """Its record in CONFIG is one that it may write; its keys stand in the ledger as well."""
     plane = world.plane()

@@ -86,6 +86,7 @@ def config(role: RoleName, **more: Any) -> UnitConfig:
 
 BROKER = config("broker", dial=(), broker=BrokerSettings(name="demo"))
 KEYS = Path("/run/secrets")
+DEEP = '{"more": ' + "[" * 100_000
 
 
 def made(authority: Authority, config: UnitConfig, there: bytes = b"") -> bytes:
@@ -168,18 +169,64 @@ def test_a_control_plane_starts_on_a_file_of_the_version_before(authority: Autho
 
 
 def test_what_a_line_was_cut_short_in_is_not_in_the_ledger(authority: Authority) -> None:
-    ledger = authority.ledger
-    ledger.add_plane("control-plane-1", Plane("U1", "A1"))
-    ledger.revoke("workers", "U2")
+    ledger, first, second = authority.ledger, plane(), plane()
+    one, cut, other = user(), user(), user()
+    ledger.add_plane("control-plane-1", first)
+    ledger.revoke("workers", one)
     with (authority.folder / "ledger").open("ab") as file:
-        file.write(b"\nrevoked workers U3")
-    ledger.revoke("workers", "U4", "U2")
-    ledger.add_plane("control-plane-1", Plane("U5", "A5"))
-    assert ledger.revoked("workers") == {"U2", "U4"}
-    assert ledger.planes() == {"control-plane-1": Plane("U5", "A5")}
-    assert ledger.signers() == {"A5"}
+        file.write(f"\nrevoked workers {cut}".encode())
+    ledger.revoke("workers", other, one)
+    ledger.add_plane("control-plane-1", second)
+    assert ledger.revoked("workers") == {one, other}
+    assert ledger.planes() == {"control-plane-1": second}
+    assert ledger.signers() == {second.signer}
     assert (authority.folder / "ledger").stat().st_mode & 0o777 == 0o600
-    assert (authority.folder / "ledger").read_text().count("U2") == 1
+    assert (authority.folder / "ledger").read_text().count(one) == 1
+
+
+def user() -> str:
+    """The public key of somebody."""
+    return keys.public(keys.new_seed("user"))
+
+
+def plane() -> Plane:
+    """The public keys of a control plane."""
+    return Plane(user(), keys.public(keys.new_seed("account")))
+
+
+def test_what_a_host_gives_out_as_keys_adds_no_line_to_the_ledger(authority: Authority) -> None:
+    """Whoever is root there would have somebody sign who is not named when that control plane is revoked."""
+    own, ghost = plane(), plane()
+    line = f" .\nplane ghost {ghost.key} {ghost.signer}"
+    tls = keys.public_tls_key(keys.new_tls_key())
+    told = (
+        {"key": own.key, "signer": own.signer + line, "tls": tls},
+        {"key": own.key + line, "signer": own.signer, "tls": tls},
+        {"key": own.signer, "signer": own.key, "tls": tls},
+        {"key": "", "signer": "", "tls": tls},
+        [[]],
+    )
+    for lie in (*(msgspec.json.encode(one).decode() for one in told), DEEP):
+        with pytest.raises(keys.BadKey):
+            make_config(config("control-plane"), authority, b"", keys_in=KEYS, public=lie)
+    assert authority.ledger.planes() == {}
+    public = msgspec.json.encode({"key": own.key, "signer": own.signer, "tls": tls}).decode()
+    assert make_config(config("control-plane"), authority, b"", keys_in=KEYS, public=public)
+    assert authority.ledger.planes() == {"control-plane-1": own}
+
+
+@pytest.mark.parametrize("role", ["worker", "executor"])
+def test_a_unit_gets_a_token_for_a_key_of_its_kind_alone(role: RoleName, authority: Authority) -> None:
+    for lie in ("nonsense", keys.public(keys.new_seed("account"))):
+        with pytest.raises(keys.BadKey):
+            make_config(config(role), authority, b"", keys_in=KEYS, public=lie)
+
+
+@pytest.mark.parametrize("there", [DEEP.encode(), b'{"cluster": "\xff"}', b"nonsense"], ids=range(3))
+@pytest.mark.parametrize("role", ["worker", "control-plane"])
+def test_a_file_that_makes_no_sense_is_made_anew(role: RoleName, there: bytes, authority: Authority) -> None:
+    """A host over ssh says what it has."""
+    assert b"demo" in made(authority, config(role), there)
 
 
 @pytest.mark.parametrize("role", ["broker", "control-plane", "worker", "executor"])
