@@ -263,6 +263,16 @@ def _origin(login: Login) -> str:
     return claims.origin if claims is not None else ", ".join(login.urls)
 
 
+def _check_origin(given: Login, known: Login) -> None:
+    """Raises TicketRefused where a control plane gives a token that says another cluster than what is known:
+    by that a unit tells who may offer it a program, and no control plane may say."""
+    if _origin(given) != _origin(known):
+        raise TicketRefused(
+            "the control plane gives a token of another cluster than its own",
+            hint="somebody else may have its host: see `mvmci ps` where the cluster was brought up",
+        )
+
+
 def check_role(ticket: Ticket, role: UnitRole) -> None:
     """Raises TicketRefused when `ticket` is for another role."""
     if ticket.role != role:
@@ -310,6 +320,7 @@ def _granted(ticket: Ticket, answer: EnrolReply, seed: str) -> Identity:
     login = msgspec.structs.replace(ticket.login, urls=answer.urls or ticket.login.urls)
     if answer.jwt:  # else the ticket's own login is lent to all
         login = as_unit(login, ticket.cluster, answer.role, answer.unit, jwt=answer.jwt, seed=seed)
+        _check_origin(login, ticket.login)
     return Identity(
         cluster=ticket.cluster, unit=answer.unit, role=answer.role, queues=answer.queues, login=login
     )
@@ -447,6 +458,7 @@ async def renew(
     if not answer.jwt or answer.jwt == identity.login.jwt:
         return identity
     login = msgspec.structs.replace(identity.login, jwt=answer.jwt, urls=answer.urls or identity.login.urls)
+    _check_origin(login, identity.login)
     renewed = msgspec.structs.replace(identity, login=login)
     write_identity(path, renewed)
     return renewed

@@ -17,7 +17,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.system import keys
 from mvmci.trust import tokens
 from mvmci.trust.accounts import ACCOUNTS
-from mvmci.trust.authority import as_unit
+from mvmci.trust.authority import as_unit, read_identity
 from mvmci.trust.enrol import client
 from mvmci.trust.enrol.client import enrol, renew
 from mvmci.trust.permissions import CLAIMS_LOOKUP, CLAIMS_UPDATE, Grantee, Permissions
@@ -201,6 +201,24 @@ async def test_what_it_writes_to_config_adds_no_line_to_the_ledger(world: World)
     await revoke(world, "ghost")
     assert world.authority.ledger.planes().keys() == {"control-plane-1"}
     assert thief not in world.authority.ledger.signers()
+
+
+async def test_it_cannot_say_whose_program_a_machine_is_to_take(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine believes an offer by what its token says of its cluster, and that by its ticket alone."""
+    await world.control_plane()
+    path, thief = tmp_path / "identity.json", keys.public(keys.new_seed("account"))
+    identity = await joined(world, path)
+    ticket, cluster = await world.ticket("worker", "default"), await world.open(identity)
+    monkeypatch.setattr(tokens, "origin_tag", lambda issuer: f"cluster:{thief}")
+    monkeypatch.setattr("mvmci.trust.signer.Signer.is_due", lambda *_: True)
+    with pytest.raises(TicketRefused, match="a token of another cluster"):
+        await renew(cluster.link, identity, path)
+    assert read_identity(path) == identity
+    with pytest.raises(TicketRefused, match="a token of another cluster"):
+        await enrol(ticket, tmp_path / "other" / "identity.json", name="other")
+    assert not (tmp_path / "other" / "identity.json").exists()
 
 
 async def test_it_cannot_hide_from_being_revoked(world: World) -> None:
