@@ -189,7 +189,7 @@ def peek(token: str) -> Claims | None:
             "shares": written({part: nats[part] for part in ("exports", "imports") if part in nats}),
         }
         return msgspec.convert(body | own, Claims)
-    except (IndexError, ValueError, AttributeError, TypeError):
+    except (IndexError, ValueError, AttributeError, TypeError, RecursionError):
         return None
 
 

@@ -172,7 +172,7 @@ class EnrolmentServer:
             if not 0 <= oldest <= level <= max(oldest, ask.wire):
                 raise _Refused("the versions differ")  # the answer's own number says so
             answer = await decide(ask)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             answer = _answer(refused="the request cannot be read")
         except _Refused as refused:
             answer = refused.answer

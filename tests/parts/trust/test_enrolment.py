@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import time
 from dataclasses import replace
@@ -321,7 +322,18 @@ async def test_nobody_enrols_with_the_key_of_another(world: World, tmp_path: Pat
     assert (await renew(cluster.link, victim, path)).unit == victim.unit
 
 
-@pytest.mark.parametrize("asked", [b"", b"\xff", b"[]", b'{"protocol": 1}', b'{"protocol": 1, "key": "U"}'])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b'{"protocol": 1}',
+        b'{"protocol": 1, "key": "U"}',
+        b'{"protocol": 4, "more": ' + b"[" * 10_000,
+    ],
+    ids=range(6),
+)
 async def test_whatever_is_asked_the_control_plane_goes_on(
     world: World, tmp_path: Path, asked: bytes
 ) -> None:
@@ -330,6 +342,15 @@ async def test_whatever_is_asked_the_control_plane_goes_on(
     link = await world.link(ticket.login)
     assert b"refused" in await link.call(Layout(CLUSTER).enrol(ticket.id), asked)
     assert (await enrol(ticket, place(tmp_path))).role == "worker"
+
+
+async def test_whatever_a_unit_shows_as_its_token_the_control_plane_goes_on(world: World) -> None:
+    await world.control_plane()
+    unit = await world.open(world.unit("worker-1", "worker", "default"))
+    deep = base64.urlsafe_b64encode(b'{"nats": ' + b"[" * 10_000).decode().rstrip("=")
+    for token in ("", "a.b", "a.YWJj.c", f"a.{deep}.c"):
+        ask = msgspec.json.encode(client._said(token=token))
+        assert b"does not show a token" in await unit.link.call(Layout(CLUSTER).renew("worker-1"), ask)
 
 
 async def test_versions_that_do_not_understand_each_other_say_so(
