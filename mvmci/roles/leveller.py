@@ -52,7 +52,9 @@ class Leveller:
         level = self._cluster.store.level.spoken + 1
         if level > WIRE:
             return
-        there = {one.unit: one.about.wire for one in members}
+        there: dict[str, int] = {}
+        for one in members:  # of copies of one identity the oldest build counts
+            there[one.unit] = min(one.about.wire, there.get(one.unit, one.about.wire))
         records = await read_units(self._cluster.config)
         await self._note(there, records)
         slow = sorted(behind(level, there, records, self._is_away))

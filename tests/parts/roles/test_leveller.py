@@ -98,6 +98,20 @@ async def test_a_unit_that_went_back_to_the_build_before_is_noted(levels: Levels
     assert await levels.look(1) == 0
 
 
+@pytest.mark.parametrize("first", [0, 1])
+async def test_of_two_copies_of_one_identity_the_older_build_counts(levels: Levels, first: int) -> None:
+    from mvmci.store import Member
+
+    members = [
+        Member(unit="w1", incarnation=f"i{wire}", about=About(role="worker", wire=wire))
+        for wire in (first, 1 - first)
+    ]
+    await levels.leveller.look(members)
+    levels.now += SETTLED_S
+    await levels.leveller.look(members)
+    assert levels.cluster.store.level.spoken == 0
+
+
 async def test_who_is_in_the_way_is_named_once(levels: Levels, caplog: pytest.LogCaptureFixture) -> None:
     await enter(levels.cluster, "attic")
     with caplog.at_level("INFO", leveller.__name__):
