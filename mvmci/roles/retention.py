@@ -87,13 +87,11 @@ class Retention:
     async def _removal(self, job: str, end: Entry, *, whole: bool) -> list[Removal]:
         """What goes of `job`: all that is there now, or what stands before its `end`.
 
-        Nothing where that is no end, but a message that readers ignore.
+        Nothing where that is no end, but a message that readers ignore, or that stands behind a newer one.
         """
         there = await self.cluster.journals.read(job)
         journal = Journal(job)
         journal.absorb(there)
-        if journal.state.newer is not None:
-            return []
         if journal.end != end.seq and journal.state.corrupt is None:
             return []
         limit = there[-1].seq + 1 if whole else end.seq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from typing import BinaryIO
@@ -10,7 +11,7 @@ import pytest
 
 from mvmci.errors import IdTaken, NotFound
 from mvmci.jobs import tree
-from mvmci.jobs.journal import Done, Lease, Spec
+from mvmci.jobs.journal import Done, Journal, Lease, Spec
 from mvmci.journals.client import submit
 from mvmci.journals.reader import load
 from mvmci.roles.retention import Retention
@@ -242,6 +243,26 @@ async def test_an_upload_that_moves_keeps_what_it_sent_long_ago(
     await retention.clear_uploads()
     answer = await link.api(f"STREAM.INFO.{layout.blobs}")
     assert answer["state"]["messages"] == 3
+
+
+@pytest.mark.parametrize("wire", NEWER)
+async def test_an_end_behind_what_a_newer_build_wrote_lets_nothing_go(
+    client: Cluster, retention: Retention, clock: Clock, wire: int
+) -> None:
+    """Whether it is the end, only a newer build can say."""
+    submitted = await spec(client.store, "job")
+    await submit(client.store, submitted)
+    await append_newer(client.store, "job", wire)
+    there = await client.store.journals.read("job")
+    journal = Journal("job")
+    journal.head = hashlib.sha256(there[-1].data).hexdigest()
+    data = journal.encode([Done(at=NOW_MS, status="cancelled", reason="cancelled by me")], "m")
+    await client.store.journals.append("job", "end", "default", data, expect=there[-1].seq)
+    Clock.ended_ms = max([stored_ms async for _, _, stored_ms in client.journals.ends()])
+    for age in (1, 9):
+        clock.ahead_ms = age * AGE_MS
+        await retention.forget()
+        assert len(await client.store.journals.read("job")) == 3
 
 
 @pytest.mark.parametrize("wire", NEWER)
