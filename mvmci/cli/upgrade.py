@@ -53,8 +53,8 @@ def upgrade_verb(check: bool, undo: bool, cluster: str | None, state: Path) -> i
             _put_back(file)
             click.echo(f"{file} is what it was; {RESTART}", err=True)
             return 0
-        name = find_cluster(state, cluster)
-        return run_async(_upgrade(file, _identity(state / name), check=check))
+        folder = state / find_cluster(state, cluster)
+        return run_async(_upgrade(file, folder, check=check))
     except OSError as error:
         raise Usage(
             f"{file} cannot be replaced: {error.strerror}", hint="do this as the user whose file that is"
@@ -71,10 +71,12 @@ def _identity(folder: Path) -> Identity:
     raise TicketRefused(f"this machine is nobody to {folder.name}", hint="join it with a ticket")
 
 
-async def _upgrade(file: Path, identity: Identity, *, check: bool) -> int:
+async def _upgrade(file: Path, folder: Path, *, check: bool) -> int:
+    identity = _identity(folder)
     cluster = await open_cluster(identity, announce=False)
     try:
         offer = await _offer(cluster, identity)
+        program.check_order(offer, folder)
         if offer.digest == f"sha256:{program_digest()}":
             click.echo(f"this is the build of {identity.cluster}: {offer.version}, {offer.digest}", err=True)
             return 0
@@ -86,6 +88,7 @@ async def _upgrade(file: Path, identity: Identity, *, check: bool) -> int:
         if check:
             return EXIT_CHANGES
         await _replace(cluster, file, offer)
+        program.keep_taken(offer, folder)
     finally:
         await cluster.close()
     click.echo(f"{file} is that now, and {_old(file).name} what it was; {RESTART}", err=True)

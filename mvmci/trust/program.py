@@ -2,8 +2,11 @@
 
 `up` offers its own file, one for each architecture: the bytes are a blob, and the key `program.<machine>` of
 CONFIG says which, under the signature of the key that signs the tokens of units. A unit knows that key by
-its own token, so neither the broker nor a control plane can offer it another program. The blob of an earlier
-offer is named by nothing and goes as others do.
+its own token, so neither the broker nor a control plane can offer it another program. An earlier offer, put
+back as it was signed, is refused by whoever took a later one. Its blob is named by nothing and goes as others
+do.
+
+    <cluster>/program.json    the offer that this machine took last
 """
 
 from __future__ import annotations
@@ -16,15 +19,18 @@ import msgspec
 from mvmci.cluster.identity import Identity
 from mvmci.errors import TicketRefused, Usage
 from mvmci.jobs.job import Time
+from mvmci.jobs.summary import rfc3339
 from mvmci.stores.nats import Cluster
 from mvmci.stores.nats.config import Config
 from mvmci.system import keys
+from mvmci.system.files import write_private
 from mvmci.trust import tokens
 
 if TYPE_CHECKING:  # every unit looks at what is offered, and few offer it
     from mvmci.trust.authority import Authority
 
 OFFERS = "program"
+_TAKEN = "program.json"
 _DOMAIN = b"mvmci program\0"  # the key signs tokens, too, which begin otherwise
 
 
@@ -43,6 +49,7 @@ class _Signed(msgspec.Struct, frozen=True, kw_only=True):
     signature: bytes
 
 
+_WHO_ELSE = "have `mvmci up` offer it anew, and see who else can write to the cluster's CONFIG"
 _signed = msgspec.json.Decoder(_Signed)
 _offers = msgspec.json.Decoder(Offer)
 
@@ -67,6 +74,7 @@ async def offer(
         known = None  # it is put right
     if known is not None and known.digest == digest:
         return
+    at = max(at, known.at + 1) if known is not None else at  # our clock may have been set back
     made = Offer(cluster=authority.cluster, machine=machine, version=version, digest=digest, at=at)
     text = msgspec.json.encode(made)
     signature = keys.sign(authority.account, _DOMAIN + text)
@@ -95,6 +103,25 @@ async def find_offer(config: Config, identity: Identity, machine: str) -> Offer 
     return found
 
 
+def check_order(offer: Offer, folder: Path) -> None:
+    """Raises TicketRefused where this machine, whose `folder` of the cluster that is, took a later offer."""
+    try:
+        taken = _offers.decode((folder / _TAKEN).read_bytes())
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
+        return
+    if offer.at < taken.at:
+        raise TicketRefused(
+            f"the cluster offers a program of {rfc3339(offer.at)}, and this machine had one of "
+            f"{rfc3339(taken.at)} from it",
+            hint=_WHO_ELSE,
+        )
+
+
+def keep_taken(offer: Offer, folder: Path) -> None:
+    """Keep in mind that this machine took `offer`. Raises OSError."""
+    write_private(folder / _TAKEN, msgspec.json.encode(offer))
+
+
 async def machines(config: Config) -> list[str]:
     """The architectures for which there is an offer."""
     return sorted(key.partition(".")[2] for key in await config.all(OFFERS))
@@ -117,5 +144,5 @@ def _read(value: bytes, issuer: str) -> Offer:
 def _refused() -> TicketRefused:
     return TicketRefused(
         "the program that the cluster offers is not signed by its key",
-        hint="have `mvmci up` offer it anew, and see who else can write to the cluster's CONFIG",
+        hint=_WHO_ELSE,
     )

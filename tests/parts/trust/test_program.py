@@ -14,7 +14,7 @@ from mvmci.stores.nats import Cluster
 from mvmci.system import keys
 from mvmci.trust.authority import Authority
 from mvmci.trust.enrol.client import enrol
-from mvmci.trust.program import find_offer, is_wanted, machines, offer
+from mvmci.trust.program import Offer, check_order, find_offer, is_wanted, keep_taken, machines, offer
 from tests.parts.trust.conftest import World
 
 MACHINE = "x86_64"
@@ -68,6 +68,40 @@ async def test_the_same_program_is_offered_once(world: World, file: Path) -> Non
     after = await admin.config.get(f"program.{MACHINE}")
     assert after is not None
     assert b"2.0" in after.value
+
+
+async def test_an_offer_that_is_put_back_is_refused_by_who_took_a_later_one(
+    world: World, tmp_path: Path, file: Path
+) -> None:
+    """Who has a control plane's host can do so, and what the older program lacks is known."""
+    admin, key = await world.admin(), f"program.{MACHINE}"
+    identity, cluster = await joined(world, tmp_path)
+
+    async def found() -> Offer:
+        offer = await find_offer(cluster.config, identity, MACHINE)
+        assert offer is not None
+        return offer
+
+    await offered(admin, world.authority, file)
+    before = await admin.config.get(key)
+    assert before is not None
+    older = await found()
+    check_order(older, tmp_path)
+    file.write_bytes(b"another")
+    await offered(admin, world.authority, file, "2.0")  # at the same time, by our clock
+    later, after = await found(), await admin.config.get(key)
+    assert after is not None
+    keep_taken(later, tmp_path)
+    check_order(later, tmp_path)
+    await admin.config.put(key, before.value)
+    assert await found() == older
+    with pytest.raises(TicketRefused, match="this machine had one of"):
+        check_order(await found(), tmp_path)
+    await admin.config.put(key, after.value)
+    file.write_bytes(b"a program" * 50_000)
+    await offered(admin, world.authority, file)
+    assert (await found()).digest == older.digest
+    check_order(await found(), tmp_path)  # `up` itself goes back to it
 
 
 @pytest.mark.parametrize("lie", ["another key", "changed", "another machine", "another cluster", "nonsense"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ def test_a_machine_that_joined_is_told_and_upgrades_itself(demo: Cluster, elsewh
     assert file.with_name("mvmci.pyz.old").read_bytes() == theirs
     assert {path.name for path in file.parent.iterdir()} == {"mvmci.pyz", "mvmci.pyz.old", "state", "ticket"}
     assert elsewhere("upgrade", "--check").code == 0
+    taken = elsewhere.state / "demo" / "program.json"
+    offer = taken.read_text()
+    taken.write_text(re.sub(r'"at":(\d+)', r'"at":1\1', offer))  # a later one, once upon a time
+    assert_sentence(elsewhere("upgrade"), 7, "this machine had one of")
+    taken.write_text(offer)
     worker.signal(signal.SIGTERM)
     worker.end()
     worker = elsewhere.start("worker", "--cluster", "demo", "--name", "extra", "--slots", "1")
