@@ -264,6 +264,8 @@ class Up:
 
     async def _make(self, cluster: Cluster, *, moves: bool) -> None:
         """The streams, and what the cluster is and allows; all but its engine, where workers `moves`."""
+        with suppress(StoreUnavailable):  # there may be none yet; those of a newer build are not made as ours
+            await cluster.config.settings()
         settings = settings_of(self._plan.topology, self._plan.deployment.engine)
         await cluster.maintain(settings)
         there = await cluster.config.settings()

@@ -84,6 +84,29 @@ def test_a_job_that_a_newer_build_wrote_to_is_told_apart_by_every_verb(
     assert words[0] in listed.err
 
 
+def test_an_older_up_leaves_the_streams_of_a_cluster_that_was_down_as_they_are(demo: Cluster) -> None:
+    """Of what runs it asks before it begins; here it has to start a broker to see."""
+
+    async def become_newer(joined: Joined) -> None:
+        stream = joined.layout.jobs
+        there = (await joined.link.api(f"STREAM.INFO.{stream}"))["config"]
+        await joined.link.api(
+            f"STREAM.UPDATE.{stream}", **there | {"description": "as a newer build wants it"}
+        )
+        await joined.config.put("settings", newer_settings(NEWER[0]))
+
+    async def description(joined: Joined) -> Any:
+        told = await joined.link.api(f"STREAM.INFO.{joined.layout.jobs}")
+        return told["config"].get("description")
+
+    at_the_broker(demo, become_newer)
+    demo.down()
+    done = demo.mvmci("up", demo.file, "--detach")
+    assert done.code == 4, done
+    assert "the cluster is newer than this mvmci" in done.err
+    assert at_the_broker(demo, description) == "as a newer build wants it"
+
+
 @pytest.mark.parametrize("wire", NEWER)
 def test_units_of_a_cluster_that_became_newer_let_go_of_their_jobs_and_end_for_good(
     demo: Cluster, script: Path, wire: int
