@@ -69,6 +69,16 @@ class Outcome:
         return json.loads(self.out)
 
 
+def is_connected(pid: int) -> bool:
+    """Whether that process has a connection that is established."""
+    proc = Path(f"/proc/{pid}")
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        ours = {os.readlink(one) for one in (proc / "fd").iterdir()}
+        sockets = [line.split() for line in (proc / "net" / "tcp").read_text().splitlines()[1:]]
+        return any(one[3] == "01" and f"socket:[{one[9]}]" in ours for one in sockets)
+    return False
+
+
 class Running:
     """A program at work, both streams read as they come."""
 
@@ -121,12 +131,7 @@ class Running:
 
     def is_connected(self) -> bool:
         """Whether it has a connection that is established."""
-        proc = Path(f"/proc/{self.pid}")
-        with contextlib.suppress(FileNotFoundError):
-            ours = {os.readlink(one) for one in (proc / "fd").iterdir()}
-            sockets = [line.split() for line in (proc / "net" / "tcp").read_text().splitlines()[1:]]
-            return any(one[3] == "01" and f"socket:[{one[9]}]" in ours for one in sockets)
-        return False
+        return is_connected(self.pid)
 
     def signal(self, signum: int) -> None:
         self.process.send_signal(signum)
