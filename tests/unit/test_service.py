@@ -16,7 +16,7 @@ import pytest
 from mvmci.errors import Usage
 from mvmci.runtime import GRACE_S
 from mvmci.runtimes.local import service
-from mvmci.runtimes.local.service import Service, after_boot, boot_line, choose, notify, service_text
+from mvmci.runtimes.local.service import Service, after_boot, boot_script, choose, notify, service_text
 from mvmci.runtimes.local.unit_process import USUAL
 from mvmci.system.tasks import cancel
 from tests.harness.places import need
@@ -123,29 +123,63 @@ def test_what_is_wanted_of_a_host_without_systemd_is_said(
     assert choose() == "system"
 
 
-def test_what_starts_after_a_boot_unpacks_where_it_did_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it leaves a second copy, in the user's home, which nobody removes."""
-    monkeypatch.delenv("SHIV_ROOT", raising=False)
-    assert "SHIV_ROOT" not in boot_line(PROGRAM, ROOT, "demo")
-    monkeypatch.setenv("SHIV_ROOT", "/srv/my cache")
-    assert "'SHIV_ROOT=/srv/my cache' " in boot_line(PROGRAM, ROOT, "demo")
+def test_what_starts_after_a_boot_without_systemd_is_what_the_service_starts(tmp_path: Path) -> None:
+    """The same program for the same state in the same environment: a cache elsewhere would stay for ever."""
+    told = tmp_path / "told"
+    program = tmp_path / "my program"
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$MVMCI_STATE" "$SHIV_ROOT" "$@" >{shlex.quote(str(told))}\n'
+    )
+    program.chmod(0o755)
+    root = tmp_path / "my state, 100%"
+    (root / "demo").mkdir(parents=True)
+    script = root / "demo" / "boot.sh"
+    script.write_text(boot_script([str(program), "-I"], root, "demo", {"SHIV_ROOT": "/srv/my cache"}))
+    subprocess.run(["sh", script], check=True)
+    said = ["-I", "supervise", "--resume", "--cluster", "demo"]
+    assert told.read_text().splitlines() == [str(root), "/srv/my cache", *said]
+    assert (root / "demo" / "supervisor.log").read_text() == ""
 
 
 def test_the_line_that_starts_units_after_a_boot_is_one_for_cron(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = boot_line(PROGRAM, Path("/srv/my state/100%"), "demo")
-    assert r"100\%" in line
-    assert shlex.split(line.replace(r"\%", "%"))[:2] == ["env", "MVMCI_STATE=/srv/my state/100%"]
-    assert after_boot("system", PROGRAM, ROOT, "demo") == ""
+    script = Path("/srv/my state/100%/demo/boot.sh")
+    assert after_boot("system", script) == ""
     monkeypatch.setattr(service, "LINGERING", ROOT)
-    assert "loginctl enable-linger" in after_boot("user", PROGRAM, ROOT, "demo")
+    assert "loginctl enable-linger" in after_boot("user", script)
     monkeypatch.setattr(service, "BOOTED", ROOT / "no")
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/crontab")
-    assert "in `crontab -e` does: @reboot env MVMCI_STATE=" in after_boot("none", PROGRAM, ROOT, "demo")
+    assert r"in `crontab -e` does: @reboot sh '/srv/my state/100\%/demo/boot.sh'" in after_boot(
+        "none", script
+    )
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert "put this under the host's init: env MVMCI_STATE=" in after_boot("none", PROGRAM, ROOT, "demo")
+    assert "put this under the host's init: sh '/srv/my state/100%/demo" in after_boot("none", script)
     monkeypatch.setattr(service, "BOOTED", Path("/"))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "has this user's systemd do it" in after_boot("none", PROGRAM, ROOT, "demo")
+    assert "has this user's systemd do it" in after_boot("none", script)
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+def test_a_service_is_enabled_also_where_somebody_was_killed_who_had_written_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SYSTEM_UNITS", tmp_path)
+    asked: list[str] = []
+
+    def systemctl(_: Service, verb: str, *words: str, check: bool = True) -> None:
+        asked.append(verb)
+        if len(asked) == 1:
+            raise Killed
+
+    monkeypatch.setattr(Service, "_systemctl", systemctl)
+    ours = Service("system", ROOT, "demo")
+    with pytest.raises(Killed):
+        ours.write(PROGRAM, {})
+    assert ours.file.exists()
+    ours.write(PROGRAM, {})
+    assert "enable" in asked[1:]
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -110,6 +110,7 @@ class SupervisorFiles:
         self.desired = folder / "desired.json"
         self.lock = folder / "supervisor.lock"
         self.own_log = folder / "supervisor.log"
+        self.boot_script = folder / "boot.sh"
         self.logs = folder / "units"
 
     def log(self, name: str) -> Path:

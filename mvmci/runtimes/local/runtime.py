@@ -38,7 +38,7 @@ from mvmci.runtimes.local.messages import (
     read_desired,
     socket_address,
 )
-from mvmci.runtimes.local.service import Kind, Service, after_boot, services
+from mvmci.runtimes.local.service import Kind, Service, after_boot, boot_script, services
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
 from mvmci.system.ports import check_port, choose_port
@@ -68,8 +68,7 @@ _reports = msgspec.json.Decoder(Report)
 
 class Local(OfThisMachine):
     """The port `mvmci.runtime.Runtime`. `program` is how the supervisor and the units of a `start` are
-    started: as this one was, if it is empty. `service` is what starts the supervisor after a boot;
-    `after_boot` says what a user has to do for that, if anything."""
+    started: as this one was, if it is empty. `service` is what starts the supervisor after a boot."""
 
     apart = False
 
@@ -80,10 +79,14 @@ class Local(OfThisMachine):
         self.cluster = cluster
         self.files = SupervisorFiles(root / cluster)
         self._program = tuple(program or this_program())
-        self.after_boot = after_boot(service, self._program, root, cluster)
         self._service = None if service == "none" else Service(service, root, cluster)
         self._chosen: dict[str, int] = {}  # ports of units that were never started
         self._started = asyncio.Event()  # by us, since `watch` looked
+
+    @property
+    def after_boot(self) -> str:
+        """What a user has to do so that units come back after a boot, if anything."""
+        return after_boot("none" if self._service is None else self._service.kind, self.files.boot_script)
 
     async def check(self) -> None:
         """This machine is here."""
@@ -146,8 +149,8 @@ class Local(OfThisMachine):
         self._keep_ports(units)
         request = Start(units=tuple(units), program=self._program)
         service = None if attached else self._service
-        if service is not None:
-            await asyncio.to_thread(service.write, self._program, self._environment())
+        if not attached:
+            await self._write_starter()
         if await self._tell(request):
             return
         if service is not None:
@@ -155,6 +158,15 @@ class Local(OfThisMachine):
         else:
             await self._start_supervisor(request, attached)
         self._started.set()
+
+    async def _write_starter(self) -> None:
+        """Have a boot find what starts these units, by this program."""
+        if self._service is not None:
+            await asyncio.to_thread(self._service.write, self._program, self._environment())
+            self.files.boot_script.unlink(missing_ok=True)
+        else:
+            script = boot_script(self._program, self.root, self.cluster, self._environment())
+            write_private(self.files.boot_script, script.encode())
 
     async def _tell(self, request: Start) -> bool:
         """Have the supervisor that runs do it, of the same program as its units; False where none does."""
@@ -212,7 +224,7 @@ class Local(OfThisMachine):
         with self._supervisor() as (_, pidfd):
             if pidfd is None:
                 self._forget(names)
-                await self._remove_services()
+                await self._remove_starters()
                 return False
             before = {one.name for one in await self.observe()}
             left: list[Observed] = []
@@ -221,12 +233,13 @@ class Local(OfThisMachine):
                 left = report.units
             if not left:
                 await readable(pidfd)
-                await self._remove_services()
+                await self._remove_starters()
             return names is None or bool(before & set(names))
 
-    async def _remove_services(self) -> None:
-        """Where nothing is wanted any more, leave nothing with systemd."""
+    async def _remove_starters(self) -> None:
+        """Where nothing is wanted any more, leave nothing that a boot would start."""
         if not self.files.desired.exists():
+            self.files.boot_script.unlink(missing_ok=True)
             for service in services(self.root, self.cluster):
                 await asyncio.to_thread(service.remove)
 

@@ -28,7 +28,7 @@ from typing import Literal
 from mvmci.errors import MvmciError, Usage
 from mvmci.runtime import GRACE_S
 from mvmci.runtimes.local.unit_process import USUAL
-from mvmci.system.files import private_folder
+from mvmci.system.files import private_folder, sync_folder
 
 Kind = Literal["system", "user", "none"]
 BOOTED = Path("/run/systemd/system")  # is there where systemd is what was booted
@@ -107,6 +107,12 @@ CapabilityBoundingSet=~CAP_SYS_MODULE CAP_SYS_BOOT CAP_SYS_TIME CAP_SYS_RAWIO CA
 CapabilityBoundingSet=~CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_AUDIT_CONTROL CAP_WAKE_ALARM CAP_LINUX_IMMUTABLE
 SystemCallFilter=~@clock @module @raw-io @reboot @swap @cpu-emulation @obsolete
 SystemCallErrorNumber=EPERM
+"""
+
+
+BOOT_SCRIPT_ABOUT = """\
+# Written by mvmci, anew with each program. `mvmci down` removes it.
+# A line of cron, or another init, runs it after a boot: that line stays the same.
 """
 
 
@@ -225,18 +231,11 @@ class Service:
             )
         if self.kind == "user":
             _lingers()
-        if text == there:
-            return
-        try:
-            if self.kind == "user":
-                private_folder(self.file.parent)
-            part = self.file.with_name(f".{self.name}.part")
-            part.write_text(text)
-            part.replace(self.file)
-        except OSError as error:
-            raise Usage(f"{self.file} cannot be written: {error.strerror}", hint="`service: none`") from None
-        self._systemctl("daemon-reload")
-        self._systemctl("enable", self.name)
+        if text != there:
+            self._put(text)
+            self._systemctl("daemon-reload")
+        self._systemctl("enable", self.name)  # also where somebody was killed who came as far as the file
+        sync_folder(self.file.parent)
 
     def start(self) -> None:
         """Start it, and wait until it can be asked."""
@@ -249,6 +248,19 @@ class Service:
         self.file.unlink(missing_ok=True)
         self._systemctl("daemon-reload")
         self._systemctl("reset-failed", self.name, check=False)
+
+    def _put(self, text: str) -> None:
+        part = self.file.with_name(f".{self.name}.part")
+        try:
+            if self.kind == "user":
+                private_folder(self.file.parent)
+            with part.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # the next boot may be one after a power cut
+            part.replace(self.file)
+        except OSError as error:
+            raise Usage(f"{self.file} cannot be written: {error.strerror}", hint="`service: none`") from None
 
     def _text(self) -> str:
         try:
@@ -314,8 +326,17 @@ async def notify_always() -> None:
 # ---- Where nobody starts it
 
 
-def after_boot(service: Kind, program: Sequence[str], root: Path, cluster: str) -> str:
-    """One sentence on what makes this host start its units after a boot; empty where that is so."""
+def boot_script(program: Sequence[str], root: Path, cluster: str, environment: Mapping[str, str] = {}) -> str:
+    """What becomes the supervisor of the units that are wanted, for `sh`: the same as the service starts."""
+    told = [f"{key}={value}" for key, value in ({"MVMCI_STATE": str(root)} | dict(environment)).items()]
+    command = ["env", *told, *program, "supervise", "--resume", "--cluster", cluster]
+    log = shlex.quote(str(root / cluster / "supervisor.log"))
+    return f"{BOOT_SCRIPT_ABOUT}exec {shlex.join(command)} </dev/null >>{log} 2>&1\n"
+
+
+def after_boot(service: Kind, script: Path) -> str:
+    """One sentence on what makes this host start its units after a boot; empty where that is so. `script` is
+    the file of `boot_script`."""
     if service == "system" or (service == "user" and (LINGERING / _user()).exists()):
         return ""
     if service == "user":
@@ -328,16 +349,8 @@ def after_boot(service: Kind, program: Sequence[str], root: Path, cluster: str) 
             f"nothing starts units after a boot: `sudo loginctl enable-linger {_user()}`, and then "
             "`mvmci up` again, has this user's systemd do it"
         )
-    line = boot_line(program, root, cluster)
+    line = shlex.join(["sh", str(script)])
     if shutil.which("crontab"):
+        line = line.replace("%", r"\%")
         return f"nothing starts units after a boot; this line in `crontab -e` does: @reboot {line}"
     return f"nothing starts units after a boot; put this under the host's init: {line}"
-
-
-def boot_line(program: Sequence[str], root: Path, cluster: str) -> str:
-    """The command that starts the units which are wanted, for a line of cron or another init. It stays."""
-    cache = os.environ.get("SHIV_ROOT")
-    told = [f"MVMCI_STATE={root}", *([f"SHIV_ROOT={cache}"] if cache else [])]
-    command = ["env", *told, *program, "supervise", "--resume", "--cluster", cluster]
-    log = shlex.quote(str(root / cluster / "supervisor.log"))
-    return f"{shlex.join(command)} </dev/null >>{log} 2>&1".replace("%", r"\%")

@@ -13,12 +13,11 @@ import signal
 import subprocess
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from mvmci.runtimes.local.service import FOR_SUPERVISOR, boot_line
+from mvmci.runtimes.local.service import FOR_SUPERVISOR
 from tests.harness.guests import command
 from tests.harness.hosts import Host, hosts
 from tests.harness.places import ZIPAPP, need
@@ -232,12 +231,17 @@ def test_a_supervisor_that_cannot_start_says_why(site: Site) -> None:
 def test_where_there_is_no_systemd_a_line_of_cron_brings_units_back(host: Host) -> None:
     site = Site(host, "root")
     site.begin(service="auto")
-    line = boot_line(["python3", "-I", ONE], Path(site.state), NAME)
-    site.sh(f"echo {shlex.quote(f'@reboot {line}')} | crontab -")
+    site.sh(f"echo '@reboot sh {site.state}/{NAME}/boot.sh' | crontab -")
     site.runs_a_job()
     for again in (Host.reboot, lambda host: (host.power_cut(), host.boot())):
         again(site.host)
         site.runs_a_job()
+    # An upgrade later, the same line starts the new program: the one before may be gone.
+    site.start([], service="none", program=TWO)
+    site.host.reboot()
+    site.runs_a_job()
+    supervisor = json.loads(site.sh(f"cat {site.quoted}/{NAME}/supervisor.json"))["pid"]
+    assert TWO in site.sh(f"tr '\\0' ' ' </proc/{supervisor}/cmdline")
     site.mvmci("down", "--purge")
     site.host.reboot()
     assert site.pids() == {}
