@@ -8,6 +8,7 @@ DIR/state/<cluster>  what `up` would keep of the cluster: keys, and where its br
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 from typing import Literal
@@ -70,8 +71,8 @@ def render_systemd(file: Path, state: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _service(host: HostSection, cluster: str) -> tuple[Path, str]:
-    home = Path("/root" if host.user in (None, "root") else f"/home/{host.user}")
-    is_root = home == Path("/root")
+    user = host.user or getpass.getuser()
+    is_root, home = user == "root", Path("/root" if user == "root" else f"/home/{user}")
     kind: Literal["system", "user"] = "system" if is_root and host.service != "user" else "user"
     usual = Path("/var/lib/mvmci") if is_root else home / ".local/state/mvmci"
     root = Path(host.directory) if host.directory else usual

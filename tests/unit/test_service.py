@@ -13,6 +13,7 @@ from typing import Literal
 
 import pytest
 
+from mvmci.deploy.render import render_systemd
 from mvmci.errors import Usage
 from mvmci.runtime import GRACE_S
 from mvmci.runtimes.local import service
@@ -83,6 +84,18 @@ def test_systemd_finds_nothing_wrong_with_it_and_reads_the_words_as_they_are(
     )
     about = [line for line in done.stderr.splitlines() if "mvmci-demo" in line]
     assert (done.returncode, about) == (0, [])
+
+
+def test_the_service_that_is_shown_of_a_host_is_that_of_who_logs_in_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "alice")
+    file = tmp_path / "demo.yaml"
+    hosts = "{h1: {}, h2: {user: root}, h3: {user: root, service: user}, h4: {service: none}}"
+    file.write_text(f"cluster: demo\nruntime: ssh\nworkers: {{}}\nhosts: {hosts}\n")
+    found = {host: str(path.parent) for host, (path, _) in render_systemd(file, tmp_path).items()}
+    of_user = ".config/systemd/user"
+    assert found == {"h1": f"/home/alice/{of_user}", "h2": "/etc/systemd/system", "h3": f"/root/{of_user}"}
 
 
 def test_a_word_with_a_line_break_is_refused() -> None:
