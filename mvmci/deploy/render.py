@@ -43,6 +43,7 @@ async def render_compose(file: Path, output: Path | None) -> Path:
     state.check_keys()
     with state.lock():
         authority, facts = make_keys(state, found, deployment, external, runtime, RUNTIME)
+        state.keep_facts(facts)
         who = external or authority
         wanted = render.Wanted(
             cluster=found.cluster,

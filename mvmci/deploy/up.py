@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import itertools
 import platform
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -58,7 +57,7 @@ from mvmci.system.ports import choose_port, is_loopback, outward_address
 from mvmci.system.processes import runs_zipapp
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
-from mvmci.trust.provision import trust_of
+from mvmci.trust.provision import owner_of
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
@@ -162,12 +161,14 @@ class Up:
         self._configs = configs_of(plan.deployment, plan.topology, self._runtime, before, who, facts.broker)
         hosts = {one.unit.host for one in plan.actions if one.unit is not None and one.touches}
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
-        self._limit.reschedule(None)  # the program may be on its way to the hosts
-        async with self._runtime.lock({*hosts, *self._runtime.absent()}, trust_of(who)):
-            self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
-            if before:
-                await self._check_level(authority.admin(facts.login))
+        async with AsyncExitStack() as locked:
+            with self._untimed():  # the program may be on its way to the hosts
+                lock = self._runtime.lock({*hosts, *self._runtime.absent()}, owner_of(authority))
+                await locked.enter_async_context(lock)
+            if before and (was := self._state.facts()) is not None:
+                await self._check_level(authority.admin(was.login))
             self.begun = True
+            self._state.keep_facts(facts)
             await self._change(before, facts)
 
     async def _change(self, before: Sequence[Observed], facts: Facts) -> None:
@@ -191,10 +192,7 @@ class Up:
             await self._make(cluster, moves=bool(before))
             if plan.external is None:
                 await push_accounts(cluster.config, authority, facts.login)
-            for last, step in itertools.pairwise((first, *then)):
-                await self._until_well(cluster, last)
-                await self._stop(step)
-                await self._start(step)
+            await self._start_again(cluster, first, then)
             await self._move(cluster)
             job = mint_id()
             proving = asyncio.create_task(self._prove(cluster.store, job), name="prove")
@@ -222,30 +220,63 @@ class Up:
 
     # The actions.
 
+    async def _start_again(
+        self, cluster: Cluster, first: Sequence[Action], then: Sequence[Sequence[Action]]
+    ) -> None:
+        """Do the steps behind the `first`, each once all units before it are well. Raises MvmciError."""
+        begun = [*first]
+        there: set[str] = set()  # the hosts of the last step, as it began
+        for step in then:
+            await self._until_well(cluster, begun)
+            self._check_none_left(there)
+            there = {action.unit.host for action in step if action.unit is not None}
+            there -= self._runtime.away.keys()
+            await self._stop(step)
+            await self._start(step)
+            begun += step
+
+    def _check_none_left(self, hosts: set[str]) -> None:
+        """Raises MvmciError where one went away as its units were started again: what they are now may be the
+        reason, and no other host is to follow it."""
+        if lost := sorted(hosts & self._runtime.away.keys()):
+            why = "; ".join(self._runtime.away[host] for host in lost)
+            raise MvmciError(
+                f"{', '.join(lost)} went away as units there were started again: {why}",
+                hint="see why; the same command then leaves out who is away, and goes on",
+            )
+
     async def _stop(self, actions: Sequence[Action]) -> None:
         """Stop the units that are to be no more, or are to be started; of these, one may be down for good."""
         await self._watch()
         if changed := _named(actions):
-            await self._runtime.stop(changed)
+            with self._untimed():  # they have their grace, and are then ended
+                await self._runtime.stop(changed)
 
     async def _start(self, actions: Sequence[Action]) -> None:
-        """Give units their files and start them. `within` counts anew from then on: images may be built."""
+        """Give units their files and start them."""
         starting = [config for config in self._configs if config.unit.name in _named(actions)]
         assert self._authority is not None
-        self._limit.reschedule(None)
-        await self._runtime.provision(
-            Provisioning(
-                authority=self._authority,
-                topology=self._plan.topology,
-                wanted=self._configs,
-                starting=starting,
-            )
+        provisioning = Provisioning(
+            authority=self._authority,
+            topology=self._plan.topology,
+            wanted=self._configs,
+            starting=starting,
         )
-        self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
+        with self._untimed():  # images may be built
+            await self._runtime.provision(provisioning)
         self._crashed_before = {one.name: one.restarts for one in await self._runtime.observe()}
         if starting:
             await self._runtime.start(starting, attached=self._attached and not self.adopts)
         await self._watch()
+
+    @contextmanager
+    def _untimed(self) -> Iterator[None]:
+        """Let `within` count anew after this, which comes to its end by itself."""
+        self._limit.reschedule(None)
+        try:
+            yield
+        finally:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._within_s)
 
     @asynccontextmanager
     async def _joined(self, identity: Identity) -> AsyncIterator[Cluster]:
@@ -507,7 +538,7 @@ def make_keys(
     runtime: Runtime,
     name: str,
 ) -> tuple[Authority, Facts]:
-    """The keys of a cluster whose folder is locked, and where its broker is. Those that are there stay.
+    """The keys of a cluster whose folder is locked, and where its broker is to be. Those that are there stay.
 
     `name` is that of its `runtime`.
     """
@@ -525,7 +556,6 @@ def make_keys(
         urls = [runtime.dial_here(unit, settings) for unit in deployment.units if unit.role == "broker"]
         login = authority.login(urls, tls=any(url.startswith("tls://") for url in urls))
         facts = Facts(login=login, broker=settings, runtime=name)
-    state.keep_facts(facts)
     return authority, facts
 
 

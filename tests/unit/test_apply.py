@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import resource
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,7 +22,7 @@ from mvmci.cluster.topology import read_topology
 from mvmci.deploy import operate, up
 from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
 from mvmci.deploy.state import ClusterState, Facts
-from mvmci.errors import LockHeld, StoreUnavailable, Usage, VersionsDiffer
+from mvmci.errors import LockHeld, PartlyApplied, StoreUnavailable, Usage, VersionsDiffer
 from mvmci.jobs import module
 from mvmci.runtimes.local import runtime
 from mvmci.store import About, ClusterSettings, Member
@@ -210,6 +212,55 @@ async def test_a_broker_that_moves_restarts_all_and_keeps_its_port_unless_the_fi
     found = await place.plan(f"{SMALLEST}broker: {{listen: '127.0.0.1:4001'}}\n")
     why = "the broker moves to 127.0.0.1, port 4001"
     assert [*map(short, found.changes)] == [f"restart {name} {why}" for name in everybody]
+
+
+async def test_a_broker_that_is_to_move_is_dialled_where_it_is_until_somebody_is_at_work(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.applied()
+    was = place.state.facts()
+
+    @contextlib.asynccontextmanager
+    async def lock(*_: object) -> AsyncIterator[None]:
+        raise LockHeld("somebody else is at work on a host of it")
+        yield
+
+    monkeypatch.setattr(runtime.Local, "lock", lock)
+    plan = await place.plan(f"{SMALLEST}broker: {{listen: '127.0.0.1:4001'}}\n")
+    with pytest.raises(LockHeld, match="somebody else"):
+        await up.Up(plan, say=lambda _: None, show=lambda _: None).run()
+    assert place.state.facts() == was
+
+
+async def test_the_time_in_which_units_leave_does_not_count_as_that_to_be_ready_in(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker may have jobs that take all of its grace."""
+    within_s = 0.5
+    await place.applied()
+
+    async def stop(*_: object) -> bool:
+        await asyncio.sleep(2 * within_s)
+        raise Usage("they have left")
+
+    async def away(*_: object, **__: object) -> None:
+        raise StoreUnavailable("no broker answers")
+
+    monkeypatch.setattr(runtime.Local, "stop", stop)
+    monkeypatch.setattr(up, "open_cluster", away)
+    plan = await place.plan(f"{SMALLEST}durability: relaxed\n")
+    with pytest.raises(PartlyApplied, match="they have left"):
+        await up.Up(plan, say=lambda _: None, show=lambda _: None, within_s=within_s).run()
+
+
+async def test_a_host_that_is_reached_otherwise_is_written_down(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.applied()
+    monkeypatch.setattr(runtime.Local, "rerouted", lambda _: ["h1"])
+    found = await place.plan()
+    assert [*map(short, found.changes)] == ["host h1 is reached otherwise"]
+    assert not found.disturbs
 
 
 async def test_a_change_of_units_is_said_once(place: Place) -> None:

@@ -25,6 +25,7 @@ from mvmci.trust.provision import (
     ControlPlaneConfig,
     MemberConfig,
     make_config,
+    owner_of,
     ticket_for,
     trust_of,
 )
@@ -377,6 +378,17 @@ def test_whom_units_believe_is_told_apart_and_tells_nothing(authority: Authority
     ]
     assert len(set(found)) == len(found)
     assert trust_of(Authority.load(tmp_path / "demo")) == trust_of(authority)
+
+
+def test_whose_a_cluster_is_stays_the_same_when_its_login_to_a_broker_changes(tmp_path: Path) -> None:
+    """Else each of its hosts would take it for another one of that name."""
+    login = Login(urls=("tls://x:1",), jwt="eyJ.a.b", seed=keys.new_seed("user"))
+    other = msgspec.structs.replace(login, jwt="eyJ.c.d")
+    mine = owner_of(Authority.of_external(tmp_path / "demo", login))
+    assert owner_of(Authority.of_external(tmp_path / "demo", other)) == mine
+    assert owner_of(Authority.load(tmp_path / "demo")) == mine
+    assert owner_of(Authority.of_external(tmp_path / "another" / "demo", login)) != mine
+    assert mine not in Authority.load(tmp_path / "demo").token
 
 
 def test_what_stands_in_the_registry_stays() -> None:

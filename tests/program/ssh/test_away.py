@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from pathlib import Path
 
 import pytest
 
+from tests.harness.program import other_build
 from tests.harness.waiting import until_true
 from tests.program.ssh.conftest import Farm
 
@@ -65,6 +68,31 @@ async def test_a_host_that_goes_in_the_middle_of_it_is_left_out(farm: Farm, mark
     done = await farm.up()
     assert done.code == 0, done
     assert {one["state"] for one in (await farm.units()).values()} == {"ready"}
+
+
+async def test_a_host_that_goes_as_its_units_are_started_again_is_followed_by_no_other(
+    farm: Farm, tmp_path: Path
+) -> None:
+    """What it was given may be what took it."""
+    farm.workers = "count: 2, slots: 1, hosts: [h2, h1]"
+    assert (await farm.up()).code == 0
+    before = await farm.units()
+    farm.mvmci = dataclasses.replace(farm.mvmci, zipapp=other_build(farm.mvmci.zipapp, tmp_path))
+    going = asyncio.create_task(farm.up())
+    await until_true(lambda: going.done() or not (farm["h2"].folder / "desired.json").exists())
+    farm["h2"].line.go()
+    done = await going
+    assert done.code == 4, done
+    assert "h2 went away as units there were started again: " in done.err
+    farm["h2"].line.is_cut = False
+    units = await farm.units()
+    assert units["worker-2"]["pid"] == before["worker-2"]["pid"]
+    assert units["control-plane-1"]["pid"] != before["control-plane-1"]["pid"]
+    done = await farm.up()
+    assert done.code == 0, done
+    units = await farm.units()
+    assert {one["state"] for one in units.values()} == {"ready"}
+    assert units["worker-2"]["pid"] != before["worker-2"]["pid"]
 
 
 async def test_down_with_a_host_away_keeps_what_finishes_it_later(farm: Farm) -> None:
