@@ -61,7 +61,8 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
                 raise
     why = trouble(state.folder / FOLDER)
     here, at = socket.gethostname(), facts.outside.urls[0] if facts is not None else None
-    units = rows(planned, seen, members, here=here, now_ms=wall_clock_ms(), broker_at=at)
+    hosts, now_ms = state.runtime().hosts(), wall_clock_ms()
+    units = rows(planned, seen, members, here=here, now_ms=now_ms, broker_at=at, hosts=hosts)
     if why:
         units = [
             msgspec.structs.replace(row, state="down")
@@ -77,7 +78,7 @@ async def look(state: ClusterState, identity: Callable[[], Identity]) -> Cluster
         loss=loss.what if loss is not None else (),
         trouble=why,
         store=store,
-        hosts=state.runtime().hosts(),
+        hosts=hosts,
     )
 
 

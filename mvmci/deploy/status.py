@@ -71,14 +71,19 @@ def rows(
     here: str,
     now_ms: int,
     broker_at: str | None = None,
+    hosts: Iterable[HostRow] = (),
 ) -> list[UnitRow]:
     """The `planned` units in their order, those that are still leaving, and who joined by hand.
 
     `members` is None when nobody could be asked. `here` is what units of this machine give as their host, and
-    `broker_at` the URL at which others reach the broker.
+    `broker_at` the URL at which others reach the broker. Units on `hosts` are reached where those are.
     """
     builds = {one.about.build for one in members or () if one.unit in {unit.name for unit in planned}} - {""}
-    addresses = {unit.name: broker_at if unit.role == "broker" else unit.listen for unit in planned}
+    at = {host.name: host.address.rpartition(":")[0] for host in hosts}
+    addresses = {
+        unit.name: broker_at if unit.role == "broker" else _reached(unit, at.get(unit.host))
+        for unit in planned
+    }
     down = [Observed(name=unit.name, role=unit.role, host=unit.host) for unit in planned]
     units = list(({one.name: one for one in down} | {one.name: one for one in seen}).values())
     known, copied = {unit.name: unit for unit in units}, copies(members or ())
@@ -106,6 +111,13 @@ def rows(
         )
         for row in [*(_row(unit, members, here, now_ms) for unit in units), *joined]
     ]
+
+
+def _reached(unit: Unit, address: str | None) -> str | None:
+    """Where others dial a unit whose host has that `address`: it may listen at every one."""
+    if unit.listen is None or address is None:
+        return unit.listen
+    return f"{address}:{unit.listen.rpartition(':')[2]}"
 
 
 def _row(status: Observed, members: Sequence[Member] | None, here: str, now_ms: int) -> UnitRow:

@@ -393,6 +393,7 @@ class Up:
             here=here,
             now_ms=wall_clock_ms(),
             broker_at=self._broker_at,
+            hosts=self._runtime.hosts(),
         )
         known = self._members is not None
         states = ("starting", "ready", "draining", "down") if self._configs else ("draining", "down")

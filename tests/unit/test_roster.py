@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mvmci.cluster.changes import Observed
+from mvmci.cluster.changes import HostRow, Observed
 from mvmci.cluster.deployment import Unit
 from mvmci.deploy.status import SILENT, SILENT_MS, UnitRow, rows
 from mvmci.store import About, Member
@@ -109,6 +109,16 @@ def test_who_is_dialled_has_an_address() -> None:
     units = [BROKER, executor, W1]
     found = rows(units, map(status, units), [], here=HERE, now_ms=NOW_MS, broker_at="tls://10.0.0.1:4222")
     assert [row.address for row in found] == ["tls://10.0.0.1:4222", "127.0.0.1:8000", None]
+
+
+@pytest.mark.parametrize("address", ["10.0.0.7", "[fd00::7]", "h1.lan"])
+def test_who_is_dialled_on_another_host_has_the_address_of_that_host(address: str) -> None:
+    """It listens at every address, which is none."""
+    executor = Unit(name="executor-1", role="executor", host="h1", options=("--listen=0.0.0.0:27288",))
+    worker = Unit(name="w-1", role="worker", host="h1")
+    host = HostRow(name="h1", address=f"{address}:22")
+    found = rows([executor, worker], [], None, here=HERE, now_ms=NOW_MS, hosts=[host])
+    assert [row.address for row in found] == [f"{address}:27288", None]
 
 
 def test_what_is_not_running_is_down() -> None:
