@@ -221,6 +221,7 @@ class Line:
         self.sent: asyncio.Queue[Request] = asyncio.Queue()
         self.came: asyncio.Queue[bytes | MvmciError] = asyncio.Queue()
         self.is_deaf = False
+        self.code = 1
 
     async def write(self, data: bytes) -> None:
         if self.is_deaf:
@@ -236,7 +237,7 @@ class Line:
         return came
 
     async def wait(self) -> Ran:
-        return Ran(code=1, out=b"", err=b"Traceback\nKeyError: 'x'\n")
+        return Ran(code=self.code, out=b"", err=b"Traceback\nKeyError: 'x'\n")
 
 
 @pytest.fixture
@@ -272,6 +273,25 @@ async def test_an_agent_that_ended_is_a_sentence_with_its_last_line(line: Line) 
     line.came = asyncio.Queue()
     gone = HostAway("the connection to h1 is lost")
     assert await failing(line, gone) is gone
+
+
+async def test_one_that_a_signal_ended_is_of_a_host_that_is_away(line: Line) -> None:
+    """As it is where its host shuts down, which keeps nobody from going on with the others."""
+    line.code = 143
+    error = await failing(line, b"")
+    assert type(error) is HostAway
+    assert error.message.startswith("h1: ")
+
+
+async def test_whoever_still_waits_for_an_answer_is_told_when_nobody_asks_any_more(line: Line) -> None:
+    client = AgentClient("h1", line)  # type: ignore[arg-type]
+    asking = asyncio.create_task(client.ask(Stop(grace_s=1e6), bool))
+    await line.sent.get()
+    await client.close()
+    with pytest.raises(HostAway, match="h1"):
+        await asking
+    with pytest.raises(HostAway, match="h1"):
+        await client.ask(Observe(), Report)
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,8 @@ async def serve_stdio(here: Local) -> None:
             try:
                 rest = rest[os.write(out, rest) :]
             except BlockingIOError:  # sshd gives one socket for both ways, and we wait at none of them
-                select.select([], [out], [])
+                if not select.select([], [out], [], SILENT_S)[1]:
+                    raise ConnectionAbortedError from None  # this thread would keep the process
 
     async def write(line: bytes) -> None:
         async with lock:

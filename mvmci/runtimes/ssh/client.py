@@ -15,9 +15,10 @@ from mvmci.errors import HostAway, MvmciError
 from mvmci.runtime import why_ended
 from mvmci.runtimes.local.agent import SILENT_S, Answer, Ask, Failure, Request
 from mvmci.runtimes.local.messages import Stop
-from mvmci.runtimes.ssh.connection import Channel
+from mvmci.runtimes.ssh.connection import Channel, Ran
 from mvmci.system.tasks import cancel
 
+SIGNALS = 128  # and the number of one, as the exit code of what it ended
 ANSWER_S = 60.0  # for whatever an agent does by itself
 T = TypeVar("T")
 _SENSELESS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -36,8 +37,9 @@ class AgentClient:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._tell_that_we_are_here())]
 
     async def close(self) -> None:
-        """Ask no more. The agent ends with its channel, which is not ours."""
+        """Ask no more, and let nobody wait. The agent ends with its channel, which is not ours."""
         await cancel(*self._tasks)
+        self._end(HostAway(f"mvmci on {self.host} is asked no more"))
 
     async def ask(self, ask: Ask, kind: type[T]) -> T:
         """What the agent answers, which is a `kind`."""
@@ -112,13 +114,21 @@ class AgentClient:
                 answer = _answers.decode(line)
                 if answer.id in self._waiting:  # else nobody waits for it any more
                     self._waiting[answer.id].put_nowait(answer)
-            ran = await self._channel.wait()
-            why = why_ended(ran.err.decode(errors="replace").splitlines(), f"ended with exit code {ran.code}")
-            self._gone = MvmciError(f"{self.host}: {why}")
+            self._end(self._ended(await self._channel.wait()))
         except MvmciError as error:
-            self._gone = error
+            self._end(error)
         except _SENSELESS as error:
-            self._gone = self._senseless(error)
+            self._end(self._senseless(error))
+
+    def _ended(self, ran: Ran) -> MvmciError:
+        """Why an agent ended that nobody told to. By a signal it does so where its host shuts down."""
+        kind = HostAway if ran.code > SIGNALS else MvmciError
+        why = why_ended(ran.err.decode(errors="replace").splitlines(), f"ended with exit code {ran.code}")
+        return kind(f"{self.host}: {why}")
+
+    def _end(self, why: MvmciError) -> None:
+        """Tell whoever waits for an answer, or asks from now on, that there is none."""
+        self._gone = self._gone or why
         for waiting in self._waiting.values():
             waiting.put_nowait(self._gone)
 

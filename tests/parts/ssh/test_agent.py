@@ -14,6 +14,13 @@ from mvmci.runtimes.local.agent import Answer, Observe, Request
 from tests.harness.places import ROOT
 from tests.harness.waiting import LONG_S
 
+QUICK = """
+from mvmci.cli import main
+from mvmci.runtimes.local import agent
+
+agent.SILENT_S = 0.2
+main()
+"""
 ASK = msgspec.json.encode(Request(id=1, ask=Observe())) + b"\n"
 
 
@@ -30,4 +37,19 @@ def test_who_goes_without_hearing_its_answers_ends_it_quietly(tmp_path: Path, un
                 assert msgspec.json.decode(answers.readline(), type=Answer).last
             ours.sendall(ASK * unanswered)
         said = agent.communicate(timeout=LONG_S)[1]
+        assert (agent.returncode, said) == (0, b"")
+
+
+def test_one_whose_answers_nobody_takes_ends_when_nothing_is_asked_any_more(tmp_path: Path) -> None:
+    """Who asked hangs, or its network does: sshd keeps the streams open for long."""
+    ours, its = socket.socketpair()
+    for end in (ours, its):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    words = ["host", "--cluster", "demo", "--state", str(tmp_path / "state")]
+    command = [sys.executable, "-c", QUICK, *words]
+    with subprocess.Popen(command, cwd=ROOT, stdin=its, stdout=its, stderr=subprocess.PIPE) as agent:
+        its.close()
+        with ours:
+            ours.sendall(ASK * 2000)
+            said = agent.communicate(timeout=LONG_S)[1]
         assert (agent.returncode, said) == (0, b"")
