@@ -16,7 +16,8 @@ import time
 
 UNITS_BYTES_MAX = 4 << 20
 PROGRAMS_MAX = 100
-START_TIME = 19  # of the fields of /proc/<pid>/stat behind the command's name
+STATE, START_TIME = 0, 19  # of the fields of /proc/<pid>/stat behind the command's name
+ENDED = ("Z", "X")
 
 
 def read(path: str, bytes_max: int = 64 << 10) -> str:
@@ -99,11 +100,13 @@ def cannot_listen(address: str) -> str:
 
 
 def is_alive(known: str) -> bool:
-    """Whether the process that a `supervisor.json` names still runs: a number may be another's by now."""
+    """Whether the process that a `supervisor.json` names still runs: a number may be another's by now, or
+    that of one which has ended and which nobody reaps."""
     try:
         process = json.loads(known)
         stat = read("/proc/{}/stat".format(int(process["pid"])))
-        return int(stat.rpartition(")")[2].split()[START_TIME]) == int(process["started"])
+        fields = stat.rpartition(")")[2].split()
+        return fields[STATE] not in ENDED and int(fields[START_TIME]) == int(process["started"])
     except (ValueError, KeyError, IndexError, TypeError):
         return False
 

@@ -18,8 +18,9 @@ from mvmci.errors import HostRefused
 from mvmci.runtimes.ssh import facts as source
 from mvmci.runtimes.ssh import host
 from mvmci.runtimes.ssh.connection import Connection
-from mvmci.system.processes import this_process
+from mvmci.system.processes import Known, this_process
 from tests.harness.sshd import Sshd, user
+from tests.harness.waiting import until_true
 from tests.parts.ssh.conftest import Connect
 
 
@@ -88,6 +89,22 @@ async def test_the_programs_that_are_there_are_told_the_last_used_first(
         (folder / f"{name}.pyz").touch()
         os.utime(folder / f"{name}.pyz", (1000 - age, 1000 - age))
     (folder / ".part-1").touch()
+async def test_a_supervisor_that_has_ended_and_that_nobody_reaps_does_not_run(
+    h1: Connection, tmp_path: Path
+) -> None:
+    """Its parent may be an agent that somebody still talks with, or the first process of a container."""
+    folder = tmp_path / "state" / "ci"
+    folder.mkdir(parents=True)
+    (folder / "units.json").write_text('{"units": []}')
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", ""], {})  # noqa: ASYNC221 (it ends at once)
+    await until_true(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG))
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[source.START_TIME])
+    (folder / "supervisor.json").write_bytes(msgspec.json.encode(Known(pid=pid, started=started)))
+    told = await host.ask(h1, "ci", directory=str(tmp_path / "state"))
+    os.waitpid(pid, 0)  # noqa: ASYNC222 (it has ended)
+    assert (told.is_running, told.units) == (False, "")
+
+
     assert (await host.ask(h1, "ci", directory=str(tmp_path / "state"))).programs == ("c", "a", "b")
 
 
