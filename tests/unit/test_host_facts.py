@@ -26,6 +26,7 @@ FIT = HostFacts(
     pythons=(PYTHON,),
     directory=THERE,
 )
+NEW = "aa"  # the digest of a program that is not there
 OLD = Python(path="/usr/bin/python3", version="3.9.2")
 UNKNOWN = Python(path="/python")
 
@@ -39,8 +40,8 @@ def place(**told: Any) -> HostFacts:
 
 
 def test_of_a_host_that_has_all_nothing_is_said() -> None:
-    assert [*unfit(FIT)] == []
-    assert [*unfit(but(libc="glibc 2.28", skew_s=SKEW_MAX_S))] == []
+    assert [*unfit(FIT, NEW)] == []
+    assert [*unfit(but(libc="glibc 2.28", skew_s=SKEW_MAX_S), NEW)] == []
 
 
 @pytest.mark.parametrize(
@@ -82,26 +83,37 @@ def test_of_a_host_that_has_all_nothing_is_said() -> None:
             "/var/lib/mvmci lies on a disk that holds no programs (noexec): name another `directory`",
         ),
         (place(free_bytes=10 << 20), "/var/lib/mvmci has 10.0 MiB free, and mvmci needs 300.0 MiB"),
+        (
+            but(holds_keys=True),
+            "/var/lib/mvmci has the cluster's own keys in it: name another one with `directory`",
+        ),
         (but(skew_s=-61.4), "its clock is 61 s behind this machine's: set it, and keep it so (NTP)"),
         (but(skew_s=3600), "its clock is 3600 s ahead of this machine's: set it, and keep it so (NTP)"),
     ],
 )
 def test_what_a_host_lacks_is_a_sentence_that_says_what_to_do(facts: HostFacts, said: str) -> None:
-    assert [*unfit(facts)] == [said]
+    assert [*unfit(facts, NEW)] == [said]
+
+
+def test_where_the_program_is_already_it_needs_no_room() -> None:
+    """A host that jobs have filled can still be changed, and emptied."""
+    full = place(free_bytes=0)
+    assert [*unfit(full, NEW)]
+    assert [*unfit(msgspec.structs.replace(full, programs=("bb", NEW)), NEW)] == []
 
 
 def test_everything_that_a_host_lacks_is_said_at_once() -> None:
-    assert len([*unfit(but(machine="riscv64", libc="musl", directory=Place(), skew_s=100))]) == 4
+    assert len([*unfit(but(machine="riscv64", libc="musl", directory=Place(), skew_s=100), NEW)]) == 4
 
 
 def test_where_no_python_could_look_nothing_is_said_of_what_only_it_could_tell() -> None:
-    (said,) = unfit(HostFacts(hostname="h1", user="root", uid=0, machine=os.uname().machine))
+    (said,) = unfit(HostFacts(hostname="h1", user="root", uid=0, machine=os.uname().machine), NEW)
     assert said.startswith("it needs CPython")
 
 
 def test_a_clock_of_which_is_known_only_roughly_how_late_it_is_gets_the_benefit_of_the_doubt() -> None:
-    assert [*unfit(but(skew_s=70, skew_error_s=15))] == []
-    assert len([*unfit(but(skew_s=70, skew_error_s=5))]) == 1
+    assert [*unfit(but(skew_s=70, skew_error_s=15), NEW)] == []
+    assert len([*unfit(but(skew_s=70, skew_error_s=5), NEW)]) == 1
 
 
 def test_the_units_of_a_host_are_what_its_supervisor_wrote() -> None:

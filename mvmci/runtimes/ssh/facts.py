@@ -180,6 +180,7 @@ def facts(fitting: str, pythons: str, directory: str, cluster: str, *ports: str)
         "processors": len(os.sched_getaffinity(0)),
         "memory_bytes": memory_bytes(),
         "has_cluster": os.path.isdir(ours),
+        "holds_keys": os.path.isdir(os.path.join(ours, "keys")),
         "owner": read(os.path.join(ours, "authority")),
         "is_running": alive,
         "units": read(os.path.join(ours, "units.json"), UNITS_BYTES_MAX) if alive else "",

@@ -20,7 +20,7 @@ from mvmci.system.text import one_line
 
 FITTING = ("3.14", "3.13", "3.12", "3.11")  # the Pythons that the zipapp runs on, the best first
 GLIBC_MIN = (2, 28)  # as packaging/launch.py has it
-ROOM_BYTES = 300 << 20  # the program, what it unpacks, and some jobs
+ROOM_BYTES = 300 << 20  # for a program, what it unpacks, and some jobs
 SKEW_MAX_S = 60.0  # certificates begin an hour before they are made, and tickets live for an hour
 ANSWER_S = 30.0
 _WORDS_CHARS_MAX = 200
@@ -88,6 +88,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     processors: int = 0
     memory_bytes: int = 0
     has_cluster: bool = False  # its folder is there
+    holds_keys: bool = False  # that folder is the one of who brought it up
     owner: str = ""  # whose cluster that is
     is_running: bool = False  # so is its supervisor
     units: str = ""  # `units.json` of a running supervisor, as it is
@@ -107,8 +108,8 @@ def seen_by(facts: HostFacts) -> list[Observed]:
         raise HostRefused(f"what {facts.hostname} says of its units makes no sense: {error}") from None
 
 
-def unfit(facts: HostFacts) -> Iterator[str]:
-    """Why nothing can run on a host, a sentence each, with what to do."""
+def unfit(facts: HostFacts, program: str) -> Iterator[str]:
+    """Why the program of that digest cannot run on a host, a sentence each, with what to do."""
     python = facts.python
     if python is not None and python.lacks and python.version.rpartition(".")[0] in FITTING:
         lacks = ", ".join(python.lacks)
@@ -129,7 +130,9 @@ def unfit(facts: HostFacts) -> Iterator[str]:
             yield f"{place.path} cannot be used: {place.why_not}: name another one with `directory`"
         elif place.noexec:
             yield f"{place.path} lies on a disk that holds no programs (noexec): name another `directory`"
-        elif place.free_bytes < ROOM_BYTES:
+        elif facts.holds_keys:
+            yield f"{place.path} has the cluster's own keys in it: name another one with `directory`"
+        elif place.free_bytes < ROOM_BYTES and program not in facts.programs:
             free, needed = rough_size(place.free_bytes), rough_size(ROOM_BYTES)
             yield f"{place.path} has {free} free, and mvmci needs {needed}"
     if abs(facts.skew_s) - facts.skew_error_s > SKEW_MAX_S:

@@ -267,7 +267,7 @@ class Ssh:
 
         async def look(host: str) -> None:
             facts = self._facts[host]
-            problems = [Check(name="host", ok=False, found=why) for why in unfit(facts)]
+            problems = [Check(name="host", ok=False, found=why) for why in unfit(facts, self._digest)]
             who = f"{facts.user} at {self._row(host).address}"
             clock = f"{facts.skew_s:+.2f} s (± {facts.skew_error_s:.2f}) from this machine's"
             checks = [Check(name="ssh", found=who), Check(name="clock", found=clock), *problems]

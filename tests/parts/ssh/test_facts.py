@@ -55,6 +55,15 @@ async def test_a_host_says_what_it_is(h1: Connection, sshd: Sshd, tmp_path: Path
     assert not (tmp_path / "new").exists()
 
 
+async def test_a_host_says_that_it_is_the_one_with_the_keys_of_the_cluster(
+    h1: Connection, tmp_path: Path
+) -> None:
+    for cluster, part, expected in (("ci", "units", False), ("other", "keys", True)):
+        (tmp_path / cluster / part).mkdir(parents=True)
+        told = await host.ask(h1, cluster, directory=str(tmp_path), python=sys.executable)
+        assert (told.has_cluster, told.holds_keys) == (True, expected)
+
+
 async def test_the_usual_directory_is_that_of_the_user(h1: Connection, sshd: Sshd) -> None:
     told = await host.ask(h1, "ci")
     usual = "/var/lib/mvmci" if os.getuid() == 0 else f"{sshd.home}/.local/state/mvmci"
@@ -80,15 +89,6 @@ async def test_a_running_cluster_tells_its_units_and_one_that_has_ended_does_not
         assert (told.has_cluster, told.is_running, told.units) == (True, False, "")
 
 
-async def test_the_programs_that_are_there_are_told_the_last_used_first(
-    h1: Connection, tmp_path: Path
-) -> None:
-    folder = tmp_path / "state" / "bin"
-    folder.mkdir(parents=True)
-    for age, name in enumerate(["c", "a", "b"]):
-        (folder / f"{name}.pyz").touch()
-        os.utime(folder / f"{name}.pyz", (1000 - age, 1000 - age))
-    (folder / ".part-1").touch()
 async def test_a_supervisor_that_has_ended_and_that_nobody_reaps_does_not_run(
     h1: Connection, tmp_path: Path
 ) -> None:
@@ -105,6 +105,15 @@ async def test_a_supervisor_that_has_ended_and_that_nobody_reaps_does_not_run(
     assert (told.is_running, told.units) == (False, "")
 
 
+async def test_the_programs_that_are_there_are_told_the_last_used_first(
+    h1: Connection, tmp_path: Path
+) -> None:
+    folder = tmp_path / "state" / "bin"
+    folder.mkdir(parents=True)
+    for age, name in enumerate(["c", "a", "b"]):
+        (folder / f"{name}.pyz").touch()
+        os.utime(folder / f"{name}.pyz", (1000 - age, 1000 - age))
+    (folder / ".part-1").touch()
     assert (await host.ask(h1, "ci", directory=str(tmp_path / "state"))).programs == ("c", "a", "b")
 
 
