@@ -127,6 +127,9 @@ class Runtime(Protocol):
     def absent(self) -> list[str]:
         """The hosts that are to be emptied, and are not yet."""
 
+    def rerouted(self) -> list[str]:
+        """The hosts that are reached otherwise than was written down. `lock` writes it down."""
+
     async def forget(self, hosts: Collection[str] | None = None) -> None:
         """Remove what stopped units left outside of the cluster's folder: on these hosts, or everywhere.
 
@@ -159,6 +162,9 @@ class OfThisMachine:
         return []
 
     def absent(self) -> list[str]:
+        return []
+
+    def rerouted(self) -> list[str]:
         return []
 
     async def close(self) -> None:

@@ -136,7 +136,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of all mappings of the file."""
 
 
-class HostSection(_Section, frozen=True, kw_only=True):
+class HostSection(_Section, frozen=True, kw_only=True, omit_defaults=True):
     """One machine. Under `local` and `compose` it is only a name.
 
     Under `ssh`, its `address` is where it is dialled, by us and by the other hosts; its name, if absent.

@@ -102,6 +102,7 @@ async def make_plan(
         actions=(
             *(Action(kind="set", why=line) for line in _settings_changes(state, found, deployment)),
             *(Action(kind="set", why=f"host {host} {_EMPTIED}") for host in running.absent()),
+            *(Action(kind="set", why=f"host {host} is reached otherwise") for host in running.rerouted()),
             *changes(configs, seen, deployment.engine, moves=moves, away=running.away),
         ),
         moves=moves,

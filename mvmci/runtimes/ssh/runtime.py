@@ -23,6 +23,7 @@ from collections.abc import (
     Callable,
     Collection,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -60,7 +61,7 @@ from mvmci.system.files import write_private
 from mvmci.system.lock import this_one
 from mvmci.system.ports import is_address
 from mvmci.system.processes import program_digest, program_file
-from mvmci.system.tasks import all_of, cancel
+from mvmci.system.tasks import all_of, at_most, cancel
 from mvmci.trust.authority import Authority
 from mvmci.trust.provision import make_config
 
@@ -71,7 +72,9 @@ _PORTS: dict[RoleName, int] = {
     "balancer": 27188,
 }  # the first that is tried
 AWAY_S = 30.0  # until one that is away is tried again: to find that out takes long
+SENDING_MAX = 5  # hosts at a time that the program is sent to: over a slow line, each has to get it in time
 _LOOK_EVERY_S = 2.0  # at hosts on which nothing is being done
+ROUTE = ("address", "port", "user", "key", "jump", "host_key", "python")  # what leads to a host and its agent
 _CACHE = "_cache"  # in a host's directory, beside its clusters: what programs unpack
 T = TypeVar("T")
 
@@ -79,10 +82,12 @@ T = TypeVar("T")
 class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host on which something of the cluster may be: how it is reached, and its units by name.
 
-    `last` are those that were started there and nowhere else since: what it has of another is out of date.
+    `directory` is that of what mvmci keeps there, once it was seen. `last` are the units that were started
+    there and nowhere else since: what it has of another is out of date.
     """
 
     section: HostSection
+    directory: str = ""
     units: dict[str, RoleName] = {}
     last: tuple[str, ...] = ()
 
@@ -118,8 +123,8 @@ class Ssh:
         self.notes: Sequence[str] = ()
         self._program = program or program_file()
         self._digest = program_digest(["", str(self._program)])
-        self._known = _read(self.folder / "hosts.json", dict[str, KnownHost]) or {}
-        self._ports = _read(self.folder / "ports.json", dict[str, int]) or {}
+        self._known = _read(self.folder / "hosts.json", KnownHost)
+        self._ports = _read(self.folder / "ports.json", int)
         self._present = {name for name, host in hosts.items() if host.state == "present"}
         self._absent = {name for name in self._known if name in hosts and name not in self._present}
         self._hosts = {name: hosts.get(name, one.section) for name, one in self._known.items()}
@@ -134,6 +139,8 @@ class Ssh:
         self._agents: dict[str, AgentClient] = {}
         self._tried: dict[str, float] = {}  # when a host was found to be away
         self._starting: dict[str, asyncio.Lock] = {}  # of agents
+        self._following: dict[str, asyncio.Task[None]] = {}  # what agents tell
+        self._sending = asyncio.Semaphore(SENDING_MAX)
         self._open = contextlib.AsyncExitStack()
         self._changed = asyncio.Event()  # something was started or stopped by us, since `watch` looked
 
@@ -150,10 +157,16 @@ class Ssh:
         problems = [
             f"{name}: {why}"
             for name in sorted(self._present & self._facts.keys())
-            for why in unfit(self._facts[name])
+            for why in (*unfit(self._facts[name], self._digest), *self._left_behind(name))
         ]
         if problems:
             raise Usage("\n".join(problems))
+
+    def _left_behind(self, host: str) -> Iterator[str]:
+        """Why units would run on under a supervisor that nobody looks for any more."""
+        known, now = self._known.get(host), self._facts[host].directory.path
+        if known is not None and known.units and known.directory not in ("", now):
+            yield f"its units are in {known.directory}, and not in {now}: `mvmci down` before that changes"
 
     async def observe(self) -> list[Observed]:
         just_seen, self._just_seen = self._just_seen, None
@@ -183,9 +196,9 @@ class Ssh:
         return host in self.away and (self._at_work or recently)
 
     def _left_on(self, host: str) -> list[Observed]:
-        """The units on a host that is away, as far as we know."""
+        """The units on a host, as far as we know."""
         units = self._known[host].units if host in self._known else {}
-        why = self.away[host]
+        why = self.away.get(host, "")
         return [Observed(name=name, role=role, host=host, reason=why) for name, role in units.items()]
 
     async def _seen(self, host: str) -> list[Observed]:
@@ -216,28 +229,22 @@ class Ssh:
 
     async def watch(self) -> AsyncGenerator[list[Observed], None]:
         before: list[Observed] | None = None
-        watching: dict[str, asyncio.Task[None]] = {}
+        while True:
+            self._changed.clear()
+            for host, agent in self._agents.items():
+                if host not in self._following or self._following[host].done():
+                    self._following[host] = asyncio.create_task(self._listen(agent), name=f"watch {host}")
+            seen = await self.observe()
+            if seen != before:
+                before = seen
+                yield seen
+            await at_most(_LOOK_EVERY_S, self._changed.wait())
 
-        async def listen(agent: AgentClient) -> None:
-            with contextlib.suppress(MvmciError):  # `observe` finds out
-                async for _ in agent.follow(Watch(), Report):
-                    self._changed.set()
-
-        try:
-            while True:
-                self._changed.clear()
-                for host, agent in self._agents.items():
-                    if host not in watching:
-                        watching[host] = asyncio.create_task(listen(agent), name=f"watch {host}")
-                seen = await self.observe()
-                if seen != before:
-                    before = seen
-                    yield seen
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY_S):
-                        await self._changed.wait()
-        finally:
-            await cancel(*watching.values())
+    async def _listen(self, agent: AgentClient) -> None:
+        """Look again whenever an agent tells something, for as long as it does: it is asked for that once."""
+        with contextlib.suppress(MvmciError):  # `observe` finds out
+            async for _ in agent.follow(Watch(), Report):
+                self._changed.set()
 
     def hosts(self) -> list[HostRow]:
         return [self._row(name) for name in sorted({*self._facts, *self.away})]
@@ -348,7 +355,7 @@ class Ssh:
         for host in hosts:
             self._check_owner(host, owner)
         ask = Lock(who=f"{this_one()} on {socket.gethostname()}", owner=owner)
-        for host in hosts:
+        for host in (*hosts, *self.rerouted()):
             self._know(host, {})
         locked: list[str] = []
         self._at_work = True
@@ -418,7 +425,8 @@ class Ssh:
             self._know(host, {one.unit.name: one.unit.role for one in these})
             self._move({one.unit.name for one in these}, host)
             told = await agent.ask(Begin(start=Start(units=tuple(these)), attached=attached), str)
-            self.notes = [*self.notes, *([f"{host}: {told}"] if told else [])]
+            if told and (note := f"{host}: {told}") not in self.notes:
+                self.notes = [*self.notes, note]
 
         write_private(self.folder / "ports.json", msgspec.json.encode(self._ports))
         await self._on_units(units, begin)
@@ -427,14 +435,25 @@ class Ssh:
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         seen = [one for one in await self.observe() if one.host not in self.away]
         going = [one for one in seen if names is None or one.name in names]
-        for role in in_stopping_order(one.role for one in going):
+        all_going = [*going, *self._asleep(names, {(one.host, one.name) for one in seen})]
+        for role in in_stopping_order(one.role for one in all_going):
             by_host: dict[str, list[str]] = {}
-            for one in going:
+            for one in all_going:
                 if one.role == role:
                     by_host.setdefault(one.host, []).append(one.name)
             await self._on_each(by_host, functools.partial(self._end, by_host, grace_s))
             self._changed.set()
         return bool(going)
+
+    def _asleep(
+        self, names: Collection[str] | None, awake: Collection[tuple[str, str]]
+    ) -> Iterator[Observed]:
+        """What does not run on a host that is there, and comes with its next boot: its supervisor was killed,
+        or was not begun yet."""
+        for host in self._known.keys() - self.away.keys():
+            for one in self._left_on(host):
+                if (host, one.name) not in awake and (names is None or one.name in names):
+                    yield one
 
     async def _end(self, by_host: Mapping[str, Sequence[str]], grace_s: float, host: str) -> None:
         """Stop these units of a host, and forget that it has them."""
@@ -444,6 +463,13 @@ class Ssh:
 
     def absent(self) -> list[str]:
         return sorted(self._absent - set(self.away))
+
+    def rerouted(self) -> list[str]:
+        def route(section: HostSection) -> list[object]:
+            return [getattr(section, field) for field in ROUTE]
+
+        there = sorted(self._present & self._known.keys())
+        return [host for host in there if route(self._known[host].section) != route(self._hosts[host])]
 
     async def forget(self, hosts: Collection[str] | None = None) -> None:
         async def clear(host: str) -> None:
@@ -461,7 +487,8 @@ class Ssh:
         self, name: str, *, follow: bool = False, last: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         seen = await self.observe()
-        host = next((one.host for one in seen if one.name == name), None) or self._supervised(name)
+        there = (*seen, *(one for known in self._known for one in self._left_on(known)))
+        host = next((one.host for one in there if one.name == name), None) or self._supervised(name)
         if host is None:
             raise NotFound(
                 f"no unit {name} of {self.cluster} is kept running on its hosts",
@@ -484,6 +511,7 @@ class Ssh:
 
     async def close(self) -> None:
         """Leave all hosts. Units that were started with `attached` are stopped."""
+        await cancel(*self._following.values())
         for agent in self._agents.values():
             await agent.close()
         self._agents.clear()
@@ -526,7 +554,9 @@ class Ssh:
             if host not in self._agents:
                 connection, facts = await self._connections.connect(host), await self._facts_of(host)
                 directory, python = facts.directory.path, facts.python.path if facts.python else "python3"
-                await connection.put(self._program, self._digest, directory, python=python)
+                is_there = self._digest in facts.programs
+                async with contextlib.nullcontext() if is_there else self._sending:
+                    await connection.put(self._program, self._digest, directory, python=python)
                 command = [*self._command(facts), "host", "--cluster", self.cluster, "--state", directory]
                 command += ["--service", self._hosts[host].service]
                 channel = await self._open.enter_async_context(connection.channel(command))
@@ -540,9 +570,10 @@ class Ssh:
 
     def _know(self, host: str, more: Mapping[str, RoleName], gone: Collection[str] = ()) -> None:
         """Keep in mind, before it is so, that something may be on a host; which units are there."""
-        there = self._known[host].units if host in self._known else {}
-        units = {name: role for name, role in (there | dict(more)).items() if name not in gone}
-        now = KnownHost(section=self._hosts[host], units=units, last=self._last(host))
+        was = self._known.get(host) or KnownHost(section=self._hosts[host])
+        units = {name: role for name, role in (was.units | dict(more)).items() if name not in gone}
+        directory = self._facts[host].directory.path if host in self._facts else was.directory
+        now = msgspec.structs.replace(was, section=self._hosts[host], directory=directory, units=units)
         if self._known.get(host) != now:
             self._known[host] = now
             self._keep_known()
@@ -569,12 +600,16 @@ rm -rf -- "$1"
 """
 
 
-def _read(file: Path, kind: type[T]) -> T | None:
-    """What is in a file of ours; None where there is none that can be read."""
+def _read(file: Path, kind: type[T]) -> dict[str, T]:
+    """What is in a file of ours, by name; nothing where there is none. Raises Usage: to take what cannot be
+    read for nothing would leave hosts as they are, and tell nobody."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError):
-        return None
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, kind])  # type: ignore[valid-type]
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is damaged, or of a newer mvmci"
+        raise Usage(f"{file} cannot be read: {why}", hint="use the mvmci that wrote it") from None
 
 
 def _bracketed(address: str) -> str:

@@ -1,0 +1,235 @@
+"""Units on hosts over ssh, with what else may be there: real sshds, and stubs as units."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from mvmci.cluster import topology
+from mvmci.cluster.deployment import Unit, UnitConfig
+from mvmci.cluster.topology import HostSection
+from mvmci.errors import Usage
+from mvmci.runtime import Provisioning
+from mvmci.runtimes.local.messages import SupervisorFiles, Watch
+from mvmci.runtimes.ssh import runtime
+from mvmci.runtimes.ssh.client import AgentClient
+from mvmci.runtimes.ssh.connection import Connection
+from mvmci.runtimes.ssh.runtime import Ssh
+from mvmci.system.processes import program_digest
+from mvmci.trust.authority import Authority
+from tests.harness import stub
+from tests.harness.sshd import Sshd
+from tests.harness.waiting import until_true
+
+NAME = "demo"
+TOPOLOGY = topology.read_topology(f"cluster: {NAME}\nworkers: {{slots: 1}}\n", name="a.yaml")
+
+
+class Fleet:
+    """Hosts, which share a machine and have a directory each, and a cluster on them."""
+
+    def __init__(self, folder: Path, sshd: Sshd, opened: AsyncExitStack) -> None:
+        self.folder = folder
+        self.sshd = sshd
+        self.root = folder / "state"
+        self.authority = Authority.create(self.root / NAME)
+        self._opened = opened
+        stub.write_zipapp(folder / "mvmci.pyz", here=True)
+
+    @property
+    def digest(self) -> str:
+        """Of the program that hosts get."""
+        return program_digest(["", str(self.folder / "mvmci.pyz")])
+
+    def directory(self, host: str) -> Path:
+        return self.folder / "hosts" / host
+
+    def files(self, host: str) -> SupervisorFiles:
+        return SupervisorFiles(self.directory(host) / NAME)
+
+    def section(self, host: str, **told: Any) -> HostSection:
+        usual = {"directory": str(self.directory(host)), "python": sys.executable, "service": "none"}
+        return self.sshd.section(**(usual | told))
+
+    def open(self, **hosts: HostSection) -> Ssh:
+        """The runtime, as each call of the program makes it."""
+        found = Ssh(self.root, NAME, hosts, self.folder / "mvmci.pyz")
+        self._opened.push_async_callback(found.close)
+        return found
+
+    async def start(self, on: Ssh, **units: str) -> None:
+        """Start workers, each on its host."""
+        configs = [
+            UnitConfig(unit=Unit(name=name, role="worker", host=host, options=("--queue=default",)))
+            for name, host in units.items()
+        ]
+        async with on.lock({*units.values()}, "me"):
+            await on.provision(
+                Provisioning(authority=self.authority, topology=TOPOLOGY, wanted=configs, starting=configs)
+            )
+            await on.start(configs)
+        await until_true(lambda: all(self.began(units[name], name) for name in units))
+
+    def began(self, host: str, name: str) -> int:
+        said = stub.read(self.directory(host) / "said")
+        return len([one for one in said if (one.name, one.what) == (name, "began")])
+
+    async def kill_supervisor(self, host: str, on: Ssh) -> None:
+        os.kill(json.loads(self.files(host).supervisor.read_bytes())["pid"], signal.SIGKILL)
+
+        async def nothing_runs() -> bool:
+            return await on.observe() == []
+
+        await until_true(nothing_runs)
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path, sshd: Sshd) -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as opened:
+        fleet = Fleet(tmp_path, sshd, opened)
+        yield fleet
+        last = fleet.open()
+        await last.stop(grace_s=0)
+        await last.forget()
+
+
+async def test_what_is_stopped_does_not_come_with_the_next_boot_though_its_supervisor_was_killed(
+    fleet: Fleet,
+) -> None:
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1", b="h1")
+    await fleet.kill_supervisor("h1", on)
+    assert fleet.files("h1").desired.exists()
+    await fleet.open().stop(["a"])
+    assert [one["config"]["unit"]["name"] for one in desired(fleet, "h1")] == ["b"]
+    assert fleet.files("h1").boot_script.exists()
+    assert not await fleet.open().stop()  # there was nothing to be stopped
+    assert not fleet.files("h1").desired.exists()
+    assert not fleet.files("h1").boot_script.exists()
+
+
+def desired(fleet: Fleet, host: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(fleet.files(host).desired.read_bytes())["units"]
+    return found
+
+
+async def test_what_starts_units_after_a_boot_is_of_the_program_that_was_started_last(fleet: Fleet) -> None:
+    """A line of cron stays as it is, and programs go."""
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    (told,) = on.notes
+    assert told.endswith(f"sh {fleet.files('h1').boot_script}")
+    before = fleet.files("h1").boot_script.read_text()
+    stub.write_zipapp(fleet.folder / "mvmci.pyz", "another", here=True)
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, b="h1")
+    (again,) = on.notes
+    assert again == told
+    assert fleet.digest not in before
+    assert fleet.digest in fleet.files("h1").boot_script.read_text()
+
+
+async def test_what_a_unit_printed_is_told_also_when_nothing_runs_there_any_more(fleet: Fleet) -> None:
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    await fleet.kill_supervisor("h1", on)
+    later = fleet.open()
+    assert isinstance(b"".join([piece async for piece in later.log("a")]), bytes)
+
+
+async def test_units_are_not_left_behind_in_another_directory(fleet: Fleet) -> None:
+    """Two of each would run, and nobody would know of the first."""
+    await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
+    moved = fleet.section("h1", directory=str(fleet.directory("elsewhere")))
+    with pytest.raises(Usage, match=f"h1: its units are in {fleet.directory('h1')}, and not in") as caught:
+        await fleet.open(h1=moved).check()
+    assert "mvmci down" in caught.value.message
+    await fleet.open().stop()
+    await fleet.open(h1=moved).check()
+
+
+async def test_a_host_that_is_reached_otherwise_is_so_from_then_on(fleet: Fleet) -> None:
+    """Whoever comes without the file knows it from what is kept."""
+    await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
+    told = fleet.section("h1", labels={"disk": "nvme"})
+    assert fleet.open(h1=told).rerouted() == []
+    on = fleet.open(h1=fleet.section("h1", python=os.path.realpath(sys.executable)))
+    assert on.rerouted() == ["h1"]
+    async with on.lock((), "me"):
+        pass
+    assert on.rerouted() == []
+    kept = json.loads((fleet.root / NAME / "hosts.json").read_bytes())
+    assert kept["h1"]["section"]["python"] == os.path.realpath(sys.executable)
+    assert [one.name for one in await fleet.open().observe()] == ["a"]
+
+
+async def test_a_record_of_hosts_that_cannot_be_read_is_not_taken_for_none(fleet: Fleet) -> None:
+    await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
+    file = fleet.root / NAME / "hosts.json"
+    kept = file.read_bytes()
+    newer = json.loads(kept)
+    newer["h1"]["section"]["of_a_newer_build"] = 1
+    for text in (b"nonsense", kept[:-9], msgspec.json.encode(newer)):
+        file.write_bytes(text)
+        with pytest.raises(Usage, match=r"hosts\.json cannot be read: it is damaged, or of a newer mvmci"):
+            fleet.open()
+    file.write_bytes(kept)
+
+
+async def test_an_agent_is_asked_to_tell_of_its_units_once_however_often_somebody_watches(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    follow = AgentClient.follow
+
+    def counted(self: AgentClient, ask: Any, kind: Any) -> Any:
+        asked.append(ask)
+        return follow(self, ask, kind)
+
+    monkeypatch.setattr(AgentClient, "follow", counted)
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    for _ in range(3):
+        watching = on.watch()
+        assert [one.name for one in await anext(watching)] == ["a"]
+        await watching.aclose()
+    await until_true(lambda: asked)
+    assert asked == [Watch()]
+
+
+async def test_a_program_is_sent_to_few_hosts_at_a_time_and_looked_for_on_all(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow line, each of a hundred would get it too late."""
+    monkeypatch.setattr(runtime, "SENDING_MAX", 1)
+    put, begun, most = Connection.put, 0, 0
+    together: Callable[[], object] = lambda: True  # noqa: E731
+
+    async def counted(self: Connection, *args: Any, **kwargs: Any) -> str:
+        nonlocal begun, most
+        begun += 1
+        most = max(most, begun)
+        await until_true(together)
+        path = await put(self, *args, **kwargs)
+        begun -= 1
+        return path
+
+    monkeypatch.setattr(Connection, "put", counted)
+    hosts = {name: fleet.section(name) for name in ("h1", "h2", "h3")}
+    await fleet.start(fleet.open(**hosts), a="h1", b="h2", c="h3")
+    assert most == 1
+    together = lambda: begun == 3 or most == 3  # noqa: E731
+    on = fleet.open(**hosts)
+    await on.observe()
+    async with asyncio.timeout(300), on.lock(list(hosts), "me"):
+        assert most == 3
