@@ -30,8 +30,8 @@ from mvmci.runtimes.local.agent import (
 )
 from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import Local
+from mvmci.runtimes.ssh.channel import Ran
 from mvmci.runtimes.ssh.client import AgentClient
-from mvmci.runtimes.ssh.connection import Ran
 
 LOCK = Lock(who="process 1 of root on there", owner="O1")
 EACH = (

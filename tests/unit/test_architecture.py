@@ -43,11 +43,13 @@ FACES = {"", "__main__"}  # the package, which imports nothing, and what `python
 PURE = {"jobs", "cluster"}
 
 # The one module that imports each big library, and what only the command line imports. aiohttp is three
-# things: a client for guests, a client of executors, and a server.
+# things: a client for guests, a client of executors, and a server; asyncssh is our keys, connections, and
+# what runs through them.
 API = {f"mvmci.api.{name}" for name in ("answers", "app", "bodies", "engine", "jobs")}
+SSH = {f"mvmci.runtimes.ssh.{name}" for name in ("channel", "connection", "dial", "login")}
 OWNERS = {
     "aiohttp": {"mvmci.engines.embedded.effects.http", "mvmci.engines.http", *API},
-    "asyncssh": {"mvmci.runtimes.ssh.connection"},
+    "asyncssh": SSH,
     "cryptography": {"mvmci.system.keys"},
     "nats": {"mvmci.stores.nats.link"},
     "prometheus_client": {"mvmci.api.metrics"},

@@ -15,7 +15,7 @@ from mvmci.errors import HostAway, MvmciError
 from mvmci.runtime import why_ended
 from mvmci.runtimes.local.agent import SILENT_S, Answer, Ask, Failure, Request
 from mvmci.runtimes.local.messages import Stop
-from mvmci.runtimes.ssh.connection import Channel, Ran
+from mvmci.runtimes.ssh.channel import Channel, Ran
 from mvmci.system.tasks import cancel
 
 SIGNALS = 128  # and the number of one, as the exit code of what it ended

@@ -56,6 +56,7 @@ from mvmci.runtimes.local.runtime import SUPERVISOR
 from mvmci.runtimes.ssh.client import AgentClient
 from mvmci.runtimes.ssh.connection import Connections
 from mvmci.runtimes.ssh.host import HostFacts, ask, seen_by, unfit
+from mvmci.runtimes.ssh.put import put_program
 from mvmci.runtimes.ssh.user_config import ignored
 from mvmci.system.files import write_private
 from mvmci.system.lock import this_one
@@ -556,7 +557,7 @@ class Ssh:
                 directory, python = facts.directory.path, facts.python.path if facts.python else "python3"
                 is_there = self._digest in facts.programs
                 async with contextlib.nullcontext() if is_there else self._sending:
-                    await connection.put(self._program, self._digest, directory, python=python)
+                    await put_program(connection, self._program, self._digest, directory, python=python)
                 command = [*self._command(facts), "host", "--cluster", self.cluster, "--state", directory]
                 command += ["--service", self._hosts[host].service]
                 channel = await self._open.enter_async_context(connection.channel(command))

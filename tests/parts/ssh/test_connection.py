@@ -9,7 +9,8 @@ import pytest
 
 from mvmci.cluster.topology import HostSection
 from mvmci.errors import HostAway, HostRefused, MvmciError
-from mvmci.runtimes.ssh import connection as module
+from mvmci.runtimes.ssh import channel as channels
+from mvmci.runtimes.ssh import dial
 from mvmci.runtimes.ssh.connection import CHANNELS_MAX
 from mvmci.system.tasks import cancel
 from tests.harness.proxy import Proxy
@@ -125,7 +126,7 @@ async def test_an_sshd_that_drops_us_while_others_log_in_is_asked_again(
 async def test_a_host_that_goes_away_ends_what_runs_there(
     sshd: Sshd, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ALIVE_S", 0.1)
+    monkeypatch.setattr(dial, "ALIVE_S", 0.1)
     async with Proxy(f"ssh://127.0.0.1:{sshd.port}").serve() as proxy:
         port = int(proxy.url.rpartition(":")[2])
         section = HostSection(address="127.0.0.1", port=port, host_key=sshd.host_keys[0])
@@ -149,7 +150,7 @@ async def test_a_host_that_goes_away_ends_what_runs_there(
 async def test_a_host_that_is_away_keeps_nobody_from_leaving(
     sshd: Sshd, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ALIVE_S", 100_000)  # nobody notices that it is
+    monkeypatch.setattr(dial, "ALIVE_S", 100_000)  # nobody notices that it is
     async with Proxy(f"ssh://127.0.0.1:{sshd.port}").serve() as proxy:
         port = int(proxy.url.rpartition(":")[2])
         connections = connect(h1=HostSection(address="127.0.0.1", port=port, host_key=sshd.host_keys[0]))
@@ -188,7 +189,7 @@ async def test_a_command_that_prints_without_end_is_ended(sshd: Sshd, connect: C
     with pytest.raises(MvmciError, match="more than 8 MiB"):
         await h1.run(["yes"])
     ran = await h1.run(["sh", "-c", "yes | head -c 10000000 >&2; echo last >&2"])
-    assert len(ran.err) == module.WORDS_BYTES_MAX
+    assert len(ran.err) == channels.WORDS_BYTES_MAX
     assert ran.err.endswith(b"last\n")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from mvmci.cluster.topology import HostSection
 from mvmci.errors import HostAway, HostRefused, MvmciError, Usage
-from mvmci.runtimes.ssh import connection as module
+from mvmci.runtimes.ssh.connection import TRIES
 from tests.harness.sshd import ADDRESS, Sshd, make_key, serve, user
 from tests.parts.ssh.conftest import Connect
 
@@ -209,7 +209,7 @@ async def listening(talk: Talk) -> AsyncIterator[int]:
 
 
 async def test_a_host_that_says_nothing_is_said_to(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CONNECT_S", 0.2)
+    monkeypatch.setattr("mvmci.runtimes.ssh.dial.CONNECT_S", 0.2)
 
     async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -220,7 +220,7 @@ async def test_a_host_that_says_nothing_is_said_to(connect: Connect, monkeypatch
 
 
 async def test_a_host_that_hangs_up_is_said_to(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    monkeypatch.setattr("mvmci.runtimes.ssh.connection.RETRY_S", 0.01)
     calls = 0
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -230,7 +230,7 @@ async def test_a_host_that_hangs_up_is_said_to(connect: Connect, monkeypatch: py
     async with listening(hang_up) as port:
         error = await failure(connect, HostAway, h1=dial(port))
     assert error.message.endswith("hangs up before it says who it is")
-    assert calls == module.TRIES
+    assert calls == TRIES
 
 
 async def test_what_is_no_sshd_is_said_to_be(connect: Connect) -> None:

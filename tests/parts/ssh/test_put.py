@@ -18,6 +18,7 @@ from mvmci.cluster.topology import HostSection
 from mvmci.errors import HostAway, MvmciError
 from mvmci.runtimes.ssh import receive
 from mvmci.runtimes.ssh.connection import Connection
+from mvmci.runtimes.ssh.put import put_program
 from mvmci.runtimes.ssh.receive import KEPT
 from tests.harness.proxy import Proxy
 from tests.harness.sshd import Sshd, user
@@ -41,7 +42,7 @@ def make_program(folder: Path, text: bytes = b"") -> tuple[Path, str]:
 
 
 async def put(connection: Connection, path: Path, digest: str, there: Path) -> Path:
-    return Path(await connection.put(path, digest, str(there), python=sys.executable))
+    return Path(await put_program(connection, path, digest, str(there), python=sys.executable))
 
 
 async def test_a_program_is_there_under_its_digest_for_its_user_alone(h1: Connection, tmp_path: Path) -> None:
@@ -165,13 +166,13 @@ async def test_a_directory_that_cannot_be_used_is_said_to_be(h1: Connection, tmp
 async def test_a_python_that_is_not_there_is_said_to_be(h1: Connection, tmp_path: Path) -> None:
     path, digest = make_program(tmp_path)
     with pytest.raises(MvmciError, match=r"h1 did not take the program: .*/no/python"):
-        await h1.put(path, digest, str(tmp_path), python="/no/python")
+        await put_program(h1, path, digest, str(tmp_path), python="/no/python")
 
 
 async def test_an_old_python_takes_it_too(h1: Connection, tmp_path: Path) -> None:
     path, digest = make_program(tmp_path)
     for python in sorted(Path("~/.pyenv/versions").expanduser().glob("3.6.*/bin/python")):
-        found = await h1.put(path, digest, str(tmp_path / "mvmci"), python=str(python))
+        found = await put_program(h1, path, digest, str(tmp_path / "mvmci"), python=str(python))
         assert Path(found).read_bytes() == path.read_bytes()
 
 

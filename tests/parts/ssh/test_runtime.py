@@ -23,7 +23,6 @@ from mvmci.runtime import Provisioning
 from mvmci.runtimes.local.messages import SupervisorFiles, Watch
 from mvmci.runtimes.ssh import runtime
 from mvmci.runtimes.ssh.client import AgentClient
-from mvmci.runtimes.ssh.connection import Connection
 from mvmci.runtimes.ssh.runtime import Ssh
 from mvmci.system.processes import program_digest
 from mvmci.trust.authority import Authority
@@ -212,19 +211,19 @@ async def test_a_program_is_sent_to_few_hosts_at_a_time_and_looked_for_on_all(
 ) -> None:
     """Over a slow line, each of a hundred would get it too late."""
     monkeypatch.setattr(runtime, "SENDING_MAX", 1)
-    put, begun, most = Connection.put, 0, 0
+    put, begun, most = runtime.put_program, 0, 0
     together: Callable[[], object] = lambda: True  # noqa: E731
 
-    async def counted(self: Connection, *args: Any, **kwargs: Any) -> str:
+    async def counted(*args: Any, **kwargs: Any) -> str:
         nonlocal begun, most
         begun += 1
         most = max(most, begun)
         await until_true(together)
-        path = await put(self, *args, **kwargs)
+        path = await put(*args, **kwargs)
         begun -= 1
         return path
 
-    monkeypatch.setattr(Connection, "put", counted)
+    monkeypatch.setattr(runtime, "put_program", counted)
     hosts = {name: fleet.section(name) for name in ("h1", "h2", "h3")}
     await fleet.start(fleet.open(**hosts), a="h1", b="h2", c="h3")
     assert most == 1

@@ -36,11 +36,11 @@ def main() -> None:
         return stepped
 
     from mvmci.cli import main as run
+    from mvmci.runtimes.ssh import runtime
     from mvmci.runtimes.ssh.client import AgentClient
-    from mvmci.runtimes.ssh.connection import Connection
 
     AgentClient.ask = around(AgentClient.ask)  # type: ignore[method-assign]
-    Connection.put = around(Connection.put)  # type: ignore[method-assign]
+    runtime.put_program = around(runtime.put_program)
     for name in WRITERS:
         module: Any = importlib.import_module(name)
         if (write := getattr(module, "write_private", None)) is not None:
