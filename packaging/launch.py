@@ -1,4 +1,4 @@
-"""The first code of the zipapp: looks whether it can run here, unpacks itself safely, starts mvmci.
+"""Starts the zipapp: looks whether it can run here, unpacks itself safely, goes on with mvmci.
 
 It runs isolated (`-I`), so that neither the environment nor the current directory says what is imported, and
 by a Python that fits, if there is one on PATH. It unpacks into a cache and runs from there, as shiv does. It
@@ -363,7 +363,8 @@ def main():
     run()
 
 
-try:
-    main()
-except KeyboardInterrupt:  # before the command line could take it, or after
-    sys.exit(EXIT_INTERRUPTED)
+def start():
+    try:
+        main()
+    except KeyboardInterrupt:  # before the command line could take it, or after
+        sys.exit(EXIT_INTERRUPTED)

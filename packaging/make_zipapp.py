@@ -33,6 +33,7 @@ BUILD = ROOT / "build" / "zipapp"
 INPUTS = ("LICENSE", "mvmci", "packaging", "pyproject.toml", "requirements", "shiv.toml", "topologies")
 LOCK = ROOT / "requirements" / "run.txt"
 CONFIG = ROOT / "shiv.toml"
+MAIN = ROOT / "packaging" / "main.py"
 LAUNCHER = ROOT / "packaging" / "launch.py"
 PROLOGUE = ROOT / "packaging" / "prologue.sh"
 NOTICES = ROOT / "packaging" / "notices"
@@ -214,7 +215,7 @@ def check_programs(tree: Path, programs: dict[str, str]) -> None:
 def write_archive(
     target: Path, tree: Path, origins: dict[str, Any], config: dict[str, Any], machine: str
 ) -> None:
-    """Shiv's layout: site-packages/, and our launcher as __main__.py, behind a prologue for the shell.
+    """Shiv's layout: site-packages/, and our launcher, behind a prologue for the shell.
 
     Beside it is what is not unpacked: build.json, the bill of materials and the licences of all that is
     inside.
@@ -235,7 +236,8 @@ def write_archive(
     packed |= {f"licenses/{name}": text for name, text in sorted(texts.items())}
     packed["sbom.cdx.json"] = json.dumps(made_of, indent=1).encode()
     packed["build.json"] = json.dumps(build).encode()
-    packed["__main__.py"] = LAUNCHER.read_bytes()
+    packed["__main__.py"] = MAIN.read_bytes()
+    packed["launch.py"] = LAUNCHER.read_bytes()
     with target.open("wb") as file:
         file.write(prologue(config["pythons"]))
         zip_file.write(file, (zip_file.Entry(name, data, mode(name)) for name, data in packed.items()))

@@ -30,7 +30,7 @@ def find_python(version: str) -> list[str]:
     """What starts a Python of `version`, with the files of the tests at their places."""
     for python in _interpreters(version):
         try:
-            done = subprocess.run([python, "-I", "-c", VERSION], capture_output=True, text=True, check=True)
+            done = subprocess.run([python, "-E", "-c", VERSION], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             continue
         if done.stdout.strip() == version:
@@ -48,7 +48,7 @@ def _interpreters(version: str) -> Iterator[str]:
     """Where one may be: on PATH, or among those of pyenv."""
     yield f"python{version}"
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    yield from (str(path) for path in versions.glob(f"{version}.*/bin/python3"))
+    yield from (str(path) for path in versions.glob(f"{version}.*/bin/python{version}"))
 
 
 def _fetch(version: str, suite: str, tree: Path) -> None:

@@ -166,6 +166,19 @@ def test_an_old_python_gives_way_to_the_newest_that_fits(
     assert "(Python 3.12." in done.stdout
 
 
+def test_a_python_2_gives_way_to_one_that_fits_or_says_that_there_is_none(
+    zipapp: Path, unpacked: Path, path: Path
+) -> None:
+    start = find_python("2.7")
+    done = run(zipapp, unpacked, start=start, PATH=str(path))
+    assert done.returncode == 8
+    assert_one_sentence(done, "CPython 3.11 to 3.14", "none of python3 python3.14 python3.13")
+    link(path, python3="3.11")
+    done = run(zipapp, unpacked, "version", "--json", start=start, PATH=str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["python"].startswith("3.11.")
+
+
 def test_the_python_that_fits_is_kept(zipapp: Path, unpacked: Path, path: Path) -> None:
     link(path, python3="3.11", **{"python3.12": "3.12"})
     assert "(Python 3.11." in run(zipapp, unpacked, start=(), PATH=str(path)).stdout
@@ -177,7 +190,7 @@ def test_nothing_around_it_counts(zipapp: Path, unpacked: Path, path: Path, tmp_
     link(path, python3="3.11")
     planted = tmp_path / "planted"
     planted.mkdir()
-    for name in ("click", "fcntl", "json", "msgspec", "mvmci", "stat", "time"):
+    for name in ("click", "fcntl", "json", "launch", "msgspec", "mvmci", "stat", "time"):
         (planted / f"{name}.py").write_text("raise SystemExit('planted code ran')")
     python = str(path / "python3")
     start = {
