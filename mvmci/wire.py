@@ -22,7 +22,10 @@ from mvmci.errors import VersionsDiffer
 WIRE = 1  # the newest level that this build reads and writes
 OLDEST = 0  # the oldest that it does
 LEVEL_CHARS_MAX = 9
-HINT = "use the program of the cluster here: `mvmci version` tells one from another"
+HINT = (
+    "use the program of the cluster here: `mvmci upgrade` fetches it where a ticket was used, else copy it; "
+    "`mvmci version` tells one from another"
+)
 
 
 class Leveled(msgspec.Struct, frozen=True):
