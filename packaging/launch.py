@@ -241,6 +241,7 @@ class Cache:
     def mend(self):
         """Put single files there, each whole or not at all; nobody else does at this time."""
         import zipfile
+        import zlib
 
         try:
             with zipfile.ZipFile(self.archive) as archive:
@@ -250,7 +251,7 @@ class Cache:
                     path = os.path.join(self.path, name)
                     os.makedirs(os.path.dirname(path), exist_ok=True)
                     self.put(path, archive.read(name), archive.getinfo(name).external_attr >> 16)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error) as error:
             raise OSError(errno.EIO, f"{self.archive} is damaged ({error})") from None
 
     def put(self, path, data, mode):

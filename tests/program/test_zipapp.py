@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -558,11 +560,17 @@ def test_several_first_starts_at_once_all_run(zipapp: Path, tmp_path: Path) -> N
         assert (start.returncode, out.count(b"mvmci")) == (0, 1), err
 
 
-def test_a_damaged_file_is_one_sentence(zipapp: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("holds", ["other bytes", "no bytes"])
+def test_a_damaged_file_is_one_sentence(zipapp: Path, tmp_path: Path, holds: str) -> None:
     """Its directory is read at every start, the rest when it is unpacked."""
     data = bytearray(zipapp.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 64] = bytes(64)
+    with zipfile.ZipFile(zipapp) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/mvmci/errors.py"))
+        entry = archive.getinfo(name)
+    begin, size = entry.header_offset + 30 + len(name), entry.compress_size
+    others = zlib.compress(bytes(size - 5), 0, -15)  # the same size, as it is not compressed
+    data[begin : begin + size] = others if holds == "other bytes" else b"\xff" * size
+    assert len(data) == zipapp.stat().st_size
     (tmp_path / "damaged.pyz").write_bytes(data)
     done = run(tmp_path / "damaged.pyz", tmp_path / "root")
     assert done.returncode == 125
