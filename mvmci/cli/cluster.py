@@ -308,10 +308,11 @@ def plan_verb(file: Path, runtime: str | None, exit_code: bool, as_json: bool, s
 
 
 async def _plan(root: Path, file: Path, runtime: str | None) -> Plan:
-    from mvmci.deploy.plan import check_external, check_front, make_plan
+    from mvmci.deploy.plan import check_external, check_front, make_plan, read_file
+    from mvmci.deploy.state import ClusterState
 
-    plan = await make_plan(root, file, runtime)
-    async with plan.state:
+    async with ClusterState(root, read_file(file)[1].cluster) as state:
+        plan = await make_plan(root, file, runtime, state=state)
         for warning in await check_external(plan):
             click.echo(warning, err=True)
         try:

@@ -154,6 +154,9 @@ class Up:
 
     async def _apply(self, before: Sequence[Observed]) -> None:
         plan = self._plan
+        for action in plan.actions:
+            if action.kind == "wait" and action.unit and action.unit.role == "broker" and not before:
+                raise StoreUnavailable(action.why, hint="the broker is to run there")
         authority, facts = make_keys(
             self._state, plan.topology, plan.deployment, plan.external, self._runtime, plan.runtime
         )

@@ -50,7 +50,8 @@ def write_zipapp(path: Path, build: str = "", *, here: bool = False) -> None:
     if here:
         source = f"import sys\nsys.path[:0] = {[*map(os.path.abspath, sys.path)]}\n{_MAIN}"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("__main__.py", source)
+        # Of one date, so that one build has one digest, and one image.
+        archive.writestr(zipfile.ZipInfo("__main__.py"), source)
         archive.comment = build.encode()
 
 

@@ -56,6 +56,14 @@ async def test_a_host_that_is_away_is_left_out_and_the_same_again_finishes(farm:
     assert not farm["h2"].directory.exists()
 
 
+async def test_nothing_is_begun_where_the_broker_cannot_be(farm: Farm) -> None:
+    farm["h1"].line.go()
+    done = await farm.up()
+    assert done.code == 6, done
+    assert "hint: the broker is to run there" in done.err
+    assert farm.files() == {}
+
+
 @pytest.mark.parametrize("mark", ["bin", "demo/lock", "demo/authority", "demo/units"])
 async def test_a_host_that_goes_in_the_middle_of_it_is_left_out(farm: Farm, mark: str) -> None:
     going = asyncio.create_task(farm.up())
