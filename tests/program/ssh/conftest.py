@@ -138,8 +138,14 @@ class Farm:
         return {path: digest for host in self.hosts.values() for path, digest in host.files().items()}
 
 
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where programs unpack: each host by itself would take most of the time of these tests."""
+    return tmp_path_factory.mktemp("unpacked")
+
+
 @pytest.fixture
-async def farm(program: Mvmci, tmp_path: Path) -> AsyncIterator[Farm]:
+async def farm(program: Mvmci, tmp_path: Path, unpacked: Path) -> AsyncIterator[Farm]:
     """Two hosts, h1 and h2, whose keys are pinned."""
     public = sshd.make_key(tmp_path / "key")
     async with contextlib.AsyncExitStack() as stack:
@@ -150,6 +156,8 @@ async def farm(program: Mvmci, tmp_path: Path) -> AsyncIterator[Farm]:
             line = await stack.enter_async_context(Line(f"tcp://{sshd.ADDRESS}:{served.port}").serve())
             line.is_cut = False
             directory = tmp_path / name / "state"
+            directory.mkdir(mode=0o700)
+            (directory / "_cache").symlink_to(unpacked)
             settings = {
                 "user": sshd.user(),
                 "key": tmp_path / "key",
