@@ -22,7 +22,8 @@ async def refused(farm: Farm, *options: str) -> str:
     done = await farm.up(*options)
     assert done.code == 7, done
     assert done.err.count("Error: ") == 1
-    assert not any(host.directory.exists() for host in farm.hosts.values())
+    there = [path.name for host in farm.hosts.values() for path in host.directory.iterdir()]
+    assert there == ["_cache", "_cache"]
     assert not (farm.state / "keys").exists()
     assert "Accepted publickey" not in "".join(farm["h2"].sshd.log)
     return done.err
