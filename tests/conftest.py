@@ -53,6 +53,9 @@ APART = re.compile(
 FIRST = (
     "tests/program/compose/",
     "tests/program/hosts/",
+    "tests/program/ssh/",
+    "tests/program/upgrade/",
+    "tests/parts/hosts/",
     "tests/faults/chaos/",
     "tests/program/cluster/test_down.py",
     "tests/program/cluster/test_up.py",
