@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from mvmci.cli.options import log_to_stderr, make_state, state_option
+from mvmci.errors import Usage
 
 if TYPE_CHECKING:
     from mvmci.runtimes.local.messages import Desired, Handover, SupervisorFiles
@@ -62,7 +63,7 @@ def supervise_verb(
 def _begin(
     files: SupervisorFiles, program: list[str], *, resume: bool, take_over: bool
 ) -> Desired | Handover:
-    """What a supervisor, which is `program`, begins with."""
+    """What a supervisor, which is `program`, begins with. Raises Usage."""
     from mvmci.runtimes.local.messages import Handover, Start, desired_by, read_desired
 
     if resume:
@@ -70,7 +71,13 @@ def _begin(
     told = sys.stdin.buffer.read()
     if take_over:
         return msgspec.json.decode(told, type=Handover)
-    return desired_by(msgspec.json.decode(told, type=Start), program)
+    try:
+        return desired_by(msgspec.json.decode(told, type=Start), program)
+    except msgspec.DecodeError:
+        raise Usage(
+            "what is to run was not told to its end: who started this has died",
+            hint="`mvmci up` does it anew",
+        ) from None
 
 
 def _say_ready() -> None:

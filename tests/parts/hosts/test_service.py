@@ -221,7 +221,8 @@ def test_a_supervisor_that_cannot_start_says_why(site: Site) -> None:
     site.sh(f"mv {site.quoted}/{NAME}/supervisor.lock {site.quoted}/{NAME}/moved")
     site.sh(f"mkdir {site.quoted}/{NAME}/supervisor.lock")
     units = [{"unit": {"name": "w", "role": "worker", "host": "h"}}]
-    said = site.start(units, service=site.kind)["error"]["message"]
+    error = site.start(units, service=site.kind)["error"]
+    said = f"{error['message']}\nhint: {error['hint']}"
     assert f"`systemctl {'' if site.user == 'root' else '--user '}--quiet start {SERVICE}` failed" in said
     assert "supervisor.lock" in said
     site.sh(f"rmdir {site.quoted}/{NAME}/supervisor.lock")

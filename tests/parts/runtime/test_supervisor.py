@@ -832,3 +832,11 @@ async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
         await one.stop(None, 0)
     after = itertools.dropwhile(lambda tale: not any(u.state == "draining" for u in tale.units), told)
     assert {unit.state for unit in next(after).units} == {"draining"}
+
+
+def test_one_whose_starter_died_in_the_middle_of_a_word_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mvmci", "supervise", "--cluster", "c", "--state", str(tmp_path)]
+    told = msgspec.json.encode(Start(units=(BROKER, W1)))
+    done = subprocess.run(command, input=told[: len(told) // 2], capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"Error: what is to run was not told to its end" in done.stderr
