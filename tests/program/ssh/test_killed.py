@@ -15,7 +15,7 @@ from tests.program.ssh.conftest import Farm
 
 pytestmark = pytest.mark.soak
 # Of the steps, each makes a cluster from nothing and removes it: MVMCI_KILLED_EVERY=1 takes all of them.
-EVERY = int(os.environ.get("MVMCI_KILLED_EVERY", "12"))
+EVERY = int(os.environ.get("MVMCI_KILLED_EVERY", "20"))
 MORTAL = ROOT / "tests" / "program" / "ssh" / "mortal.py"
 
 
