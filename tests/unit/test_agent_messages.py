@@ -329,16 +329,33 @@ async def test_a_host_that_never_answers_is_away(
     line: Line, ask: Any, deaf: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mvmci.runtimes.ssh.client.ANSWER_S", 0.05)
+    monkeypatch.setattr("mvmci.runtimes.ssh.client.UNPACK_S", 0.0)
     line.is_deaf = deaf
     error = await failing(line, ask=ask)
     assert type(error) is HostAway
     assert error.message.startswith("mvmci on h1 does not answer within")
 
 
+async def test_an_agent_may_unpack_its_program_before_its_first_word_and_not_later(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.runtimes.ssh.client.ANSWER_S", 0.0)
+    client = AgentClient("h1", line)  # type: ignore[arg-type]
+    asking = asyncio.create_task(client.ask(Observe(), Report))
+    await line.sent.get()
+    answer = Answer(id=1, last=True, value=msgspec.Raw(b'{"units":[]}'))
+    line.came.put_nowait(msgspec.json.encode(answer) + b"\n")
+    assert (await asking).units == []
+    with pytest.raises(HostAway, match="does not answer within 0 s"):
+        await client.ask(Observe(), Report)
+    await client.close()
+
+
 async def test_nor_does_one_keep_us_that_answers_without_end(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mvmci.runtimes.ssh.client.ANSWER_S", 0.05)
+    monkeypatch.setattr("mvmci.runtimes.ssh.client.UNPACK_S", 0.0)
     part = msgspec.json.encode(Answer(id=1, last=False, value=msgspec.Raw(b"1"))) + b"\n"
 
     async def flood() -> None:

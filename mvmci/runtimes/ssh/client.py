@@ -20,6 +20,7 @@ from mvmci.system.tasks import cancel
 
 SIGNALS = 128  # and the number of one, as the exit code of what it ended
 ANSWER_S = 60.0  # for whatever an agent does by itself
+UNPACK_S = 150.0  # more for its first word: it may wait 120 s for another of its program that unpacks it
 T = TypeVar("T")
 _SENSELESS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _answers = msgspec.json.Decoder(Answer)
@@ -34,6 +35,7 @@ class AgentClient:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Queue[Answer | MvmciError]] = {}
         self._gone: MvmciError | None = None
+        self._has_begun = False  # whether it has said a word
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._tell_that_we_are_here())]
 
     async def close(self) -> None:
@@ -44,6 +46,7 @@ class AgentClient:
     async def ask(self, ask: Ask, kind: type[T]) -> T:
         """What the agent answers, which is a `kind`."""
         within_s = ANSWER_S + (ask.grace_s if isinstance(ask, Stop) else 0)
+        within_s += 0 if self._has_begun else UNPACK_S
         try:
             async with asyncio.timeout(within_s), contextlib.aclosing(self._answers(ask)) as answers:
                 async for answer in answers:
@@ -111,6 +114,7 @@ class AgentClient:
     async def _read(self) -> None:
         try:
             while line := await self._channel.readline():
+                self._has_begun = True
                 answer = _answers.decode(line)
                 if answer.id in self._waiting:  # else nobody waits for it any more
                     self._waiting[answer.id].put_nowait(answer)

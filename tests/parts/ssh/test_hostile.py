@@ -41,7 +41,8 @@ Open = Callable[[str, str], Awaitable[Ssh]]
 async def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Open]:
     """A host that misbehaves, as a runtime sees it: `when` its Python is called so, and what that `does`."""
     monkeypatch.setattr("mvmci.runtimes.ssh.host.ANSWER_S", 2.0)
-    monkeypatch.setattr("mvmci.runtimes.ssh.client.ANSWER_S", 2.0)
+    monkeypatch.setattr("mvmci.runtimes.ssh.client.ANSWER_S", 1.0)
+    monkeypatch.setattr("mvmci.runtimes.ssh.client.UNPACK_S", 1.0)
     monkeypatch.setattr("mvmci.runtimes.ssh.channel.LINE_BYTES_MAX", 1 << 20)
     async with contextlib.AsyncExitStack() as stack:
         served = await stack.enter_async_context(sshd.serve(tmp_path / "sshd"))
