@@ -248,7 +248,8 @@ class Agent:
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)  # at once, so that nobody takes what is left of it for a cluster
             sync_folder(folder.parent)
-        shutil.rmtree(gone)
+        if gone.exists():
+            shutil.rmtree(gone)
 
 
 def check_owner(there: str, owner: str, name: str, folder: object) -> None:

@@ -73,6 +73,7 @@ _PORTS: dict[RoleName, int] = {
     "balancer": 27188,
 }  # the first that is tried
 AWAY_S = 30.0  # until one that is away is tried again: to find that out takes long
+COMMAND_S = 300.0  # for a command that is run to its end: its program may unpack itself first, a disk be slow
 SENDING_MAX = 5  # hosts at a time that the program is sent to: over a slow line, each has to get it in time
 _LOOK_EVERY_S = 2.0  # at hosts on which nothing is being done
 ROUTE = ("address", "port", "user", "key", "jump", "host_key", "python")  # what leads to a host and its agent
@@ -182,8 +183,7 @@ class Ssh:
             except MvmciError as error:
                 await self._lose(host, error)
             else:
-                self.away = {one: why for one, why in self.away.items() if one != host}
-                self._refused.pop(host, None)
+                self._regain(host)
 
         await all_of(*(look(host) for host in looked_at if not self._stays_away(host)))
         found |= {host: self._left_on(host) for host in looked_at & self.away.keys()}
@@ -228,6 +228,11 @@ class Ssh:
         if agent is not None:
             await agent.close()
 
+    def _regain(self, host: str) -> None:
+        """Keep in mind that it can be reached."""
+        self.away = {one: why for one, why in self.away.items() if one != host}
+        self._refused.pop(host, None)
+
     async def watch(self) -> AsyncGenerator[list[Observed], None]:
         before: list[Observed] | None = None
         while True:
@@ -269,9 +274,7 @@ class Ssh:
     async def examine(self) -> dict[str, list[Check]]:
         """What `mvmci doctor` finds on each host. Nothing is changed there."""
         await self.observe()
-        found: dict[str, list[Check]] = {
-            host: [Check(name="ssh", ok=False, found=why)] for host, why in self.away.items()
-        }
+        found: dict[str, list[Check]] = {}
 
         async def look(host: str) -> None:
             facts = self._facts[host]
@@ -286,12 +289,14 @@ class Ssh:
             found[host] = checks
 
         await self._on_each(self._facts, look)
+        found |= {host: [Check(name="ssh", ok=False, found=why)] for host, why in self.away.items()}
         return dict(sorted(found.items()))
 
     async def _doctor(self, host: str, facts: HostFacts) -> list[Check]:
         """What the program that is there finds."""
         connection, directory = await self._connections.connect(host), facts.directory.path
-        ran = await connection.run([*self._command(facts), "doctor", "--json", "--state", directory])
+        async with connection.within(COMMAND_S, "ends no `mvmci doctor`"):
+            ran = await connection.run([*self._command(facts), "doctor", "--json", "--state", directory])
         try:
             return msgspec.json.decode(ran.out, type=list[Check])
         except msgspec.DecodeError:
@@ -476,13 +481,22 @@ class Ssh:
         async def clear(host: str) -> None:
             await (await self._agent(host)).tell(Forget())
             await self._agents.pop(host).close()
-            connection, directory = await self._connections.connect(host), self._facts[host].directory.path
-            await connection.run(["sh", "-c", _CLEAR, "sh", directory])
+            await self._clear(host)
             del self._known[host]
             self._absent.discard(host)
             self._keep_known()
+            self._regain(host)  # whoever watched it meanwhile got no answer
 
         await self._on_each(list(self._known) if hosts is None else hosts, clear)
+
+    async def _clear(self, host: str) -> None:
+        """Remove what all clusters of a host share, where no other is left. Raises MvmciError."""
+        connection, directory = await self._connections.connect(host), self._facts[host].directory.path
+        async with connection.within(COMMAND_S, f"does not remove {directory}"):
+            ran = await connection.run(["sh", "-c", _CLEAR, "sh", directory])
+        if ran.code:
+            why = why_ended(ran.err.decode(errors="replace").splitlines(), f"code {ran.code}")
+            raise MvmciError(f"{directory} on {host} cannot be removed: {why}")
 
     async def log(
         self, name: str, *, follow: bool = False, last: int | None = None
@@ -593,11 +607,13 @@ class Ssh:
         write_private(self.folder / "hosts.json", msgspec.json.encode(self._known))
 
 
-# Removes a host's directory where no cluster is left in it, and nothing but what every cluster shares.
+# Removes a host's directory where no cluster is left in it, and nothing but what every cluster shares. The
+# directory itself may be a mount, or its parent another user's: then it stays, and is empty.
 _CLEAR = """
 cd -- "$1" || exit 0
 for one in $(ls -A); do case $one in bin|_cache|_host) ;; *) exit 0;; esac; done
-rm -rf -- "$1"
+rm -rf -- bin _cache _host || exit
+cd / && rmdir -- "$1" 2>/dev/null || true
 """
 
 

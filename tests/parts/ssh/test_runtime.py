@@ -6,8 +6,9 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 from mvmci.cluster import topology
 from mvmci.cluster.deployment import Unit, UnitConfig
 from mvmci.cluster.topology import HostSection
-from mvmci.errors import Usage
+from mvmci.errors import MvmciError, Usage
 from mvmci.runtime import Provisioning
+from mvmci.runtimes.local.agent import Observe, Request
 from mvmci.runtimes.local.messages import SupervisorFiles, Watch
 from mvmci.runtimes.ssh import runtime
 from mvmci.runtimes.ssh.client import AgentClient
@@ -27,6 +29,7 @@ from mvmci.runtimes.ssh.runtime import Ssh
 from mvmci.system.processes import program_digest
 from mvmci.trust.authority import Authority
 from tests.harness import stub
+from tests.harness.places import need
 from tests.harness.sshd import Sshd
 from tests.harness.waiting import until_true
 
@@ -232,3 +235,74 @@ async def test_a_program_is_sent_to_few_hosts_at_a_time_and_looked_for_on_all(
     await on.observe()
     async with asyncio.timeout(300), on.lock(list(hosts), "me"):
         assert most == 3
+
+
+async def test_a_host_that_was_emptied_is_not_away_because_somebody_watched(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent that was asked how its units are had nothing more to say."""
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    await on.stop(grace_s=0)
+    send, unanswered = AgentClient._send, []
+
+    async def lossy(self: AgentClient, request: Request) -> None:
+        if isinstance(request.ask, Observe):
+            unanswered.append(request)
+        else:
+            await send(self, request)
+
+    monkeypatch.setattr(AgentClient, "_send", lossy)
+    looking = asyncio.create_task(on.observe())
+    await until_true(lambda: unanswered)
+    await on.forget(["h1"])
+    await looking
+    assert on.away == {}
+
+
+@pytest.fixture
+def mounted(fleet: Fleet) -> Iterator[Path]:
+    """A host's directory that cannot be removed, as something is mounted there."""
+    need(os.geteuid() == 0, "only root can mount")
+    directory = fleet.directory("h1")
+    directory.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", directory], check=True)
+
+
+async def test_a_directory_that_is_a_mount_is_emptied(fleet: Fleet, mounted: Path) -> None:
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    await on.stop(grace_s=0)
+    (mounted / "said").unlink()
+    await on.forget()
+    assert list(mounted.iterdir()) == []
+
+
+async def test_what_cannot_be_removed_is_not_forgotten(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    await on.stop(grace_s=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(runtime, "_CLEAR", "echo it is busy >&2; exit 1")
+        with pytest.raises(
+            MvmciError, match=f"{fleet.directory('h1')} on h1 cannot be removed: .*it is busy"
+        ):
+            await on.forget()
+    assert "h1" in json.loads((fleet.root / NAME / "hosts.json").read_bytes())
+
+
+async def test_a_host_that_goes_as_it_is_examined_is_told_of(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on = fleet.open(h1=fleet.section("h1"))
+    await fleet.start(on, a="h1")
+    on = fleet.open(h1=fleet.section("h1"))
+    monkeypatch.setattr(runtime, "COMMAND_S", 0.0)
+    found = await on.examine()
+    (check,) = found["h1"]
+    assert (check.name, check.ok) == ("ssh", False)
+    assert check.found.startswith("h1 ends no `mvmci doctor` within 0 s")
