@@ -211,6 +211,31 @@ async def test_a_disk_that_takes_nothing_is_a_sentence_and_the_agent_goes_on(her
     await talking(here, talk)
 
 
+async def test_a_stop_is_of_all_that_was_begun_before(here: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may come in the middle of a start: what then is not there yet is not to stay."""
+    done: list[str] = []
+
+    async def start(*_: object, **__: object) -> None:
+        await asyncio.sleep(0.1)
+        done.append("started")
+
+    async def stop(*_: object) -> bool:
+        done.append("stopped")
+        return True
+
+    monkeypatch.setattr(here, "start", start)
+    monkeypatch.setattr(here, "stop", stop)
+
+    async def talk(one: Talk) -> None:
+        begin = Request(id=7, ask=Begin(start=Start(units=()), attached=True))
+        one.reader.feed_data(msgspec.json.encode(begin) + b"\n")
+        one.reader.feed_data(msgspec.json.encode(Request(id=8, ask=Stop())) + b"\n")
+        assert [(await one.told.get()).id for _ in range(2)] == [7, 8]
+
+    await talking(here, talk)
+    assert done == ["started", "stopped"]
+
+
 # ---- Whoever asks it
 
 

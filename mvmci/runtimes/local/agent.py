@@ -186,6 +186,7 @@ class Agent:
         self.held: contextlib.ExitStack
         self._owner = ""  # of the cluster, as who has the lock says
         self._keys: dict[str, str] = {}
+        self._beginning = asyncio.Lock()
 
     async def answer(self, ask: Ask) -> AsyncGenerator[tuple[bool, bytes], None]:
         """What there is to tell: whether it is the last, and JSON. Raises MvmciError, OSError."""
@@ -207,9 +208,12 @@ class Agent:
             for name, data in ask.files.items():
                 write_private(here.files.config(name), with_seed(data, self._keys[name]))
         elif isinstance(ask, Begin):
-            await here.start(ask.start.units, attached=ask.attached)
+            async with self._beginning:
+                await here.start(ask.start.units, attached=ask.attached)
             yield True, msgspec.json.encode("" if ask.attached else here.after_boot)
         elif isinstance(ask, Stop):
+            async with self._beginning:  # of one who gave that up, it would miss what is not there yet
+                pass
             yield True, msgspec.json.encode(await here.stop(ask.names, ask.grace_s))
         elif isinstance(ask, Observe):
             yield True, msgspec.json.encode(Report(units=await here.observe()))
