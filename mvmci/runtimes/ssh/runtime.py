@@ -67,6 +67,7 @@ from mvmci.trust.authority import Authority
 from mvmci.trust.provision import make_config
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (who comes there needs a credential, over TLS)
+ANY_ADDRESS_6 = "::"
 _PORTS: dict[RoleName, int] = {
     "broker": 4222,
     "executor": 27288,
@@ -312,14 +313,16 @@ class Ssh:
     # ---- Places
 
     async def place(self, unit: Unit) -> Place:
+        address = self._address(unit.host)
+        listen = ANY_ADDRESS_6 if ":" in address else ANY_ADDRESS
         port = self._ports.get(unit.name)
         if port is None:
             taken = {*self._ports.values(), *self._listening(unit.host)}
             port = next(port for port in range(_PORTS[unit.role], 65_536) if port not in taken)
             self._ports[unit.name] = port
         elif not self._runs(unit):
-            await self.check_port(unit, ANY_ADDRESS, port)
-        return Place(listen=f"{ANY_ADDRESS}:{port}", address=f"{_bracketed(self._address(unit.host))}:{port}")
+            await self.check_port(unit, listen, port)
+        return Place(listen=f"{_bracketed(listen)}:{port}", address=f"{_bracketed(address)}:{port}")
 
     async def check_port(self, unit: Unit, address: str, port: int) -> None:
         if unit.host in self.away or self._runs(unit):

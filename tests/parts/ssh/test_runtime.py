@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from mvmci.cluster import topology
-from mvmci.cluster.deployment import Unit, UnitConfig
+from mvmci.cluster.deployment import Place, Unit, UnitConfig
 from mvmci.cluster.topology import HostSection
 from mvmci.errors import MvmciError, Usage
 from mvmci.runtime import Provisioning
@@ -158,6 +158,22 @@ async def test_units_are_not_left_behind_in_another_directory(fleet: Fleet) -> N
     assert "mvmci down" in caught.value.message
     await fleet.open().stop()
     await fleet.open(h1=moved).check()
+
+
+@pytest.mark.parametrize(
+    ("address", "listen", "dialled"),
+    [
+        ("192.0.2.1", "0.0.0.0", "192.0.2.1"),
+        ("a.example", "0.0.0.0", "a.example"),
+        ("2001:db8::1", "[::]", "[2001:db8::1]"),
+    ],
+)
+async def test_units_listen_where_their_host_is_dialled(
+    fleet: Fleet, address: str, listen: str, dialled: str
+) -> None:
+    on = fleet.open(h1=HostSection(address=address))
+    place = await on.place(Unit(name="executor-1", role="executor", host="h1"))
+    assert place == Place(listen=f"{listen}:27288", address=f"{dialled}:27288")
 
 
 async def test_a_host_that_is_reached_otherwise_is_so_from_then_on(fleet: Fleet) -> None:
