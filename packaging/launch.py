@@ -183,8 +183,9 @@ class Cache:
     """
 
     def __init__(self, root, archive, build):
-        self.root, self.archive, self.build = root, os.path.abspath(archive), build
-        self.path = os.path.join(root, CACHES + build["id"])
+        self.root, self.archive, self.id = root, os.path.abspath(archive), build["id"]
+        self.files = dict(build["files"], **build["compiled"][sys.implementation.cache_tag])
+        self.path = os.path.join(root, CACHES + self.id)
         self.mark = None
 
     def ensure(self):
@@ -236,7 +237,7 @@ class Cache:
                 return False
             return status.st_size == size and status.st_mtime == MTIME and stat.S_ISREG(status.st_mode)
 
-        return [name for name, size in self.build["files"].items() if not whole(name, size)]
+        return [name for name, size in self.files.items() if not whole(name, size)]
 
     def mend(self):
         """Put single files there, each whole or not at all; nobody else does at this time."""
@@ -245,7 +246,7 @@ class Cache:
 
         try:
             with zipfile.ZipFile(self.archive) as archive:
-                if json.loads(archive.read("build.json").decode())["id"] != self.build["id"]:
+                if json.loads(archive.read("build.json").decode())["id"] != self.id:
                     raise OSError(errno.ESTALE, f"{self.archive} is another version by now")
                 for name in self.damaged():
                     path = os.path.join(self.path, name)
@@ -286,7 +287,7 @@ class Cache:
 
     def find_spec(self, name, path=None, target=None):
         place = "site-packages/" + name.replace(".", "/")
-        if not any(file.startswith((place + ".", place + "/")) for file in self.build["files"]):
+        if not any(file.startswith((place + ".", place + "/")) for file in self.files):
             return None
         self.restore()
         from importlib.machinery import PathFinder

@@ -225,12 +225,15 @@ def write_archive(
     identity = hashlib.sha256()
     for name, data in packed.items():
         identity.update(f"{name}\0{hashlib.sha256(data).hexdigest()}\n".encode())
+    sizes = {name: len(data) for name, data in packed.items()}
+    tags = ["cpython-" + python.replace(".", "") for python in config["pythons"]]
     build = {
         "id": identity.hexdigest(),
         "commit": commit(),
         "machine": machine,
         "pythons": config["pythons"],
-        "files": {name: len(data) for name, data in packed.items()},
+        "files": {name: size for name, size in sizes.items() if ".cpython-" not in name},
+        "compiled": {tag: {name: sizes[name] for name in sizes if f".{tag}-" in name} for tag in tags},
     }
     made_of = bill.bill(tree, build["id"], **origins)
     packed |= {f"licenses/{name}": text for name, text in sorted(texts.items())}

@@ -32,6 +32,7 @@ class Build(msgspec.Struct, frozen=True):
     machine: str
     pythons: list[str]
     files: dict[str, int]  # what is unpacked, with sizes in bytes
+    compiled: dict[str, dict[str, int]]  # and what for one Python alone, by its `cache_tag`
 
     @classmethod
     def ours(cls) -> Build:
@@ -81,9 +82,10 @@ def unpacked() -> Path:
 
 def differing() -> list[str]:
     """The unpacked files whose content is not the archive's. Reads all. Raises Usage in a source tree."""
-    root = unpacked().parent
+    root, ours = unpacked().parent, Build.ours()
     with _archive() as archive:
-        return [name for name in Build.ours().files if not _is(archive.getinfo(name), root / name)]
+        names = [*ours.files, *ours.compiled[sys.implementation.cache_tag]]
+        return [name for name in names if not _is(archive.getinfo(name), root / name)]
 
 
 def _is(wanted: zipfile.ZipInfo, path: Path) -> bool:

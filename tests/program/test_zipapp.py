@@ -126,12 +126,16 @@ def test_it_runs_jobs_on_every_supported_python(zipapp: Path, tmp_path: Path, ve
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_its_compiled_modules_load_on_every_supported_python(
-    zipapp: Path, unpacked: Path, version: str
+def test_its_compiled_modules_load_on_every_supported_python_which_gets_those_of_no_other(
+    zipapp: Path, tmp_path: Path, version: str
 ) -> None:
+    assert run(zipapp, tmp_path / "root", start=find_python(version)).returncode == 0
+    inside = site_packages(tmp_path / "root")
+    tags = {path.name.split("-")[1] for path in inside.rglob("*.cpython-*.so")}
+    assert tags == {version.replace(".", "")}
     modules = "aiohttp._http_parser, msgspec._core, multidict._multidict, wasmtime, yaml._yaml"
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import {modules}"
-    command = [*find_python(version), "-I", "-c", code, str(site_packages(unpacked))]
+    command = [*find_python(version), "-I", "-c", code, str(inside)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
