@@ -13,14 +13,16 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings, url_of
 from mvmci.cluster.changes import HostRow, Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
-from mvmci.cluster.topology import Topology
 from mvmci.system.ports import check_port, is_loopback
-from mvmci.trust.authority import Authority
+
+if TYPE_CHECKING:  # supervisors, of which each host has one, need neither
+    from mvmci.cluster.topology import Topology
+    from mvmci.trust.authority import Authority
 
 GRACE_S = 30.0  # how long a unit that is stopped may see to its jobs
 _REASON_CHARS_MAX = 300

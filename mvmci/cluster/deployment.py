@@ -13,14 +13,16 @@ from __future__ import annotations
 import graphlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from mvmci.cluster.broker import BrokerSettings
-from mvmci.cluster.topology import ExecutorsSection, Topology
 from mvmci.errors import Usage
 from mvmci.jobs.job import check_id
+
+if TYPE_CHECKING:
+    from mvmci.cluster.topology import ExecutorsSection, Topology
 
 LOCAL_HOST = "local"  # the host of a topology that names none
 UNITS_MAX = 10_000
@@ -112,16 +114,23 @@ def central(topology: Topology) -> Iterator[Unit]:
 
 def executors(topology: Topology, *options: str, hosts: Sequence[str] = ()) -> Iterator[Unit]:
     """The executors of the file, each with `options` too. They are on `hosts` where the file names none."""
-    found = topology.executors or ExecutorsSection()
+    found = _executors(topology)
     told = (*executor_options(topology), *options)
     yield from deal("executor", "executor", found.count, found.hosts or hosts or hosts_of(topology), told)
 
 
 def executor_options(topology: Topology) -> tuple[str, ...]:
     """What every executor is told: its slots, and the isolation without which it may run nothing."""
-    found = topology.executors or ExecutorsSection()
+    found = _executors(topology)
     slots = (f"--slots={found.slots}",) if found.slots is not None else ()
     return (*slots, *_isolation(topology))
+
+
+def _executors(topology: Topology) -> ExecutorsSection:
+    """That section of the file, or what it says where there is none."""
+    from mvmci.cluster.topology import ExecutorsSection  # here, and not above: every unit loads this module
+
+    return topology.executors or ExecutorsSection()
 
 
 def balancer(topology: Topology, behind: Iterable[Unit]) -> Unit:

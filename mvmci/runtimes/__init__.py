@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mvmci.cluster.topology import HostSection
 from mvmci.errors import Usage
-from mvmci.runtime import Runtime
+
+if TYPE_CHECKING:
+    from mvmci.cluster.topology import HostSection
+    from mvmci.runtime import Runtime
 
 RUNTIMES = ("local", "compose", "ssh")  # those of this version
 

@@ -161,10 +161,12 @@ def test_what_faces_a_user_stays_in_the_command_line(library: str) -> None:
         ("mvmci.cli", HEAVY),
         ("mvmci.cli.read", [*HEAVY, "mvmci.engines", "pathspec"]),
         ("mvmci.engines.embedded.engine", ["pathspec"]),
+        ("mvmci.roles.worker", ["pathspec", "yaml"]),
+        ("mvmci.runtimes.local.supervisor", ["cryptography", "nats", "yaml"]),
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(module: str, heavy: list[str]) -> None:
-    """`version` is to work where a library does not; it, verbs that read and workers are to be quick."""
+    """`version` is to work where a library does not; it, verbs that read and units are to be quick."""
     code = f"import sys, {module}; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

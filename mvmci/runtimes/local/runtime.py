@@ -11,13 +11,13 @@ import os
 import subprocess
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
-from mvmci.cluster.topology import Topology
 from mvmci.errors import MvmciError, NotFound, Usage
 from mvmci.roles import broker
 from mvmci.roles.balancer import find_haproxy
@@ -52,6 +52,9 @@ from mvmci.system.processes import (
 )
 from mvmci.system.tasks import at_most, readable
 from mvmci.trust.provision import in_making_order, make_config
+
+if TYPE_CHECKING:
+    from mvmci.cluster.topology import Topology
 
 _READY = b"ready\n"
 _WORDS_BYTES_MAX = 2000
