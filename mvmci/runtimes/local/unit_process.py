@@ -200,7 +200,7 @@ class UnitProcess:
         while True:
             with contextlib.suppress(OSError, ValueError, TimeoutError):
                 async with asyncio.timeout(PORT_ANSWER_S):
-                    _, writer = await asyncio.open_connection(host, int(port))
+                    _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
                 writer.close()
                 break
             await asyncio.sleep(ANSWER_PAUSE_S)

@@ -818,6 +818,13 @@ async def test_a_balancer_is_ready_once_its_port_answers(place: Place) -> None:
     assert place.status("b-2").state == "starting"
 
 
+async def test_so_is_one_that_listens_at_ipv6(place: Place) -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        port = listener.getsockname()[1]
+        await place.runs(unit("b-1", f"--listen=[::1]:{port}", "--deaf", role="balancer"))
+        await until_true(lambda: place.status("b-1").state == "ready")
+
+
 async def test_a_stop_is_told_of_when_all_that_it_names_are_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
