@@ -34,6 +34,7 @@ from mvmci.cli.view import View, host_table, plan_lines, unit_table
 from mvmci.config.quantity import rough_size
 from mvmci.errors import EXIT_CHANGES, StoreUnavailable, TicketRefused, Usage
 from mvmci.system.tasks import readable
+from mvmci.system.text import one_line
 from mvmci.trust.known import find_cluster
 
 if TYPE_CHECKING:
@@ -222,7 +223,7 @@ async def _foreground(up: Up, state: ClusterState, view: View, as_json: bool) ->
 
 
 def _say(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    click.echo(one_line(sentence), err=True)
 
 
 async def _watch(state: ClusterState, view: View) -> None:

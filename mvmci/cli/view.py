@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mvmci.cli.options import make_table
-from mvmci.system.text import printable
+from mvmci.system.text import one_line
 
 if TYPE_CHECKING:
     from mvmci.cluster.changes import Action, HostRow
@@ -44,8 +44,8 @@ class View:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
-        text = printable(text)
+        """A line that stays. Hosts have their part in what it says."""
+        text = one_line(text)
         if self._live is not None:
             self._live.console.print(text)
         else:
@@ -59,14 +59,14 @@ class View:
         for row in units:
             if row.pid is not None and self._pids.setdefault(row.name, row.pid) != row.pid:
                 self._pids[row.name] = row.pid
-                click.echo(f"{row.name} was started again", err=self._err)
+                self.say(f"{row.name} was started again")
             if self._states.get(row.name) != row.state:
                 self._states[row.name] = row.state
                 why = f": {row.reason}" if row.reason else ""
-                click.echo(f"{row.name} is {row.state}{why}", err=self._err)
+                self.say(f"{row.name} is {row.state}{why}")
         for name in self._states.keys() - {row.name for row in units}:
             del self._states[name]
-            click.echo(f"{name} is gone", err=self._err)
+            self.say(f"{name} is gone")
 
 
 def unit_table(units: Sequence[UnitRow]) -> Any:
@@ -114,8 +114,8 @@ def _cells(row: UnitRow) -> dict[str, str]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """What will be done, as people read it."""
-    return [_line(action) for action in plan.changes]
+    """What will be done, as people read it. What runs now has the names that hosts tell."""
+    return [one_line(_line(action)) for action in plan.changes]
 
 
 def _line(action: Action) -> str:

@@ -7,6 +7,8 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +16,10 @@ from click.testing import CliRunner, Result
 
 from mvmci.cli import cli
 from mvmci.cli.options import LOCAL_FOLDER, LogLines
+from mvmci.cli.view import View, plan_lines
+from mvmci.cluster.changes import Action
+from mvmci.cluster.deployment import Unit
+from mvmci.deploy.status import UnitRow
 from mvmci.jobs.job import Artifact, Payload
 from mvmci.jobs.journal import AnyRecord, Done, Journal, Lease, Progress, Spec, kind_of
 from mvmci.stores import open_folder
@@ -106,3 +112,24 @@ def test_a_line_of_a_log_is_one_line() -> None:
 @pytest.mark.parametrize("text", ["", "plain", "caf\u00e9 \u65e5\u672c"])
 def test_text_stays_text(text: str) -> None:
     assert one_line(text) == text
+
+
+@pytest.mark.parametrize("says", ["name", "reason"])
+def test_nor_does_a_host_write_what_it_likes_while_units_change(
+    says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = UnitRow(
+        **{"name": "worker-1", "role": "worker", "host": "h1", "state": "down", "pid": 1} | {says: HOSTILE}
+    )
+    view = View(live=False, err=False)
+    for rows in ([row], [msgspec.structs.replace(row, pid=2)], []):
+        view.show(rows)
+    shown = capsys.readouterr().out.splitlines()
+    assert len(shown) == 3
+    assert all(line.isprintable() for line in shown)
+
+
+def test_nor_in_a_plan() -> None:
+    stop = Action(kind="stop", unit=Unit(name=HOSTILE, role="worker", host="h1"), why=HOSTILE)
+    plan: Any = SimpleNamespace(changes=[stop])
+    assert all(line.isprintable() for line in plan_lines(plan))
