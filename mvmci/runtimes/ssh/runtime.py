@@ -162,6 +162,7 @@ class Ssh:
             for name in sorted(self._present & self._facts.keys())
             for why in (*unfit(self._facts[name], self._digest), *self._left_behind(name))
         ]
+        problems += self._doubled()
         if problems:
             raise Usage("\n".join(problems))
 
@@ -170,6 +171,24 @@ class Ssh:
         known, now = self._known.get(host), self._facts[host].directory.path
         if known is not None and known.units and known.directory not in ("", now):
             yield f"its units are in {known.directory}, and not in {now}: `mvmci down` before that changes"
+
+    def _doubled(self) -> Iterator[str]:
+        """Why what is done for one host would be done to another: they are one under two names."""
+        for one in sorted(self._present):
+            for other in self._also_called(one):
+                if other in self._absent or (other in self._present and one < other):
+                    yield f"{one} and {other} are one place: give each a `directory` of its own"
+                elif other not in self._present and self._known[other].units:
+                    yield f"{one} is where {other} was, and has its units: `mvmci down` before that changes"
+
+    def _also_called(self, host: str) -> list[str]:
+        """The other names of the place that is `host`, as far as their sections tell."""
+
+        def place(name: str) -> tuple[object, ...]:
+            section = self._hosts[name]
+            return self._address(name), section.port, section.jump, section.user, section.directory
+
+        return sorted(name for name in self._hosts.keys() - {host} if place(name) == place(host))
 
     async def observe(self) -> list[Observed]:
         just_seen, self._just_seen = self._just_seen, None
@@ -588,6 +607,9 @@ class Ssh:
 
     def _know(self, host: str, more: Mapping[str, RoleName], gone: Collection[str] = ()) -> None:
         """Keep in mind, before it is so, that something may be on a host; which units are there."""
+        if host not in self._known:
+            for name in self._also_called(host):  # its name until now, at which nothing runs
+                self._known.pop(name, None)
         was = self._known.get(host) or KnownHost(section=self._hosts[host])
         units = {name: role for name, role in (was.units | dict(more)).items() if name not in gone}
         directory = self._facts[host].directory.path if host in self._facts else was.directory

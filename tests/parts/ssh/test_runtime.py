@@ -176,6 +176,28 @@ async def test_units_listen_where_their_host_is_dialled(
     assert place == Place(listen=f"{listen}:27288", address=f"{dialled}:27288")
 
 
+async def test_a_host_has_one_name(fleet: Fleet) -> None:
+    """Else emptying the one would empty the other, and their locks be in each other's way."""
+    section = fleet.section("h1")
+    await fleet.start(fleet.open(h1=section), a="h1")
+    for first in ("present", "absent"):
+        twice = fleet.open(h1=msgspec.structs.replace(section, state=first), h2=section)
+        with pytest.raises(Usage, match=r"^(h1 and h2|h2 and h1) are one place: give each a `directory`"):
+            await twice.check()
+    with pytest.raises(Usage, match="h2 is where h1 was, and has its units: `mvmci down` before"):
+        await fleet.open(h2=section).check()
+    await fleet.open().stop()
+    named = fleet.open(h2=section)
+    await named.check()
+    fleet.directory("h2").symlink_to(fleet.directory("h1"))  # where is seen that its units began
+    await fleet.start(named, b="h2")
+    last = fleet.open()
+    async with last.lock(None, "me"):
+        assert await last.stop(grace_s=0)
+        await last.forget()
+    assert not fleet.files("h1").folder.exists()
+
+
 async def test_a_host_that_is_reached_otherwise_is_so_from_then_on(fleet: Fleet) -> None:
     """Whoever comes without the file knows it from what is kept."""
     await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
