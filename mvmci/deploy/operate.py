@@ -25,7 +25,6 @@ from mvmci.system.clock import wall_clock_ms
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
 from mvmci.trust.client import client_of
-from mvmci.trust.provision import owner_of
 
 if TYPE_CHECKING:
     from mvmci.stores.nats import Cluster
@@ -188,7 +187,7 @@ async def down(
     with state.lock():
         facts, seen = state.facts(), await running.observe()
         authority = Authority.load(state.folder) if state.is_ours else None
-        owner = owner_of(authority) if authority is not None else ""
+        owner = authority.owner if authority is not None else ""
         async with running.lock({one.host for one in seen} if not purge else None, owner):
             ran = await stop(state, say=say, grace_s=0 if purge else grace_s)
             if purge:

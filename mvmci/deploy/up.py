@@ -57,7 +57,6 @@ from mvmci.system.ports import choose_port, is_loopback, outward_address
 from mvmci.system.processes import runs_zipapp
 from mvmci.system.tasks import cancel
 from mvmci.trust.authority import Authority
-from mvmci.trust.provision import owner_of
 
 if TYPE_CHECKING:  # the connection takes long to import: units start meanwhile
     from mvmci.stores.nats import Cluster
@@ -166,7 +165,7 @@ class Up:
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
         async with AsyncExitStack() as locked:
             with self._untimed():  # the program may be on its way to the hosts
-                lock = self._runtime.lock({*hosts, *self._runtime.absent()}, owner_of(authority))
+                lock = self._runtime.lock({*hosts, *self._runtime.absent()}, authority.owner)
                 await locked.enter_async_context(lock)
             if before and (was := self._state.facts()) is not None:
                 await self._check_level(authority.admin(was.login))

@@ -3,6 +3,7 @@
     keys/operator account system             seeds: who signs for the broker, its users, its own account
     keys/ca.key ca.pem broker.key broker.pem        the private CA, and the broker's certificate
     keys/engine.token                        what executors ask for over HTTP
+    keys/owner                               what tells the cluster from another one of its name
     keys/ledger                              which keys of control planes sign, and what was revoked
     keys/external.json                       instead of all these: the login to a broker of the user's own
 
@@ -15,6 +16,7 @@ is: it cannot be narrowed, renewed or revoked, and who wants that is told so.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +45,8 @@ SYSTEM_S = 300
 TICKET_ID_BYTES = 5
 _OPERATOR, _ACCOUNT, _SYSTEM = "operator", "account", "system"
 _CA_KEY, _CA = "ca.key", "ca.pem"
-_TOKEN, TOKEN_BYTES = "engine.token", 32
+TOKEN, TOKEN_BYTES = "engine.token", 32
+_OWNER, OWNER_DIGITS = "owner", 16
 KEY, CERTIFICATE = "broker.key", "broker.pem"
 _EXTERNAL = "external.json"
 _KINDS: dict[str, keys.KeyKind] = {_OPERATOR: "operator", _ACCOUNT: "account", _SYSTEM: "account"}
@@ -86,7 +89,7 @@ class Authority:
         ca = (place / _CA).read_text()
         if (widened := keys.widened_ca((place / _CA_KEY).read_text(), ca, now)) != ca:
             write_private(place / _CA, widened.encode())
-        _make_token(place)
+        _make_names(place)
         if not (place / CERTIFICATE).exists():
             key, authority = keys.new_tls_key(), Authority.load(folder)
             certificate = authority.sign_certificate(keys.public_tls_key(key))
@@ -97,7 +100,7 @@ class Authority:
     def of_external(folder: Path, login: Login) -> Authority:
         """The same for a broker of the user's own, whose one `login` every unit gets."""
         write_private(folder / KEYS / _EXTERNAL, msgspec.json.encode(login))
-        _make_token(folder / KEYS)
+        _make_names(folder / KEYS)
         return Authority.load(folder)
 
     @staticmethod
@@ -276,8 +279,14 @@ class Authority:
     @property
     def token(self) -> str:
         """What executors ask for over HTTP. Empty where none was made yet."""
-        file = self.folder / _TOKEN
+        file = self.folder / TOKEN
         return file.read_text() if file.exists() else ""
+
+    @property
+    def owner(self) -> str:
+        """What tells it from another cluster of its name, on a host of it: no secret, and always the same."""
+        file = self.folder / _OWNER
+        return file.read_text() if file.exists() else _first_owner(self.token)
 
     def guard(self) -> Guard | None:
         """Whom a broker of ours believes; None where it is not ours."""
@@ -379,9 +388,17 @@ def write_identity(path: Path, identity: Identity) -> None:
     write_private(path, msgspec.json.encode(identity))
 
 
-def _make_token(place: Path) -> None:
-    if not (place / _TOKEN).exists():
-        write_private(place / _TOKEN, secrets.token_hex(TOKEN_BYTES).encode())
+def _make_names(place: Path) -> None:
+    """What executors ask for, and whose the cluster is."""
+    if not (place / TOKEN).exists():
+        write_private(place / TOKEN, secrets.token_hex(TOKEN_BYTES).encode())
+    if not (place / _OWNER).exists():
+        write_private(place / _OWNER, _first_owner((place / TOKEN).read_text()).encode())
+
+
+def _first_owner(token: str) -> str:
+    """That of a cluster whose first token is `token`, which may be taken away; hosts know it by that."""
+    return hashlib.sha256(token.encode()).hexdigest()[:OWNER_DIGITS]
 
 
 def _write_all(place: Path, names: tuple[str, str], texts: tuple[str, str]) -> None:

@@ -231,12 +231,6 @@ def trust_of(who: Authority | Login) -> str:
     return hashlib.sha256(msgspec.json.encode(public)).hexdigest()[:DIGEST_DIGITS]
 
 
-def owner_of(authority: Authority) -> str:
-    """What tells a cluster from another one of its name, on a host of it. It tells no secret, and stays the
-    same when the login to a broker of the user's own changes."""
-    return hashlib.sha256(authority.token.encode()).hexdigest()[:DIGEST_DIGITS]
-
-
 def make_config(
     config: UnitConfig,
     authority: Authority,

@@ -29,7 +29,17 @@ from mvmci.trust.permissions import Permissions
 from mvmci.trust.signer import CLIENT_S, UNIT_S
 
 NOW = 1_800_000_000.0
-FILES = ("operator", "account", "system", "ca.key", "ca.pem", "engine.token", "broker.key", "broker.pem")
+FILES = (
+    "operator",
+    "account",
+    "system",
+    "ca.key",
+    "ca.pem",
+    "engine.token",
+    "owner",
+    "broker.key",
+    "broker.pem",
+)
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from mvmci.trust.provision import (
     ControlPlaneConfig,
     MemberConfig,
     make_config,
-    owner_of,
     ticket_for,
     trust_of,
 )
@@ -384,11 +383,26 @@ def test_whose_a_cluster_is_stays_the_same_when_its_login_to_a_broker_changes(tm
     """Else each of its hosts would take it for another one of that name."""
     login = Login(urls=("tls://x:1",), jwt="eyJ.a.b", seed=keys.new_seed("user"))
     other = msgspec.structs.replace(login, jwt="eyJ.c.d")
-    mine = owner_of(Authority.of_external(tmp_path / "demo", login))
-    assert owner_of(Authority.of_external(tmp_path / "demo", other)) == mine
-    assert owner_of(Authority.load(tmp_path / "demo")) == mine
-    assert owner_of(Authority.of_external(tmp_path / "another" / "demo", login)) != mine
+    mine = Authority.of_external(tmp_path / "demo", login).owner
+    assert Authority.of_external(tmp_path / "demo", other).owner == mine
+    assert Authority.load(tmp_path / "demo").owner == mine
+    assert Authority.of_external(tmp_path / "another" / "demo", login).owner != mine
     assert mine not in Authority.load(tmp_path / "demo").token
+
+
+@pytest.mark.parametrize("external", [None, Login(urls=("tls://x:1",))])
+def test_so_it_does_when_executors_ask_for_another_token(tmp_path: Path, external: Login | None) -> None:
+    """As they are to where somebody had one of the hosts: `revoke` does not take that away."""
+
+    def made() -> Authority:
+        folder = tmp_path / "demo"
+        return Authority.create(folder) if external is None else Authority.of_external(folder, external)
+
+    token, mine = made().token, made().owner
+    (tmp_path / "demo/keys/engine.token").unlink()
+    assert Authority.load(tmp_path / "demo").owner == mine
+    assert made().token != token
+    assert made().owner == mine
 
 
 def test_what_stands_in_the_registry_stays() -> None:
