@@ -279,8 +279,9 @@ def revoke_verb(name: str, kind: Kind | None, state: Path, cluster: str | None) 
 
     Their jobs go on elsewhere. A unit can come back with a new ticket, and one of `up` with `mvmci up`.
     """
-    from mvmci.deploy.revoke import named
+    from mvmci.deploy.revoke import know_token, named
     from mvmci.deploy.state import ClusterState
+    from mvmci.trust.authority import TOKEN
 
     async def work(there: Cluster, authority: Authority, facts: Facts) -> int:
         from mvmci.trust.registry import read_units, revoke_units
@@ -297,6 +298,13 @@ def revoke_verb(name: str, kind: Kind | None, state: Path, cluster: str | None) 
         if found.others:
             click.echo(
                 f"warning: {', '.join(found.others)} there: no credential is known that can be revoked",
+                err=True,
+            )
+        if facts.runtime == "ssh" and know_token(found.units, deployed):
+            file = authority.folder / TOKEN
+            click.echo(
+                "warning: what executors ask for over HTTP is the same for all, and still counts\n"
+                f"hint: `mvmci down`, removing {file}, and `mvmci up` make another one",
                 err=True,
             )
         if fallen := planes.keys() & {*found.units}:

@@ -55,6 +55,12 @@ def named(
     raise NotFound(f"there is no {what} {name[:80]} with a credential", hint="`mvmci ps` lists them")
 
 
+def know_token(units: Collection[str], deployed: Sequence[Unit]) -> bool:
+    """Whether some of `units` know what executors ask for over HTTP, one for the whole cluster."""
+    members = {unit.name for unit in deployed if unit.role in ("worker", "executor")}
+    return not members.isdisjoint(units) and any(unit.listen for unit in deployed)
+
+
 def _on_host(
     name: str, deployed: Sequence[Unit], records: Mapping[str, UnitRecord], members: Iterable[Member]
 ) -> set[str]:

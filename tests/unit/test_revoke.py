@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mvmci.cluster.deployment import RoleName, Unit
-from mvmci.deploy.revoke import Named, named
+from mvmci.deploy.revoke import Named, know_token, named
 from mvmci.errors import NotFound, Usage
 from mvmci.store import About, Member
 from mvmci.trust.registry import UnitRecord
@@ -90,3 +90,11 @@ def test_a_name_of_both_is_asked_about() -> None:
 def test_what_has_no_credential_is_not_found(name: str, kind: str | None) -> None:
     with pytest.raises(NotFound, match="with a credential"):
         meant(name, kind)
+
+
+def test_members_know_the_token_of_executors_where_those_listen() -> None:
+    executor = Unit(name="executor-1", role="executor", host="b", options=("--listen=0.0.0.0:27288",))
+    assert not know_token(("worker-1", "laptop"), DEPLOYED)
+    assert know_token(("worker-1", "laptop"), (*DEPLOYED, executor))
+    assert know_token(("executor-1",), (*DEPLOYED, executor))
+    assert not know_token(("control-plane-1", "laptop"), (*DEPLOYED, executor))
