@@ -156,6 +156,9 @@ class Local(OfThisMachine):
             await self._write_starter()
         if await self._tell(request):
             return
+        for other in services(self.root, self.cluster):
+            if other != service:  # what was wanted before
+                await asyncio.to_thread(other.remove)
         if service is not None:
             await self._start_service(service, request)
         else:

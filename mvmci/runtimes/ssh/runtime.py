@@ -168,9 +168,15 @@ class Ssh:
 
     def _left_behind(self, host: str) -> Iterator[str]:
         """Why units would run on under a supervisor that nobody looks for any more."""
-        known, now = self._known.get(host), self._facts[host].directory.path
-        if known is not None and known.units and known.directory not in ("", now):
-            yield f"its units are in {known.directory}, and not in {now}: `mvmci down` before that changes"
+        known, facts, section = self._known.get(host), self._facts[host], self._hosts[host]
+        if known is None:
+            return
+        if known.units and known.directory not in ("", facts.directory.path):
+            there = f"in {known.directory}, and not in {facts.directory.path}"
+            yield f"its units are {there}: `mvmci down` before that changes"
+        elif facts.is_running and known.section.service != section.service:
+            there = f"by `service: {known.section.service}`, and not {section.service}"
+            yield f"its units are kept running {there}: `mvmci down` before that changes"
 
     def _doubled(self) -> Iterator[str]:
         """Why what is done for one host would be done to another: they are one under two names."""

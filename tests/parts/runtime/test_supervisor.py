@@ -151,6 +151,21 @@ def _start_time(pid: int | None) -> tuple[int, int]:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]), pid or 0
 
 
+async def test_a_service_that_is_wanted_no_more_is_removed_before_anything_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next boot would start all by either."""
+    removed: list[list[str]] = []
+
+    class Other:
+        def remove(self) -> None:
+            removed.append(place.order())
+
+    monkeypatch.setattr("mvmci.runtimes.local.runtime.services", lambda *_: [] if removed else [Other()])
+    await place.runs(W1)
+    assert removed == [[]]
+
+
 async def test_nothing_runs_before_it_was_told(place: Place) -> None:
     assert await place.local.observe() == []
     assert await place.local.stop() is False

@@ -176,6 +176,17 @@ async def test_units_listen_where_their_host_is_dialled(
     assert place == Place(listen=f"{listen}:27288", address=f"{dialled}:27288")
 
 
+async def test_nor_under_another_service(fleet: Fleet) -> None:
+    """A boot would start them by either."""
+    await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
+    other = fleet.section("h1", service="user")
+    told = "h1: its units are kept running by `service: none`, and not user: `mvmci down` before that changes"
+    with pytest.raises(Usage, match=told):
+        await fleet.open(h1=other).check()
+    await fleet.open().stop()
+    await fleet.open(h1=other).check()
+
+
 async def test_a_host_has_one_name(fleet: Fleet) -> None:
     """Else emptying the one would empty the other, and their locks be in each other's way."""
     section = fleet.section("h1")
