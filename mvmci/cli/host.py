@@ -91,14 +91,22 @@ def _say_ready() -> None:
 @click.command("host", hidden=True)
 @click.option("--cluster", required=True)
 @click.option("--service", type=click.Choice(["auto", "system", "user", "none"]), default="auto")
+@click.option("--forget", is_flag=True, help="Stop and remove what is here, after it was given up.")
 @state_option
-def host_verb(cluster: str, service: Literal["auto", "system", "user", "none"], state: Path) -> int:
+def host_verb(
+    cluster: str, service: Literal["auto", "system", "user", "none"], forget: bool, state: Path
+) -> int:
     """Do what an `up` on another machine asks for, while its channel of ssh is open. JSON in, JSON out."""
     from mvmci.jobs.job import check_id
-    from mvmci.runtimes.local.agent import serve_stdio
+    from mvmci.runtimes.local.agent import remove, serve_stdio
     from mvmci.runtimes.local.runtime import Local
     from mvmci.runtimes.local.service import choose
 
+    name = check_id(cluster, "cluster name")
+    if forget:
+        asyncio.run(remove(Local(state, name)))
+        click.echo(f"{state / name} was removed")
+        return 0
     make_state(state)
-    asyncio.run(serve_stdio(Local(state, check_id(cluster, "cluster name"), service=choose(service))))
+    asyncio.run(serve_stdio(Local(state, name, service=choose(service))))
     return 0

@@ -22,12 +22,13 @@ import select
 import shutil
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mvmci.cluster.deployment import RoleName
-from mvmci.errors import MvmciError, Usage
+from mvmci.errors import MvmciError, NotFound, Usage
 from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import Local
 from mvmci.system.files import private_folder, sync_folder, write_private
@@ -218,7 +219,7 @@ class Agent:
         elif isinstance(ask, Observe):
             yield True, msgspec.json.encode(Report(units=await here.observe()))
         else:
-            await asyncio.to_thread(self._forget)
+            await asyncio.to_thread(_forget, here.files.folder)
 
     def _lock(self, ask: Lock) -> None:
         """Raises LockHeld, and Usage where a cluster of the same name is here that is another."""
@@ -245,15 +246,28 @@ class Agent:
         self._keys[unit.name] = key
         return Key(public=public_of(unit.role, key), there=there)
 
-    def _forget(self) -> None:
-        folder = self.here.files.folder
-        gone = folder.with_name(f"_{folder.name}.removed")
-        if folder.exists():
-            shutil.rmtree(gone, ignore_errors=True)
-            folder.rename(gone)  # at once, so that nobody takes what is left of it for a cluster
-            sync_folder(folder.parent)
-        if gone.exists():
-            shutil.rmtree(gone)
+
+def _forget(folder: Path) -> None:
+    gone = folder.with_name(f"_{folder.name}.removed")
+    if folder.exists():
+        shutil.rmtree(gone, ignore_errors=True)
+        folder.rename(gone)  # at once, so that nobody takes what is left of it for a cluster
+        sync_folder(folder.parent)
+    if gone.exists():
+        shutil.rmtree(gone)
+
+
+async def remove(here: Local) -> None:
+    """Stop the units that an `up` on another machine left here, and remove all that is kept of the cluster.
+    Raises NotFound where none did, MvmciError."""
+    folder = here.files.folder
+    if not (folder / OWNER).exists():
+        raise NotFound(
+            f"{folder} is not of a cluster that was brought up from another machine",
+            hint="`mvmci down --purge` removes one that was brought up from here",
+        )
+    await here.stop(grace_s=0)
+    await asyncio.to_thread(_forget, folder)
 
 
 def check_owner(there: str, owner: str, name: str, folder: object) -> None:
