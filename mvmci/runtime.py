@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mvmci.cluster.broker import ANY_PORT, LOOPBACK, BrokerSettings, url_of
 from mvmci.cluster.changes import HostRow, Observed
-from mvmci.cluster.deployment import Place, Unit, UnitConfig
+from mvmci.cluster.deployment import Place, RoleName, Unit, UnitConfig
 from mvmci.system.ports import check_port, is_loopback
 
 if TYPE_CHECKING:  # supervisors, of which each host has one, need neither
@@ -132,6 +132,19 @@ class Runtime(Protocol):
     def rerouted(self) -> list[str]:
         """The hosts that are reached otherwise than was written down. `lock` writes it down."""
 
+    def lost(self) -> Mapping[str, Mapping[str, RoleName]]:
+        """The hosts that the file gives up, and that were not yet given up, each with its units."""
+
+    def give_up(self, authority: Authority) -> None:
+        """Write down that those hosts are lost, once the keys of their units are revoked in the ledger. What
+        runs there counts as nothing from then on."""
+
+    def returned(self) -> list[str]:
+        """The hosts that were given up and are to be used again. `lock` empties them first."""
+
+    def left(self) -> list[str]:
+        """What stays on hosts that are lost, and what removes it there: a sentence for each."""
+
     async def forget(self, hosts: Collection[str] | None = None) -> None:
         """Remove what stopped units left outside of the cluster's folder: on these hosts, or everywhere.
 
@@ -167,6 +180,18 @@ class OfThisMachine:
         return []
 
     def rerouted(self) -> list[str]:
+        return []
+
+    def lost(self) -> Mapping[str, Mapping[str, RoleName]]:
+        return {}
+
+    def give_up(self, authority: Authority) -> None:
+        """There is nobody to be given up."""
+
+    def returned(self) -> list[str]:
+        return []
+
+    def left(self) -> list[str]:
         return []
 
     async def close(self) -> None:

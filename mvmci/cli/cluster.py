@@ -376,10 +376,12 @@ def down_verb(file: Path | None, grace: int, purge: bool, cluster: str | None, s
     from mvmci.deploy.plan import read_file
     from mvmci.deploy.state import ClusterState
 
+    lost = {}
     if file is not None:
-        cluster = read_file(file)[1].cluster
+        there = read_file(file)[1]
+        cluster, lost = there.cluster, {name: one for name, one in there.hosts.items() if one.state == "lost"}
     found = ClusterState(state, find_cluster(state, cluster))
-    ran = run_async(_closing(found, down(found, grace_s=grace / 1000, purge=purge, say=_say)))
+    ran = run_async(_closing(found, down(found, grace_s=grace / 1000, purge=purge, lost=lost, say=_say)))
     click.echo(f"{found.cluster} is down" if ran else f"nothing of {found.cluster} was running")
     if purge:
         click.echo(f"{found.folder} was removed")

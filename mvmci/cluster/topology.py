@@ -143,7 +143,7 @@ class HostSection(_Section, frozen=True, kw_only=True, omit_defaults=True):
     `key` is the file of a private key, relative to the cluster file's folder; without one, those of the
     agent and of ~/.ssh count. `host_key` is the only key that the host may have; without one, known_hosts
     says. `directory` is what mvmci keeps there. Every worker on it has its `labels`. An `absent` one is
-    emptied.
+    emptied. A `lost` one is dead for good: nobody asks it any more, and the keys of its units are revoked.
     """
 
     address: Address | None = None
@@ -156,7 +156,7 @@ class HostSection(_Section, frozen=True, kw_only=True, omit_defaults=True):
     directory: Folder | None = None
     service: Literal["auto", "system", "user", "none"] = "auto"
     labels: dict[LabelKey, LabelValue] = {}
-    state: Literal["present", "absent"] = "present"
+    state: Literal["present", "absent", "lost"] = "present"
 
 
 class BrokerSection(_Section, frozen=True, kw_only=True):
@@ -370,6 +370,13 @@ def read_topology(text: str | bytes, *, name: str, accesses: Collection[str] | N
     raise BadTopology(reading.ordered())
 
 
+def refused(text: str | bytes, path: KeyPath, message: str, hint: str, *, name: str) -> BadTopology:
+    """What is to be raised where the value at `path` of a sound file cannot be, by what else is known."""
+    reading = Reading(text, Topology, name=name, examples={})
+    reading.refuse(path, message, hint)
+    return BadTopology(reading.ordered())
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of the file, of draft 7, made from the structs above."""
     (body,), parts = msgspec.json.schema_components((Topology,), ref_template="#/definitions/{name}")
@@ -400,8 +407,7 @@ _Check = tuple[tuple[str, ...], Callable[[Topology], Iterator[_Finding]]]
 
 
 def _check_hosts(topology: Topology) -> Iterator[_Finding]:
-    present = [name for name, host in topology.hosts.items() if host.state == "present"]
-    if topology.hosts and not present:
+    if topology.hosts and all(host.state == "absent" for host in topology.hosts.values()):
         yield ("hosts",), "every host is absent", "Leave one present; `mvmci down` removes a whole cluster."
     if topology.runtime == "ssh" and not topology.hosts:
         hint = "Add hosts: {a: {address: 10.0.0.5, user: ci}}."
@@ -415,6 +421,9 @@ def _check_hosts(topology: Topology) -> Iterator[_Finding]:
                 yield ("hosts", name, "jump"), f"the jumps go in a circle: {' → '.join(seen)}", hint
             if seen.count(jump) > 1:
                 break
+        if host.state != "lost" and host.jump in topology.hosts and topology.hosts[host.jump].state == "lost":
+            hint = "Name another way to it."
+            yield ("hosts", name, "jump"), f"the jump leads over host `{host.jump}`, which is lost", hint
         if host.jump is not None and not 1 <= int(host_and_port(host.jump)[1] or 22) <= 65_535:
             yield ("hosts", name, "jump"), f"the port of `{host.jump}` must be from 1 to 65535", None
 
@@ -434,8 +443,8 @@ def _named_hosts(topology: Topology, path: KeyPath, names: tuple[str, ...]) -> I
         if name not in topology.hosts:
             hint = did_you_mean(name, topology.hosts) or "Add it to `hosts`."
             yield where, f"there is no host `{name}`", hint
-        elif topology.hosts[name].state == "absent":
-            yield where, f"host `{name}` is absent", "Name another one here, or make it `state: present`."
+        elif (state := topology.hosts[name].state) != "present":
+            yield where, f"host `{name}` is {state}", "Name another one here, or make it `state: present`."
         elif name in names[:index]:
             hint = "Name it once; `count` says how many units there are."
             yield where, f"host `{name}` is listed twice", hint

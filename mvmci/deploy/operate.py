@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import msgspec
 
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.identity import Identity
+from mvmci.cluster.topology import HostSection
 from mvmci.cluster.witness import Loss
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.status import ClusterStatus, Room, rows
@@ -175,15 +176,18 @@ async def down(
     *,
     grace_s: float = GRACE_S,
     purge: bool = False,
+    lost: Mapping[str, HostSection] = {},
     say: Callable[[str], None] = lambda _: None,
 ) -> bool:
     """Stop all that `up` started; with `purge`, forget the cluster too. False: nothing was running.
+
+    The hosts that are `lost` by its file are not asked, and those that were given up before.
 
     Raises LockHeld, StoreUnavailable, also where the cluster was not brought up from here.
     """
     state.check_version()
     state.check_keys()
-    running = state.runtime()
+    running = state.runtime(hosts=lost or None)
     with state.lock():
         facts, seen = state.facts(), await running.observe()
         authority = Authority.load(state.folder) if state.is_ours else None
@@ -192,11 +196,14 @@ async def down(
             ran = await stop(state, say=say, grace_s=0 if purge else grace_s)
             if purge:
                 await running.forget()
+        for sentence in running.left():
+            say(sentence)
         if running.away:
             why = "; ".join(f"nothing is done on {host}: {why}" for host, why in sorted(running.away.items()))
             raise PartlyApplied(
                 f"{state.cluster} is down in part: {why}",
-                hint="the same command finishes it once they can be reached",
+                hint="the same command finishes it once they can be reached; `mvmci down FILE` asks none "
+                "that is `state: lost` in FILE",
             )
         if purge:
             if authority is not None and facts is not None and facts.broker is None:

@@ -7,7 +7,7 @@ to be wrong before anything is changed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from mvmci.trust.authority import Authority, read_credentials
 from mvmci.trust.provision import trust_of
 
 _EMPTIED = "is absent: what mvmci keeps there is removed, once its units are stopped"
+_EMPTIED_FIRST = "is back: what is there of the time before it was lost is removed first"
 MOVE = "each worker drains and switches; running jobs finish or are resumed, queued ones stay queued"
 
 
@@ -84,6 +85,7 @@ async def make_plan(
     external = external_of(found, file)
     facts = state.facts()
     running = state.runtime(runtime, hosts_of_file(found, file), accept_new_host_keys=accept_new_host_keys)
+    _check_lost(found, running, text, file)
     await running.check()
     _check_same_broker(state, facts, found, runtime)
     _check_store(state, found)
@@ -103,6 +105,8 @@ async def make_plan(
             *(Action(kind="set", why=line) for line in _settings_changes(state, found, deployment)),
             *(Action(kind="set", why=f"host {host} {_EMPTIED}") for host in running.absent()),
             *(Action(kind="set", why=f"host {host} is reached otherwise") for host in running.rerouted()),
+            *(Action(kind="set", why=f"host {host} {_EMPTIED_FIRST}") for host in running.returned()),
+            *(Action(kind="set", why=_given_up(*lost, external)) for lost in running.lost().items()),
             *changes(configs, seen, deployment.engine, moves=moves, away=running.away),
         ),
         moves=moves,
@@ -231,6 +235,28 @@ def external_of(found: Topology, file: Path) -> Login | None:
         raise Usage(f"{path}, which `broker.credentials` names, cannot be read: {why}") from None
     jwt, seed = read_credentials(text, str(path))
     return Login(urls=(url,), jwt=jwt, seed=seed)
+
+
+def _given_up(host: str, units: Collection[str], external: Login | None) -> str:
+    if not units:
+        return f"host {host} is lost: no unit was there"
+    revoked = ", and its keys are revoked" if external is None else ""
+    return f"host {host} is lost: what ran there is given up ({', '.join(units)}){revoked}"
+
+
+def _check_lost(found: Topology, running: Runtime, text: bytes, file: Path) -> None:
+    """Raises BadTopology where a host is given up that has the streams of the cluster, or all are."""
+    for host, units in running.lost().items():
+        if "broker" in units.values():
+            path, message = ("hosts", host, "state"), f"the broker is on `{host}`, and all jobs with it"
+            hint = (
+                "Bring it back, or its disk in another machine; or end the cluster, with `mvmci down FILE "
+                "--purge`: `mvmci restore` makes one of a back-up."
+            )
+            raise topology.refused(text, path, message, hint, name=str(file))
+    if found.hosts and all(host.state != "present" for host in found.hosts.values()):
+        hint = "`mvmci down FILE --purge` ends the cluster."
+        raise topology.refused(text, ("hosts",), "no host is left", hint, name=str(file))
 
 
 def _check_same_broker(state: ClusterState, facts: Facts | None, found: Topology, runtime: str) -> None:

@@ -143,7 +143,8 @@ class Up:
                     self._say(note)
             if away := self._runtime.away:
                 why = "; ".join(f"nothing is done on {host}: {why}" for host, why in sorted(away.items()))
-                raise await self._partly(why, "the same command finishes it once they can be reached")
+                hint = "the same command finishes it once they can be reached; a host that is dead for good"
+                raise await self._partly(why, f"{hint} is `state: lost`")
         return ClusterStatus(
             cluster=state.cluster,
             access=plan.topology.access,
@@ -165,12 +166,14 @@ class Up:
         hosts |= {one.host for one in before if one.name in _named(plan.actions)}
         async with AsyncExitStack() as locked:
             with self._untimed():  # the program may be on its way to the hosts
-                lock = self._runtime.lock({*hosts, *self._runtime.absent()}, authority.owner)
+                hosts |= {*self._runtime.absent(), *self._runtime.returned()}
+                lock = self._runtime.lock(hosts, authority.owner)
                 await locked.enter_async_context(lock)
             if before and (was := self._state.facts()) is not None:
                 await self._check_level(authority.admin(was.login))
             self.begun = True
             self._state.keep_facts(facts)
+            self._runtime.give_up(authority)
             await self._change(before, facts)
 
     async def _change(self, before: Sequence[Observed], facts: Facts) -> None:

@@ -49,7 +49,7 @@ from mvmci.store import ClusterSettings
 from mvmci.system import keys
 from mvmci.system.ports import is_loopback
 from mvmci.trust import tokens
-from mvmci.trust.accounts import Account
+from mvmci.trust.accounts import ACCOUNTS, Account
 from mvmci.trust.authority import CERTIFICATE, KEY, Authority, as_unit, read_identity, write_identity
 from mvmci.trust.certificate import Certifier, run_token
 from mvmci.trust.ledger import Plane
@@ -438,6 +438,20 @@ def public_of(role: RoleName, key: str) -> str:
         tls, signer = keys.public_tls_key(_tls_key(key)), keys.public(signing_seed(key))
         return msgspec.json.encode(_PlaneKeys(keys.public(key), signer, tls)).decode()
     return keys.public_tls_key(key) if role in ("broker", "balancer") else keys.public(key)
+
+
+def revoke_public(authority: Authority, public: str) -> None:
+    """Have a unit's key, of which `public_of` says this, be believed no more, once the broker was told. One
+    of a broker or a balancer is in no account."""
+    ledger = authority.ledger
+    try:
+        plane = msgspec.json.decode(public, type=_PlaneKeys)
+    except msgspec.DecodeError:
+        for account in (ACCOUNTS["worker"], ACCOUNTS["executor"]):
+            ledger.revoke(account, public)
+    else:
+        ledger.revoke(ACCOUNTS["control-plane"], plane.key)
+        ledger.revoke("signers", plane.signer)
 
 
 def with_seed(data: bytes, key: str) -> bytes:

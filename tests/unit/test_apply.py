@@ -18,7 +18,7 @@ from mvmci.cli.init import HELLO, HELLO_WASM
 from mvmci.cluster.broker import BrokerSettings, url_of
 from mvmci.cluster.changes import Action, Observed
 from mvmci.cluster.identity import Identity, Login
-from mvmci.cluster.topology import read_topology
+from mvmci.cluster.topology import BadTopology, read_topology
 from mvmci.deploy import operate, up
 from mvmci.deploy.plan import Plan, broker_of, configs_of, make_plan, settings_of
 from mvmci.deploy.state import ClusterState, Facts
@@ -261,6 +261,39 @@ async def test_a_host_that_is_reached_otherwise_is_written_down(
     found = await place.plan()
     assert [*map(short, found.changes)] == ["host h1 is reached otherwise"]
     assert not found.disturbs
+
+
+async def test_a_host_that_is_lost_is_given_up_in_one_line(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.applied()
+    lost = {"h1": {"worker-2": "worker", "worker-3": "worker"}, "h2": {}}
+    monkeypatch.setattr(runtime.Local, "lost", lambda _: lost)
+    found = await place.plan()
+    assert [*map(short, found.changes)] == [
+        "host h1 is lost: what ran there is given up (worker-2, worker-3), and its keys are revoked",
+        "host h2 is lost: no unit was there",
+    ]
+    assert not found.disturbs
+
+
+async def test_the_host_of_the_broker_is_not_given_up_nor_the_last_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await place.applied()
+    monkeypatch.setattr(runtime.Local, "lost", lambda _: {"a": {"broker-1": "broker"}})
+    text = f"{SMALLEST}hosts:\n  a:\n    state: lost\n  b: {{}}\n"
+    with pytest.raises(BadTopology) as caught:
+        await place.plan(text)
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.message) == (
+        f"{place.file}:5:12",
+        "the broker is on `a`, and all jobs with it",
+    )
+    assert "`mvmci restore` makes one of a back-up" in (problem.hint or "")
+    monkeypatch.undo()
+    with pytest.raises(BadTopology, match=r"topology\.yaml:4:3: no host is left"):
+        await place.plan(f"{SMALLEST}hosts:\n  a: {{state: lost}}\n  b: {{state: absent}}\n")
 
 
 async def test_a_change_of_units_is_said_once(place: Place) -> None:

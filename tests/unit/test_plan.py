@@ -69,7 +69,7 @@ def test_the_file_that_ships_is_a_broker_a_control_plane_and_three_workers() -> 
 def test_a_count_is_the_total_and_is_dealt_round_the_hosts_that_are_present() -> None:
     text = """
         cluster: demo
-        hosts: {a: {}, gone: {state: absent}, b: {}}
+        hosts: {a: {}, gone: {state: absent}, dead: {state: lost}, b: {}}
         workers: {count: 3}
     """
     assert lines(planned(text)) == [

@@ -248,7 +248,7 @@ SHAPES = [
         SMALLEST + "hosts: {a: {port: 0, state: gone}}\n",
         [
             "3:19 `hosts.a.port` must be a port from 1 to 65535, not `0`",
-            "3:29 `hosts.a.state` must be one of present, absent, not `gone`",
+            "3:29 `hosts.a.state` must be one of present, absent, lost, not `gone`",
         ],
     ),
     (
@@ -318,6 +318,14 @@ CROSS = [
         ],
     ),
     (SMALLEST + "hosts: {a: {state: absent}}\n", ["3:8 every host is absent"]),
+    (
+        SMALLEST + "hosts: {a: {jump: b}, b: {state: lost}, c: {jump: b, state: lost}}\n",
+        ["3:19 the jump leads over host `b`, which is lost"],
+    ),
+    (
+        SMALLEST + "hosts: {a: {}, b: {state: lost}}\nbroker: {hosts: [b]}\n",
+        ["4:18 host `b` is lost"],
+    ),
     (
         "cluster: d\nworkers: []\n",
         ["2:10 `workers` must be a list of 1 to 100 groups of workers, not an empty list"],

@@ -3,7 +3,7 @@
 A fan-out. What is seen of a host comes of one command that needs nothing there but a Python (`facts`).
 Whatever changes something brings the program there first, and asks an agent of it, `mvmci host`, over one
 channel a host that stays open. A host that cannot be reached stands in `away`, with the reason, and nothing
-is done there.
+is done there. One that is lost is not even asked, until the file has it present again.
 
     <cluster>/hosts.json    the hosts on which something of the cluster may be: how each is reached, its units
     <cluster>/ports.json    where units listen that others dial, once it was chosen
@@ -64,7 +64,7 @@ from mvmci.system.ports import is_address
 from mvmci.system.processes import program_digest, program_file
 from mvmci.system.tasks import all_of, at_most, cancel
 from mvmci.trust.authority import Authority
-from mvmci.trust.provision import make_config
+from mvmci.trust.provision import make_config, revoke_public
 
 ANY_ADDRESS = "0.0.0.0"  # noqa: S104 (who comes there needs a credential, over TLS)
 ANY_ADDRESS_6 = "::"
@@ -86,13 +86,15 @@ class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
     """A host on which something of the cluster may be: how it is reached, and its units by name.
 
     `directory` is that of what mvmci keeps there, once it was seen. `last` are the units that were started
-    there and nowhere else since: what it has of another is out of date.
+    there and nowhere else since: what it has of another is out of date. `keys` are what `public_of` says of
+    the keys that units have, or had, there. One whose section says so was given up, and has no units.
     """
 
     section: HostSection
     directory: str = ""
     units: dict[str, RoleName] = {}
     last: tuple[str, ...] = ()
+    keys: dict[str, str] = {}
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,9 +131,12 @@ class Ssh:
         self._known = _read(self.folder / "hosts.json", KnownHost)
         self._ports = _read(self.folder / "ports.json", int)
         self._present = {name for name, host in hosts.items() if host.state == "present"}
-        self._absent = {name for name in self._known if name in hosts and name not in self._present}
         self._hosts = {name: hosts.get(name, one.section) for name, one in self._known.items()}
         self._hosts |= {name: hosts[name] for name in self._present}
+        self._lost = {name for name, section in self._hosts.items() if section.state == "lost"}
+        self._absent = {name for name in self._known if name in hosts} - self._present - self._lost
+        given_up = {name for name, one in self._known.items() if one.section.state == "lost"}
+        self._returned = given_up - self._lost
         self._connections = Connections(
             self._hosts, folder=Path("/"), recorded=self.folder / "known_hosts", accept_new=accept_new
         )
@@ -150,7 +155,7 @@ class Ssh:
     # ---- Looking
 
     async def check(self) -> None:
-        self.notes = ignored({name: self._hosts[name] for name in self._present})
+        self.notes = [*ignored({name: self._hosts[name] for name in self._present}), *self._kept_keys()]
         self._just_seen = await self.observe()
         refused = [self._refused[host] for host in sorted(self._present & self._refused.keys())]
         if refused:
@@ -182,7 +187,12 @@ class Ssh:
         """Why what is done for one host would be done to another: they are one under two names."""
         for one in sorted(self._present):
             for other in self._also_called(one):
-                if other in self._absent or (other in self._present and one < other):
+                if other in self._lost:
+                    yield (
+                        f"{one} is where {other} was, which is lost: call it {other}, `state: present`, and "
+                        "what is there of the time before is removed first"
+                    )
+                elif other in self._absent or (other in self._present and one < other):
                     yield f"{one} and {other} are one place: give each a `directory` of its own"
                 elif other not in self._present and self._known[other].units:
                     yield f"{one} is where {other} was, and has its units: `mvmci down` before that changes"
@@ -200,14 +210,15 @@ class Ssh:
         just_seen, self._just_seen = self._just_seen, None
         if just_seen is not None:
             return just_seen
-        looked_at = self._present | self._absent | {name for name, one in self._known.items() if one.units}
+        looked_at = self._present | self._absent | {name for name in self._asked() if self._known[name].units}
         found: dict[str, list[Observed]] = {}
 
         async def look(host: str) -> None:
             try:
-                found[host] = await self._seen(host)
+                seen = await self._seen(host)
+                found[host] = [] if host in self._returned else seen  # others have the names of those
             except MvmciError as error:
-                await self._lose(host, error)
+                await self._mark_away(host, error)
             else:
                 self._regain(host)
 
@@ -242,7 +253,7 @@ class Ssh:
             connection, self.cluster, directory=section.directory, python=section.python, ports=ports
         )
 
-    async def _lose(self, host: str, error: MvmciError) -> None:
+    async def _mark_away(self, host: str, error: MvmciError) -> None:
         """Keep in mind that a host cannot be reached, and why."""
         self.away = {**self.away, host: error.message}
         self._tried[host] = time.monotonic()
@@ -385,11 +396,11 @@ class Ssh:
 
     @contextlib.asynccontextmanager
     async def lock(self, hosts: Collection[str] | None, owner: str) -> AsyncIterator[None]:
-        hosts = list(self._known) if hosts is None else hosts
+        hosts = self._asked() if hosts is None else hosts
         for host in hosts:
             self._check_owner(host, owner)
         ask = Lock(who=f"{this_one()} on {socket.gethostname()}", owner=owner)
-        for host in (*hosts, *self.rerouted()):
+        for host in {*hosts, *self.rerouted()} - self._returned:
             self._know(host, {})
         locked: list[str] = []
         self._at_work = True
@@ -397,6 +408,8 @@ class Ssh:
         async def take(host: str) -> None:
             await (await self._agent(host)).tell(ask)
             locked.append(host)
+            if host in self._returned:
+                await self._empty(host, ask)
 
         async def leave(host: str) -> None:
             await self._agents[host].tell(Unlock())
@@ -407,6 +420,17 @@ class Ssh:
         finally:
             self._at_work = False
             await self._on_each([host for host in locked if host in self._agents], leave)
+
+    async def _empty(self, host: str, lock: Lock) -> None:
+        """Have nothing on a host of the time before it was given up. Only then it is one of ours again."""
+        agent = await self._agent(host)
+        await agent.ask(Stop(), bool)
+        await agent.tell(Forget())
+        await agent.tell(Unlock())
+        await agent.tell(lock)  # it was one of the files
+        self._returned.discard(host)
+        self._known[host] = KnownHost(section=self._hosts[host], directory=self._facts[host].directory.path)
+        self._keep_known()
 
     def _check_owner(self, host: str, owner: str) -> None:
         """Raises Usage where another cluster of this name is there. Nothing was changed anywhere yet."""
@@ -430,6 +454,7 @@ class Ssh:
             files = self._files(provisioning.authority, host, zip(units, told, strict=True))
         except ValueError as error:
             raise MvmciError(f"mvmci on {host} said something else than its units' keys: {error}") from None
+        self._know(host, {}, keys={one.unit.name: key.public for one, key in zip(units, told, strict=True)})
         await agent.tell(Provide(files=files))
 
     def _files(
@@ -484,7 +509,7 @@ class Ssh:
     ) -> Iterator[Observed]:
         """What does not run on a host that is there, and comes with its next boot: its supervisor was killed,
         or was not begun yet."""
-        for host in self._known.keys() - self.away.keys():
+        for host in self._asked() - self.away.keys():
             for one in self._left_on(host):
                 if (host, one.name) not in awake and (names is None or one.name in names):
                     yield one
@@ -502,8 +527,43 @@ class Ssh:
         def route(section: HostSection) -> list[object]:
             return [getattr(section, field) for field in ROUTE]
 
-        there = sorted(self._present & self._known.keys())
+        there = sorted(self._present & self._known.keys() - self._returned)
         return [host for host in there if route(self._known[host].section) != route(self._hosts[host])]
+
+    def lost(self) -> Mapping[str, Mapping[str, RoleName]]:
+        known = {host: self._known[host] for host in sorted(self._lost)}
+        return {host: one.units for host, one in known.items() if one.section.state != "lost"}
+
+    def _kept_keys(self) -> Iterator[str]:
+        """Of hosts that are to be given up, whose keys cannot be revoked: builds before this kept none."""
+        for host, units in self.lost().items():
+            names = units.keys() - self._known[host].keys
+            if names:
+                yield (
+                    f"the keys of {', '.join(sorted(names))} on {host}, which is lost, were not written down "
+                    f"and stay good: `mvmci revoke {host}` before this cuts them off"
+                )
+
+    def give_up(self, authority: Authority) -> None:
+        for host in self.lost():
+            one = self._known[host]
+            for public in one.keys.values():
+                revoke_public(authority, public)
+            self._known[host] = KnownHost(section=self._hosts[host], directory=one.directory)
+            self._keep_known()
+
+    def returned(self) -> list[str]:
+        return sorted(self._returned - set(self.away))
+
+    def left(self) -> list[str]:
+        there = {host: self._known[host].directory for host in sorted(self._lost)}
+        return [
+            f"{host} is lost, and was not asked: what mvmci keeps in {directory} stays there, and its units "
+            f"start if it comes back; `mvmci host --cluster {self.cluster} --state {directory} --forget`, "
+            f"called there, stops and removes them ({directory}/bin has the program)"
+            for host, directory in there.items()
+            if directory
+        ]
 
     async def forget(self, hosts: Collection[str] | None = None) -> None:
         async def clear(host: str) -> None:
@@ -515,7 +575,7 @@ class Ssh:
             self._keep_known()
             self._regain(host)  # whoever watched it meanwhile got no answer
 
-        await self._on_each(list(self._known) if hosts is None else hosts, clear)
+        await self._on_each(self._asked() if hosts is None else hosts, clear)
 
     async def _clear(self, host: str) -> None:
         """Remove what all clusters of a host share, where no other is left. Raises MvmciError."""
@@ -530,7 +590,7 @@ class Ssh:
         self, name: str, *, follow: bool = False, last: int | None = None
     ) -> AsyncGenerator[bytes, None]:
         seen = await self.observe()
-        there = (*seen, *(one for known in self._known for one in self._left_on(known)))
+        there = (*seen, *(one for known in self._asked() for one in self._left_on(known)))
         host = next((one.host for one in there if one.name == name), None) or self._supervised(name)
         if host is None:
             raise NotFound(
@@ -550,7 +610,7 @@ class Ssh:
     def _supervised(self, name: str) -> str | None:
         """The host whose supervisor is meant."""
         what, _, host = name.partition("@")
-        return host if what == SUPERVISOR and host in self._hosts else None
+        return host if what == SUPERVISOR and host in self._hosts.keys() - self._lost else None
 
     async def close(self) -> None:
         """Leave all hosts. Units that were started with `attached` are stopped."""
@@ -587,7 +647,7 @@ class Ssh:
             try:
                 await work(host)
             except HostAway as error:
-                await self._lose(host, error)
+                await self._mark_away(host, error)
 
         await all_of(*(on(host) for host in hosts if host not in self.away))
 
@@ -611,15 +671,27 @@ class Ssh:
             await self._seen(host)
         return self._facts[host]
 
-    def _know(self, host: str, more: Mapping[str, RoleName], gone: Collection[str] = ()) -> None:
-        """Keep in mind, before it is so, that something may be on a host; which units are there."""
+    def _asked(self) -> set[str]:
+        """The hosts on which something may be, but those that are lost."""
+        return self._known.keys() - self._lost
+
+    def _know(
+        self,
+        host: str,
+        more: Mapping[str, RoleName],
+        gone: Collection[str] = (),
+        keys: Mapping[str, str] = {},
+    ) -> None:
+        """Keep in mind, before it is so, that something may be on a host: which units, and their keys."""
         if host not in self._known:
             for name in self._also_called(host):  # its name until now, at which nothing runs
                 self._known.pop(name, None)
         was = self._known.get(host) or KnownHost(section=self._hosts[host])
         units = {name: role for name, role in (was.units | dict(more)).items() if name not in gone}
         directory = self._facts[host].directory.path if host in self._facts else was.directory
-        now = msgspec.structs.replace(was, section=self._hosts[host], directory=directory, units=units)
+        now = msgspec.structs.replace(
+            was, section=self._hosts[host], directory=directory, units=units, keys={**was.keys, **keys}
+        )
         if self._known.get(host) != now:
             self._known[host] = now
             self._keep_known()

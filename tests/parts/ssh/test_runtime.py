@@ -224,6 +224,86 @@ async def test_a_host_that_is_reached_otherwise_is_so_from_then_on(fleet: Fleet)
     assert [one.name for one in await fleet.open().observe()] == ["a"]
 
 
+async def test_a_host_that_is_lost_is_not_asked_by_anybody_any_more(fleet: Fleet) -> None:
+    h1, h2 = fleet.section("h1"), fleet.section("h2")
+    await fleet.start(fleet.open(h1=h1, h2=h2), a="h1", b="h2")
+    (key,) = kept(fleet)["h2"]["keys"].values()
+    lost = msgspec.structs.replace(h2, state="lost", port=1)  # where nobody answers
+    on = fleet.open(h1=h1, h2=lost)
+    assert on.lost() == {"h2": {"b": "worker"}}
+    assert not fleet.authority.ledger.revoked("workers")
+    on.give_up(fleet.authority)
+    assert key in fleet.authority.ledger.revoked("workers")
+    assert on.lost() == {}
+    for each in (on, fleet.open(), fleet.open(h1=h1)):  # whoever comes without the file, or without that host
+        assert [(one.name, one.host) for one in await each.observe()] == [("a", "h1")]
+        async with each.lock(None, "me"):
+            pass
+        assert (each.away, each.returned()) == ({}, [])
+        (told,) = each.left()
+        assert f"mvmci host --cluster {NAME} --state {fleet.directory('h2')} --forget" in told
+    async with fleet.open(h1=h1, h2=h2).lock(["h2"], "me"):  # it is empty again, for the end of this test
+        pass
+
+
+async def test_a_host_that_comes_back_has_nothing_of_the_time_before(fleet: Fleet) -> None:
+    """Its units run elsewhere, or under other keys."""
+    h1, h2 = fleet.section("h1"), fleet.section("h2")
+    await fleet.start(fleet.open(h1=h1, h2=h2), a="h1", b="h2", c="h2")
+    before = kept(fleet)["h2"]["keys"]
+    fleet.open(h1=h1, h2=fleet.section("h2", state="lost")).give_up(fleet.authority)
+    await fleet.start(fleet.open(h1=h1), b="h1")
+    with pytest.raises(Usage, match="h3 is where h2 was, which is lost: call it h2, `state: present`"):
+        await fleet.open(h1=h1, h3=h2).check()
+
+    on = fleet.open(h1=h1, h2=h2)
+    assert (on.returned(), on.rerouted()) == (["h2"], [])
+    assert [(one.name, one.host) for one in await on.observe()] == [("a", "h1"), ("b", "h1")]
+    await on.close()
+    assert kept(fleet)["h2"]["section"]["state"] == "lost"  # until it is empty
+
+    on = fleet.open(h1=h1, h2=h2)
+    await fleet.start(on, c="h2")
+    assert on.returned() == []
+    assert [(one.name, one.host) for one in await on.observe()] == [("a", "h1"), ("b", "h1"), ("c", "h2")]
+    assert kept(fleet)["h2"]["units"] == {"c": "worker"}
+    (after,) = kept(fleet)["h2"]["keys"].values()
+    assert after not in before.values()
+    assert not fleet.files("h2").config("b").exists()
+
+
+async def test_a_host_that_comes_back_to_be_emptied_is(fleet: Fleet) -> None:
+    on = fleet.open(h2=fleet.section("h2"))
+    await fleet.start(on, b="h2")
+    await fleet.kill_supervisor("h2", on)  # as at the end of its power
+    fleet.open(h2=fleet.section("h2", state="lost")).give_up(fleet.authority)
+    on = fleet.open(h2=fleet.section("h2", state="absent"))
+    assert (on.absent(), on.returned()) == (["h2"], ["h2"])
+    async with on.lock(["h2"], "me"):
+        await on.forget(on.absent())
+    assert not fleet.files("h2").folder.exists()
+    assert kept(fleet) == {}
+
+
+async def test_keys_that_a_build_before_did_not_write_down_are_named(fleet: Fleet) -> None:
+    h1, h2 = fleet.section("h1"), fleet.section("h2")
+    await fleet.start(fleet.open(h1=h1, h2=h2), a="h1", b="h2")
+    known = kept(fleet)
+    del known["h2"]["keys"]
+    (fleet.root / NAME / "hosts.json").write_bytes(msgspec.json.encode(known))
+    on = fleet.open(h1=h1, h2=fleet.section("h2", state="lost"))
+    await on.check()
+    (note,) = on.notes
+    assert note.startswith("the keys of b on h2, which is lost, were not written down")
+    await fleet.open(h1=h1, h2=h2).stop()
+
+
+def kept(fleet: Fleet) -> dict[str, Any]:
+    """What is written down of hosts."""
+    found: dict[str, Any] = json.loads((fleet.root / NAME / "hosts.json").read_bytes())
+    return found
+
+
 async def test_a_record_of_hosts_that_cannot_be_read_is_not_taken_for_none(fleet: Fleet) -> None:
     await fleet.start(fleet.open(h1=fleet.section("h1")), a="h1")
     file = fleet.root / NAME / "hosts.json"

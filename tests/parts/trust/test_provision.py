@@ -7,7 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -18,6 +18,7 @@ from mvmci.cluster.identity import TLS_NAME, Login, decode_ticket
 from mvmci.errors import Usage
 from mvmci.system import keys
 from mvmci.trust import provision, tokens
+from mvmci.trust.accounts import Account
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.ledger import Plane
 from mvmci.trust.provision import (
@@ -308,6 +309,30 @@ def test_a_key_that_was_made_elsewhere_stays_there(role: RoleName, authority: Au
     found = msgspec.json.decode(whole, type=kinds.get(role, MemberConfig))
     held = found.identity.login.seed if isinstance(found, MemberConfig) else found.seed
     assert held == key
+
+
+@pytest.mark.parametrize(
+    ("role", "accounts"),
+    [
+        ("control-plane", {"main", "signers"}),
+        ("worker", {"workers", "executors"}),
+        ("executor", {"workers", "executors"}),
+        ("broker", set()),
+        ("balancer", set()),
+    ],
+)
+def test_what_was_said_of_a_key_is_enough_to_revoke_it(
+    role: RoleName, accounts: set[str], authority: Authority
+) -> None:
+    key, other = provision.new_key(role), provision.new_key(role)
+    provision.revoke_public(authority, provision.public_of(role, key))
+    revoked = {account: authority.ledger.revoked(account) for account in ("signers", *get_args(Account))}
+    wanted = {account: {keys.public(key)} for account in accounts}
+    if role == "control-plane":
+        wanted["signers"] = {keys.public(provision.signing_seed(key))}
+    assert {account: found for account, found in revoked.items() if found} == wanted
+    provision.revoke_public(authority, provision.public_of(role, other))
+    assert all(keys < authority.ledger.revoked(account) for account, keys in wanted.items())
 
 
 def test_a_unit_whose_key_was_made_elsewhere_is_who_it_would_be_else(

@@ -26,10 +26,18 @@ class HostsCluster(Cluster):
 
     made: Hosts = field(kw_only=True)
 
-    def put(self, present: list[Host], *, absent: tuple[Host, ...] = (), **sections: Any) -> None:
+    def put(
+        self,
+        present: list[Host],
+        *,
+        absent: tuple[Host, ...] = (),
+        lost: tuple[Host, ...] = (),
+        **sections: Any,
+    ) -> None:
         """Write the file: these hosts, and sections as they stand there."""
         named = {host.name: self._section(host) for host in present}
         named |= {host.name: {**self._section(host), "state": "absent"} for host in absent}
+        named |= {host.name: {**self._section(host), "state": "lost"} for host in lost}
         # JSON is YAML.
         self.file.write_text(json.dumps({"cluster": self.name, "runtime": "ssh", "hosts": named, **sections}))
 
