@@ -134,9 +134,13 @@ async def _replace(cluster: Cluster, file: Path, offer: program.Offer) -> None:
 
 def _try(new: Path, offer: program.Offer) -> None:
     command = [sys.executable, "-I", str(new), "version"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["nothing"])[0]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    except subprocess.TimeoutExpired:
+        said = f"it did not answer in {START_S:g} s"
+    else:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[0] if done.returncode else ""
+    if said:
         raise Usage(f"{offer.version} does not start on this machine, and nothing was changed: {said}")
 
 
