@@ -8,7 +8,6 @@ DIR/state/<cluster>  what `up` would keep of the cluster: keys, and where its br
 
 from __future__ import annotations
 
-import getpass
 import os
 from pathlib import Path
 from typing import Literal
@@ -21,6 +20,7 @@ from mvmci.deploy.state import ClusterState
 from mvmci.deploy.up import make_keys
 from mvmci.runtimes.compose import render
 from mvmci.runtimes.local.service import SYSTEM_UNITS, USER_UNITS, Service, service_name, service_text
+from mvmci.runtimes.ssh.target import own_name
 from mvmci.system.processes import program_digest, program_file, this_program
 
 RUNTIME = "compose"
@@ -72,7 +72,7 @@ def render_systemd(file: Path, state: Path) -> dict[str, tuple[Path, str]]:
 
 
 def _service(host: HostSection, cluster: str) -> tuple[Path, str]:
-    user = host.user or getpass.getuser()
+    user = host.user or own_name()
     is_root, home = user == "root", Path("/root" if user == "root" else f"/home/{user}")
     kind: Literal["system", "user"] = "system" if is_root and host.service != "user" else "user"
     usual = Path("/var/lib/mvmci") if is_root else home / ".local/state/mvmci"

@@ -36,7 +36,7 @@ def find_target(hosts: Mapping[str, HostSection], name: str) -> Target:
             name=name,
             address=(host.address or name).strip("[]"),
             port=host.port,
-            user=host.user or _own_name(),
+            user=host.user or own_name(),
             key=host.key,
             host_key=host.host_key,
             jump=host.jump,
@@ -45,10 +45,10 @@ def find_target(hosts: Mapping[str, HostSection], name: str) -> Target:
     address, port = host_and_port(place)
     address = address.strip("[]")
     where = int(port or SSH_PORT)
-    return Target(name=name, address=address, port=where, user=user or _own_name())
+    return Target(name=name, address=address, port=where, user=user or own_name())
 
 
-def _own_name() -> str:
+def own_name() -> str:
     """The user that we are here, and so there. Raises Usage."""
     try:
         return getpass.getuser()

@@ -6,7 +6,6 @@ off. This reads enough to name what is meant for a host: its `Host` blocks and w
 
 from __future__ import annotations
 
-import getpass
 import glob
 import os
 import shlex
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from mvmci.cluster.topology import HostSection
 from mvmci.runtimes.ssh.known_hosts import SSH_PORT, is_named
+from mvmci.runtimes.ssh.target import own_name
 
 _DEPTH_MAX = 16  # of files that include others, as in ssh
 _NAMES_MAX = 3  # of hosts in one sentence
@@ -69,8 +69,8 @@ def _matters(host: HostSection, option: str, value: str) -> bool:
     field = _FIELDS[option]
     if option == "Port":
         return host.port == SSH_PORT
-    if option == "User" and value == _own_name():
-        return False
+    if option == "User":
+        return host.user is None and value != own_name()
     if option == "HostName" and value == host.address:
         return False
     return field == "SSH_AUTH_SOCK" or option == "HostName" or getattr(host, field) is None
@@ -104,10 +104,3 @@ def _words(text: str) -> list[str]:
         return shlex.split(text, comments=True)
     except ValueError:  # a quote is not closed
         return text.split()
-
-
-def _own_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
