@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness.program import other_build
+from tests.harness.program import Mvmci, other_build
 from tests.harness.waiting import until_true
-from tests.program.ssh.conftest import Farm
+from tests.program.ssh.conftest import Farm, Host
 
 
 async def test_a_host_that_is_away_is_left_out_and_the_same_again_finishes(farm: Farm) -> None:
@@ -78,6 +82,21 @@ async def test_a_host_that_goes_in_the_middle_of_it_is_left_out(farm: Farm, mark
     assert {one["state"] for one in (await farm.units()).values()} == {"ready"}
 
 
+@contextlib.contextmanager
+def held_at_the_start(host: Host, mvmci: Mvmci) -> Iterator[None]:
+    """Let the host stop its units and start none: whoever opens the log of its supervisor waits there."""
+    log = host.folder / "supervisor.log"
+    log.unlink()
+    os.mkfifo(log)
+    try:
+        yield
+    finally:
+        for process in dataclasses.replace(mvmci, state=host.directory).processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(process.split()[0]), signal.SIGKILL)
+        log.unlink()
+
+
 async def test_a_host_that_goes_as_its_units_are_started_again_is_followed_by_no_other(
     farm: Farm, tmp_path: Path
 ) -> None:
@@ -86,10 +105,11 @@ async def test_a_host_that_goes_as_its_units_are_started_again_is_followed_by_no
     assert (await farm.up()).code == 0
     before = await farm.units()
     farm.mvmci = dataclasses.replace(farm.mvmci, zipapp=other_build(farm.mvmci.zipapp, tmp_path))
-    going = asyncio.create_task(farm.up())
-    await until_true(lambda: going.done() or not (farm["h2"].folder / "desired.json").exists())
-    farm["h2"].line.go()
-    done = await going
+    with held_at_the_start(farm["h2"], farm.mvmci):
+        going = asyncio.create_task(farm.up())
+        await until_true(lambda: going.done() or not (farm["h2"].folder / "desired.json").exists())
+        farm["h2"].line.go()
+        done = await going
     assert done.code == 4, done
     assert "h2 went away as units there were started again: " in done.err
     farm["h2"].line.is_cut = False
