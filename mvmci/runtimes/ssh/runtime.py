@@ -174,7 +174,7 @@ class Ssh:
     def _left_behind(self, host: str) -> Iterator[str]:
         """Why units would run on under a supervisor that nobody looks for any more."""
         known, facts, section = self._known.get(host), self._facts[host], self._hosts[host]
-        if known is None:
+        if known is None or host in self._returned:  # which is emptied first
             return
         if known.units and known.directory not in ("", facts.directory.path):
             there = f"in {known.directory}, and not in {facts.directory.path}"

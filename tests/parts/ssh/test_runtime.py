@@ -261,6 +261,7 @@ async def test_a_host_that_comes_back_has_nothing_of_the_time_before(fleet: Flee
     assert [(one.name, one.host) for one in await on.observe()] == [("a", "h1"), ("b", "h1")]
     await on.close()
     assert kept(fleet)["h2"]["section"]["state"] == "lost"  # until it is empty
+    await fleet.open(h1=h1, h2=fleet.section("h2", service="auto")).check()  # what runs there is to go
 
     on = fleet.open(h1=h1, h2=h2)
     await fleet.start(on, c="h2")
