@@ -11,10 +11,12 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import tempfile
 import time
@@ -59,10 +61,25 @@ def _build(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(git.stdout)) as files:
             files.extractall(folder, filter="data")
+        tools = _tools(Path(folder))
         ours = {name: value for name, value in os.environ.items() if not name.startswith("MVMCI_")}
-        subprocess.run(["sh", "./just", "zipapp"], cwd=folder, env=ours, check=True, capture_output=True)
+        make = [sys.executable, "packaging/make_zipapp.py"]
+        env = {**ours, "PYTHONPATH": str(tools)}
+        subprocess.run(make, cwd=folder, env=env, check=True, capture_output=True)
         shutil.copyfile(Path(folder) / "dist" / "mvmci.pyz", path.with_suffix(".new"))
     path.with_suffix(".new").rename(path)
+
+
+def _tools(release: Path) -> Path:
+    """What builds the release and is not among the tools of this build, as the release pinned it."""
+    lock = release / "requirements" / "dev.txt"
+    pinned = re.search(r"^shiv==.*?(?=^\S)", lock.read_text(), re.MULTILINE | re.DOTALL)
+    assert pinned
+    lock.write_text(pinned[0])
+    install = ["install", "--quiet", "--no-deps", "--require-hashes", "--target", tools := release / "tools"]
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    subprocess.run([*pip, *install, "--requirement", lock], check=True, capture_output=True)
+    return tools
 
 
 @dataclasses.dataclass
