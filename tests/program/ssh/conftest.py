@@ -138,15 +138,12 @@ class Farm:
         return {path: digest for host in self.hosts.values() for path, digest in host.files().items()}
 
 
-@pytest.fixture(scope="session")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where programs unpack: each host by itself would take most of the time of these tests."""
-    return tmp_path_factory.mktemp("unpacked")
-
-
 @pytest.fixture
-async def farm(program: Mvmci, tmp_path: Path, unpacked: Path) -> AsyncIterator[Farm]:
-    """Two hosts, h1 and h2, whose keys are pinned."""
+async def farm(program: Mvmci, tmp_path: Path) -> AsyncIterator[Farm]:
+    """Two hosts, h1 and h2, whose keys are pinned.
+
+    They find the program unpacked where this run has it: each by itself would take most of these tests' time.
+    """
     public = sshd.make_key(tmp_path / "key")
     async with contextlib.AsyncExitStack() as stack:
         hosts = {}
@@ -157,7 +154,7 @@ async def farm(program: Mvmci, tmp_path: Path, unpacked: Path) -> AsyncIterator[
             line.is_cut = False
             directory = tmp_path / name / "state"
             directory.mkdir(mode=0o700)
-            (directory / "_cache").symlink_to(unpacked)
+            (directory / "_cache").symlink_to(program.home / ".cache" / "mvmci")
             settings = {
                 "user": sshd.user(),
                 "key": tmp_path / "key",
