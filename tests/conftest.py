@@ -38,39 +38,36 @@ from tests.harness.program import Mvmci
 
 # Where several workers run the tests, a file stays on one of them. So do folders that share something:
 # programs share a user, and the clean-up of one ends all that the user has; containers share the project of
-# one cluster, and its image; clusters in chaos would starve each other's units. Of a file that has a cluster
-# for each access, every one is dealt out by itself.
+# one cluster, and its image; clusters in chaos would starve each other's units.
 TOGETHER = {
     "tests/faults/chaos/": "chaos",
     "tests/parts/effects/": "users",
     "tests/parts/sandbox/": "users",
     "tests/program/compose/": "containers",
 }
+# What is long and shares nothing is dealt out in parts: by each test, or by what its clusters run on.
 APART = re.compile(
-    r"tests/program/cluster/test_accesses\.py::.*\[(per-worker|peer|pool behind HAProxy|pool|shared)"
+    r"(tests/program/ssh/.*)"
+    r"|(tests/program/cluster/test_accesses\.py)::.*\[(per-worker|peer|pool behind HAProxy|pool|shared)"
+    r"|(tests/contracts/test_runtime\.py)::.*\[(local|compose|ssh)\]"
+    r"|(tests/parts/hosts/test_service\.py)::.*\[(root|ci|bare)"
 )
-# What takes longest begins first: the whole ends soon after the last of what is short.
+# What takes long begins first, the longest of it before the others.
 FIRST = (
     "tests/program/compose/",
-    "tests/program/hosts/",
-    "tests/program/ssh/",
-    "tests/program/upgrade/",
-    "tests/parts/hosts/",
     "tests/faults/chaos/",
-    "tests/program/cluster/test_down.py",
-    "tests/program/cluster/test_up.py",
-    "tests/program/cluster/test_jobs.py",
+    "tests/program/hosts/test_life.py",
+    "tests/program/upgrade/",
+    "tests/program/ssh/test_killed.py",
+    "tests/program/hosts/",
+    "tests/parts/hosts/test_service.py",
+    "tests/program/test_zipapp.py",
+    "tests/program/cluster/",
+    "tests/program/ssh/",
     "tests/contracts/test_runtime.py",
-    "tests/program/cluster/test_changes.py",
-    "tests/program/cli/test_death.py",
-    "tests/foreign/",
-    "tests/program/cluster/test_topologies.py",
-    "tests/program/test_",
     "tests/program/",
+    "tests/foreign/",
     "tests/faults/",
-    "tests/parts/",
-    "tests/contracts/",
-    "tests/",
 )
 
 # What is long: it starts programs or clusters by the dozen, uses containers, or kills at random.
@@ -123,7 +120,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(SOAK) or item.nodeid.endswith("[compose]"):
             item.add_marker("soak")
-    items.sort(key=lambda item: next(n for n, folder in enumerate(FIRST) if item.nodeid.startswith(folder)))
+    items.sort(
+        key=lambda item: next((n for n, one in enumerate(FIRST) if item.nodeid.startswith(one)), len(FIRST))
+    )
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -134,8 +133,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             shared = (what for folder, what in TOGETHER.items() if nodeid.startswith(folder))
-            access = APART.match(nodeid)
-            return access[1] if access else next(shared, nodeid.partition("::")[0])
+            apart = APART.match(nodeid)
+            return "::".join(filter(None, apart.groups())) if apart else next(shared, nodeid.split("::")[0])
+
+        def _assign_work_unit(self, node: Any) -> None:
+            """A worker is given its next file before it begins the last test of this one, and keeps it from
+            the others for as long as that test takes: behind what is long comes the last of what is short."""
+            units = self.assigned_work[node].values()
+            pending = [test for unit in units for test, is_done in unit.items() if not is_done]
+            if any(test.startswith(FIRST) for test in pending):
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
 
     return Files(config, log)
 
