@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import subprocess
 
+import filelock
+
 from tests.harness import debian
 
 
@@ -16,8 +18,11 @@ def make(environment: dict[str, str]) -> str:
     archive = debian.archive()
     name = f"mvmci-tests:{archive.stem.removeprefix('debian-')}"
     listed = ["docker", "image", "ls", "--quiet", name]
-    if not subprocess.run(listed, env=environment, capture_output=True, text=True, check=True).stdout.strip():
-        subprocess.run(["docker", "import", archive, name], env=environment, capture_output=True, check=True)
+    # Of two who make it at once, the second would put another image under that name.
+    with filelock.FileLock(f"{archive}.lock"):
+        if not subprocess.run(listed, env=environment, capture_output=True, check=True).stdout:
+            made = ["docker", "import", archive, name]
+            subprocess.run(made, env=environment, capture_output=True, check=True)
     return name
 
 
