@@ -46,7 +46,7 @@ def test_an_ordinary_user_has_units_where_there_is_systemd(made: Hosts) -> None:
     host = made.hosts["h1"]
     started = host.ssh("systemd-run", "--user", "--unit=waits", "/bin/sleep", "infinity", user="ci")
     assert started.returncode == 0, started
-    assert "/bin/sleep infinity" in host.processes().values()
+    until(lambda: "/bin/sleep infinity" in host.processes().values(), host.processes)
     state = host.ssh("systemctl", "--user", "is-active", "waits", user="ci")
     assert state.stdout == "active\n", state
     assert host.ssh("systemctl", "--user", "stop", "waits", user="ci").returncode == 0
