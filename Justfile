@@ -3,6 +3,8 @@
 set shell := ["sh", "-euc"]
 
 python := ".venv/bin/python"
+# Most tests wait more than they compute: it takes that many at a time to keep two cores busy.
+pytest := python + " -m pytest -n 6 --dist loadscope --no-loadscope-reorder"
 
 # End-to-end tests and the demo run this file, not the source tree.
 export MVMCI_ZIPAPP := justfile_directory() / "dist/mvmci.pyz"
@@ -19,11 +21,15 @@ demo: zipapp examples
 
 # Lint, and all tests but the long ones (8 minutes on two cores, 10 in a fresh clone with Docker)
 test: lint zipapp examples
-    {{ python }} -m pytest -n 6 --dist loadscope --no-loadscope-reorder -m "not soak"
+    {{ pytest }} -m "not soak"
 
 # The long ones: faults at random, every access, containers, hosts and disks, programs of others, benchmarks
 soak: zipapp examples
-    {{ python }} -m pytest -n 4 --dist loadscope --no-loadscope-reorder -m soak
+    {{ pytest }} -m soak
+
+# Both in one run, as CI does: shorter than one after the other, as none waits for the last of the other
+all: lint zipapp examples
+    {{ pytest }}
 
 # Lint and unit tests (under a minute)
 check: lint
