@@ -118,8 +118,8 @@ def receive(digest: str, directory: str, size: int) -> str:
     else:
         part, opened = new_part(folder)
         os.close(lock)  # what is sent may take long, or never come
-        say(wanted=True)
         try:
+            say(wanted=True)
             if not take(opened, digest, size):
                 raise OSError(errno.EIO, "it did not arrive whole")
             os.fchmod(opened, 0o700)

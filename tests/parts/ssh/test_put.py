@@ -119,6 +119,18 @@ def _can_lock(path: Path) -> bool:
     return True
 
 
+def test_nothing_is_left_of_what_nobody_waits_for(tmp_path: Path) -> None:
+    """Ctrl-C, before it could say that it wants the program."""
+    nobody, said = os.pipe()
+    os.close(nobody)
+    script = Path(receive.__file__)
+    command = [sys.executable, "-I", "-S", "-B", script, "0" * 64, tmp_path, "1"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.PIPE, check=False)
+    os.close(said)
+    assert done.returncode != 0
+    assert [one.name for one in (tmp_path / "bin").iterdir()] == [".lock"]
+
+
 async def test_the_last_three_are_kept_and_those_that_run_or_are_to_run(
     h1: Connection, tmp_path: Path
 ) -> None:
