@@ -28,7 +28,6 @@ from collections.abc import (
     Sequence,
 )
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -57,6 +56,7 @@ from mvmci.runtimes.ssh.client import AgentClient
 from mvmci.runtimes.ssh.connection import Connections
 from mvmci.runtimes.ssh.host import HostFacts, ask, seen_by, unfit
 from mvmci.runtimes.ssh.put import put_program
+from mvmci.runtimes.ssh.records import HostRecords, read_by_name
 from mvmci.runtimes.ssh.user_config import ignored
 from mvmci.system.files import write_private
 from mvmci.system.lock import this_one
@@ -79,22 +79,6 @@ SENDING_MAX = 5  # hosts at a time that the program is sent to: over a slow line
 _LOOK_EVERY_S = 2.0  # at hosts on which nothing is being done
 ROUTE = ("address", "port", "user", "key", "jump", "host_key", "python")  # what leads to a host and its agent
 _CACHE = "_cache"  # in a host's directory, beside its clusters: what programs unpack
-T = TypeVar("T")
-
-
-class KnownHost(msgspec.Struct, frozen=True, kw_only=True):
-    """A host on which something of the cluster may be: how it is reached, and its units by name.
-
-    `directory` is that of what mvmci keeps there, once it was seen. `last` are the units that were started
-    there and nowhere else since: what it has of another is out of date. `keys` are what `public_of` says of
-    the keys that units have, or had, there. One whose section says so was given up, and has no units.
-    """
-
-    section: HostSection
-    directory: str = ""
-    units: dict[str, RoleName] = {}
-    last: tuple[str, ...] = ()
-    keys: dict[str, str] = {}
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,14 +112,14 @@ class Ssh:
         self.notes: Sequence[str] = ()
         self._program = program or program_file()
         self._digest = program_digest(["", str(self._program)])
-        self._known = _read(self.folder / "hosts.json", KnownHost)
-        self._ports = _read(self.folder / "ports.json", int)
+        self._records = HostRecords(self.folder / "hosts.json")
+        self._ports = read_by_name(self.folder / "ports.json", int)
         self._present = {name for name, host in hosts.items() if host.state == "present"}
-        self._hosts = {name: hosts.get(name, one.section) for name, one in self._known.items()}
+        self._hosts = {name: hosts.get(name, one.section) for name, one in self._records.items()}
         self._hosts |= {name: hosts[name] for name in self._present}
         self._lost = {name for name, section in self._hosts.items() if section.state == "lost"}
-        self._absent = {name for name in self._known if name in hosts} - self._present - self._lost
-        given_up = {name for name, one in self._known.items() if one.section.state == "lost"}
+        self._absent = {name for name in self._records if name in hosts} - self._present - self._lost
+        given_up = {name for name, one in self._records.items() if one.section.state == "lost"}
         self._returned = given_up - self._lost
         self._connections = Connections(
             self._hosts, folder=Path("/"), recorded=self.folder / "known_hosts", accept_new=accept_new
@@ -173,7 +157,7 @@ class Ssh:
 
     def _left_behind(self, host: str) -> Iterator[str]:
         """Why units would run on under a supervisor that nobody looks for any more."""
-        known, facts, section = self._known.get(host), self._facts[host], self._hosts[host]
+        known, facts, section = self._records.get(host), self._facts[host], self._hosts[host]
         if known is None or host in self._returned:  # which is emptied first
             return
         if known.units and known.directory not in ("", facts.directory.path):
@@ -194,7 +178,7 @@ class Ssh:
                     )
                 elif other in self._absent or (other in self._present and one < other):
                     yield f"{one} and {other} are one place: give each a `directory` of its own"
-                elif other not in self._present and self._known[other].units:
+                elif other not in self._present and self._records[other].units:
                     yield f"{one} is where {other} was, and has its units: `mvmci down` before that changes"
 
     def _also_called(self, host: str) -> list[str]:
@@ -210,7 +194,8 @@ class Ssh:
         just_seen, self._just_seen = self._just_seen, None
         if just_seen is not None:
             return just_seen
-        looked_at = self._present | self._absent | {name for name in self._asked() if self._known[name].units}
+        with_units = {name for name in self._asked() if self._records[name].units}
+        looked_at = self._present | self._absent | with_units
         found: dict[str, list[Observed]] = {}
 
         async def look(host: str) -> None:
@@ -235,9 +220,9 @@ class Ssh:
 
     def _left_on(self, host: str) -> list[Observed]:
         """The units on a host, as far as we know."""
-        units = self._known[host].units if host in self._known else {}
         why = self.away.get(host, "")
-        return [Observed(name=name, role=role, host=host, reason=why) for name, role in units.items()]
+        units = self._records.units(host).items()
+        return [Observed(name=name, role=role, host=host, reason=why) for name, role in units]
 
     async def _seen(self, host: str) -> list[Observed]:
         """The units on a host. Raises MvmciError."""
@@ -401,7 +386,7 @@ class Ssh:
             self._check_owner(host, owner)
         ask = Lock(who=f"{this_one()} on {socket.gethostname()}", owner=owner)
         for host in {*hosts, *self.rerouted()} - self._returned:
-            self._know(host, {})
+            self._know(host)
         locked: list[str] = []
         self._at_work = True
 
@@ -429,8 +414,7 @@ class Ssh:
         await agent.tell(Unlock())
         await agent.tell(lock)  # it was one of the files
         self._returned.discard(host)
-        self._known[host] = KnownHost(section=self._hosts[host], directory=self._facts[host].directory.path)
-        self._keep_known()
+        self._records.clear(host, self._hosts[host], self._facts[host].directory.path)
 
     def _check_owner(self, host: str, owner: str) -> None:
         """Raises Usage where another cluster of this name is there. Nothing was changed anywhere yet."""
@@ -454,7 +438,7 @@ class Ssh:
             files = self._files(provisioning.authority, host, zip(units, told, strict=True))
         except ValueError as error:
             raise MvmciError(f"mvmci on {host} said something else than its units' keys: {error}") from None
-        self._know(host, {}, keys={one.unit.name: key.public for one, key in zip(units, told, strict=True)})
+        self._know(host, keys={one.unit.name: key.public for one, key in zip(units, told, strict=True)})
         await agent.tell(Provide(files=files))
 
     def _files(
@@ -462,13 +446,13 @@ class Ssh:
     ) -> dict[str, bytes]:
         """The files of these units, without the secret half of their keys. Raises ValueError for what is no
         key."""
-        address, files = self._address(host), {}
+        address, record, files = self._address(host), self._records.get(host), {}
         names, addresses = ((), (address,)) if is_address(address) else ((address,), ())
         for one, key in units:
             data = make_config(
                 one,
                 authority,
-                key.there if one.unit.name in self._last(host) else b"",
+                key.there if record is not None and one.unit.name in record.last else b"",
                 keys_in=authority.folder,
                 public=key.public,
                 names=names,
@@ -481,8 +465,8 @@ class Ssh:
     async def start(self, units: Sequence[UnitConfig], *, attached: bool = False) -> None:
         async def begin(host: str, these: Sequence[UnitConfig]) -> None:
             agent = await self._agent(host)
-            self._know(host, {one.unit.name: one.unit.role for one in these})
-            self._move({one.unit.name for one in these}, host)
+            self._know(host, units={one.unit.name: one.unit.role for one in these})
+            self._records.move({one.unit.name for one in these}, host)
             told = await agent.ask(Begin(start=Start(units=tuple(these)), attached=attached), str)
             if told and (note := f"{host}: {told}") not in self.notes:
                 self.notes = [*self.notes, note]
@@ -518,7 +502,7 @@ class Ssh:
         """Stop these units of a host, and forget that it has them."""
         agent = await self._agent(host)
         await agent.ask(Stop(names=tuple(by_host[host]), grace_s=grace_s), bool)
-        self._know(host, {}, gone=by_host[host])
+        self._know(host, gone=by_host[host])
 
     def absent(self) -> list[str]:
         return sorted(self._absent - set(self.away))
@@ -527,17 +511,17 @@ class Ssh:
         def route(section: HostSection) -> list[object]:
             return [getattr(section, field) for field in ROUTE]
 
-        there = sorted(self._present & self._known.keys() - self._returned)
-        return [host for host in there if route(self._known[host].section) != route(self._hosts[host])]
+        there = sorted(self._present & self._records.keys() - self._returned)
+        return [host for host in there if route(self._records[host].section) != route(self._hosts[host])]
 
     def lost(self) -> Mapping[str, Mapping[str, RoleName]]:
-        known = {host: self._known[host] for host in sorted(self._lost)}
+        known = {host: self._records[host] for host in sorted(self._lost)}
         return {host: one.units for host, one in known.items() if one.section.state != "lost"}
 
     def _kept_keys(self) -> Iterator[str]:
         """Of hosts that are to be given up, whose keys cannot be revoked: builds before this kept none."""
         for host, units in self.lost().items():
-            names = units.keys() - self._known[host].keys
+            names = units.keys() - self._records[host].keys
             if names:
                 yield (
                     f"the keys of {', '.join(sorted(names))} on {host}, which is lost, were not written down "
@@ -546,17 +530,16 @@ class Ssh:
 
     def give_up(self, authority: Authority) -> None:
         for host in self.lost():
-            one = self._known[host]
+            one = self._records[host]
             for public in one.keys.values():
                 revoke_public(authority, public)
-            self._known[host] = KnownHost(section=self._hosts[host], directory=one.directory)
-            self._keep_known()
+            self._records.clear(host, self._hosts[host], one.directory)
 
     def returned(self) -> list[str]:
         return sorted(self._returned - set(self.away))
 
     def left(self) -> list[str]:
-        there = {host: self._known[host].directory for host in sorted(self._lost)}
+        there = {host: self._records[host].directory for host in sorted(self._lost)}
         return [
             f"{host} is lost, and was not asked: what mvmci keeps in {directory} stays there, and its units "
             f"start if it comes back; `mvmci host --cluster {self.cluster} --state {directory} --forget`, "
@@ -570,9 +553,8 @@ class Ssh:
             await (await self._agent(host)).tell(Forget())
             await self._agents.pop(host).close()
             await self._clear(host)
-            del self._known[host]
+            self._records.remove(host)
             self._absent.discard(host)
-            self._keep_known()
             self._regain(host)  # whoever watched it meanwhile got no answer
 
         await self._on_each(self._asked() if hosts is None else hosts, clear)
@@ -671,43 +653,24 @@ class Ssh:
             await self._seen(host)
         return self._facts[host]
 
-    def _asked(self) -> set[str]:
-        """The hosts on which something may be, but those that are lost."""
-        return self._known.keys() - self._lost
-
     def _know(
         self,
         host: str,
-        more: Mapping[str, RoleName],
+        *,
+        units: Mapping[str, RoleName] = {},
         gone: Collection[str] = (),
         keys: Mapping[str, str] = {},
     ) -> None:
         """Keep in mind, before it is so, that something may be on a host: which units, and their keys."""
-        if host not in self._known:
+        if host not in self._records:
             for name in self._also_called(host):  # its name until now, at which nothing runs
-                self._known.pop(name, None)
-        was = self._known.get(host) or KnownHost(section=self._hosts[host])
-        units = {name: role for name, role in (was.units | dict(more)).items() if name not in gone}
-        directory = self._facts[host].directory.path if host in self._facts else was.directory
-        now = msgspec.structs.replace(
-            was, section=self._hosts[host], directory=directory, units=units, keys={**was.keys, **keys}
-        )
-        if self._known.get(host) != now:
-            self._known[host] = now
-            self._keep_known()
+                self._records.remove(name)
+        directory = self._facts[host].directory.path if host in self._facts else ""
+        self._records.know(host, self._hosts[host], directory, units=units, gone=gone, keys=keys)
 
-    def _last(self, host: str) -> tuple[str, ...]:
-        return self._known[host].last if host in self._known else ()
-
-    def _move(self, names: set[str], to: str) -> None:
-        """Keep in mind that these units are started on `to`, if they were on another host before."""
-        for host, one in self._known.items():
-            last = {*one.last, *names} if host == to else {*one.last} - names
-            self._known[host] = msgspec.structs.replace(one, last=tuple(sorted(last)))
-        self._keep_known()
-
-    def _keep_known(self) -> None:
-        write_private(self.folder / "hosts.json", msgspec.json.encode(self._known))
+    def _asked(self) -> set[str]:
+        """The hosts on which something may be, but those that are lost."""
+        return self._records.keys() - self._lost
 
 
 # Removes a host's directory where no cluster is left in it, and nothing but what every cluster shares. The
@@ -718,18 +681,6 @@ for one in $(ls -A); do case $one in bin|_cache|_host) ;; *) exit 0;; esac; done
 rm -rf -- bin _cache _host || exit
 cd / && rmdir -- "$1" 2>/dev/null || true
 """
-
-
-def _read(file: Path, kind: type[T]) -> dict[str, T]:
-    """What is in a file of ours, by name; nothing where there is none. Raises Usage: to take what cannot be
-    read for nothing would leave hosts as they are, and tell nobody."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=dict[str, kind])  # type: ignore[valid-type]
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is damaged, or of a newer mvmci"
-        raise Usage(f"{file} cannot be read: {why}", hint="use the mvmci that wrote it") from None
 
 
 def _bracketed(address: str) -> str:
