@@ -27,10 +27,6 @@ test: lint zipapp examples
 soak: zipapp examples
     {{ pytest }} -m soak
 
-# Both in one run, as CI does: shorter than one after the other, as none waits for the last of the other
-all: lint zipapp examples
-    {{ pytest }}
-
 # Lint and unit tests (under a minute)
 check: lint
     {{ python }} -m pytest -q -n 2 tests/unit
