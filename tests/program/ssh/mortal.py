@@ -12,7 +12,13 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-WRITERS = ("mvmci.deploy.state", "mvmci.deploy.up", "mvmci.runtimes.ssh.runtime", "mvmci.trust.authority")
+WRITERS = (
+    "mvmci.deploy.state",
+    "mvmci.deploy.up",
+    "mvmci.runtimes.ssh.records",
+    "mvmci.runtimes.ssh.runtime",
+    "mvmci.trust.authority",
+)
 
 
 def main() -> None:
@@ -43,13 +49,12 @@ def main() -> None:
     runtime.put_program = around(runtime.put_program)
     for name in WRITERS:
         module: Any = importlib.import_module(name)
-        if (write := getattr(module, "write_private", None)) is not None:
 
-            def stepped(*args: Any, write: Any = write, **kwargs: Any) -> None:
-                write(*args, **kwargs)
-                step()
+        def stepped(*args: Any, write: Any = module.write_private, **kwargs: Any) -> None:
+            write(*args, **kwargs)
+            step()
 
-            module.write_private = stepped
+        module.write_private = stepped
     run()
 
 
