@@ -25,11 +25,12 @@ from mvmci.stores.nats import remove
 from mvmci.stores.nats.append import BATCH_MIN
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link
-from mvmci.system.ports import check_port, choose_port
+from mvmci.system.ports import check_port
 from mvmci.trust.authority import Authority
 from tests.conftest import open_nats
 from tests.harness.broker import Broker, ensure, serve
 from tests.harness.places import ROOT
+from tests.harness.ports import own_port
 from tests.harness.waiting import LONG_S
 
 OPEN_BATCHES = 60  # more than the server holds for a stream
@@ -193,7 +194,7 @@ async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_
 ) -> None:
     cluster = tmp_path / "demo"
     authority = Authority.create(cluster)
-    port = choose_port(str(tmp_path))
+    port = own_port()
     (cluster / "broker").mkdir()
     (cluster / "broker" / "nats-server_1.ports").write_text("{}")
     parent = await asyncio.create_subprocess_exec(

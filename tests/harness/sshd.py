@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvmci.cluster.topology import HostSection
-from mvmci.system.ports import choose_port
 from tests.harness.places import need
+from tests.harness.ports import own_port
 from tests.harness.waiting import until_true
 
 ADDRESS = "127.0.0.1"
@@ -101,7 +101,7 @@ async def serve(
         (key.with_suffix(".pub").read_text().strip() if key.exists() else make_key(key, kind))
         for key, kind in zip(keys, kinds, strict=True)
     ]
-    sshd = Sshd(folder, choose_port(str(folder), ADDRESS), public)
+    sshd = Sshd(folder, own_port(ADDRESS), public)
     sshd.authorized_keys.touch(0o600)
     sshd.home.mkdir(0o700, exist_ok=True)
     (folder / "sshd_config").write_text(_config(sshd, keys, settings))

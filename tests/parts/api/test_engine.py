@@ -21,11 +21,11 @@ from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import Lease
 from mvmci.journals.reader import load
 from mvmci.stores.nats import dial_cluster
-from mvmci.system.ports import choose_port
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
 from tests.harness.broker import serve as serve_broker
 from tests.harness.memory import open_memory
+from tests.harness.ports import own_port
 from tests.harness.waiting import LONG_S
 from tests.parts.api.conftest import Face, Open
 
@@ -134,7 +134,7 @@ async def test_the_face_of_a_cluster_says_when_its_broker_is_away(tmp_path: Path
         cluster = await dial_cluster(url, "demo", "x1", maintains=True)
         engine = open_embedded(cluster.store, host_root, allow=Allow, slots=1)
         executor = Executor(engine, cluster.store, slots=1)
-        port = choose_port(str(tmp_path))
+        port = own_port()
         serving = asyncio.create_task(serve_http(executor, cluster, "127.0.0.1", port))
 
         async def healthy(status: int) -> Any:

@@ -17,7 +17,7 @@ from mvmci.engines.embedded.effects import http
 from mvmci.engines.embedded.effects.http import Http, HttpClient, HttpResponse
 from mvmci.jobs import effect
 from mvmci.jobs.allow import Allow
-from mvmci.system.ports import choose_port
+from tests.harness.ports import own_port
 
 Reply = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -349,7 +349,7 @@ async def test_an_answer_that_is_not_whole_is_lost(reply: bytes) -> None:
 
 
 async def test_where_nobody_listens_nothing_happened() -> None:
-    port = choose_port("a test of http")
+    port = own_port()
     client = HttpClient(lambda: Allow(http=(f"http://127.0.0.1:{port}/*",)))
     assert await client.perform(request(f"http://127.0.0.1:{port}/", "POST")) == effect.Error(
         why="failed",
@@ -476,7 +476,7 @@ async def test_proxies_of_the_environment_are_not_used(monkeypatch: pytest.Monke
 
 
 async def test_a_host_that_is_forgotten_in_one_hop_is_lost_once_anything_was_sent() -> None:
-    port = choose_port("a test of http")
+    port = own_port()
     async with serving(to(f"http://127.0.0.1:{port}/")) as server:
         allow = Allow(http=(*server.allow.http, f"http://127.0.0.1:{port}/*"))
         assert why(await HttpClient(lambda: allow).perform(request(server.url))) == "lost"

@@ -27,11 +27,11 @@ from mvmci.errors import Usage
 from mvmci.roles.balancer import find_haproxy, haproxy_config
 from mvmci.system import keys
 from mvmci.system.files import write_private
-from mvmci.system.ports import choose_port
 from mvmci.trust.authority import Authority
 from mvmci.trust.certificate import Certificate, Certifier, client_context
 from mvmci.trust.provision import make_config
 from tests.harness.places import need
+from tests.harness.ports import own_port
 from tests.harness.waiting import LONG_S, until_true
 
 ORDER = b'{"job": "j"}'
@@ -116,7 +116,7 @@ async def balanced(tmp_path: Path, *backends: Backend) -> AsyncIterator[Front]:
     (tmp_path / "demo" / "units").mkdir(parents=True)
     for backend in backends:
         await backend.open()
-    port = choose_port(str(tmp_path))
+    port = own_port()
     command = [sys.executable, "-m", "mvmci", "balancer", "--state", str(tmp_path), "--name", "b-1"]
     command += ["--listen", f"127.0.0.1:{port}"]
     command += [f"--backend=e-{n}=127.0.0.1:{one.port}" for n, one in enumerate(backends)]
@@ -268,7 +268,7 @@ async def test_over_a_network_it_shows_who_it_is_and_gives_orders_to_our_executo
     data = make_config(config, authority, b"", keys_in=authority.folder, addresses=("127.0.0.1",))
     assert data is not None
     assert make_config(config, authority, data, keys_in=authority.folder, addresses=("127.0.0.1",)) == data
-    file, port = tmp_path / "a folder" / "given.json", choose_port(str(tmp_path))
+    file, port = tmp_path / "a folder" / "given.json", own_port()
     write_private(file, data)
     (tmp_path / "demo" / "units").mkdir(parents=True)
     command = [sys.executable, "-m", "mvmci", "balancer", "--state", str(tmp_path), "--name", "b-1"]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mvmci.runtime import GRACE_S
-from mvmci.system.ports import choose_port
 from tests.harness.cluster import SMALLEST, Cluster
+from tests.harness.ports import own_port
 from tests.harness.program import Mvmci, assert_sentence
 from tests.harness.waiting import LONG_S, until
 
@@ -207,7 +207,7 @@ def test_in_the_foreground_what_ran_before_goes_on_after_ctrl_c(cluster: Make) -
     demo = cluster(SMALLEST.replace("3", "1"))
     demo.up()
     # Every unit starts anew, and with them what keeps them running: that is not ours alone either.
-    demo.write(SMALLEST.replace("3", "1") + f"broker: {{listen: '127.0.0.1:{choose_port('moved')}'}}\n")
+    demo.write(SMALLEST.replace("3", "1") + f"broker: {{listen: '127.0.0.1:{own_port()}'}}\n")
     up = demo.mvmci.start("up", demo.file, "--yes")
     up.hears("demo is ready; Ctrl-C ends this view: it ran before, and goes on\n")
     demo.all_ready()

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mvmci.system.ports import choose_port
 from tests.harness.cluster import SMALLEST, Cluster
 from tests.harness.places import need
+from tests.harness.ports import own_port
 from tests.harness.program import assert_sentence
 from tests.harness.waiting import until
 
@@ -106,7 +106,7 @@ def test_a_port_that_somebody_took_meanwhile_is_named_before_anything_was_change
 
 def test_a_balancer_of_ones_own_in_front_is_used_by_its_url(cluster: Make, guest: Guest) -> None:
     need(shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"), "no haproxy: apt-get install it")
-    port = choose_port("a balancer of one's own")
+    port = own_port()
     url = f"http://127.0.0.1:{port}"
     demo = cluster(ONE + f"access: pool\nexecutors: {{count: 2, url: '{url}'}}\n")
     backends = [f"--backend={name}={listen}" for name, listen in listens(planned(demo)).items()]

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mvmci.system.ports import choose_port
 from tests.harness import sshd
+from tests.harness.ports import own_port
 from tests.harness.program import Mvmci, Outcome, Running
 from tests.harness.proxy import Proxy
 from tests.harness.sshd import Sshd
@@ -166,7 +166,7 @@ async def farm(program: Mvmci, tmp_path: Path) -> AsyncIterator[Farm]:
             assert isinstance(line, Line)
             hosts[name] = Host(name, served, line, directory, settings)
         operator = dataclasses.replace(program, state=tmp_path / "operator")
-        found = Farm(operator, tmp_path, hosts, choose_port(str(tmp_path), "0.0.0.0"))
+        found = Farm(operator, tmp_path, hosts, own_port("0.0.0.0"))
         yield found
         for host in hosts.values():
             host.line.is_cut = False
