@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from mvmci.wire import WIRE
 from tests.harness.program import Mvmci
-from tests.harness.waiting import until
+from tests.harness.waiting import LONG_S, until
 from tests.program.upgrade.conftest import BESIDE_S, Mixed
 
 Make = Callable[[str], Mixed]
@@ -52,11 +53,13 @@ def test_new_workers_beside_an_old_control_plane(mixed: Make) -> None:
     for name in ("worker-1", "worker-2"):
         demo.swap(name, new)
         demo.load(BESIDE_S / 3)
-    # One of them is killed, with a job that another program began.
-    jobs.append(demo.submit(old, *AT_WORK))
+    # One of them is killed in the middle of an effect of a job that another program began.
+    killed = threading.Event()
+    demo.server.on_request = lambda path: path.startswith("/held") and killed.wait(LONG_S)
+    jobs.append(demo.submit(old, *AT_WORK, name="held"))
     until(lambda: demo.server.count(f"/{jobs[-1]}/0"))
-    holder = demo.status(jobs[-1])["worker"]
-    demo.runs.pop(holder).kill()
+    demo.runs.pop(demo.status(jobs[-1])["worker"]).kill()
+    killed.set()
     for job in jobs:
         demo.ended_once(job, 2)
     assert demo.level() == 0
