@@ -12,6 +12,7 @@ import pytest
 
 from tests.foreign.sides import Sides
 from tests.harness.places import ROOT, need
+from tests.harness.program import Mvmci
 
 FETCH_S_MAX = 600
 
@@ -43,5 +44,5 @@ def fetched() -> Fetched:
 
 
 @pytest.fixture(scope="session")
-def sides(zipapp: Path, tmp_path_factory: pytest.TempPathFactory) -> Sides:
-    return Sides(tmp_path_factory.mktemp("sides"), (sys.executable, str(zipapp)))
+def sides(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Sides:
+    return Sides(tmp_path_factory.mktemp("sides"), program)

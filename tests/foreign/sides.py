@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests.harness.program import Mvmci
+
 ALONE = Path(__file__).with_name("alone.py")
 RUN_S_MAX = 600
 
@@ -52,10 +54,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sides:
-    """Runs cases both ways. `folder` keeps compiled code and the jobs; `mvmci` is a command line."""
+    """Runs cases both ways. `folder` keeps compiled code and the jobs."""
 
     folder: Path
-    mvmci: tuple[str, ...]
+    mvmci: Mvmci
 
     def both(self, case: Case, state: str = "state") -> tuple[Outcome, Outcome]:
         """What `case` does alone, and what it does under `mvmci run` with its jobs in `state`."""
@@ -106,9 +108,8 @@ class Sides:
     def _mvmci(
         self, verb: str, *args: str | Path, state: str, check: bool = False
     ) -> subprocess.CompletedProcess[bytes]:
-        environment = {**os.environ, "MVMCI_STATE": str(self.folder / state)}
-        environment.pop("PYTHONPATH", None)  # the file is tested, not the source tree
-        command = [*self.mvmci, verb, *args]
+        environment = self.mvmci.environment(MVMCI_STATE=str(self.folder / state))
+        command = [self.mvmci.python, self.mvmci.zipapp, verb, *args]
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=RUN_S_MAX, env=environment
         )
