@@ -32,6 +32,7 @@ from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import Local
 from mvmci.runtimes.ssh.channel import Ran
 from mvmci.runtimes.ssh.client import AgentClient
+from tests.harness.waiting import LONG_S
 
 LOCK = Lock(who="process 1 of root on there", owner="O1")
 EACH = (
@@ -107,7 +108,11 @@ async def talking(here: Local, talk: Callable[[Talk], Awaitable[None]]) -> None:
         serving.cancel()
 
 
-async def test_of_two_at_once_the_second_is_told_who_holds_the_lock_and_since_when(here: Local) -> None:
+async def test_of_two_at_once_the_second_is_told_who_holds_the_lock_and_since_when(
+    here: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "LOCK_WAIT_S", 0)
+
     async def first(one: Talk) -> None:
         assert (await one.ask(LOCK)).error is None
 
@@ -122,6 +127,31 @@ async def test_of_two_at_once_the_second_is_told_who_holds_the_lock_and_since_wh
 
         await talking(here, second)
         assert (await one.ask(LOCK)).error is None  # the second has gone
+
+    await talking(here, first)
+
+
+async def test_the_lock_of_one_who_is_about_to_go_is_waited_for(
+    here: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "LOCK_WAIT_S", LONG_S)
+    tried, hold = asyncio.Event(), agent.hold
+
+    def try_to_hold(*args: Any) -> Any:
+        tried.set()
+        return hold(*args)
+
+    async def first(one: Talk) -> None:
+        assert (await one.ask(LOCK)).error is None
+        monkeypatch.setattr(agent, "hold", try_to_hold)
+
+        async def second(other: Talk) -> None:
+            asked = asyncio.create_task(other.ask(LOCK))
+            await tried.wait()
+            assert (await one.ask(Unlock())).error is None
+            assert (await asked).error is None
+
+        await talking(here, second)
 
     await talking(here, first)
 

@@ -21,6 +21,7 @@ import os
 import select
 import shutil
 import sys
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 import msgspec
 
 from mvmci.cluster.deployment import RoleName
-from mvmci.errors import MvmciError, NotFound, Usage
+from mvmci.errors import LockHeld, MvmciError, NotFound, Usage
 from mvmci.runtimes.local.messages import Report, Start, Stop, Watch
 from mvmci.runtimes.local.runtime import Local
 from mvmci.system.files import private_folder, sync_folder, write_private
@@ -36,6 +37,8 @@ from mvmci.system.lock import hold
 from mvmci.trust.provision import new_key, public_of, with_seed, without_seed
 
 SILENT_S = 30.0  # who says nothing for so long has gone
+LOCK_WAIT_S = 5.0  # for the lock: of one who was killed, an agent may still have it for a moment
+LOCK_PAUSE_S = 0.1
 LINE_BYTES_MAX = 64 << 20
 OWNER = "authority"  # the file that says whose cluster it is
 
@@ -199,7 +202,7 @@ class Agent:
             async for data in here.log(ask.name, follow=ask.follow, last=ask.last):
                 yield False, msgspec.json.encode(data)
         elif isinstance(ask, Lock):
-            self._lock(ask)
+            await self._lock(ask)
         elif isinstance(ask, Unlock):
             self.held.close()
         elif isinstance(ask, Keys):
@@ -221,8 +224,18 @@ class Agent:
         else:
             await asyncio.to_thread(_forget, here.files.folder)
 
-    def _lock(self, ask: Lock) -> None:
+    async def _lock(self, ask: Lock) -> None:
         """Raises LockHeld, and Usage where a cluster of the same name is here that is another."""
+        end = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                return self._try_lock(ask)
+            except LockHeld:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(LOCK_PAUSE_S)
+
+    def _try_lock(self, ask: Lock) -> None:
         folder = private_folder(self.here.files.folder)
         name, file = self.here.cluster, folder / OWNER
         with contextlib.ExitStack() as held:
