@@ -126,7 +126,7 @@ class Farm:
 
     def settled(self) -> dict[str, str]:
         """What lies on all hosts, without what running units write."""
-        written = ("log", "store", "units.json", "_cache", "ports", "lock", "witness.json", "identity.json")
+        written = ("log", "broker", "_host", "_cache", "units.json", "lock", "witness.json", "identity.json")
         return {
             path: digest
             for path, digest in self.files().items()
