@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,8 @@ async def _remove(what: str, which: Sequence[str], *options: str) -> None:
 
 async def last_exit(container: str) -> int | None:
     """How the last process of a container ended that runs again; None if Docker has forgotten it."""
-    command = ["docker", "events", "--since", EVENTS_SINCE, "--until", "0s", "--filter", "event=die"]
+    until = f"{time.time():.9f}"  # by the second, as `0s` is, Docker leaves out what has just been
+    command = ["docker", "events", "--since", EVENTS_SINCE, "--until", until, "--filter", "event=die"]
     command += ["--filter", f"container={container}", "--format", "{{.Actor.Attributes.exitCode}}"]
     codes = (await asyncio.to_thread(_run, command)).stdout.split()
     return int(codes[-1]) if codes and codes[-1].isdecimal() else None
