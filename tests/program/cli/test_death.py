@@ -311,7 +311,7 @@ def test_a_long_sleep_goes_on_after_a_kill(mvmci: Mvmci, script: Path) -> None:
     (intent,) = [one for one in records if one["record"] == "intent"]
     (result,) = [one for one in records if one["record"] == "result"]
     assert result["at"] >= _rfc3339(released["until"])
-    assert intent["at"] < released["at"] < result["at"]
+    assert intent["at"] <= released["at"] < result["at"]  # the first two are often one message
     assert took >= 12
     assert mvmci.status(job)["attempts"] == 1
 
