@@ -31,6 +31,7 @@ from tests.conftest import open_nats
 from tests.harness.broker import Broker, ensure, serve
 from tests.harness.places import ROOT
 from tests.harness.ports import own_port
+from tests.harness.proxy import Proxy
 from tests.harness.waiting import LONG_S
 
 OPEN_BATCHES = 60  # more than the server holds for a stream
@@ -270,6 +271,39 @@ async def test_a_broker_of_a_cluster_takes_nobody_without_a_credential(
     stolen = msgspec.structs.replace(authority.admin(base).login, seed=forged.seed)
     with pytest.raises(TicketRefused):
         await Link(stolen, "thief").open()
+
+
+class Late(Proxy):
+    """Has the first who comes hear what was said to one who was too slow."""
+
+    def __init__(self, target: str, said: bytes) -> None:
+        super().__init__(target)
+        self.said = said
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said, self.said = self.said, b""
+        if said:
+            writer.write(said)
+            await reader.read()
+        else:
+            await super()._serve(reader, writer)
+
+
+async def test_who_was_too_slow_to_show_a_credential_is_not_refused_and_tries_again(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvmci.stores.nats.link._CONNECT_S", LONG_S)
+    reader, writer = await asyncio.open_connection(LOOPBACK, guarded.server.settings.port)
+    async with asyncio.timeout(LONG_S):
+        said = await reader.read()  # until the server hangs up
+    writer.close()
+    assert said.endswith(b"-ERR 'Authentication Timeout'\r\n")
+    async with Late(guarded.base.urls[0], said).serve() as proxy:
+        login = guarded.authority.admin(guarded.base).login
+        found = Link(msgspec.structs.replace(login, urls=(proxy.url,)), "late")
+        await found.open()
+        await found.close()
+    assert not proxy.said
 
 
 async def test_a_broker_of_a_cluster_has_no_other_listener(guarded: Guarded) -> None:

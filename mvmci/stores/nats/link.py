@@ -61,7 +61,8 @@ LOOK_EVERY_S = 2.0  # a word may be lost
 REFUSALS_MAX = 3  # in a row, of reconnecting: a broker that is only starting is not one
 
 _PARTS = re.compile(r"[ \t\r\n]")  # what parts the words of the protocol
-REFUSALS = ("authorization violation", "authentication", "revoked", "expired")
+# Of a credential. 'Authentication Timeout' is none: who was too slow to show one may try again.
+REFUSALS = ("authorization violation", "revoked", "expired")
 
 
 class NoStream(StoreUnavailable):
