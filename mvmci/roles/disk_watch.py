@@ -47,6 +47,7 @@ def room(folder: str) -> int:
 def watch(folder: str, server: int, at: int) -> None:
     """Until the server is stopped. Its log counts from the place `at`."""
     log, failed, free_since, store = os.path.join(folder, LOG), b"", None, 0
+    part = b""  # of a line
     tokens: dict[str, bytes] = {}
     while os.getppid() == server:
         time.sleep(EVERY_S)
@@ -57,10 +58,13 @@ def watch(folder: str, server: int, at: int) -> None:
             _log("the broker's store was removed: it starts anew")
             os.kill(server, signal.SIGTERM)
             return
-        lines, at = _news(log, at)
+        begun = part
+        lines, part, at = _news(log, at)
         bad = [line for line in lines if any(sign in line.lower() for sign in SIGNS)]
-        if bad and not failed:
-            failed = bad[-1]
+        # The server writes each line at once: one that stays a part was cut where the disk was full.
+        cut = part != b"" and part == begun and room(folder) < ROOM_BYTES
+        if (bad or cut) and not failed:
+            failed = bad[-1] if bad else SIGNS[0]
             why = next(sign for sign in SIGNS if sign in failed.lower()).decode()
             say(folder, f"the broker stores nothing: {why}, in {folder}")
             _log(f"the broker stores nothing: {why}; it starts again when there is room")
@@ -121,8 +125,11 @@ def _log(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _news(log: str, at: int) -> tuple[list[bytes], int]:
-    """The whole lines behind the place `at`, and where they end. A log that was begun anew is read anew."""
+def _news(log: str, at: int) -> tuple[list[bytes], bytes, int]:
+    """The whole lines behind the place `at`, the part of one that follows them, and where that begins.
+
+    A log that was begun anew is read anew.
+    """
     try:
         with open(log, "rb") as file:
             if os.fstat(file.fileno()).st_size < at:
@@ -130,9 +137,9 @@ def _news(log: str, at: int) -> tuple[list[bytes], int]:
             file.seek(at)
             data = file.read(1 << 20)
     except OSError:
-        return [], at
-    whole = data[: data.rfind(b"\n") + 1]
-    return whole.splitlines(), at + len(whole)
+        return [], b"", at
+    end = data.rfind(b"\n") + 1
+    return data[:end].splitlines(), data[end:], at + end
 
 
 if __name__ == "__main__":

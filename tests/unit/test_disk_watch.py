@@ -12,6 +12,7 @@ import pytest
 from mvmci.roles import disk_watch
 
 SERVER = 4_000_000  # a process that stands for nats-server
+LOOKS_MAX = 100
 
 
 @pytest.fixture
@@ -24,6 +25,7 @@ def ended_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Calla
         def sleep(_: float) -> None:
             nonlocal looks
             looks += 1
+            assert looks < LOOKS_MAX, "the server was never stopped"
             before(looks)
 
         def kill(pid: int, _: int) -> None:
@@ -41,10 +43,15 @@ def ended_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Calla
     return watched
 
 
+@pytest.mark.parametrize("kept", [None, 20], ids=["said whole", "said as far as there was room"])
 def test_a_broker_starts_anew_only_when_there_has_been_room_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_at: Callable[[Callable[[int], None]], int]
+    kept: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended_at: Callable[[Callable[[int], None]], int],
 ) -> None:
-    (tmp_path / disk_watch.LOG).write_bytes(b"[1] [ERR] write 1.blk: no space left on device\n")
+    said = b"[1] [ERR] write 1.blk: no space left on device\n"
+    (tmp_path / disk_watch.LOG).write_bytes(said[:kept])
     free = 0
 
     def before(look: int) -> None:
@@ -53,6 +60,7 @@ def test_a_broker_starts_anew_only_when_there_has_been_room_for_a_while(
 
     monkeypatch.setattr(disk_watch, "room", lambda _: free)
     assert ended_at(before) == 20 + disk_watch.QUIET_S / disk_watch.EVERY_S
+    assert b"no space left on device" in (tmp_path / disk_watch.TROUBLE).read_bytes()
 
 
 def test_a_broker_whose_store_was_removed_starts_anew(
