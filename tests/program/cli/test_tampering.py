@@ -73,7 +73,7 @@ def test_a_last_line_that_was_never_finished_is_not_there(mvmci: Mvmci, guest: G
     job = fresh("torn")
     assert mvmci("run", guest("exit"), "--id", job).code == 0
     journal = mvmci.journal(job)
-    first, _ = journal.read_bytes().splitlines(keepends=True)
+    first, *_ = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(first + b'{"prev":"')
     assert mvmci.status(job)["status"] == "queued"
     assert mvmci("run", guest("exit"), "--id", job).code == 0
