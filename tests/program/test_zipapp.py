@@ -26,10 +26,9 @@ import pytest
 import mvmci
 from tests.harness.places import ROOT, guest_path, need
 from tests.harness.pythons import find_python
-from tests.harness.waiting import until
+from tests.harness.waiting import LONG_S, until
 
 SIZE_BYTES_MAX = 40_000_000
-RUN_S_MAX = 60
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
@@ -64,7 +63,7 @@ def run(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=RUN_S_MAX,
+        timeout=LONG_S,
         check=False,
         cwd=cwd,
         user=user,
@@ -136,7 +135,7 @@ def test_its_compiled_modules_load_on_every_supported_python_which_gets_those_of
     modules = "aiohttp._http_parser, msgspec._core, multidict._multidict, wasmtime, yaml._yaml"
     code = f"import sys; sys.path.insert(0, sys.argv[1]); import {modules}"
     command = [*find_python(version), "-I", "-c", code, str(inside)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_S_MAX, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -560,7 +559,7 @@ def test_several_first_starts_at_once_all_run(zipapp: Path, tmp_path: Path) -> N
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     starts = [subprocess.Popen(command, env=environment, **pipes) for _ in range(4)]
     for start in starts:
-        out, err = start.communicate(timeout=RUN_S_MAX)
+        out, err = start.communicate(timeout=LONG_S)
         assert (start.returncode, out.count(b"mvmci")) == (0, 1), err
 
 
@@ -605,7 +604,7 @@ def test_a_first_start_waits_for_another_and_says_so(zipapp: Path, tmp_path: Pat
         assert start.stderr is not None
         assert start.stderr.readline() == b"mvmci: waiting for another process that is unpacking it\n"
         assert not list(root.glob("mvmci_*"))
-    out, _ = start.communicate(timeout=RUN_S_MAX)
+    out, _ = start.communicate(timeout=LONG_S)
     assert start.returncode == 0
     assert mvmci.__version__.encode() in out
 
