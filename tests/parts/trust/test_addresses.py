@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from mvmci.stores.nats.link import Link
 from mvmci.trust.authority import Authority, read_identity
 from mvmci.trust.enrol.client import remember_address
 from tests.harness.broker import Broker
+from tests.harness.ports import own_port
 from tests.harness.waiting import LONG_S
 from tests.parts.trust.conftest import EVERYWHERE, World
 
@@ -36,20 +36,13 @@ async def listening(says: bytes) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
-def nobody() -> int:
-    """A port at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 async def ports() -> AsyncIterator[list[int]]:
-    """Those of nobody who could be the broker."""
+    """Those of nobody who could be the broker: at the last one nobody listens."""
     async with AsyncExitStack() as stack:
         silent = await stack.enter_async_context(listening(b""))
         stranger = await stack.enter_async_context(listening(b"HTTP/1.1 400 Bad Request\r\n"))
-        yield [silent, stranger, nobody()]
+        yield [silent, stranger, own_port()]
 
 
 @pytest.fixture(params=[LOOPBACK, EVERYWHERE], ids=["plain", "tls"])
@@ -103,4 +96,4 @@ async def test_the_broker_of_another_cluster_is_passed_over_and_said_where_it_is
     ours, theirs = at(world.broker.settings.port), at(stranger.settings.port)
     await world.link(msgspec.structs.replace(identity.login, urls=(theirs, ours)))
     with pytest.raises(TicketRefused, match="is not the broker that this credential is for"):
-        await Link(msgspec.structs.replace(identity.login, urls=(theirs, at(nobody()))), "test").open()
+        await Link(msgspec.structs.replace(identity.login, urls=(theirs, at(own_port()))), "test").open()
