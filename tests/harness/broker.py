@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from mvmci.cluster.broker import BrokerSettings, Guard
+from mvmci.cluster.broker import ANY_PORT, BrokerSettings, Guard
 from mvmci.cluster.identity import Login
 from mvmci.errors import StoreUnavailable
 from mvmci.roles.broker import check_sync, find_server, prepare, read_ports
@@ -21,6 +21,7 @@ from mvmci.stores.nats.layout import STORE_BYTES, Layout
 from mvmci.stores.nats.link import Link
 from mvmci.stores.nats.streams import maintain
 from mvmci.system.linux import dying_with_us
+from tests.harness.ports import own_port
 
 START_S = 60.0
 LOOK_EVERY_S = 0.01
@@ -43,6 +44,9 @@ class Broker:
 
     async def start(self) -> None:
         """Start the server and wait until it answers. Raises StoreUnavailable, Usage."""
+        if self.settings.port == ANY_PORT:  # it comes back there, and nobody else is to have it meanwhile
+            port = own_port(self.settings.listen)
+            self.settings = msgspec.structs.replace(self.settings, port=port)
         config = prepare(self.folder, self.settings, self.guard)
         with open(self.folder / "nats.log", "ab") as log:  # noqa: ASYNC230 (a local file)
             self.process = await asyncio.create_subprocess_exec(
@@ -51,8 +55,6 @@ class Broker:
         try:
             ports = await self._ports(self.process)
             self.url = ports["nats"][0]
-            port = int(self.url.rpartition(":")[2])
-            self.settings = msgspec.structs.replace(self.settings, port=port)
             if self.guard is None:
                 await asyncio.to_thread(check_monitor, ports["monitoring"][0])
         except BaseException:

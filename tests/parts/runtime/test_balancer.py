@@ -47,7 +47,7 @@ class Backend:
         self.taken = 0
         self.healthy = True
         self.done = asyncio.Event()
-        self.port = 0
+        self.port = own_port()  # as it goes, it is back there, and nobody else meanwhile
         self._runner: web.AppRunner | None = None
 
     async def open(self, tls: ssl.SSLContext | None = None) -> None:
@@ -58,7 +58,6 @@ class Backend:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=tls)
         await site.start()
-        self.port = self._runner.addresses[0][1]
 
     async def close(self) -> None:
         self.done.set()
