@@ -69,11 +69,24 @@ class Outcome:
         return json.loads(self.out)
 
 
+def files_in(folder: Path) -> Iterator[Path]:
+    """What lies below `folder`, where units may be writing: without files that have no name of their own yet.
+    Those that come may have gone."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            writer = name.rpartition(".")[2] if name.startswith(".") else ""
+            is_written = writer.isdecimal() and Path("/proc", writer).exists()  # as `write_private` does it
+            if not is_written and Path(where, name).is_file():
+                yield Path(where, name)
+
+
 def is_connected(pid: int) -> bool:
     """Whether that process has a connection that is established."""
-    proc = Path(f"/proc/{pid}")
+    proc, ours = Path(f"/proc/{pid}"), set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        ours = {os.readlink(one) for one in (proc / "fd").iterdir()}
+        for one in (proc / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                ours.add(os.readlink(one))
         sockets = [line.split() for line in (proc / "net" / "tcp").read_text().splitlines()[1:]]
         return any(one[3] == "01" and f"socket:[{one[9]}]" in ours for one in sockets)
     return False

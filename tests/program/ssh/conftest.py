@@ -20,7 +20,7 @@ import pytest
 
 from tests.harness import sshd
 from tests.harness.ports import own_port
-from tests.harness.program import Mvmci, Outcome, Running
+from tests.harness.program import Mvmci, Outcome, Running, files_in
 from tests.harness.proxy import Proxy
 from tests.harness.sshd import Sshd
 
@@ -68,8 +68,11 @@ class Host:
 
     def files(self) -> dict[str, str]:
         """What lies there, each file with its digest."""
-        files = [path for path in sorted(self.directory.rglob("*")) if path.is_file()]
-        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        found = {}
+        for path in sorted(files_in(self.directory)):
+            with contextlib.suppress(FileNotFoundError):  # a unit has removed it
+                found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from tests.harness.program import files_in
 from tests.program.ssh.conftest import Farm
 
 SEED = re.compile(rb"S[AOU][A-Z2-7]{56}")
@@ -18,9 +19,9 @@ PRIVATE = re.compile(  # of a key on a curve, behind what all of them begin with
 def secrets_in(folder: Path) -> dict[bytes, set[Path]]:
     """The secret keys that lie in a folder, each with the files that it is in."""
     found: dict[bytes, set[Path]] = {}
-    for path in folder.rglob("*"):
-        if path.is_file() and "_cache" not in path.parts and path.suffix != ".pyz":
-            with suppress(FileNotFoundError):  # a unit has written it anew
+    for path in files_in(folder):
+        if "_cache" not in path.parts and path.suffix != ".pyz":
+            with suppress(FileNotFoundError):  # a unit has removed it
                 data = path.read_bytes()
                 for secret in (*SEED.findall(data), *PRIVATE.findall(data)):
                     found.setdefault(secret, set()).add(path)
@@ -63,7 +64,9 @@ async def test_every_secret_is_where_it_belongs_and_nowhere_else(farm: Farm) -> 
         for files in secrets.values():
             assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files), files
     for host in farm.hosts.values():
-        assert not any(login in path.read_bytes() for path in host.folder.rglob("*") if path.is_file())
+        for path in files_in(host.folder):
+            with suppress(FileNotFoundError):
+                assert login not in path.read_bytes()
 
     # Nobody was told any of them in a way that others see.
     said = told_to_everybody()
