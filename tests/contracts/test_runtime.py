@@ -35,7 +35,7 @@ from mvmci.runtimes.ssh.runtime import Ssh
 from mvmci.trust.authority import Authority
 from tests.harness import sshd, stub
 from tests.harness.docker import Docker
-from tests.harness.waiting import until_true
+from tests.harness.waiting import LONG_S, until_true
 
 RUNTIMES = ("local", "compose", "ssh")
 NAME = "contract"
@@ -284,7 +284,9 @@ async def test_what_stopped_units_left_stays_unless_it_is_to_be_forgotten(world:
 async def test_one_that_was_killed_comes_back_and_no_other_is_touched(world: World) -> None:
     await world.start(*CLUSTER)
     before = await world.pids()
-    os.kill(before["w-a"] or 0, signal.SIGKILL)
+    pid = before["w-a"]
+    assert pid
+    os.kill(pid, signal.SIGKILL)
     await until_true(lambda: world.began("w-a") == 2)
     found = await world.see("w-a", lambda one: one.restarts == 1 and one.pid)
     assert found.config == WA
@@ -353,13 +355,19 @@ async def test_a_watch_tells_how_they_are_now_and_whenever_that_changes(world: W
     try:
         await until_true(lambda: told)
         assert list(by_name(told[0])) == ["broker-a", "w-a"]
-        await world.start(WB)
-        await until_true(lambda: "w-b" in by_name(told[-1]))
-        os.kill(by_name(told[-1])["w-a"].pid or 0, signal.SIGKILL)
+        await world.start(config("w-b", "--stubborn=1"))
+        await until_true(lambda: (one := by_name(told[-1]).get("w-b")) and one.pid)
+        killed, asked = (by_name(told[-1])[name].pid for name in ("w-a", "w-b"))
+        assert killed
+        assert asked
+        os.kill(killed, signal.SIGKILL)
         await until_true(lambda: by_name(told[-1])["w-a"].restarts == 1)
-        await world.runtime.stop(["w-b"])
+        stopping = asyncio.create_task(world.runtime.stop(["w-b"], LONG_S))
+        await until_true(lambda: by_name(told[-1])["w-b"].state == "draining")
+        await until_true(lambda: "w-b asked" in world.order())
+        os.kill(asked, signal.SIGTERM)  # it goes once that was seen
+        await stopping
         await until_true(lambda: "w-b" not in by_name(told[-1]))
-        assert [one for seen in told if (one := by_name(seen).get("w-b")) and one.state == "draining"]
         await world.runtime.stop()
         await until_true(lambda: told[-1] == [])
         await world.start(WA)

@@ -174,9 +174,9 @@ def unit(said: Path, args: argparse.Namespace) -> None:
     if args.listen and not args.deaf:
         host, _, port = args.listen.rpartition(":")
         listener = socket.create_server((host, int(port)))  # noqa: F841 (as long as this process)
-    say("began")
     if args.print:
         print(args.print, flush=True)
+    say("began")
     if args.exit is not None:
         time.sleep(args.live)
         sys.exit(args.exit)

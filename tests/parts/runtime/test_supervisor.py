@@ -108,6 +108,11 @@ class Place:
         pids = {status.pid for status in self.units()}
         return {one.name: one.pid for one in self.said() if one.pid in pids and one.what == "began"}
 
+    async def kill(self, name: str) -> None:
+        """`kill -9` to a unit, once it has begun."""
+        await until_true(lambda: name in self.alive())
+        os.kill(self.alive()[name], signal.SIGKILL)
+
 
 def gone(pid: int) -> bool:
     """Whether the process has ended, reaped or not."""
@@ -220,7 +225,7 @@ async def test_what_was_set_for_this_call_alone_does_not_reach_the_units(
 async def test_a_killed_unit_comes_back_under_its_name_and_no_other_is_touched(place: Place) -> None:
     await place.runs(*CLUSTER)
     before = place.pids()
-    os.kill(before["w-1"] or 0, signal.SIGKILL)
+    await place.kill("w-1")
     await until_true(lambda: len(place.began("w-1")) == 2)
     after = place.pids()
     assert after.pop("w-1") != before.pop("w-1")
@@ -270,7 +275,7 @@ async def test_a_unit_whose_credential_is_refused_stays_down_and_says_why(place:
 async def test_the_reason_is_of_this_process_and_not_of_an_earlier_one(place: Place) -> None:
     await place.local.start([unit("w-1", "--print", "Error: of the first")])
     await until_true(lambda: place.began("w-1"))
-    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await place.kill("w-1")
     await until_true(lambda: place.status("w-1").reason)
     assert place.status("w-1").reason == "of the first"
     await place.local.start([unit("w-1", "--exit", "3", "--live", "0.3")])
@@ -292,7 +297,7 @@ async def test_a_broker_says_in_a_log_of_its_own_what_is_wrong(place: Place) -> 
     await until_true(lambda: place.began("broker-1"))
     with log.open("a") as file:
         file.write("[2] [FTL] no room\n[2] 2026/01/01 [INF] Server Exiting..\n")
-    os.kill(place.status("broker-1").pid or 0, signal.SIGKILL)
+    await place.kill("broker-1")
     await until_true(lambda: place.status("broker-1").reason)
     assert place.status("broker-1").reason == "was killed by SIGKILL: [2] [FTL] no room"
 
@@ -311,7 +316,7 @@ async def test_a_program_that_cannot_be_started_is_tried_again_too(place: Place)
 
 async def test_a_unit_that_is_stopped_by_a_signal_is_left_alone_and_can_leave(place: Place) -> None:
     await place.runs(W1)
-    pid = place.status("w-1").pid or 0
+    pid = place.alive()["w-1"]
     os.kill(pid, signal.SIGSTOP)
     await asyncio.sleep(3 * PACE["longest_pause_s"])
     assert (place.status("w-1").pid, place.status("w-1").restarts) == (pid, 0)
@@ -323,13 +328,15 @@ async def test_a_unit_that_is_stopped_by_a_signal_is_left_alone_and_can_leave(pl
 
 
 async def test_a_stop_goes_the_other_way_round_and_leaves_nothing(place: Place) -> None:
-    slow = [unit(name, "--leave", "0.2") for name in ("w-1", "w-2")]
-    await place.runs(BROKER, PLANE, *slow)
-    pid = place.supervisor()
-    assert await place.local.stop()
-    order = place.order()[4:]
-    assert set(order[:2]) == {"w-1 asked", "w-2 asked"}  # both at once
-    assert set(order[2:4]) == {"w-1 ended", "w-2 ended"}
+    await place.runs(BROKER, PLANE, *(unit(name, "--stubborn", "1") for name in ("w-1", "w-2")))
+    pid, alive = place.supervisor(), place.alive()
+    stopping = asyncio.create_task(place.local.stop(grace_s=LONG_S))
+    await until_true(lambda: {"w-1 asked", "w-2 asked"} <= set(place.order()))  # both at once
+    for name in ("w-1", "w-2"):
+        os.kill(alive[name], signal.SIGTERM)
+    assert await stopping
+    order = place.order()[6:]
+    assert set(order[:4]) == {f"w-{number} {what}" for number in "12" for what in ("asked", "ended")}
     assert order[4:] == ["plane-1 asked", "plane-1 ended", "broker-1 asked", "broker-1 ended"]
     assert gone(pid)
     left = {str(path.relative_to(place.folder)) for path in place.folder.rglob("*") if path.is_file()}
@@ -726,7 +733,7 @@ async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
     log = place.folder / "units" / "w-1" / "log"
     await until_true(lambda: log.read_text() == "hello\n")
     assert stat.S_IMODE(log.stat().st_mode) == 0o600
-    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await place.kill("w-1")
     await until_true(lambda: log.read_text().count("hello\n") == 2)
     with log.open("ab") as file:
         file.truncate(supervisor.LOG_BYTES_MAX + 1)
@@ -734,7 +741,7 @@ async def test_a_log_is_private_appended_to_and_bounded_with_one_kept(
     kept = log.with_name("log.1")
     assert kept.stat().st_size == supervisor.LOG_BYTES_MAX + 1
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    os.kill(place.status("w-1").pid or 0, signal.SIGKILL)
+    await place.kill("w-1")
     await until_true(lambda: log.read_text().endswith("hello\n"))
     assert log.stat().st_size < 200  # what is open goes on at the new end
 
