@@ -113,6 +113,7 @@ async def test_the_broker_dies_with_a_parent_that_is_killed(tmp_path: Path) -> N
     assert await answers(url)
     os.kill(parent.pid, signal.SIGKILL)
     await parent.wait()
+    await parent.stdout.read()
     async with asyncio.timeout(LONG_S):
         while await answers(url):  # noqa: ASYNC110 (nobody tells of it)
             await asyncio.sleep(0.02)
@@ -210,6 +211,7 @@ async def test_a_process_that_becomes_a_broker_stays_the_same_and_dies_with_its_
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         await parent.wait()
+        await parent.stdout.read()  # until the broker has gone, which has it too
     await until_silent(url)
 
 
