@@ -23,7 +23,7 @@ import msgspec
 from mvmci.cluster.witness import JOBS_MAX, Loss, Removal, Seen, Witness, config_losses, losses
 from mvmci.errors import Conflict, StoreUnavailable
 from mvmci.stores.nats import Cluster
-from mvmci.stores.nats.config import LOSS
+from mvmci.stores.nats.config import LOSS, SETTINGS
 from mvmci.system.clock import wall_clock_ms
 from mvmci.system.files import write_private
 from mvmci.system.tasks import in_thread
@@ -80,7 +80,7 @@ class Watch:
 
     async def _look(self) -> None:
         config = await self._cluster.look("config")
-        if config is None and self.loss is not None and self.make_config is not None:
+        if self.loss is not None and self.make_config is not None and await self._lacks_settings(config):
             await self.make_config()
         before, _ = (None, 0) if config is None else await self._cluster.config.witness()
         jobs, blobs = await self._cluster.look("jobs"), await self._cluster.look("blobs")
@@ -97,6 +97,10 @@ class Watch:
         self.loss = None if config is None else await self._cluster.config.loss()  # another's word
         if self.loss is None and jobs is not None and blobs is not None and config is not None:
             await self._remember(jobs, blobs, after, revision)
+
+    async def _lacks_settings(self, config: Seen | None) -> bool:
+        """Whoever maintains the streams may have made CONFIG anew, which is then empty."""
+        return config is None or await self._cluster.config.get(SETTINGS) is None
 
     def _missing(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,7 @@ from mvmci.stores.nats import Cluster, remove
 from mvmci.system.tasks import cancel
 from tests.conftest import CLUSTER_BYTES
 from tests.harness.broker import ensure
-from tests.harness.waiting import until_true
+from tests.harness.waiting import LONG_S, until_true
 from tests.parts.roles.conftest import Place
 from tests.parts.roles.test_reconciler import append
 from tests.parts.roles.test_retention import end, spec
@@ -148,8 +149,9 @@ async def test_what_retention_removes_is_no_loss_also_if_it_dies_over_it(
     assert again.loss is not None
 
 
+@pytest.mark.parametrize("when", ["at any time", "after a look at the settings, before that for the streams"])
 async def test_a_store_that_goes_while_the_cluster_runs_is_a_loss_that_all_can_read(
-    plane: Cluster, client: Cluster, place: Place, file: Path
+    plane: Cluster, client: Cluster, place: Place, file: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     settings = ClusterSettings(store_bytes=CLUSTER_BYTES, queues=("default", "other"))
     await plane.config.put_settings(settings)
@@ -157,7 +159,18 @@ async def test_a_store_that_goes_while_the_cluster_runs_is_a_loss_that_all_can_r
     control = ControlPlane(plane, file)
     running = asyncio.create_task(control.run())
     await until_true(file.exists)
-    await remove(place.url, place.name)
+    lacks = Cluster.lacks
+
+    async def go_and_look(self: Cluster, queues: Iterable[str]) -> bool:
+        """Whoever finds it so makes all of it anew, without settings."""
+        monkeypatch.setattr(Cluster, "lacks", lacks)
+        await remove(place.url, place.name)
+        return await lacks(self, queues)
+
+    if when == "at any time":
+        await remove(place.url, place.name)
+    else:
+        monkeypatch.setattr(Cluster, "lacks", go_and_look)
 
     async def told() -> bool:
         try:
@@ -166,7 +179,8 @@ async def test_a_store_that_goes_while_the_cluster_runs_is_a_loss_that_all_can_r
             return False
 
     await until_true(told)
-    assert await read_settings(client) == settings
+    async with asyncio.timeout(LONG_S):
+        assert await read_settings(client) == settings
     await accept(plane)
     await until_true(lambda: control.watch.loss is None)
     assert await submit(client.store, await spec(client.store, "b"))
