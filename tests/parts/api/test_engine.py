@@ -52,12 +52,13 @@ async def metrics(face: Face) -> dict[str, float]:
 
 
 async def test_an_order_is_answered_with_its_words_each_when_it_is_known(face: Face) -> None:
-    await submitted(face, "j", "sleeper", "1000", "1")
+    await submitted(face, "j", "sleeper", "20")
     async with face.session.post(face.url + RUN, data=order("j")) as answer:
         assert (answer.status, answer.content_type) == (200, "application/x-ndjson")
         taken = json.loads(await answer.content.readline())
         assert not (await load(face.store, "j")).state.ended
         assert (taken["reply"], taken["unit"]) == ("accepted", "x1")
+        await face.post("/api/workflow/j/cancel")
         assert json.loads(await answer.content.readline()) == {
             "reply": "finished",
             "kind": "ended",
@@ -98,7 +99,7 @@ async def test_without_a_free_slot_an_order_is_refused_at_once_and_the_executor_
 
 
 async def test_a_job_goes_on_when_its_worker_goes_away_and_who_asks_again_follows_it(face: Face) -> None:
-    await submitted(face, "j", "sleeper", "100", "10")
+    await submitted(face, "j", "sleeper", "20")
     async with face.session.post(face.url + RUN, data=order("j")) as answer:
         await answer.content.readline()
         answer.close()
@@ -106,8 +107,10 @@ async def test_a_job_goes_on_when_its_worker_goes_away_and_who_asks_again_follow
         while '"499"' not in (await face.get("/metrics")).body.decode():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     assert face.executor.free == 1
-    again = await face.post(RUN, order("j"))
-    assert json.loads(again.body.splitlines()[1])["kind"] == "ended"
+    async with face.session.post(face.url + RUN, data=order("j")) as again:
+        await again.content.readline()
+        await face.post("/api/workflow/j/cancel")
+        assert json.loads(await again.content.readline())["kind"] == "ended"
     journal = await load(face.store, "j")
     assert sum(isinstance(record, Lease) for record in journal.records) == 1
 
