@@ -122,7 +122,7 @@ async def test_who_was_stopped_for_so_long_that_another_took_over_uses_what_that
 
 
 async def test_who_lives_and_compiles_for_long_is_waited_for(forkserver, root, echo, monkeypatch):
-    monkeypatch.setattr(code, "LEASE_S", 0.5)
+    monkeypatch.setattr(code, "LEASE_S", 2.0)
     one, other = CodeCache(root, forkserver), CodeCache(root, forkserver)
     began, goes_on = asyncio.Event(), asyncio.Event()
 
@@ -134,7 +134,7 @@ async def test_who_lives_and_compiles_for_long_is_waited_for(forkserver, root, e
     first = asyncio.ensure_future(one.get(echo.digest, True, True, slow))
     await began.wait()
     second = asyncio.ensure_future(echo.get(other))
-    await asyncio.sleep(4 * code.LEASE_S)  # longer than a stopped one would be waited for
+    await asyncio.sleep(1.5 * code.LEASE_S)  # longer than a stopped one would be waited for
     goes_on.set()
     assert await first == await second
     assert echo.compiles == 1
