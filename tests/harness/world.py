@@ -53,6 +53,7 @@ class Counting:
         try:
             yield self
         finally:
+            self.answers.set()
             await runner.cleanup()
 
 
