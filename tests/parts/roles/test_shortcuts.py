@@ -11,6 +11,8 @@ import asyncio
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from mvmci.jobs.journal import Done, status
 from mvmci.journals.client import submit
@@ -42,8 +44,9 @@ async def start(place: Place, unit: str, *more: object) -> Process:
     return process
 
 
-async def some_end(client: Cluster, count: int) -> None:
-    """Wait until that many ends have been written."""
+@asynccontextmanager
+async def some_end(client: Cluster, count: int) -> AsyncIterator[None]:
+    """Wait until that many ends have been written since the block began."""
     seen, enough = 0, asyncio.Event()
 
     def hear(_: object) -> None:
@@ -53,6 +56,7 @@ async def some_end(client: Cluster, count: int) -> None:
             enough.set()
 
     unsubscribe = await client.link.subscribe(client.layout.ends(), hear)
+    yield
     async with asyncio.timeout(LONG_S):
         await enough.wait()
     await unsubscribe()
@@ -63,17 +67,17 @@ async def test_workers_that_die_among_many_short_jobs_lose_none_and_end_none_twi
 ) -> None:
     reconciler = Reconciler(await place.join("control-plane", maintains=True, listens=True))
     running = asyncio.create_task(reconciler.run())
-    jobs = [f"j{number}" for number in range(JOBS)]
+    jobs = [f"j{number}" for number in range(KILLS * JOBS)]
     specs = [await script_spec(client.store, job, []) for job in jobs]
     first = await script_spec(client.store, "compiles", [])
     worker = await start(place, "w0")
     await submit(client.store, first)
     await until_done(client.store, "compiles")
-    await asyncio.gather(*(submit(client.store, spec) for spec in specs))
     for kill in range(KILLS):
-        await some_end(client, JOBS // 10)
+        async with some_end(client, JOBS // 10):
+            submitting = asyncio.gather(*(submit(client.store, spec) for spec in specs[kill::KILLS]))
         worker.send_signal(signal.SIGKILL)
-        await worker.wait()
+        await asyncio.gather(worker.wait(), submitting)
         worker = await start(place, f"w{kill + 1}")
     journals = [await until_done(client.store, job) for job in jobs]
     worker.send_signal(signal.SIGKILL)
