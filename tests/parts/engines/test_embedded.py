@@ -144,11 +144,23 @@ async def test_a_first_delivery_that_comes_late_does_nothing_again(memory: Memor
 
 
 async def test_waiting_for_a_slot_is_not_counted_as_time(memory: Memory, host_root: Path) -> None:
-    store = memory.store("w")
-    engine = Embedded(Host(store=store, root=host_root, allow=Allow), slots=1)
-    await submit(store, await script_spec(store, "long", [{"sleep": 1_500}]))
-    await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=1_000)))
-    await asyncio.gather(engine.run("long"), engine.run("j"))
+    """The clock stands still but for that time, so that the run may take as long as it takes."""
+    store, now_ms = memory.store("w"), [1_000_000]
+    allow = Allow(http=("http://127.0.0.1:*/*",))
+    host = Host(store=store, root=host_root, allow=lambda: allow, now_ms=lambda: now_ms[0])
+    engine = Embedded(host, slots=1)
+    async with Counting().serve() as server:
+        server.answers.clear()
+        await submit(store, await script_spec(store, "long", [{"http": {"url": server.url}}]))
+        await submit(store, await script_spec(store, "j", [], limits=Limits(timeout_ms=100)))
+        running = [asyncio.create_task(engine.run("long"))]
+        await server.asked.wait()
+        running.append(asyncio.create_task(engine.run("j")))
+        await until_journal(store, "j", lambda journal: journal.state.held)
+        now_ms[0] += HOUR_MS
+        await asyncio.sleep(0.5)  # by then a timer of 0.1 s would have looked at the clock
+        server.answers.set()
+        await asyncio.gather(*running)
     await engine.close()
     assert status((await load(store, "j")).state)[0] == "succeeded"
 
