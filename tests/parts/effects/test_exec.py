@@ -179,14 +179,14 @@ async def test_a_program_that_is_stopped_may_put_down_what_it_has_in_hand(
     run: Runner, marker: str, why: str
 ) -> None:
     started = asyncio.Event()
-    script = f"touch lock; trap 'rm lock; exit 0' TERM; echo up; while :; do sleep 0.1; done; : {marker}"
+    script = f"trap 'rm lock; exit 0' TERM; touch lock; echo up; while :; do sleep 0.1; done; : {marker}"
     timeout_ms = 2_000 if why == "its time is up" else 0
     how = {"on_output": lambda stream, data: started.set()}
     task = asyncio.create_task(run("sh", "-c", script, timeout_ms=timeout_ms, how=how))
-    await started.wait()
     if timeout_ms:
         assert isinstance(await task, effect.Error)
     else:
+        await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
