@@ -20,7 +20,7 @@ from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
 from tests.harness.cluster import SMALLEST, Cluster
-from tests.harness.program import TIME, Mvmci, assert_sentence
+from tests.harness.program import TIME, Mvmci, assert_sentence, files_in
 from tests.harness.server import serving
 from tests.harness.waiting import until
 
@@ -48,8 +48,8 @@ def snapshot(cluster: Cluster) -> dict[Path, int]:
     """When each file of the cluster was written last; without what its units write by themselves."""
     return {
         path: path.stat().st_mtime_ns
-        for path in cluster.folder.rglob("*")
-        if path.is_file() and "broker" not in path.parts and path.name not in ("log", "client.json")
+        for path in files_in(cluster.folder)
+        if "broker" not in path.parts and path.name not in ("log", "client.json", "witness.json")
     }
 
 
