@@ -11,6 +11,7 @@ from tests.harness.program import Mvmci, Outcome
 from tests.harness.waiting import until
 
 SMALLEST = "cluster: demo\nworkers: {count: 3, slots: 2}\n"
+BUSY = ("--within", "10m")  # for `up` where it is to succeed, however busy the machine is
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Cluster:
 
     def up(self, *options: str) -> Outcome:
         """`up --detach`, which has to succeed."""
-        done = self.mvmci("up", self.file, "--detach", *options)
+        done = self.mvmci("up", self.file, "--detach", *BUSY, *options)
         assert done.code == 0, done
         return done
 

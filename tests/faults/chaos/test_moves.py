@@ -23,7 +23,7 @@ from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, path_of
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import BUSY, Cluster
 from tests.harness.places import need
 from tests.harness.waiting import until_true
 
@@ -201,7 +201,7 @@ INTERRUPTED = {
 
 def up_until(cluster: Cluster, said: str) -> bool:
     """Begin an `up`, and kill it when it has said so; whether it got as far."""
-    running = cluster.mvmci.start("up", cluster.file, "--detach")
+    running = cluster.mvmci.start("up", cluster.file, "--detach", *BUSY)
     while running.alive and said.encode() not in running.said():
         time.sleep(0.005)
     if running.alive:

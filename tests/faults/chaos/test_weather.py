@@ -19,7 +19,7 @@ from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, again, once
 from tests.faults.chaos.units import pids, signal_all
-from tests.harness.cluster import Cluster
+from tests.harness.cluster import BUSY, Cluster
 from tests.harness.places import GUESTS, need
 from tests.harness.program import Running, assert_sentence
 from tests.harness.waiting import LONG_S, until_journal
@@ -100,7 +100,7 @@ async def test_clocks_that_jump_an_hour_end_no_job_too_early_too_late_or_twice(
         "FAKETIME_DISABLE_SHM": "1",
     }
     cluster = make(TOPOLOGY.format(allow=outside.allow, count=1))
-    done = await asyncio.to_thread(cluster.mvmci, "up", cluster.file, "--detach", **fake)
+    done = await asyncio.to_thread(cluster.mvmci, "up", cluster.file, "--detach", *BUSY, **fake)
     assert done.code == 0, done
     await closing.enter_async_context(joined_by_hand(cluster, "honest-1", "honest-2"))
     client = await client_of(cluster, closing, outside)

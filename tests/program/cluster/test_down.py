@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mvmci.runtime import GRACE_S
-from tests.harness.cluster import SMALLEST, Cluster
+from tests.harness.cluster import BUSY, SMALLEST, Cluster
 from tests.harness.ports import own_port
 from tests.harness.program import Mvmci, assert_sentence
 from tests.harness.waiting import LONG_S, until
@@ -82,7 +82,7 @@ def test_no_unit_outlives_a_killed_supervisor_and_up_goes_on(cluster: Make) -> N
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_in_the_foreground_ctrl_c_brings_it_down(cluster: Make, signum: int, code: int) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
-    up = demo.mvmci.start("up", demo.file, new_session=True)
+    up = demo.mvmci.start("up", demo.file, *BUSY, new_session=True)
     up.hears("demo is ready; Ctrl-C brings it down\n")
     assert "worker-1 is ready\n" in up.said().decode()
     demo.all_ready()
@@ -96,7 +96,7 @@ def test_in_the_foreground_ctrl_c_brings_it_down(cluster: Make, signum: int, cod
 
 def test_in_the_foreground_ctrl_c_before_it_is_ready_brings_it_down_too(cluster: Make) -> None:
     demo = cluster()
-    up = demo.mvmci.start("up", demo.file)
+    up = demo.mvmci.start("up", demo.file, *BUSY)
     until(lambda: (demo.folder / "units.json").exists())
     up.signal(signal.SIGINT)
     done = up.end()
@@ -107,7 +107,7 @@ def test_in_the_foreground_ctrl_c_before_it_is_ready_brings_it_down_too(cluster:
 
 def test_detached_ctrl_c_leaves_what_runs_and_the_same_command_goes_on(cluster: Make) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
-    up = demo.mvmci.start("up", demo.file, "--detach")
+    up = demo.mvmci.start("up", demo.file, *BUSY, "--detach")
     until(lambda: (demo.folder / "units.json").exists())
     up.signal(signal.SIGINT)
     done = up.end()
@@ -123,7 +123,7 @@ def test_detached_ctrl_c_leaves_what_runs_and_the_same_command_goes_on(cluster: 
 
 def test_in_the_foreground_it_ends_with_its_terminal(cluster: Make) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
-    up = demo.mvmci.start("up", demo.file)
+    up = demo.mvmci.start("up", demo.file, *BUSY)
     up.hears("demo is ready")
     up.kill()
     demo.mvmci.assert_nothing_runs()
@@ -132,7 +132,7 @@ def test_in_the_foreground_it_ends_with_its_terminal(cluster: Make) -> None:
 
 def test_in_the_foreground_it_tells_what_becomes_of_the_units_and_ends_with_a_down(cluster: Make) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
-    up = demo.mvmci.start("up", demo.file)
+    up = demo.mvmci.start("up", demo.file, *BUSY)
     up.hears("demo is ready")
     heard = len(up.said())
     os.kill(demo.pids()["worker-1"] or 0, signal.SIGKILL)
@@ -178,7 +178,7 @@ class Terminal:
 
 def test_on_a_terminal_there_is_a_table_that_lives(cluster: Make) -> None:
     demo = cluster(SMALLEST.replace("3", "1"))
-    terminal = Terminal(demo.mvmci, "up", demo.file)
+    terminal = Terminal(demo.mvmci, "up", demo.file, *BUSY)
     terminal.hears("demo is ready; Ctrl-C brings it down")
     terminal.hears("0/2")
     assert "ISOLATION" in terminal.shown
@@ -193,7 +193,7 @@ def test_on_a_terminal_it_asks_before_it_stops_something(cluster: Make) -> None:
     before = demo.pids()
     demo.write(SMALLEST.replace("3", "1"))
     for answer in ("n\n", "\n", signal.SIGINT):
-        terminal = Terminal(demo.mvmci, "up", demo.file)
+        terminal = Terminal(demo.mvmci, "up", demo.file, *BUSY)
         terminal.hears("go on? [y/N]")
         if isinstance(answer, str):
             terminal.types(answer)
@@ -208,7 +208,7 @@ def test_in_the_foreground_what_ran_before_goes_on_after_ctrl_c(cluster: Make) -
     demo.up()
     # Every unit starts anew, and with them what keeps them running: that is not ours alone either.
     demo.write(SMALLEST.replace("3", "1") + f"broker: {{listen: '127.0.0.1:{own_port()}'}}\n")
-    up = demo.mvmci.start("up", demo.file, "--yes")
+    up = demo.mvmci.start("up", demo.file, *BUSY, "--yes")
     up.hears("demo is ready; Ctrl-C ends this view: it ran before, and goes on\n")
     demo.all_ready()
     before = demo.pids()
@@ -223,7 +223,7 @@ def test_what_changed_while_it_asked_is_planned_again_and_not_applied(cluster: M
     demo = cluster(SMALLEST.replace("3", "2"))
     demo.up()
     demo.write(SMALLEST.replace("3", "1"))
-    terminal = Terminal(demo.mvmci, "up", demo.file)
+    terminal = Terminal(demo.mvmci, "up", demo.file, *BUSY)
     terminal.hears("go on? [y/N]")
     demo.up()
     after = demo.pids()

@@ -19,7 +19,7 @@ from mvmci.deploy.state import ClusterState
 from mvmci.store import ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.trust.authority import Authority
-from tests.harness.cluster import SMALLEST, Cluster
+from tests.harness.cluster import BUSY, SMALLEST, Cluster
 from tests.harness.program import TIME, Mvmci, assert_sentence, files_in
 from tests.harness.server import serving
 from tests.harness.waiting import until
@@ -380,7 +380,7 @@ def test_a_worker_that_joined_by_hand_is_seen(cluster: Make, tmp_path: Path) -> 
 
 def test_a_second_up_at_the_same_time_says_who_is_at_work(cluster: Make) -> None:
     demo = cluster()
-    first = demo.mvmci.start("up", demo.file, "--detach")
+    first = demo.mvmci.start("up", demo.file, "--detach", *BUSY)
     until((demo.folder / "supervisor.json").exists)
     first.signal(signal.SIGSTOP)  # however long the others take, it is at work
     try:

@@ -70,7 +70,7 @@ class Life:
         present = [host for host in self.present if host not in absent]
         self.cluster.put(present, absent=absent, **self.sections)
         begin = time.monotonic()
-        done = await asyncio.to_thread(self.cluster.up, "--within", "10m")  # the machine may be busy
+        done = await asyncio.to_thread(self.cluster.up)
         self.took_s[step] = time.monotonic() - begin
         return done.text
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mvmci.wire import WIRE
+from tests.harness.cluster import BUSY
 from tests.harness.program import Mvmci
 from tests.harness.waiting import LONG_S, until
 from tests.program.upgrade.conftest import BESIDE_S, Mixed
@@ -87,7 +88,7 @@ def test_a_cluster_is_upgraded_by_the_new_file_and_then_speaks_at_the_new_level(
     old, new = demo.programs
     jobs = [demo.submit(old, *what) for what in (ASLEEP, AT_WORK)]
     until(lambda: all(demo.server.count(f"/{job}/0") for job in jobs))
-    upgrading = new.start("up", demo.cluster.file, "--detach", "--within", "10m")
+    upgrading = new.start("up", demo.cluster.file, "--detach", *BUSY)
     more = [demo.submit(new, {"once": 0}) for _ in range(10)]
     done = upgrading.end()
     assert done.code == 0, done
