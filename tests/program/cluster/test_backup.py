@@ -41,7 +41,7 @@ def test_jobs_of_a_back_up_end_once_after_the_disk_was_lost(
     demo.up()
     assert mvmci("submit", guest("hello"), "--id", "ended", "--wait").code == 0
     history = mvmci("history", "ended").out
-    assert mvmci("submit", guest("script"), "--id", "asleep", "--input", steps({"sleep": 12_000})).code == 0
+    assert mvmci("submit", guest("script"), "--id", "asleep", "--input", steps({"sleep": 20_000})).code == 0
     assert mvmci("submit", guest("script"), "--id", "short", "--input", steps({"sleep": 3_000})).code == 0
     until(lambda: mvmci.look("status", "asleep")["status"] == "suspended", lambda: mvmci.look("list"))
     told = mvmci.look("backup", folder, "--keys")
