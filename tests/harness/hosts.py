@@ -105,6 +105,11 @@ class Group:
                 found += [int(pid) for pid in Path(folder, "cgroup.procs").read_text().split()]
         return found
 
+    def cpu_s(self) -> float:
+        """The seconds of a processor that all had which ever ran in it."""
+        told = (self._folders[0] / "cpu.stat").read_text().split()
+        return int(told[told.index("usage_usec") + 1]) / 1e6
+
     def kill(self) -> None:
         """SIGKILL to everything in it at once; returns when nothing is."""
         with suppress(FileNotFoundError):
