@@ -19,7 +19,7 @@ from tests.faults.chaos.load import Client, Report
 from tests.faults.chaos.outside import Outside, once
 from tests.harness.hosts import Host
 from tests.harness.program import other_build
-from tests.harness.waiting import LONG_S, until
+from tests.harness.waiting import LONG_S, until, until_true
 from tests.program.hosts.conftest import HostsCluster, ours
 
 SEED = 13
@@ -86,10 +86,12 @@ class Life:
             ]
             await self.client.workflow(steps, job)
 
-        def busy() -> bool:
-            return all(unit["busy"] for unit in self.cluster.ps()["units"] if unit["role"] == "worker")
+        async def busy() -> bool:
+            members = await self.client.store.presence.members()
+            workers = [one for one in members if one.about.role == "worker"]
+            return len(workers) == WORKERS and all(one.holds or one.keeps for one in workers)
 
-        await asyncio.to_thread(until, busy, self.cluster.ps)
+        await until_true(busy)
 
     async def unplug(self, host: Host) -> None:
         host.unplug()
