@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mvmci.store import Store
 from tests.faults.chaos.judge import Job
 from tests.faults.chaos.outside import Outside, Steps, again, once
 from tests.harness.places import GUESTS
+from tests.harness.waiting import LONG_S, LOOK_S
 
 ATTEMPTS = 1_000  # nothing gives up because it was killed often
 EFFECT_S = 0.2  # less than the pause between two looks of a holder: its write is on the way before the next
@@ -107,12 +108,19 @@ class Client:
                 steps += [once(self.outside, job, number), {"sleep": 800}]
             await self.workflow(steps, job)
             await effect.arrived.wait()
-            lease = (await load(self.store, job)).state.lease
-            assert lease is not None
+            async with asyncio.timeout(LONG_S):
+                while (lease := await self._lease(job)) is None:  # noqa: ASYNC110 (nobody tells of it)
+                    await asyncio.sleep(LOOK_S)
             asyncio.get_running_loop().call_later(EFFECT_S, effect.may_go.set)
             yield lease.unit
         finally:
             effect.may_go.set()
+
+    async def _lease(self, job: str) -> Lease | None:
+        """None while there is no broker to ask."""
+        with suppress(StoreUnavailable):
+            return (await load(self.store, job)).state.lease
+        return None
 
     def _effects(self, job: str) -> Steps:
         """Effects at most once and idempotent ones, with short pauses, some of them none."""

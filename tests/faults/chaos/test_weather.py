@@ -7,13 +7,15 @@ import json
 import random
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from mvmci.errors import StoreUnavailable
 from mvmci.jobs.journal import Released
 from mvmci.journals.reader import load
+from mvmci.store import Store
 from tests.faults.chaos.conftest import Make, join
 from tests.faults.chaos.judge import Job, judge
 from tests.faults.chaos.load import Client, Report
@@ -22,7 +24,7 @@ from tests.faults.chaos.units import pids, signal_all
 from tests.harness.cluster import BUSY, Cluster
 from tests.harness.places import GUESTS, need
 from tests.harness.program import Running, assert_sentence
-from tests.harness.waiting import LONG_S, until_journal
+from tests.harness.waiting import LONG_S, until_journal, until_true
 
 EVERY_S = 0.4
 AWAY_S = 20.0
@@ -131,6 +133,13 @@ async def test_clocks_that_jump_an_hour_end_no_job_too_early_too_late_or_twice(
 # ---- the broker
 
 
+async def answers(store: Store) -> bool:
+    with suppress(StoreUnavailable):
+        await store.journals.read("nobody")
+        return True
+    return False
+
+
 async def test_a_broker_away_for_twenty_seconds_and_hints_deleted_again_and_again_lose_nothing(
     make: Make, closing: AsyncExitStack, outside: Outside
 ) -> None:
@@ -152,6 +161,7 @@ async def test_a_broker_away_for_twenty_seconds_and_hints_deleted_again_and_agai
         pass
     finally:
         signal_all([supervisor], signal.SIGCONT)
+    await until_true(lambda: answers(client.store))  # a link that is made anew is tried for 5 s only
     admin = await join(cluster, closing, admin=True)
     for _ in range(DELETIONS):
         await admin.link.api(f"STREAM.DELETE.{admin.layout.hints}")
