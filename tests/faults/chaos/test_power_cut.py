@@ -198,7 +198,7 @@ async def test_with_relaxed_durability_the_same_power_cut_loses_acknowledged_sub
     settings = BrokerSettings(store_bytes=2 * STORE_BYTES, synced=False)
     image = tmp_path / "copy.img"
     async with loaded(old_disk, settings) as (server, load):
-        await asyncio.sleep(BETWEEN_S[1])
+        await load.goes_on()
         acknowledged = await cut(server, load, old_disk, image)
     gone = await lost(image, tmp_path / "after", acknowledged, settings)
     print(f"{len(gone)} of {len(acknowledged)} acknowledged submits lost")
