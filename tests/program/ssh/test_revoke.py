@@ -12,7 +12,7 @@ from tests.harness.program import is_connected
 from tests.harness.waiting import until_true
 from tests.program.ssh.conftest import Farm
 
-CUT_S_MAX = 10.0  # once the verb is connected; two seconds in all is the promise, where nothing else runs
+CUT_S_MAX = 10.0  # two seconds is the promise; a busy machine has its own ideas
 
 
 async def test_all_units_of_a_host_are_cut_off_two_seconds_after_the_verb_began(farm: Farm) -> None:
@@ -24,9 +24,8 @@ async def test_all_units_of_a_host_are_cut_off_two_seconds_after_the_verb_began(
             by_host.setdefault(unit["host"], []).append(unit["pid"])
     assert [len(by_host[host]) for host in ("h1", "h2")] == [3, 2]
     assert all(is_connected(pid) for pids in by_host.values() for pid in pids)
-    verb = farm.mvmci.start("revoke", "h2")
-    await until_true(lambda: verb.is_connected() or not verb.alive)
     began = time.monotonic()
+    verb = farm.mvmci.start("revoke", "h2")
     await until_true(lambda: not any(map(is_connected, by_host["h2"])))
     took = time.monotonic() - began
     done = await asyncio.to_thread(verb.end)
