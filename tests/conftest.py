@@ -34,6 +34,7 @@ from tests.harness.broker import ensure, serve
 from tests.harness.docker import Docker, find_docker
 from tests.harness.memory import Memory
 from tests.harness.places import ZIPAPP, guest_path, need
+from tests.harness.ports import clusters_ports
 from tests.harness.program import Mvmci
 
 # Where several workers run the tests, a file stays on one of them. So do folders that share something:
@@ -155,8 +156,9 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture(autouse=True, scope="session")
 def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test finds the clusters of whoever runs it, and none is added to them."""
+    """No test finds the clusters of whoever runs it, none is added to them, and each has ports of its own."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MVMCI_PORTS", clusters_ports())
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("xdg")))
         patch.delenv("MVMCI_STATE", raising=False)
         yield

@@ -7,13 +7,15 @@ import errno
 import hashlib
 import ipaddress
 import itertools
+import os
+import re
 import socket
 from collections.abc import Collection
 from pathlib import Path
 
 from mvmci.errors import Usage
 
-PORT_RANGE = range(20_000, 32_000)  # below those that the kernel gives to connections
+PORTS = "20000-31999"  # below those that the kernel gives to connections
 
 
 def is_loopback(address: str) -> bool:
@@ -61,14 +63,30 @@ def own_addresses() -> list[str]:
 def choose_port(name: str, address: str = "127.0.0.1", *, taken: Collection[int] = ()) -> int:
     """A port that nobody listens on and that is not `taken`, for what `name` says. Raises Usage.
 
-    As long as it is free it is the same again, and no other process is given it by chance.
+    It is one of `MVMCI_PORTS`, and the same again as long as it is free.
     """
-    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(PORT_RANGE)
-    ports: list[int] = [*PORT_RANGE[start:], *PORT_RANGE[:start]]
-    for port in ports:
+    ports = _ports()
+    start = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % len(ports)
+    for port in itertools.chain(ports[start:], ports[:start]):
         if port not in taken and _is_free(address, port):
             return port
-    raise Usage(f"no port of {address} from {PORT_RANGE.start} to {PORT_RANGE.stop - 1} is free")
+    raise Usage(
+        f"no port of {address} from {ports.start} to {ports.stop - 1} is free",
+        hint="name others with MVMCI_PORTS",
+    )
+
+
+def _ports() -> range:
+    """Those that may be chosen from. Raises Usage."""
+    told = os.environ.get("MVMCI_PORTS") or PORTS
+    if found := re.fullmatch(r"(\d{1,5})-(\d{1,5})", told, re.ASCII):
+        first, last = int(found[1]), int(found[2])
+        if 0 < first <= last < 1 << 16:
+            return range(first, last + 1)
+    raise Usage(
+        f"MVMCI_PORTS is {told[:80]!r}, which is no range of ports",
+        hint=f"the first and the last one, as in MVMCI_PORTS={PORTS}",
+    )
 
 
 def _is_free(address: str, port: int) -> bool:

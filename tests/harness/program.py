@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.harness.fork import Forked, loaded
 from tests.harness.places import ZIPAPP
+from tests.harness.ports import clusters_ports
 from tests.harness.waiting import LONG_S, until
 
 STATUS_KEYS = [
@@ -230,7 +231,7 @@ class Mvmci:
 
     def environment(self, **more: str) -> dict[str, str]:
         ours = {"PATH": os.environ["PATH"], "HOME": str(self.home), "MVMCI_STATE": str(self.state)}
-        return {**ours, "LC_ALL": "C.UTF-8", **self.env, **more}
+        return {**ours, "MVMCI_PORTS": clusters_ports(), "LC_ALL": "C.UTF-8", **self.env, **more}
 
     def status(self, job: str) -> Any:
         """What `status --json` says."""

@@ -46,10 +46,10 @@ from mvmci.runtimes.local.messages import (
 )
 from mvmci.runtimes.local.runtime import Local
 from mvmci.runtimes.local.unit_process import Pace
-from mvmci.system import ports
 from mvmci.system.processes import Known, open_alive, program_digest, this_process
 from mvmci.system.tasks import cancel
 from tests.harness import stub
+from tests.harness.ports import own_port
 from tests.harness.stub import Said, read
 from tests.harness.waiting import LONG_S, until_true
 
@@ -798,7 +798,7 @@ async def test_a_port_that_somebody_has_is_not_chosen(place: Place) -> None:
 
 
 async def test_two_units_never_get_one_port(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "PORT_RANGE", range(23_000, 23_020))
+    monkeypatch.setenv("MVMCI_PORTS", f"{(port := own_port())}-{port + 19}")
     chosen = [(await place.local.place(unit(f"e-{number}", LISTENS).unit)).listen for number in range(10)]
     assert len(set(chosen)) == 10
 
