@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from mvmci.errors import Usage
-from mvmci.system.ports import choose_port
+from mvmci.system.ports import check_port, choose_port
 from tests.harness.ports import own_port
 
 LOOPBACK = "127.0.0.1"
@@ -16,10 +17,17 @@ LOOPBACK = "127.0.0.1"
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The first of three that may be chosen."""
-    port = own_port()
+    """The first of three that may be chosen, and are free."""
+    port = next(port for port in iter(own_port, None) if all(_is_free(port + more) for more in (1, 2)))
     monkeypatch.setenv("MVMCI_PORTS", f"{port}-{port + 2}")
     return port
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(Usage):
+        check_port(LOOPBACK, port)
+        return True
+    return False
 
 
 @pytest.fixture
