@@ -50,7 +50,7 @@ from mvmci.system.processes import (
     program_digest,
     this_program,
 )
-from mvmci.system.tasks import at_most, readable
+from mvmci.system.tasks import at_most, in_thread, readable
 from mvmci.trust.provision import in_making_order, make_config
 
 if TYPE_CHECKING:
@@ -379,10 +379,10 @@ class Local(OfThisMachine):
                 start_new_session=True,
                 preexec_fn=stoppable,
             )
-        if await asyncio.to_thread(_hand_over, process, msgspec.json.encode(first)):
-            process.returncode = 0  # not ours to wait for
+        # To its end, also for who is interrupted: who then stops it has to find it.
+        if await in_thread(_hand_over, process, msgspec.json.encode(first)):
             return
-        code = await asyncio.to_thread(process.wait)
+        code = await in_thread(process.wait)
         raise MvmciError(
             f"the units' supervisor ended with exit code {code}", hint=self._words(before) or None
         )
@@ -393,10 +393,13 @@ def _size(file: Path) -> int:
 
 
 def _hand_over(process: subprocess.Popen[bytes], data: bytes) -> bool:
-    """Tell a new supervisor what it begins with; whether it has."""
+    """Tell a new supervisor what it begins with; whether it has, and is no longer ours to wait for."""
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout as said:
         with contextlib.suppress(BrokenPipeError), process.stdin as told:
             told.write(data)
-        return said.readline() == _READY
+        if said.readline() != _READY:
+            return False
+    process.returncode = 0
+    return True

@@ -869,3 +869,13 @@ def test_one_whose_starter_died_in_the_middle_of_a_word_says_so(tmp_path: Path) 
     done = subprocess.run(command, input=told[: len(told) // 2], capture_output=True, check=False)
     assert done.returncode == 2
     assert b"Error: what is to run was not told to its end" in done.stderr
+
+
+async def test_who_is_interrupted_as_it_begins_has_something_to_stop(place: Place) -> None:
+    starting = asyncio.create_task(place.local.start(await resolved(place.local, W1), attached=True))
+    await until_true((place.folder / "supervisor.log").exists)  # its process is not far yet
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await place.local.stop()
+    assert not (place.folder / "supervisor.json").exists()
