@@ -16,7 +16,7 @@ from mvmci.cli.options import log_to_stderr, make_state, state_option
 from mvmci.errors import Usage
 
 if TYPE_CHECKING:
-    from mvmci.runtimes.local.messages import Desired, Handover, SupervisorFiles
+    from mvmci.runtimes.local.messages import Desired, Handover
 
 UNITS_GRACE = "1d"  # the supervisor counts, and cuts them short when it is time
 
@@ -33,8 +33,7 @@ def supervise_verb(
 ) -> int:
     """Keep the units of a cluster running: what `up` starts here, and leaves behind. It reads what it begins
     with, as JSON."""
-    from mvmci.runtimes.local.messages import SupervisorFiles
-    from mvmci.runtimes.local.service import FOR_SUPERVISOR, notify
+    from mvmci.runtimes.local.service import FOR_SUPERVISOR
     from mvmci.runtimes.local.supervisor import supervise
     from mvmci.system.linux import die_with
     from mvmci.system.processes import clean_environment, this_program
@@ -44,11 +43,7 @@ def supervise_verb(
     if attached is not None:
         die_with(attached, signal.SIGTERM)
     program = this_program()
-    begin = _begin(SupervisorFiles(state / cluster), program, resume=resume, take_over=take_over)
-    if not begin.units:  # after a boot: all was stopped before it
-        _say_ready()
-        notify("READY=1")
-        return 0
+    begin = None if resume else _begin(program, take_over=take_over)
     log_to_stderr()
     env = {key: value for key, value in clean_environment(state).items() if key not in FOR_SUPERVISOR}
     env["MVMCI_GRACE"] = UNITS_GRACE
@@ -56,18 +51,19 @@ def supervise_verb(
     running = supervise(
         state / cluster, begin, program, env, ready=_say_ready, options=options, kept=attached is None
     )
-    asyncio.run(running)
+    try:
+        asyncio.run(running)
+    except FileNotFoundError:
+        if (state / cluster).exists():
+            raise
+        # All of the cluster was removed while this one started, as a boot has it.
     return 0
 
 
-def _begin(
-    files: SupervisorFiles, program: list[str], *, resume: bool, take_over: bool
-) -> Desired | Handover:
-    """What a supervisor, which is `program`, begins with. Raises Usage."""
-    from mvmci.runtimes.local.messages import Handover, Start, desired_by, read_desired
+def _begin(program: list[str], *, take_over: bool) -> Desired | Handover:
+    """What a supervisor, which is `program`, is told to begin with. Raises Usage."""
+    from mvmci.runtimes.local.messages import Handover, Start, desired_by
 
-    if resume:
-        return read_desired(files)
     told = sys.stdin.buffer.read()
     if take_over:
         return msgspec.json.decode(told, type=Handover)

@@ -99,14 +99,7 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
 
     import msgspec
 
-    from mvmci.runtimes.local.messages import (
-        Desired,
-        Handover,
-        Start,
-        SupervisorFiles,
-        desired_by,
-        read_desired,
-    )
+    from mvmci.runtimes.local.messages import Desired, Handover, Start, desired_by
     from mvmci.runtimes.local.supervisor import supervise
     from mvmci.runtimes.local.unit_process import Pace
     from mvmci.system.linux import die_with
@@ -117,14 +110,14 @@ def supervisor(root: Path, args: argparse.Namespace, pace: dict[str, float]) -> 
     if args.attached is not None:
         die_with(args.attached, signal.SIGTERM)
     program = [sys.executable, sys.argv[0], json.dumps(pace)]
-    begin: Desired | Handover
+    begin: Desired | Handover | None
     if args.take_over:
         if (root / "hold").exists():
             with open(root / "hold") as held:
                 fcntl.flock(held, fcntl.LOCK_SH)
         begin = msgspec.json.decode(sys.stdin.buffer.read(), type=Handover)
     elif args.resume:
-        begin = read_desired(SupervisorFiles(root / args.cluster))
+        begin = None
     else:
         begin = desired_by(msgspec.json.decode(sys.stdin.buffer.read(), type=Start), program)
     attached = args.attached is not None

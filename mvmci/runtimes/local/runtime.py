@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import msgspec
 from mvmci.cluster.broker import LOOPBACK, BrokerSettings
 from mvmci.cluster.changes import Observed
 from mvmci.cluster.deployment import Place, Unit, UnitConfig
-from mvmci.errors import MvmciError, NotFound, Usage
+from mvmci.errors import LockHeld, MvmciError, NotFound, Usage
 from mvmci.roles import broker
 from mvmci.roles.balancer import find_haproxy
 from mvmci.runtime import GRACE_S, OfThisMachine, Provisioning
@@ -41,6 +42,7 @@ from mvmci.runtimes.local.messages import (
 from mvmci.runtimes.local.service import Kind, Service, after_boot, boot_script, services
 from mvmci.system.files import private_opener, write_private
 from mvmci.system.linux import stoppable
+from mvmci.system.lock import hold
 from mvmci.system.ports import check_port, choose_port
 from mvmci.system.processes import (
     KEPT,
@@ -62,6 +64,7 @@ SUPERVISOR = "supervisor"  # whose log can be read like that of a unit
 _PIECE_BYTES = 1 << 16
 _FOLLOW_EVERY_S = 0.2
 _ASK_AGAIN_S = 0.05
+_BEGIN_S_MAX = 60.0  # from the lock until it can be asked, on a machine that is busy
 _LOOK_AGAIN_S = 1.0
 # Of our environment, what decides which programs, certificates and unpacked files units find.
 _TOLD = ("PATH", "PYTHONPATH", "SHIV_ROOT", "SSL_CERT_DIR", "SSL_CERT_FILE", "XDG_CACHE_HOME")
@@ -229,7 +232,8 @@ class Local(OfThisMachine):
     async def stop(self, names: Collection[str] | None = None, grace_s: float = GRACE_S) -> bool:
         with self._supervisor() as (_, pidfd):
             if pidfd is None:
-                self._forget(names)
+                if not await self._forget(names):
+                    return await self.stop(names, grace_s)
                 await self._remove_starters()
                 return False
             before = {one.name for one in await self.observe()}
@@ -249,13 +253,30 @@ class Local(OfThisMachine):
             for service in services(self.root, self.cluster):
                 await asyncio.to_thread(service.remove)
 
-    def _forget(self, names: Collection[str] | None) -> None:
-        """Have no boot start these: a supervisor that was killed could not write it down."""
-        if self.files.desired.exists():
-            there = read_desired(self.files).units if names is not None else ()
-            gone = set(names or ())
-            kept = tuple(one for one in there if one.config.unit.name not in gone)
-            keep_desired(self.files, Desired(units=kept))
+    async def _forget(self, names: Collection[str] | None) -> bool:
+        """Have no boot start these: a supervisor that was killed could not write it down. False: one was
+        about to begin, and can be asked now. Raises LockHeld of one that never can."""
+        end = time.monotonic() + _BEGIN_S_MAX
+        busy, hint = (
+            f"keeps the units of {self.cluster}, and cannot be asked",
+            "end that process, then try again",
+        )
+        while self.files.desired.exists():
+            try:
+                with hold(self.files.lock, busy, hint):
+                    there = read_desired(self.files).units if names is not None else ()
+                    gone = set(names or ())
+                    kept = tuple(one for one in there if one.config.unit.name not in gone)
+                    keep_desired(self.files, Desired(units=kept))
+                    return True
+            except LockHeld:
+                if time.monotonic() > end:
+                    raise
+            with self._supervisor() as (_, pidfd):
+                if pidfd is not None:
+                    return False
+            await asyncio.sleep(_ASK_AGAIN_S)
+        return True
 
     async def log(
         self, name: str, *, follow: bool = False, last: int | None = None

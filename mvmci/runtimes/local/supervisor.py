@@ -51,6 +51,7 @@ from mvmci.runtimes.local.messages import (
     Watch,
     desired_by,
     keep_desired,
+    read_desired,
     socket_address,
     write,
 )
@@ -70,7 +71,7 @@ _requests: msgspec.json.Decoder[SupervisorRequest] = msgspec.json.Decoder(Superv
 
 async def supervise(
     folder: Path,
-    begin: Desired | Handover,
+    begin: Desired | Handover | None,
     program: Sequence[str],
     env: Mapping[str, str],
     *,
@@ -79,7 +80,8 @@ async def supervise(
     kept: bool = True,
     pace: Pace = USUAL,
 ) -> None:
-    """Keep the units of a cluster running, from those of `begin` on, until none is left. Raises LockHeld.
+    """Keep the units of a cluster running, from those of `begin` on, until none is left. Raises LockHeld, and
+    Usage where what was asked for before, which is meant by None, cannot be read.
 
     `program` is what this one is, and `options` are those that its next one is started with too; `ready` is
     called once requests count. What is asked for is `kept` for the next boot, or ends with this process.
@@ -89,7 +91,15 @@ async def supervise(
     lock = hold(
         files.lock, f"already runs the units in {folder}", "`mvmci down` stops it", inherited=inherited
     )
-    with lock as descriptor, socket_address(files.socket) as address:
+    with contextlib.ExitStack() as held:
+        descriptor = held.enter_context(lock)
+        # Under the lock: who stops all meanwhile finds us, or has nothing wanted before we look.
+        begin = read_desired(files) if begin is None else begin
+        if not begin.units:  # after a boot: all was stopped before it
+            ready()
+            notify("READY=1")
+            return
+        address = held.enter_context(socket_address(files.socket))
         files.socket.unlink(missing_ok=True)
         if not kept:
             files.desired.unlink(missing_ok=True)  # of one that did not come to its end

@@ -484,15 +484,33 @@ def desired(place: Place) -> dict[str, str]:
     return {one.config.unit.name: Path(one.program[1]).name for one in found}
 
 
-async def resume(place: Place) -> None:
+def start_again(place: Place) -> subprocess.Popen[bytes]:
     """What is done after a boot: nobody says what is to run."""
     command = [*place.local._program, "supervise", "--resume", "--cluster", "c"]
     env = os.environ | {"MVMCI_STATE": str(place.root)}
-    null = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=env, stdin=null, stdout=null)  # noqa: ASYNC220 (it stays)
+    return subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+async def resume(place: Place) -> None:
+    """The same, until it can be asked."""
+    process = start_again(place)
     process.returncode = 0  # the fixture ends it
     known = place.folder / "supervisor.json"
     await until_true(lambda: known.exists() and place.supervisor() == process.pid)
+
+
+@dataclass
+class Beginning:
+    """A supervisor that waits for the end of what it reads."""
+
+    process: subprocess.Popen[bytes]
+    feed: IO[bytes]
+
+    def read(self, *units: UnitConfig) -> None:
+        """Have it read that these are wanted."""
+        wanted = desired_by(Start(units=units), [sys.executable, stub.__file__])
+        self.feed.write(msgspec.json.encode(wanted))
+        self.feed.close()
 
 
 async def kill_supervisor(place: Place) -> None:
@@ -529,6 +547,32 @@ async def test_a_machine_that_shuts_down_forgets_nothing_and_a_stop_does(place: 
     await until_true(lambda: place.alive().keys() == {"broker-1"})
     await place.local.stop()
     assert desired(place) == {}
+    assert not (place.folder / "desired.json").exists()
+
+
+@pytest.fixture
+async def beginning(place: Place) -> AsyncIterator[Beginning]:
+    """A supervisor that comes back, as after a boot, and has its lock: it waits to read what is wanted."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    file = place.folder / "desired.json"
+    os.mkfifo(file)
+    process = start_again(place)
+    feed = await asyncio.to_thread(file.open, "wb")  # once it reads
+    yield Beginning(process, feed)
+    feed.close()
+    process.kill()
+    process.wait()
+
+
+async def test_a_stop_waits_for_a_supervisor_that_begins_and_ends_what_it_starts(
+    place: Place, beginning: Beginning
+) -> None:
+    stopping = asyncio.create_task(place.local.stop())
+    await asyncio.wait([stopping], timeout=0.3)  # time to think that there is nothing to stop
+    beginning.read(W1)
+    assert await stopping
+    assert await asyncio.to_thread(beginning.process.wait) == 0
+    assert place.order() in ([], ["w-1 began", "w-1 ended"], ["w-1 began", "w-1 asked", "w-1 ended"])
     assert not (place.folder / "desired.json").exists()
 
 
@@ -869,6 +913,13 @@ def test_one_whose_starter_died_in_the_middle_of_a_word_says_so(tmp_path: Path) 
     done = subprocess.run(command, input=told[: len(told) // 2], capture_output=True, check=False)
     assert done.returncode == 2
     assert b"Error: what is to run was not told to its end" in done.stderr
+
+
+def test_one_whose_cluster_was_removed_as_it_was_started_ends_without_a_word(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mvmci", "supervise", "--resume", "--cluster", "c"]
+    done = subprocess.run([*command, "--state", str(tmp_path)], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_who_is_interrupted_as_it_begins_has_something_to_stop(place: Place) -> None:
