@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from mvmci.jobs.journal import Entry
+from mvmci.jobs.times import Stopwatch
 
 
 class Outcome(msgspec.Struct, frozen=True, tag_field="reply", tag="finished"):
@@ -38,13 +39,15 @@ class Engine(Protocol):
         spec_entry: Entry | None = None,
         worker: str = "",
         on_slot_free: Callable[[], None] = lambda: None,
+        stopwatch: Stopwatch | None = None,
     ) -> Outcome:
         """Run `job` to its end, or to a release.
 
         `spec_entry` is its first message, where that came with the job's first delivery and nobody can have
         tried before: it is not read again, and a job that ends quickly is written in one message more.
         `worker` is who sent it, where that is not the engine's own unit. `on_slot_free` may be called when
-        the guest has ended and another can begin, while the end is still being written.
+        the guest has ended and another can begin, while the end is still being written. `stopwatch` has run
+        since the job's hint or order came.
         Raises NotFound, StoreUnavailable, IsolationUnavailable, EngineAway, and HostUnfit,
         JobUnfit or VersionsDiffer where another host may do better.
         """

@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -28,6 +29,7 @@ from mvmci.cli.options import (
 )
 from mvmci.cli.output import DescriptorWriter, Printer, standard_streams, tell_end, telling
 from mvmci.cli.streams import STDOUT
+from mvmci.config.quantity import rough_duration
 from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
@@ -48,6 +50,7 @@ from mvmci.jobs.journal import (
     status,
 )
 from mvmci.jobs.summary import Summary, rfc3339, summarise
+from mvmci.jobs.times import Times
 from mvmci.journals.client import until_ended
 from mvmci.journals.logs import LATE_S, OutputWatch, last_attempt, late_s
 from mvmci.journals.reader import load
@@ -57,6 +60,7 @@ from mvmci.system.clock import wall_clock_ms
 from mvmci.system.text import one_line, printable
 from mvmci.trust.known import find_cluster
 
+LIST_TITLES = ("ID", "KIND", "STATUS", "SUBMITTED", "WAITED", "COMPILED", "RAN", "RECORDED", "REASON")
 TOLD_CHARS_MAX = 200
 PAYLOADS_AT_ONCE = 64
 FILES_AT_ONCE = 16
@@ -122,8 +126,7 @@ def list_verb(
         elif not found:
             click.echo("no jobs", err=True)
         else:
-            rows = ((one.id, one.kind or "", one.status, one.submitted_at or "", one.reason) for one in found)
-            print_table(make_table(("ID", "KIND", "STATUS", "SUBMITTED", "REASON"), rows))
+            print_table(make_table(LIST_TITLES, map(_cells, found)))
         if more:
             click.echo(f"the newest {limit}; there are more, and --limit 0 lists all", err=True)
         for journal in newer:
@@ -131,6 +134,20 @@ def list_verb(
         return 0
 
     return _verb(work, place)
+
+
+def _cells(one: Summary) -> Sequence[str]:
+    took = one.times
+    times = ("",) * 4
+    if took is not None:
+        waited = "" if took.queue is None else _ms(took.queue + took.order + took.way + took.slot)
+        ran = took.layout + took.guest + took.effects
+        times = (waited, _ms(took.compile), _ms(ran), _ms(took.writes))
+    return (one.id, one.kind or "", one.status, one.submitted_at or "", *times, one.reason)
+
+
+def _ms(ms: float) -> str:
+    return rough_duration(ms * 1000)
 
 
 async def _newest(
@@ -182,7 +199,7 @@ def history_verb(job: str, place: Location, as_json: bool) -> int:
             records = [
                 {"record": "ignored", **msgspec.to_builtins(record)}
                 if isinstance(record, Ignored)
-                else {**msgspec.to_builtins(record), "at": rfc3339(record.at)}
+                else _shown(record)
                 for record in _with_ignored(journal)
             ]
             click.echo(json.dumps(records))
@@ -199,6 +216,21 @@ def history_verb(job: str, place: Location, as_json: bool) -> int:
         return 0
 
     return _verb(work, place)
+
+
+def _shown(record: AnyRecord) -> dict[str, Any]:
+    """A record as JSON, whose times have names."""
+    shown = {**msgspec.to_builtins(record), "at": rfc3339(record.at)}
+    if isinstance(record, Done | Released) and record.times is not None:
+        shown["times"] = msgspec.structs.asdict(record.times)
+    return shown
+
+
+def _took(record: Done | Released) -> str:
+    """Where the time of a run went, as the end of a line."""
+    parts = msgspec.structs.asdict(record.times or Times())
+    told = [f"{part} {rough_duration(us)}" for part, us in parts.items() if us]
+    return f"  ({', '.join(told)})" if told else ""
 
 
 def _with_ignored(journal: Journal) -> Iterator[AnyRecord | Ignored]:
@@ -229,13 +261,14 @@ def _told(record: AnyRecord | Ignored) -> str:
         case Result():
             return f"{record.index}: {_answer(record)}"
         case Released():
-            return f"{record.why}" + (f" until {rfc3339(record.until)}" if record.until else "")
+            until = f" until {rfc3339(record.until)}" if record.until else ""
+            return f"{record.why}{until}{_took(record)}"
         case Progress():
             return f"{record.done}/{record.total} {record.message}"
         case Cancel():
             return f"by {record.by}"
         case Done():
-            return record.status + (f": {record.reason}" if record.reason else "")
+            return record.status + (f": {record.reason}" if record.reason else "") + _took(record)
         case _:
             return ""
 

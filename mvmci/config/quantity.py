@@ -47,6 +47,14 @@ def format_duration(ms: int) -> str:
     return f"{ms}ms" if ms else "0s"
 
 
+def rough_duration(us: float) -> str:
+    """`us` microseconds for a table: `80us`, `3.4ms`, `12.0s`, `75m`."""
+    for limit, divisor, unit in ((1_000, 1, "us"), (1_000_000, 1_000, "ms"), (600_000_000, 1_000_000, "s")):
+        if us < limit:
+            return f"{us / divisor:.{0 if divisor == 1 else 1}f}{unit}"
+    return f"{us / 60_000_000:.0f}m"
+
+
 def parse_size(
     text: str | int | float, *, minimum_bytes: int = 0, maximum_bytes: int = SIZE_BYTES_MAX
 ) -> int:

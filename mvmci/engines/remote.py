@@ -28,6 +28,7 @@ from mvmci.engine import Outcome
 from mvmci.errors import EngineAway, MvmciError, NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.jobs.job import Id
 from mvmci.jobs.journal import Entry
+from mvmci.jobs.times import Micros, Moment, Stopwatch
 from mvmci.store import Store
 from mvmci.system.tasks import at_most, cancel
 from mvmci.wire import HINT, Level, Leveled, check
@@ -42,12 +43,17 @@ NEWER = "newer"  # than the executor, or the worker: another one may understand 
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A job for an executor. `spec_seq` is the sequence of its spec if this is its first delivery."""
+    """A job for an executor. `spec_seq` is the sequence of its spec if this is its first delivery.
+
+    `waited` is how long its worker had it before, in µs, and `sent` when that sent it.
+    """
 
     job: Id
     worker: Id
     spec_seq: int = 0
     wire: int = 0
+    waited: Micros = 0
+    sent: Moment | None = None
 
 
 class _Reply(msgspec.Struct, frozen=True, kw_only=True, tag_field="reply", omit_defaults=True):
@@ -148,6 +154,7 @@ class Remote:
         spec_entry: Entry | None = None,
         worker: str = "",
         on_slot_free: Callable[[], None] = lambda: None,
+        stopwatch: Stopwatch | None = None,
     ) -> Outcome:
         """See `mvmci.engine.Engine.run`. Only the place of `spec_entry` is sent: an executor reads it.
 
@@ -159,14 +166,14 @@ class Remote:
         unit = worker or self._store.presence.unit
         request = RunRequest(job=job, worker=unit, spec_seq=seq, wire=self._store.level.spoken)
         while not self._draining:
-            outcome = await self._offer(request)
+            outcome = await self._offer(request, stopwatch or Stopwatch())
             if outcome is not None:
                 return outcome
             request = msgspec.structs.replace(request, spec_seq=0)
             await asyncio.sleep(GONE_PAUSE_S)
         return Outcome("released")
 
-    async def _offer(self, request: RunRequest) -> Outcome | None:
+    async def _offer(self, request: RunRequest, stopwatch: Stopwatch) -> Outcome | None:
         """Wait until an executor takes the job, and follow it. None: nothing more is heard of it."""
         presence = self._store.presence
         loop = asyncio.get_running_loop()
@@ -174,7 +181,9 @@ class Remote:
         while not self._draining:
             capacity = self._transport.capacity()
             try:
-                async with self._transport.send(request) as replies:
+                waited = stopwatch.times().order
+                offer = msgspec.structs.replace(request, waited=waited, sent=Moment.now())
+                async with self._transport.send(offer) as replies:
                     if waits:
                         await presence.add_hint(request.job)
                     return await self._follow(request.job, replies)

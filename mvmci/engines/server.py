@@ -30,6 +30,7 @@ from mvmci.engines.remote import (
     read_request,
 )
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable, VersionsDiffer
+from mvmci.jobs.times import Stopwatch
 from mvmci.store import Store
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import Link, Unsubscribe
@@ -78,6 +79,7 @@ class Executor:
         """Begin to run a job, or follow it if that has begun; how it comes out. Raises NoCapacity."""
         if request.job in self._running:
             return self._running[request.job]
+        stopwatch = Stopwatch(request.waited, request.sent.us_since() if request.sent is not None else 0)
         permit = self._prefetch.permit()
         may_run = self.open and await permit.take()
         if request.job in self._running or not may_run or self.draining:
@@ -88,7 +90,7 @@ class Executor:
             raise NoCapacity("this executor is draining" if self.draining else "there is no free slot")
         self.counts["taken"] += 1
         self._changed()
-        running = asyncio.create_task(self._run(request, permit), name=f"run {request.job}")
+        running = asyncio.create_task(self._run(request, permit, stopwatch), name=f"run {request.job}")
         self._running[request.job] = running
         running.add_done_callback(lambda _: self._running.pop(request.job))
         running.add_done_callback(self._count)
@@ -116,7 +118,7 @@ class Executor:
         self.engine.drain(False)
         self._changed()
 
-    async def _run(self, request: RunRequest, permit: Permit) -> Outcome | Failed:
+    async def _run(self, request: RunRequest, permit: Permit, stopwatch: Stopwatch) -> Outcome | Failed:
         def on_slot_free() -> None:
             permit.end()
             self._changed()
@@ -126,7 +128,11 @@ class Executor:
                 await self._journals.first(request.job, request.spec_seq) if request.spec_seq else None
             )
             return await self.engine.run(
-                request.job, spec_entry=spec_entry, worker=request.worker, on_slot_free=on_slot_free
+                request.job,
+                spec_entry=spec_entry,
+                worker=request.worker,
+                on_slot_free=on_slot_free,
+                stopwatch=stopwatch,
             )
         except NotFound as gone:
             return Failed(why="not-found", message=gone.message)

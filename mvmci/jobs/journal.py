@@ -32,6 +32,7 @@ import msgspec
 from mvmci.errors import JournalCorrupt, VersionsDiffer
 from mvmci.jobs import effect
 from mvmci.jobs.job import Count, End, Id, Kind, Limits, Name, Payload, Reason, Status, Text, Time, Words
+from mvmci.jobs.times import Times
 from mvmci.wire import HINT, difference, is_understood, level_of
 
 # `end` is a `done` by somebody who holds no job.
@@ -104,6 +105,7 @@ class Released(Record, frozen=True, kw_only=True, tag="released"):
 
     why: Name
     until: Time = 0
+    times: Times | None = None  # of this run, without this write
 
 
 class Response(Record, frozen=True, kw_only=True, tag="response"):
@@ -135,6 +137,7 @@ class Done(Record, frozen=True, kw_only=True, tag="done"):
     result: Payload = Payload()
     artifacts: Payload = Payload()  # a list of `Artifact`
     chunks: Count = 0  # of output, by the last attempt
+    times: Times | None = None  # of this run, without this write
 
 
 AnyRecord = Spec | Lease | Intent | Result | Released | Response | Progress | Cancel | Done
@@ -170,12 +173,14 @@ class Origin(NamedTuple):
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A message as a store keeps it: its sequence, which only grows, and its bytes.
 
-    `origin` is None where a store knows none: in a folder everything is written by its owner.
+    `origin` is None where a store knows none: in a folder everything is written by its owner. `stored` is
+    when it was, in ns since 1970 by the store's own clock; 0 where that is not told.
     """
 
     seq: int
     data: bytes
     origin: Origin | None = None
+    stored: int = 0
 
 
 class Ignored(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,6 +211,8 @@ class State(msgspec.Struct):
     progress: Progress | None = None
     cancel: Cancel | None = None
     started_at: int | None = None
+    times: Times = Times()  # of all runs that ended or let go
+    asleep_ms: int = 0
     done: Done | None = None
     corrupt: str | None = None
     newer: str | None = None  # that there is more, which this build does not understand
@@ -247,6 +254,8 @@ def fold(state: State, record: AnyRecord) -> None:
                 state.attempts += 1
             if state.started_at is None:
                 state.started_at = record.at
+            if state.released is not None and state.released.why == "sleep":
+                state.asleep_ms += max(0, min(record.at, state.released.until) - state.released.at)
             state.lease, state.released = record, None
         case Result():
             state.results += 1
@@ -254,6 +263,7 @@ def fold(state: State, record: AnyRecord) -> None:
             state.tree = record.tree or state.tree
         case Released():
             state.released = record
+            state.times += record.times or Times()
         case Response():
             state.response = state.response or record.value
         case Progress():
@@ -262,6 +272,7 @@ def fold(state: State, record: AnyRecord) -> None:
             state.cancel = state.cancel or record
         case Done():
             state.done = record
+            state.times += record.times or Times()
         case Intent():
             pass
 
@@ -356,7 +367,8 @@ class Journal:
 
     `tail` is the sequence of the last message (0 for none), `expect` that behind which the next one goes:
     of the last on the job's own queue. `head` is the hash of the last that was taken in; `end` is the
-    sequence of that which holds the end. A lone `done` is the tombstone of a job that was forgotten, and is
+    sequence of that which holds the end. `began` and `ended` are when the first message and the end were
+    stored, as `Entry.stored`. A lone `done` is the tombstone of a job that was forgotten, and is
     exempt from the chain.
     """
 
@@ -366,6 +378,7 @@ class Journal:
         self.expect = 0
         self.head = ""
         self.end = 0
+        self.began = self.ended = 0
         self.records: list[AnyRecord] = []
         self.ignored: list[Ignored] = []
         self.state = State()
@@ -400,6 +413,18 @@ class Journal:
             messages.append(found)
         return messages
 
+    @property
+    def queued_us(self) -> int | None:
+        """How long an ended job waited in its queue, in µs; None where that cannot be told.
+
+        By the store's clock alone, less all that its holders had it in hand and the time that it slept. With
+        it comes what nobody can write down of himself: the last write, and the time of holders that died.
+        """
+        state = self.state
+        if not self.began or not self.ended or not state.times.total:
+            return None
+        return max(0, (self.ended - self.began) // 1000 - state.asleep_ms * 1000 - state.times.total)
+
     def check_readable(self) -> None:
         """Raises VersionsDiffer where there is more than this build understands."""
         if self.state.newer is not None:
@@ -412,6 +437,7 @@ class Journal:
 
     def extend(self, entry: Entry, message_id: str, records: Sequence[AnyRecord]) -> None:
         """Take in the message of `entry`, which is known to stand next: what `encode` made, once stored."""
+        self.began = self.began if self.tail else entry.stored
         self.tail = self.expect = entry.seq
         self.head = hashlib.sha256(entry.data).hexdigest()
         self.ids.add(message_id)
@@ -419,7 +445,7 @@ class Journal:
         for record in records:
             fold(self.state, record)
         if self.state.done is not None:
-            self.end = entry.seq
+            self.end, self.ended = entry.seq, entry.stored
 
     def judge(self, entry: Entry) -> Message | str:
         """The message of `entry`, if that is to be taken in next; else why every reader ignores it.

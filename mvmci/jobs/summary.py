@@ -18,6 +18,20 @@ class ProgressSummary(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class TimesSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of all runs went, in ms: see `mvmci.jobs.times`. `queue` is for jobs that have ended."""
+
+    queue: float | None
+    order: float
+    way: float
+    slot: float
+    compile: float
+    layout: float
+    guest: float
+    effects: float
+    writes: float
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """One job. Times are RFC 3339 UTC with milliseconds; `result` and `response` are JSON values."""
 
@@ -37,6 +51,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     submitted_at: str | None
     started_at: str | None
     ended_at: str | None
+    times: TimesSummary | None
 
 
 def rfc3339(ms: int | None) -> str | None:
@@ -72,7 +87,14 @@ def summarise(journal: Journal, *, result: str | None, response: str | None) -> 
         submitted_at=rfc3339(spec.at if spec else None),
         started_at=rfc3339(state.started_at),
         ended_at=rfc3339(ended_at),
+        times=_times(journal) if state.times.total else None,
     )
+
+
+def _times(journal: Journal) -> TimesSummary:
+    us, queued = msgspec.structs.asdict(journal.state.times), journal.queued_us
+    parts = {part: each / 1000 for part, each in us.items()}
+    return TimesSummary(queue=None if queued is None else queued / 1000, **parts)
 
 
 def payloads(journal: Journal) -> tuple[Payload, Payload]:

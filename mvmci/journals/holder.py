@@ -31,6 +31,7 @@ from mvmci.jobs.journal import (
     Result,
     verdict,
 )
+from mvmci.jobs.times import Stopwatch
 from mvmci.journals.writer import Writer
 from mvmci.store import Chunk, Store
 from mvmci.system.clock import boottime_s
@@ -60,10 +61,11 @@ class Holder:
     Its lease rides with the first write.
     """
 
-    def __init__(self, store: Store, journal: Journal, lease: Lease) -> None:
+    def __init__(self, store: Store, journal: Journal, lease: Lease, stopwatch: Stopwatch) -> None:
         assert journal.state.spec is not None
         self.journal = journal
         self.lease = lease
+        self.stopwatch = stopwatch
         self.started_at: int | None = None  # when the guest began to run
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.spec = journal.state.spec
@@ -127,6 +129,10 @@ class Holder:
         Raises Fenced, Cancelled (only `finish` may follow), Reread (only before the lease is on disk),
         and StoreUnavailable after `_GIVE_UP_S` without an answer.
         """
+        with self.stopwatch.part("writes"):
+            await self._write(records)
+
+    async def _write(self, records: Sequence[AnyRecord] = ()) -> None:
         self._unwritten += records
         async with self._writing:
             await self._commit()
@@ -142,6 +148,7 @@ class Holder:
         async with self._writing:
             answered = {record.index for record in self._unwritten if isinstance(record, Result)}
             self._unwritten = [one for one in self._unwritten if not _superseded(one, answered)]
+            last = msgspec.structs.replace(last, times=self.stopwatch.times())
             if isinstance(last, Done):
                 last = msgspec.structs.replace(last, chunks=self._chunks)
             self._unwritten.append(last)
@@ -252,7 +259,7 @@ class Holder:
 
     def _flush(self) -> None:
         self._timer = None
-        self._flushing.start(self._guard(self.write))
+        self._flushing.start(self._guard(self._write))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -33,6 +33,7 @@ from mvmci.engine import Engine
 from mvmci.engines import open_remote
 from mvmci.engines.prefetch import Permit, Prefetch
 from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable, VersionsDiffer
+from mvmci.jobs.times import Stopwatch
 from mvmci.roles.unit import (
     HostOptions,
     Role,
@@ -150,7 +151,7 @@ class Worker:
                 self._unrecorded.release()
                 continue
             permit = self._prefetch.permit()
-            task = tasks.create_task(self._process(hint, permit), name=f"process {hint.job}")
+            task = tasks.create_task(self._process(hint, permit, Stopwatch()), name=f"process {hint.job}")
             self._at_work[task] = hint
             task.add_done_callback(self._done)
             await permit.ended.wait()
@@ -197,11 +198,11 @@ class Worker:
             await hint.redeliver(0)
         return hints[0] if hints else None
 
-    async def _process(self, hint: Delivery, permit: Permit) -> None:
+    async def _process(self, hint: Delivery, permit: Permit, stopwatch: Stopwatch) -> None:
         await self._store.presence.add_hint(hint.job)
         try:
             if await permit.take():
-                await self._run(hint, permit.end)
+                await self._run(hint, permit.end, stopwatch)
             else:
                 await hint.redeliver(0)
         except StoreUnavailable as away:
@@ -210,9 +211,11 @@ class Worker:
             permit.end()
             await self._store.presence.remove_hint(hint.job)
 
-    async def _run(self, hint: Delivery, on_slot_free: Callable[[], None]) -> None:
+    async def _run(self, hint: Delivery, on_slot_free: Callable[[], None], stopwatch: Stopwatch) -> None:
         try:
-            outcome = await self.engine.run(hint.job, spec_entry=hint.spec_entry, on_slot_free=on_slot_free)
+            outcome = await self.engine.run(
+                hint.job, spec_entry=hint.spec_entry, on_slot_free=on_slot_free, stopwatch=stopwatch
+            )
         except NotFound:
             await hint.ack()  # it was forgotten
             return

@@ -33,6 +33,7 @@ from mvmci.jobs.journal import (
     Spec,
     kind_of,
 )
+from mvmci.jobs.times import Stopwatch
 from mvmci.journals import writer
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
@@ -212,7 +213,7 @@ async def run_with(store: Store, plan: Plan, *before: AnyRecord, epoch: int = 1)
         await write_as_other(store, record)
     journals, logs = FaultyJournals(store, plan), WatchedLogs(store)
     faulty = replace(store, journals=journals, logs=logs)
-    run = Holder(faulty, await load(store, JOB), my_lease(epoch))
+    run = Holder(faulty, await load(store, JOB), my_lease(epoch), Stopwatch())
     try:
         async with asyncio.timeout(LONG_S):
             outcome = await script(run)
@@ -321,7 +322,7 @@ async def test_a_holder_whose_own_write_landed_before_it_was_fenced_is_still_fen
     """Its message is there and a newer lease too: the second question must not be asked first."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {2: "lost"})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
     await run.write(intent(0))
     read = journals.read
 
@@ -341,7 +342,7 @@ async def test_a_holder_whose_own_write_landed_before_another_ended_the_job_writ
     """It was taken for dead, and so a control plane wrote the end that a cancel asked for."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {1: "lost"})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
     read = journals.read
 
     async def read_late(job: str, after: int = 0) -> list[Entry]:
@@ -380,7 +381,9 @@ async def test_output_waits_for_what_was_recorded_before_it(store: Store) -> Non
     """Nothing is printed while the write that carries its cause has no answer."""
     await write_as_other(store, spec())
     journals, logs = FaultyJournals(store, {}), WatchedLogs(store)
-    run = Holder(replace(store, journals=journals, logs=logs), await load(store, JOB), my_lease())
+    run = Holder(
+        replace(store, journals=journals, logs=logs), await load(store, JOB), my_lease(), Stopwatch()
+    )
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
     await printing(run, 0, "Result 0")
@@ -425,7 +428,7 @@ async def test_what_landed_for_a_writer_that_was_cancelled_is_not_written_again(
 ) -> None:
     await write_as_other(store, spec())
     journals = Stuck(store)
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
     await cancelled_in(run.write(intent(1)), journals)
@@ -448,7 +451,7 @@ async def test_what_landed_for_a_writer_that_was_cancelled_is_not_written_again(
 async def test_nothing_follows_an_end_whose_writer_was_cancelled(store: Store, looks: bool) -> None:
     await write_as_other(store, spec())
     journals = Stuck(store)
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
     await cancelled_in(run.finish(Done(at=9, status="succeeded")), journals)
     with suppress(Fenced):
         if looks:
@@ -460,7 +463,7 @@ async def test_nothing_follows_an_end_whose_writer_was_cancelled(store: Store, l
 
 async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> None:
     await write_as_other(store, spec())
-    run = Holder(store, await load(store, JOB), my_lease())
+    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch())
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
     await run.add(intent(1), within_s=LONG_S)
@@ -473,7 +476,7 @@ async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> No
 async def test_a_run_may_be_closed_as_a_write_of_its_own_is_about_to_begin(store: Store) -> None:
     """What was begun in the background and never had its turn is let go without a word."""
     await write_as_other(store, spec())
-    run = Holder(store, await load(store, JOB), my_lease())
+    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch())
     await run.write(intent(0))
     run._flush()
     await run.close()
@@ -491,7 +494,7 @@ async def test_output_that_the_store_does_not_take_is_tried_again_and_ends_no_jo
             await store.logs.append(*args)
 
     await write_as_other(store, spec())
-    run = Holder(replace(store, logs=Refusing()), await load(store, JOB), my_lease())
+    run = Holder(replace(store, logs=Refusing()), await load(store, JOB), my_lease(), Stopwatch())
     await run.write()
     await printing(run, 0, "first")
     await printing(run, 1, "second")
@@ -520,7 +523,7 @@ async def test_a_broker_killed_in_the_middle_loses_nothing_that_it_acknowledged(
                 )
             ]
         )
-        run = Holder(store, journal, my_lease(run=job))
+        run = Holder(store, journal, my_lease(run=job), Stopwatch())
         for index in range(20):
             await run.write(intent(index))
             acknowledged[job].append(index)
@@ -557,7 +560,7 @@ async def test_a_write_that_waited_for_a_look_which_finds_a_newer_holder_is_not_
     """The look takes in the newer lease; the write behind it would fit the tail, and must not be made."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease())
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
     await run.write(intent(0))
     await write_as_other(store, foreign_lease(2))
     look = asyncio.create_task(run._look())
@@ -574,7 +577,7 @@ async def test_a_write_that_waited_for_a_look_which_finds_a_newer_holder_is_not_
 async def test_a_lease_that_waited_for_a_look_which_finds_records_is_not_written(store: Store) -> None:
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(epoch=2))
+    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(epoch=2), Stopwatch())
     await write_as_other(store, foreign_lease(1))
     look = asyncio.create_task(run._look())
     await asyncio.sleep(0)

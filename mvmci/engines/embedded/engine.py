@@ -44,6 +44,7 @@ from mvmci.jobs.glob import Pattern
 from mvmci.jobs.job import REASON_CHARS_MAX, End
 from mvmci.jobs.journal import Done, Entry, Lease, Released, State, status
 from mvmci.jobs.nothing import nothing
+from mvmci.jobs.times import Stopwatch
 from mvmci.journals.holder import Cancelled, Holder, Reread
 from mvmci.journals.reader import load
 from mvmci.sandbox.forkserver import CodeGone, SlotDied, SlotLost
@@ -81,6 +82,7 @@ class _Run:
     spec_entry: Entry | None
     worker: str
     on_slot_free: Callable[[], None]
+    stopwatch: Stopwatch
 
 
 class Embedded:
@@ -104,10 +106,11 @@ class Embedded:
         spec_entry: Entry | None = None,
         worker: str = "",
         on_slot_free: Callable[[], None] = lambda: None,
+        stopwatch: Stopwatch | None = None,
     ) -> Outcome:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            run = _Run(job, spec_entry, worker, on_slot_free)
+            run = _Run(job, spec_entry, worker, on_slot_free, stopwatch or Stopwatch())
             task = asyncio.create_task(self._run(run), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
@@ -224,6 +227,7 @@ class Embedded:
             raise Nondeterminism(f"nondeterminism: the end: expected {expected}, got {found}")
 
     async def _run(self, run: _Run) -> Outcome:
+        run.stopwatch.begin("slot")
         while True:
             with contextlib.suppress(Reread):
                 return await self._take(run)
@@ -248,7 +252,7 @@ class Embedded:
         except LockHeld:
             return Outcome("held")
         try:
-            holder = Holder(store, journal, self._lease(state, run.worker))
+            holder = Holder(store, journal, self._lease(state, run.worker), run.stopwatch)
             try:
                 return await self._hold(holder, run)
             except Fenced:  # by another holder, or by an end: then there is nothing left to do
@@ -373,6 +377,7 @@ class Embedded:
                 return await self._in_slot(holder, code, run, time)
             except CodeGone:
                 # Another process has removed it since, to make room, or the disk has damaged it.
+                holder.stopwatch.begin("slot")
                 code = await self._compiled(holder, refused=True)
                 return await self._in_slot(holder, code, run, time, again=True)
         finally:
@@ -390,7 +395,8 @@ class Embedded:
 
         timer = asyncio.get_running_loop().call_later(SAY_S, tell)
         try:
-            return await self._host.compiled(holder.spec, refused=refused)
+            with holder.stopwatch.part("compile"):
+                return await self._host.compiled(holder.spec, refused=refused)
         finally:
             timer.cancel()
             if told is not None:
@@ -402,8 +408,10 @@ class Embedded:
     ) -> Done:
         host, spec = self._host, holder.spec
         async with self.slots.take(await host.guests()) as slot:
+            holder.stopwatch.begin("guest")
             if spec.kind == "command":
-                await fill(host, slot, spec.tree)
+                with holder.stopwatch.part("layout"):
+                    await fill(host, slot, spec.tree)
             if not again:
                 holder.set_start(host.now_ms())
                 time.begin(holder.deadline_ms)

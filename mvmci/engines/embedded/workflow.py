@@ -160,7 +160,9 @@ class LiveEffects:
             await self._holder.add(intent)
         key = effect.idempotency_key(self._spec.id, intent.index) if intent.idempotent else None
         context = Context(self._host, self._spec, self._slot, self._files, intent, key)
-        return await self._record(found.index, await request.perform(context))
+        with self._holder.stopwatch.part("effects"):
+            answer = await request.perform(context)
+        return await self._record(found.index, answer)
 
     def _intent(self, index: int, request: effect.Request) -> Intent:
         shown = request.redacted().fields()

@@ -23,6 +23,7 @@ from mvmci.stores.nats.append import MAKE_ROOM, Append, GroupCommit
 from mvmci.stores.nats.config import Config
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.link import EVERYTHING, Link, Stored
+from mvmci.stores.nats.rows import nanoseconds
 
 PAGES_MAX = 1_000
 WINDOW = 1_000  # messages that are read at a time, from the newest back; then twice as many
@@ -223,7 +224,8 @@ class NatsJournals:
 
     def _entry(self, message: Stored) -> Entry:
         origin = self._layout.origin_of_message(message.subject)
-        return Entry(seq=message.seq, data=message.data, origin=origin)
+        stored = nanoseconds(message.headers["Nats-Time-Stamp"])
+        return Entry(seq=message.seq, data=message.data, origin=origin, stored=stored)
 
     async def jobs(self) -> AsyncIterator[str]:
         found: set[str] = set()

@@ -1,0 +1,107 @@
+"""Where the time of a job goes: durations alone, each by one clock, so no two hosts' clocks are compared.
+
+What a unit does for a job is one row of parts, and a moment counts for one of them: the innermost that is
+under way. What a hint waited for in its queue is in none of them. It is what the broker's two stamps, of the
+first message and of the end, are apart, less all parts and the time asleep; with it comes the last write,
+which nobody can write down before it is over.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+Part = Literal["order", "slot", "compile", "layout", "guest", "effects", "writes"]
+Micros = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+
+
+class Times(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """Of the runs of a job, in µs.
+
+    order     from the hint until the job was offered to the engine that took it
+    way       from there until it was taken; 0 where the engine is the worker's own, or on another machine:
+              then it is in the queue's
+    slot      from there until it had a slot: the journal was read, the code was at hand
+    compile   getting the code: from the cache, or by compiling
+    layout    laying out the workspace
+    guest     the guest itself, and what it wrote
+    effects   performing effects
+    writes    waiting until records were on disk, without the last
+    """
+
+    order: Micros = 0
+    way: Micros = 0
+    slot: Micros = 0
+    compile: Micros = 0
+    layout: Micros = 0
+    guest: Micros = 0
+    effects: Micros = 0
+    writes: Micros = 0
+
+    def __add__(self, other: Times) -> Times:
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return Times(*(one + two for one, two in pairs))
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(msgspec.structs.astuple(self))
+
+
+class Moment(msgspec.Struct, frozen=True, array_like=True):
+    """A moment by the clock of a machine since it was started, in ns; comparable on that machine alone."""
+
+    boot: Annotated[str, msgspec.Meta(max_length=36)]
+    at: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+    @classmethod
+    def now(cls) -> Moment:
+        """Now, here."""
+        return cls(_boot(), time.monotonic_ns())
+
+    def us_since(self) -> int:
+        """How long ago it was; 0 where another machine's clock would have to tell."""
+        return max(0, time.monotonic_ns() - self.at) // 1000 if self.boot == _boot() else 0
+
+
+@functools.cache
+def _boot() -> str:
+    """This start of this machine. Containers share it, and the clock that goes with it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Stopwatch:
+    """Divides one run among its parts. It begins with `order`, or with `slot` where that is known."""
+
+    def __init__(self, order: int | None = None, way: int = 0) -> None:
+        self._part: Part = "order" if order is None else "slot"
+        self._since = time.monotonic_ns()
+        self._ns: dict[Part, int] = {} if order is None else {"order": order * 1000}
+        self._way = way
+
+    def begin(self, part: Part) -> Part:
+        """Time counts for `part` from now on; the part before."""
+        now, before = time.monotonic_ns(), self._part
+        self._ns[before] = self._ns.get(before, 0) + now - self._since
+        self._part, self._since = part, now
+        return before
+
+    @contextmanager
+    def part(self, part: Part) -> Iterator[None]:
+        """Time counts for `part` meanwhile, and then for that before it."""
+        before = self.begin(part)
+        try:
+            yield
+        finally:
+            self.begin(before)
+
+    def times(self) -> Times:
+        """What each part took so far."""
+        self.begin(self._part)
+        return Times(way=self._way, **{part: ns // 1000 for part, ns in self._ns.items()})
