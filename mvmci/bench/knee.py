@@ -7,6 +7,7 @@ was fitted to all of them. A law that is wrong gives a narrow interval that excl
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import statistics
@@ -72,7 +73,7 @@ def efficiency(means: Mapping[int, float]) -> dict[int, float]:
 def crossing(line: Mapping[int, float], share: float = SHARE) -> float | None:
     """Where `line` first passes below `share`, between two points; None where it does not."""
     points = list(line.items())
-    for (left, above), (right, below) in zip(points, points[1:], strict=False):
+    for (left, above), (right, below) in itertools.pairwise(points):
         if below < share <= above:
             return left + (right - left) * (above - share) / (above - below)
     return None
