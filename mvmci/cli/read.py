@@ -91,6 +91,8 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
             click.echo(msgspec.json.encode(summary))
             return 0
         for name, value in json.loads(msgspec.json.encode(summary)).items():
+            if name == "times" and value is not None:
+                value = ", ".join(f"{part} {_ms(ms)}" for part, ms in value.items() if ms)
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if shown not in ("null", ""):
                 click.echo(f"{name:<13} {one_line(shown)}")

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from mvmci.engines.server import Executor, serve_requests
 from mvmci.errors import NotFound, VersionsDiffer
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import AnyRecord, Intent, Journal, Lease, MessageKind, status
+from mvmci.jobs.times import Stopwatch
 from mvmci.journals.client import cancel_job, submit
 from mvmci.journals.reader import load
 from mvmci.store import Journals, Store
@@ -174,6 +176,24 @@ async def test_a_first_delivery_that_ends_quickly_is_written_in_one_message(
     (spec_entry,) = await way.store.journals.read("j")
     assert (await way.engine.run("j", spec_entry=spec_entry)).kind == "ended"
     assert len(await way.store.journals.read("j")) == 2
+
+
+async def test_where_the_time_of_a_run_went_is_written_down(way: Way, outside: Counting) -> None:
+    await way.submit("j", post(outside, "a"))
+    outside.answers.clear()
+    run = asyncio.create_task(way.engine.run("j", stopwatch=Stopwatch()))
+    await outside.asked.wait()
+    asked_ns = time.monotonic_ns()
+    await asyncio.sleep(10 * LOOK_S)
+    held_us = (time.monotonic_ns() - asked_ns) // 1000
+    outside.answers.set()
+    await run
+    journal = await way.ended("j")
+    times = journal.state.times
+    assert times.effects >= held_us
+    assert all((times.order, times.slot, times.compile, times.guest, times.writes))
+    assert bool(times.way) == (way.executor is not None)
+    assert times.total + (journal.queued_us or 0) == (journal.ended - journal.began) // 1000
 
 
 async def test_a_job_that_nobody_submitted_is_not_found(way: Way) -> None:

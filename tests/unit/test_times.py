@@ -1,0 +1,117 @@
+"""Where the time of a job goes: durations by one clock each; what is left of the broker's is the queue's."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import msgspec
+import pytest
+
+from mvmci.jobs.journal import Done, Entry, Journal, Lease, Released, Spec
+from mvmci.jobs.summary import summarise
+from mvmci.jobs.times import Moment, Stopwatch, Times
+from tests.unit.test_journal import SPEC, lease
+
+MS = 1_000_000
+
+
+class Clock:
+    """A monotonic clock that goes on when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ns = 5_000 * MS
+        monkeypatch.setattr(time, "monotonic_ns", lambda: self.ns)
+
+    def pass_us(self, us: int) -> None:
+        self.ns += us * 1000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_moment_counts_for_the_innermost_part_alone(clock: Clock) -> None:
+    stopwatch = Stopwatch()
+    clock.pass_us(10)
+    stopwatch.begin("slot")
+    clock.pass_us(20)
+    with stopwatch.part("compile"):
+        clock.pass_us(300)
+    stopwatch.begin("guest")
+    clock.pass_us(4_000)
+    with stopwatch.part("effects"):
+        clock.pass_us(50_000)
+        with stopwatch.part("writes"):
+            clock.pass_us(600_000)
+    clock.pass_us(5)
+    times = stopwatch.times()
+    assert times == Times(order=10, slot=20, compile=300, guest=4_005, effects=50_000, writes=600_000)
+    assert times.total == 654_335
+
+
+def test_a_part_that_fails_gives_the_time_back(clock: Clock) -> None:
+    stopwatch = Stopwatch(order=7, way=9)
+    with contextlib.suppress(KeyError), stopwatch.part("layout"):
+        clock.pass_us(30)
+        raise KeyError
+    clock.pass_us(2)
+    assert stopwatch.times() == Times(order=7, way=9, layout=30, slot=2)
+
+
+def test_the_way_of_an_order_is_told_where_one_clock_saw_both_ends(clock: Clock) -> None:
+    sent = Moment.now()
+    clock.pass_us(800)
+    assert sent.us_since() == 800
+    elsewhere = Moment(boot="another start of a machine", at=sent.at)
+    assert elsewhere.us_since() == 0
+    clock.pass_us(-2_000)  # nobody's clock does that, but an order is what somebody sent
+    assert sent.us_since() == 0
+
+
+def test_times_are_few_bytes_and_what_is_added_later_is_passed_over() -> None:
+    times = Times(order=1_234, slot=99_000, guest=2_000_000, writes=5_300)
+    written = msgspec.json.encode(times)
+    assert len(written) < 60
+    assert msgspec.json.decode(written, type=Times) == times
+    assert msgspec.json.decode(written[:-1] + b",17]", type=Times) == times
+    for hostile in (b"[-1]", b"[1e99]", b'["1"]', b"[9007199254740993]"):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(hostile, type=Times)
+
+
+def ended(*records: object, began_ms: int = 10, ended_ms: int = 1_010) -> Journal:
+    """A journal of SPEC and `records`, each a message; the first and last were stored at those times."""
+    journal = Journal(SPEC.id)
+    for seq, record in enumerate((SPEC, *records), 1):
+        stored = (began_ms if isinstance(record, Spec) else ended_ms) * MS
+        data = journal.encode([record], f"m{seq}")  # type: ignore[list-item]
+        journal.absorb([Entry(seq=seq, data=data, stored=stored)])
+    return journal
+
+
+def test_the_queue_is_what_the_broker_saw_less_all_that_is_accounted_for() -> None:
+    journal = ended(lease(1), Done(at=9, status="succeeded", times=Times(slot=1_000, guest=300_000)))
+    assert journal.queued_us == 1_000_000 - 301_000
+    summary = summarise(journal, result=None, response=None)
+    assert summary.times is not None
+    assert (summary.times.queue, summary.times.slot, summary.times.guest) == (699.0, 1.0, 300.0)
+
+
+def test_runs_are_summed_up_and_sleep_is_nobodys() -> None:
+    first = Released(at=3_000, why="sleep", until=3_400, times=Times(guest=100_000))
+    again = Lease(at=3_400, epoch=2, unit="w", incarnation="i", run="r2", why="resumed")
+    journal = ended(lease(1), first, again, Done(at=4_000, status="succeeded", times=Times(guest=50_000)))
+    assert journal.state.times == Times(guest=150_000)
+    assert journal.queued_us == 1_000_000 - 150_000 - 400_000
+
+
+def test_nothing_is_told_of_a_run_of_an_older_build_or_a_store_without_a_clock() -> None:
+    old = ended(lease(1), Done(at=9, status="succeeded"))
+    assert summarise(old, result=None, response=None).times is None
+    folder = ended(lease(1), Done(at=9, status="succeeded", times=Times(guest=5)), began_ms=0, ended_ms=0)
+    assert folder.queued_us is None
+    times = summarise(folder, result=None, response=None).times
+    assert times is not None
+    assert (times.queue, times.guest) == (None, 0.005)
