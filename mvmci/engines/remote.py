@@ -18,6 +18,7 @@ of a kind that is not known, comes to `Failed` with "newer": this executor canno
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
@@ -31,6 +32,7 @@ from mvmci.jobs.journal import Entry
 from mvmci.jobs.times import Micros, Moment, Stopwatch
 from mvmci.store import Store
 from mvmci.system.tasks import at_most, cancel
+from mvmci.system.usage import boot_id
 from mvmci.wire import HINT, Level, Leveled, check
 
 _LOOK_EVERY_S = 0.25  # at an executor that says nothing
@@ -86,6 +88,11 @@ _requests = msgspec.json.Decoder(RunRequest)
 _replies: msgspec.json.Decoder[Reply] = msgspec.json.Decoder(Reply)
 _leveled = msgspec.json.Decoder(Leveled)
 _encode = msgspec.json.Encoder().encode
+
+
+def moment() -> Moment:
+    """Now, here."""
+    return Moment(boot_id(), time.monotonic_ns())
 
 
 def read_request(data: bytes) -> RunRequest:
@@ -166,7 +173,7 @@ class Remote:
         unit = worker or self._store.presence.unit
         request = RunRequest(job=job, worker=unit, spec_seq=seq, wire=self._store.level.spoken)
         while not self._draining:
-            outcome = await self._offer(request, stopwatch or Stopwatch())
+            outcome = await self._offer(request, stopwatch or Stopwatch(time.monotonic_ns))
             if outcome is not None:
                 return outcome
             request = msgspec.structs.replace(request, spec_seq=0)
@@ -182,7 +189,7 @@ class Remote:
             capacity = self._transport.capacity()
             try:
                 waited = stopwatch.times().order
-                offer = msgspec.structs.replace(request, waited=waited, sent=Moment.now())
+                offer = msgspec.structs.replace(request, waited=waited, sent=moment())
                 async with self._transport.send(offer) as replies:
                     if waits:
                         await presence.add_hint(request.job)

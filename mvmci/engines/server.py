@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -27,6 +28,7 @@ from mvmci.engines.remote import (
     Reply,
     RunRequest,
     encode_reply,
+    moment,
     read_request,
 )
 from mvmci.errors import MvmciError, NotFound, StoreUnavailable, VersionsDiffer
@@ -79,7 +81,8 @@ class Executor:
         """Begin to run a job, or follow it if that has begun; how it comes out. Raises NoCapacity."""
         if request.job in self._running:
             return self._running[request.job]
-        stopwatch = Stopwatch(request.waited, request.sent.us_since() if request.sent is not None else 0)
+        way = request.sent.us_until(moment()) if request.sent is not None else 0
+        stopwatch = Stopwatch(time.monotonic_ns, request.waited, way)
         permit = self._prefetch.permit()
         may_run = self.open and await permit.take()
         if request.job in self._running or not may_run or self.draining:

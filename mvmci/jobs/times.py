@@ -8,11 +8,8 @@ which nobody can write down before it is over.
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -55,39 +52,32 @@ class Times(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 class Moment(msgspec.Struct, frozen=True, array_like=True):
-    """A moment by the clock of a machine since it was started, in ns; comparable on that machine alone."""
+    """A moment by a machine's monotonic clock, in ns: comparable within one start of that machine alone."""
 
     boot: Annotated[str, msgspec.Meta(max_length=36)]
     at: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
-    @classmethod
-    def now(cls) -> Moment:
-        """Now, here."""
-        return cls(_boot(), time.monotonic_ns())
-
-    def us_since(self) -> int:
-        """How long ago it was; 0 where another machine's clock would have to tell."""
-        return max(0, time.monotonic_ns() - self.at) // 1000 if self.boot == _boot() else 0
-
-
-@functools.cache
-def _boot() -> str:
-    """This start of this machine. Containers share it, and the clock that goes with it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    def us_until(self, later: Moment) -> int:
+        """How long it is to `later`; 0 where two clocks would have to be compared."""
+        return max(0, later.at - self.at) // 1000 if self.boot == later.boot else 0
 
 
 class Stopwatch:
-    """Divides one run among its parts. It begins with `order`, or with `slot` where that is known."""
+    """Divides one run among its parts, by a monotonic clock of ns.
 
-    def __init__(self, order: int | None = None, way: int = 0) -> None:
+    It begins with `order`, or with `slot` where what was before is known, in µs.
+    """
+
+    def __init__(self, clock: Callable[[], int], order: int | None = None, way: int = 0) -> None:
+        self._clock = clock
         self._part: Part = "order" if order is None else "slot"
-        self._since = time.monotonic_ns()
+        self._since = clock()
         self._ns: dict[Part, int] = {} if order is None else {"order": order * 1000}
         self._way = way
 
     def begin(self, part: Part) -> Part:
         """Time counts for `part` from now on; the part before."""
-        now, before = time.monotonic_ns(), self._part
+        now, before = self._clock(), self._part
         self._ns[before] = self._ns.get(before, 0) + now - self._since
         self._part, self._since = part, now
         return before

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -151,7 +152,9 @@ class Worker:
                 self._unrecorded.release()
                 continue
             permit = self._prefetch.permit()
-            task = tasks.create_task(self._process(hint, permit, Stopwatch()), name=f"process {hint.job}")
+            task = tasks.create_task(
+                self._process(hint, permit, Stopwatch(time.monotonic_ns)), name=f"process {hint.job}"
+            )
             self._at_work[task] = hint
             task.add_done_callback(self._done)
             await permit.ended.wait()

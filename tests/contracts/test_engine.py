@@ -181,7 +181,7 @@ async def test_a_first_delivery_that_ends_quickly_is_written_in_one_message(
 async def test_where_the_time_of_a_run_went_is_written_down(way: Way, outside: Counting) -> None:
     await way.submit("j", post(outside, "a"))
     outside.answers.clear()
-    run = asyncio.create_task(way.engine.run("j", stopwatch=Stopwatch()))
+    run = asyncio.create_task(way.engine.run("j", stopwatch=Stopwatch(time.monotonic_ns)))
     await outside.asked.wait()
     asked_ns = time.monotonic_ns()
     await asyncio.sleep(10 * LOOK_S)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -213,7 +214,7 @@ async def run_with(store: Store, plan: Plan, *before: AnyRecord, epoch: int = 1)
         await write_as_other(store, record)
     journals, logs = FaultyJournals(store, plan), WatchedLogs(store)
     faulty = replace(store, journals=journals, logs=logs)
-    run = Holder(faulty, await load(store, JOB), my_lease(epoch), Stopwatch())
+    run = Holder(faulty, await load(store, JOB), my_lease(epoch), Stopwatch(time.monotonic_ns))
     try:
         async with asyncio.timeout(LONG_S):
             outcome = await script(run)
@@ -322,7 +323,9 @@ async def test_a_holder_whose_own_write_landed_before_it_was_fenced_is_still_fen
     """Its message is there and a newer lease too: the second question must not be asked first."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {2: "lost"})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     await run.write(intent(0))
     read = journals.read
 
@@ -342,7 +345,9 @@ async def test_a_holder_whose_own_write_landed_before_another_ended_the_job_writ
     """It was taken for dead, and so a control plane wrote the end that a cancel asked for."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {1: "lost"})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     read = journals.read
 
     async def read_late(job: str, after: int = 0) -> list[Entry]:
@@ -382,7 +387,10 @@ async def test_output_waits_for_what_was_recorded_before_it(store: Store) -> Non
     await write_as_other(store, spec())
     journals, logs = FaultyJournals(store, {}), WatchedLogs(store)
     run = Holder(
-        replace(store, journals=journals, logs=logs), await load(store, JOB), my_lease(), Stopwatch()
+        replace(store, journals=journals, logs=logs),
+        await load(store, JOB),
+        my_lease(),
+        Stopwatch(time.monotonic_ns),
     )
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
@@ -428,7 +436,9 @@ async def test_what_landed_for_a_writer_that_was_cancelled_is_not_written_again(
 ) -> None:
     await write_as_other(store, spec())
     journals = Stuck(store)
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
     await cancelled_in(run.write(intent(1)), journals)
@@ -451,7 +461,9 @@ async def test_what_landed_for_a_writer_that_was_cancelled_is_not_written_again(
 async def test_nothing_follows_an_end_whose_writer_was_cancelled(store: Store, looks: bool) -> None:
     await write_as_other(store, spec())
     journals = Stuck(store)
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     await cancelled_in(run.finish(Done(at=9, status="succeeded")), journals)
     with suppress(Fenced):
         if looks:
@@ -463,7 +475,7 @@ async def test_nothing_follows_an_end_whose_writer_was_cancelled(store: Store, l
 
 async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> None:
     await write_as_other(store, spec())
-    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns))
     await run.write(intent(0))
     await run.add(result(0), within_s=LONG_S)
     await run.add(intent(1), within_s=LONG_S)
@@ -476,7 +488,7 @@ async def test_letting_go_forgets_an_effect_that_never_began(store: Store) -> No
 async def test_a_run_may_be_closed_as_a_write_of_its_own_is_about_to_begin(store: Store) -> None:
     """What was begun in the background and never had its turn is let go without a word."""
     await write_as_other(store, spec())
-    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(store, await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns))
     await run.write(intent(0))
     run._flush()
     await run.close()
@@ -494,7 +506,9 @@ async def test_output_that_the_store_does_not_take_is_tried_again_and_ends_no_jo
             await store.logs.append(*args)
 
     await write_as_other(store, spec())
-    run = Holder(replace(store, logs=Refusing()), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, logs=Refusing()), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     await run.write()
     await printing(run, 0, "first")
     await printing(run, 1, "second")
@@ -523,7 +537,7 @@ async def test_a_broker_killed_in_the_middle_loses_nothing_that_it_acknowledged(
                 )
             ]
         )
-        run = Holder(store, journal, my_lease(run=job), Stopwatch())
+        run = Holder(store, journal, my_lease(run=job), Stopwatch(time.monotonic_ns))
         for index in range(20):
             await run.write(intent(index))
             acknowledged[job].append(index)
@@ -560,7 +574,9 @@ async def test_a_write_that_waited_for_a_look_which_finds_a_newer_holder_is_not_
     """The look takes in the newer lease; the write behind it would fit the tail, and must not be made."""
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals), await load(store, JOB), my_lease(), Stopwatch(time.monotonic_ns)
+    )
     await run.write(intent(0))
     await write_as_other(store, foreign_lease(2))
     look = asyncio.create_task(run._look())
@@ -577,7 +593,12 @@ async def test_a_write_that_waited_for_a_look_which_finds_a_newer_holder_is_not_
 async def test_a_lease_that_waited_for_a_look_which_finds_records_is_not_written(store: Store) -> None:
     await write_as_other(store, spec())
     journals = FaultyJournals(store, {})
-    run = Holder(replace(store, journals=journals), await load(store, JOB), my_lease(epoch=2), Stopwatch())
+    run = Holder(
+        replace(store, journals=journals),
+        await load(store, JOB),
+        my_lease(epoch=2),
+        Stopwatch(time.monotonic_ns),
+    )
     await write_as_other(store, foreign_lease(1))
     look = asyncio.create_task(run._look())
     await asyncio.sleep(0)

@@ -36,6 +36,7 @@ ORDER = (
     ("roles",),
     ("runtimes",),
     ("deploy",),
+    ("bench",),
     ("cli",),
 )
 RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}

@@ -110,7 +110,7 @@ class Embedded:
     ) -> Outcome:
         """See `mvmci.engine.Engine.run`. A second call for the same job follows the first."""
         if job not in self._runs:
-            run = _Run(job, spec_entry, worker, on_slot_free, stopwatch or Stopwatch())
+            run = _Run(job, spec_entry, worker, on_slot_free, stopwatch or Stopwatch(time.monotonic_ns))
             task = asyncio.create_task(self._run(run), name=f"job {job}")
             self._runs[job] = task
             task.add_done_callback(lambda _: self._runs.pop(job, None))
