@@ -55,5 +55,11 @@ class Engine(Protocol):
     def drain(self, yes: bool = True) -> None:
         """Let workflows go at their next effect, for another holder; commands run on. `False` ends that."""
 
+    async def probe(self) -> bool:
+        """Go to an executor and back, with nothing to do there; False where the engine is in this process.
+
+        Raises NoCapacity, EngineAway, StoreUnavailable.
+        """
+
     async def close(self) -> None:
         """Let every job go, kill what runs, and leave nothing behind."""

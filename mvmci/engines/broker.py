@@ -79,11 +79,23 @@ class BrokerTransport:
             return await self._ask(self._layout.engine(request.worker, number), _encode(request), replies)
         except NoStream:
             pass  # because all are at work, or because there is nobody
+        await self._ping(number, replies)
+        raise NoCapacity(BUSY)
+
+    async def _ping(self, number: str, replies: asyncio.Queue[Reply | None]) -> bool:
+        """Whether an executor replied. Raises NoCapacity where there is none."""
         try:
-            await self._ask(self._layout.ping(request.worker, number), b"", replies)
+            return await self._ask(self._layout.ping(self._unit, number), b"", replies) is not None
         except NoStream:
             raise NoCapacity(_NO_EXECUTOR) from None
-        raise NoCapacity(BUSY)
+
+    async def probe(self) -> bool:
+        number = secrets.token_hex(8)
+        self._requests[number] = asyncio.Queue()
+        try:
+            return await self._ping(number, self._requests[number])
+        finally:
+            del self._requests[number]
 
     async def _ask(self, subject: str, data: bytes, replies: asyncio.Queue[Reply | None]) -> Reply | None:
         """The first reply of whoever listens on `subject`; None: none came. Raises NoStream."""

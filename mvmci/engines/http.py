@@ -86,6 +86,17 @@ class HttpTransport:
             leaving.callback(self._answers.discard, answer)
             yield _iterate(answer)
 
+    async def probe(self) -> bool:
+        from aiohttp import ClientError
+
+        assert self._session is not None
+        try:
+            async with asyncio.timeout(_REPLY_WITHIN_S):
+                async with self._session.get(f"{self._url}/version", **self._trust) as answer:
+                    return answer.status == 200
+        except (ClientError, OSError, TimeoutError) as error:
+            raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None
+
     def disconnect(self) -> None:
         for answer in self._answers:
             answer.close()

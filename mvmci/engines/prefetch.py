@@ -26,11 +26,27 @@ class Prefetch:
         self._waiting = 0
         self._mean_s = SHORT_S
         self._slots = asyncio.Semaphore(count)
+        self._taken = 0
+        self._taken_ns = 0  # summed over slots, until `_counted_at`
+        self._counted_at = time.monotonic_ns()
 
     @property
     def accepting(self) -> bool:
         """Whether one more job could run now, or soon."""
         return self.free > 0 or (self.jobs_are_short.is_set() and self._waiting < self.ahead_max)
+
+    @property
+    def slot_us(self) -> int:
+        """For how long slots were taken so far, summed over them."""
+        self._count(0)
+        return self._taken_ns // 1000
+
+    def _count(self, more: int) -> None:
+        now = time.monotonic_ns()
+        self._taken_ns += self._taken * (now - self._counted_at)
+        self._counted_at = now
+        self._taken += more
+        self.free -= more
 
     def permit(self) -> Permit:
         """For one job that came in."""
@@ -50,11 +66,11 @@ class Prefetch:
                 self._waiting -= 1
         else:
             await self._slots.acquire()
-        self.free -= 1
+        self._count(1)
         return True
 
     def _release(self, took_s: float) -> None:
-        self.free += 1
+        self._count(-1)
         self._slots.release()
         self._mean_s += (took_s - self._mean_s) / _MEAN_OVER
         if self._mean_s < SHORT_S:

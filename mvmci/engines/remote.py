@@ -139,6 +139,9 @@ class Transport(Protocol):
     def capacity(self) -> asyncio.Event:
         """It is set when an executor next says that it has a free slot, and by `disconnect`."""
 
+    async def probe(self) -> bool:
+        """See `mvmci.engine.Engine.probe`."""
+
     def disconnect(self) -> None:
         """Let no more replies come about the jobs that were sent."""
 
@@ -227,6 +230,10 @@ class Remote:
         self._draining = yes
         if yes:
             self._transport.disconnect()
+
+    async def probe(self) -> bool:
+        """See `mvmci.engine.Engine.probe`."""
+        return await self._transport.probe()
 
     async def close(self) -> None:
         """See `mvmci.engine.Engine.close`: the executors go on."""

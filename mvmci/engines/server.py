@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 
@@ -71,6 +72,10 @@ class Executor:
     def open(self) -> bool:
         """Whether a job would be taken now."""
         return self._prefetch.accepting and not self.draining and not self._resting
+
+    def metrics(self) -> dict[str, Any]:
+        """What it counts, as fields of `mvmci.cluster.metrics.UnitMetrics`."""
+        return {"slots": self.slots, "slot_us": self._prefetch.slot_us, "jobs": dict(self.counts)}
 
     def rest(self, yes: bool) -> None:
         """Take no jobs while none can run here."""

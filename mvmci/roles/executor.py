@@ -105,6 +105,7 @@ async def _open_role(
         apply_settings=apply_settings,
         drain=executor.drain,
         resume=executor.resume,
+        counts=executor.metrics,
     )
     try:
         yield role

@@ -22,6 +22,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -82,6 +83,7 @@ class Worker:
         self._able.set()
         self._unrecorded = asyncio.Semaphore(slots + UNRECORDED_MAX)
         self._prefetch = Prefetch(slots)
+        self.counts: Counter[str] = Counter()  # of runs, by how they came out
         self._newer: dict[str, object] = {}  # jobs of which this says that they are newer
         self._telling = TaskSet()
         self._pulling: set[asyncio.Task[Any]] = set()  # loops that wait for a hint
@@ -112,6 +114,10 @@ class Worker:
         """Take hints again."""
         self.engine.drain(False)
         self._open.set()
+
+    def metrics(self) -> dict[str, Any]:
+        """What it counts, as fields of `mvmci.cluster.metrics.UnitMetrics`."""
+        return {"slots": self._slots, "slot_us": self._prefetch.slot_us, "jobs": dict(self.counts)}
 
     def rest(self, yes: bool) -> None:
         """Take no hints while no job can run here."""
@@ -244,6 +250,7 @@ class Worker:
             log.exception("job %s met a bug in mvmci; will retry in %.0f s", hint.job, FAILED_PAUSE_S)
             await hint.redeliver(FAILED_PAUSE_S)
             return
+        self.counts[outcome.kind] += 1
         if outcome.kind == "held":
             await hint.redeliver(HELD_PAUSE_S)
         elif outcome.kind == "released" and not outcome.until:
@@ -343,6 +350,8 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
         apply_settings=apply_settings,
         drain=worker.drain,
         resume=worker.resume,
+        counts=worker.metrics,
+        probe=lambda: worker.engine.probe(),
     )
     try:
         yield role

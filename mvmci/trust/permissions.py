@@ -22,7 +22,7 @@ MANY_ANSWERS = ("$JS.API.DIRECT.GET.", "$JS.API.CONSUMER.MSG.NEXT.")  # to one r
 SERVICE_ANSWERS = "_R_"  # what the broker names the inbox of who asks from another account
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
 CLAIMS_LOOKUP = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
-VARZ = "$SYS.REQ.SERVER.PING.VARZ"
+VARZ, JSZ, CONNZ = (f"$SYS.REQ.SERVER.PING.{what}" for what in ("VARZ", "JSZ", "CONNZ"))
 
 _ABOUT: dict[Grantee, str] = {
     "worker": "Takes the hints of its queues and runs their jobs.",
@@ -111,8 +111,9 @@ def _engine(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
         *_blobs(layout, unit),
         *_reads(layout),
         layout.renew(unit),
+        layout.measured(unit, "*"),
     ]
-    return publish, _hears(layout, unit)
+    return publish, [*_hears(layout, unit), layout.measure()]
 
 
 def _client(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -137,9 +138,11 @@ def _control_plane(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists
         *_reads(layout),
         *_administers(layout),
         layout.renew(unit),
+        layout.measured(unit, "*"),
         *(f"{asker}.>" for asker in (SERVICE_ANSWERS, inbox("control-plane", "*"), inbox("admin", "*"))),
     ]
-    return publish, [layout.member("*", "*"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
+    hears = [layout.member("*", "*"), layout.setting(">"), layout.enrol("*"), layout.renew("*")]
+    return publish, [*hears, layout.measure()]
 
 
 def _admin(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -147,7 +150,8 @@ def _admin(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     of_client, hears = _client(layout, unit, queues)
     of_plane, _ = _control_plane(layout, unit, queues)
     direct = [subject for subject in of_client if not subject.startswith(f"{api(layout, 'client')}.")]
-    return [*direct, *of_plane], [*hears, layout.setting(">")]
+    asks = [*direct, *of_plane, layout.measure()]
+    return asks, [*hears, layout.setting(">"), layout.measured("*", "*")]
 
 
 def _bootstrap(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
@@ -157,7 +161,7 @@ def _bootstrap(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
 
 def _system(layout: Layout, unit: str, queues: tuple[str, ...]) -> _Lists:
     del layout, unit, queues
-    return [CLAIMS_UPDATE, CLAIMS_LOOKUP.format("*"), VARZ], []
+    return [CLAIMS_UPDATE, CLAIMS_LOOKUP.format("*"), VARZ, JSZ, CONNZ], []
 
 
 def _info(layout: Layout, stream: str) -> str:

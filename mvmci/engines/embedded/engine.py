@@ -123,6 +123,10 @@ class Embedded:
         else:
             self._host.draining.clear()
 
+    async def probe(self) -> bool:
+        """See `mvmci.engine.Engine.probe`."""
+        return False
+
     async def prepare(self) -> str:
         """Get ready to run guests, and return the isolation that they get.
 

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mvmci.cluster.identity import Login
+from mvmci.cluster.metrics import Histogram
 from mvmci.cluster.witness import Seen
 from mvmci.store import GONE_S, HINT_LAPSE_S, ClusterSettings, Store
 from mvmci.stores.nats import streams
@@ -60,6 +61,7 @@ class Cluster:
     blobs: NatsBlobs  # the same
     config: Config
     clock: Clock
+    writes: Histogram  # of journals, until they were on disk
 
     async def maintain(self, settings: ClusterSettings, queues: Iterable[str] = ()) -> None:
         """Make what is missing on the broker, and bring up to date what is there, for these queues as well.
@@ -187,4 +189,4 @@ async def dial_cluster(
     config = Config(link, layout, level)
     journals, blobs = NatsJournals(link, layout, commit, config, unit), NatsBlobs(link, layout)
     store = Store(journals, hints, NatsLogs(link, layout), blobs, presence, close, level)
-    return Cluster(layout, link, store, journals, hints, blobs, config, time_of_day)
+    return Cluster(layout, link, store, journals, hints, blobs, config, time_of_day, commit.took)

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mvmci.cluster.broker import BATCH_MESSAGES_MAX
+from mvmci.cluster.metrics import Histogram
 from mvmci.errors import Conflict, MvmciError, NoAnswer, StoreFull, StoreUnavailable
 from mvmci.stores.nats.layout import EXPECTED, EXPECTED_OF
 from mvmci.stores.nats.link import ApiError, Link, accepted
@@ -77,6 +79,7 @@ class GroupCommit:
     def __init__(self, link: Link, in_hand: Callable[[], int] = lambda: 0) -> None:
         self._link = link
         self._in_hand = in_hand
+        self.took = Histogram()  # of appends, until they were on disk
         self._pending: list[Append] = []
         self._batches = 0
         self._plain = 0
@@ -97,7 +100,10 @@ class GroupCommit:
             self._pause_s += (pause_s - self._pause_s) / _MEAN_OVER
             self._ended_at = now
         self._schedule()
-        return await append.seq
+        began = time.monotonic_ns()
+        seq = await append.seq
+        self.took.observe((time.monotonic_ns() - began) // 1000)
+        return seq
 
     async def close(self) -> None:
         if self._hold is not None:

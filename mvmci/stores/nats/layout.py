@@ -130,6 +130,14 @@ class Layout:
         """Where a worker hears what becomes of a request of its own."""
         return f"{self.cluster}.reply.{worker}.{request}"
 
+    def measure(self) -> str:
+        """Where units are asked for their metrics, and told for how long to watch what costs something."""
+        return f"{self.cluster}.measure"
+
+    def measured(self, unit: str, incarnation: str) -> str:
+        """Where a unit tells its metrics."""
+        return f"{self.cluster}.measured.{unit}.{incarnation}"
+
     def member(self, unit: str, incarnation: str) -> str:
         return f"$KV.{self.members_bucket}.{unit}.{incarnation}"
 

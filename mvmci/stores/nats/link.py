@@ -595,21 +595,21 @@ class Link:
         try:
             await subscription.unsubscribe()
             if drain:
-                await self._round_trip()
+                await self.round_trip()
         except (OSError, nats.errors.Error):
             pass  # the connection is gone, and the subscription with it
         finally:
             self._takes.pop(b"%d" % subscription._id, None)
 
-    async def _round_trip(self) -> None:
-        """Until all has come that the server sent before it heard this.
+    async def round_trip(self) -> bool:
+        """Until all has come that the server sent before it heard this; whether it answered.
 
         The library's `flush` cancels what it waits for when it is given up, and an answer that comes all the
         same then ends the library's reading for good.
         """
         pong = asyncio.get_running_loop().create_future()
         await self._client._send_ping(pong)
-        await asyncio.wait([pong], timeout=ANSWER_S)
+        return bool((await asyncio.wait([pong], timeout=ANSWER_S))[0])
 
     def _take(self, reply: Incoming) -> None:
         take = self._answers.get(reply.subject.rpartition(".")[2])
