@@ -1,8 +1,8 @@
 """What bounds a cluster at one point, from what was seen there: causes before symptoms, the first that holds.
 
-A loop that comes late, full slots and slow writes are symptoms: of a machine that others use, of a unit that is
-held back, of a network. So these are looked at first, and a name is only a guess until raising what it names
-has moved the curve (`Finding.stands`).
+A loop that comes late, full slots and slow writes are symptoms: of a machine that others use, of a unit that
+is held back, of a network. So these are looked at first, and a name is only a guess until raising what it
+names has moved the curve (`Finding.stands`).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def _generator(seen: Evidence) -> Iterator[Finding]:
     if one.ran > GENERATOR_FULL or held or one.throttled > HELD_BACK:
         yield Finding(
             cause="generator",
-            why=f"what makes the load ran {one.ran:.0%} of the time and waited {one.waited:.0%} for a processor",
+            why=f"what makes the load ran {one.ran:.0%} of the time and waited {one.waited:.0%} for a "
+            "processor",
         )
 
 
@@ -113,8 +114,8 @@ def _stopped(seen: Evidence) -> Iterator[Finding]:
             yield Finding(
                 cause="stopped",
                 whose=one.role,
-                why=f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it ran only {one.ran:.0%} of "
-                f"the time and waited {one.waited:.0%} for a processor",
+                why=f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it ran only {one.ran:.0%} "
+                f"of the time and waited {one.waited:.0%} for a processor",
             )
 
 
@@ -136,8 +137,8 @@ def _sync(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             cause="sync",
             whose="broker",
-            why=f"a write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; at rest "
-            f"{seen.write_alone_ms:.1f}",
+            why=f"a write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; at "
+            f"rest {seen.write_alone_ms:.1f}",
         )
 
 
@@ -145,8 +146,8 @@ def _slots(seen: Evidence) -> Iterator[Finding]:
     if seen.slots_taken > SLOTS_FULL and seen.in_slot_ms < SLOTS_AS_ALONE * seen.in_slot_alone_ms:
         yield Finding(
             cause="slots",
-            why=f"{seen.slots_taken:.0%} of the slots were taken, and a job was in one for {seen.in_slot_ms:.0f} ms, "
-            f"alone {seen.in_slot_alone_ms:.0f}",
+            why=f"{seen.slots_taken:.0%} of the slots were taken, and a job was in one for "
+            f"{seen.in_slot_ms:.0f} ms, alone {seen.in_slot_alone_ms:.0f}",
         )
 
 
