@@ -114,8 +114,8 @@ def _stopped(seen: Evidence) -> Iterator[Finding]:
             yield Finding(
                 cause="stopped",
                 whose=one.role,
-                why=f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it ran only {one.ran:.0%} "
-                f"of the time and waited {one.waited:.0%} for a processor",
+                why=f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it ran only "
+                f"{one.ran:.0%} of the time and waited {one.waited:.0%} for a processor",
             )
 
 
@@ -137,8 +137,8 @@ def _sync(seen: Evidence) -> Iterator[Finding]:
         yield Finding(
             cause="sync",
             whose="broker",
-            why=f"a write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; at "
-            f"rest {seen.write_alone_ms:.1f}",
+            why=f"a write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; "
+            f"at rest {seen.write_alone_ms:.1f}",
         )
 
 
