@@ -94,7 +94,12 @@ class HttpTransport:
             async with asyncio.timeout(_REPLY_WITHIN_S):
                 async with self._session.get(f"{self._url}/version", **self._trust) as answer:
                     return answer.status == 200
-        except (ClientError, OSError, TimeoutError) as error:
+        except (
+            ClientError,
+            OSError,
+            TimeoutError,
+            RuntimeError,
+        ) as error:  # that of a session that was closed
             raise EngineAway(f"the executor at {self._url} cannot be reached: {_why(error)}") from None
 
     def disconnect(self) -> None:

@@ -25,6 +25,7 @@ import msgspec
 
 from mvmci.errors import StoreUnavailable
 from mvmci.roles.leveller import Leveller
+from mvmci.roles.meter import Meter
 from mvmci.roles.reconciler import Reconciler
 from mvmci.roles.retention import Retention
 from mvmci.roles.unit import Role, UnitOptions, about_unit, read_settings, run_unit
@@ -68,6 +69,7 @@ class ControlPlane:
             tasks.create_task(self._maintain_always(), name="maintain")
             tasks.create_task(self.reconciler.run(), name="reconcile")
             tasks.create_task(self.retention.run(), name="forget")
+            tasks.create_task(Meter(self.cluster, "control-plane").run(), name="meter")
 
     async def _maintain_always(self) -> None:
         for key in ("settings", "unit.*"):

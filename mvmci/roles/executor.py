@@ -15,6 +15,7 @@ from typing import NoReturn
 from mvmci.api import serve_http
 from mvmci.cluster.identity import Identity
 from mvmci.engines.server import Executor, serve_requests
+from mvmci.roles.meter import Meter
 from mvmci.roles.unit import (
     HostOptions,
     Role,
@@ -78,10 +79,12 @@ async def _open_role(
 
     engine, isolation = await open_host_engine(cluster, options, lambda: allow, trouble)
     executor = Executor(engine, cluster.store, slots=options.slots)
+    meter = Meter(cluster, "executor", counts=executor.metrics)
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve_requests(executor, cluster.link, cluster.layout), name="serve the broker")
+            tasks.create_task(meter.run(), name="meter")
             if options.listen is not None:
                 http = serve_http(
                     executor,
@@ -105,7 +108,6 @@ async def _open_role(
         apply_settings=apply_settings,
         drain=executor.drain,
         resume=executor.resume,
-        counts=executor.metrics,
     )
     try:
         yield role

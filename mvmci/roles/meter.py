@@ -1,7 +1,7 @@
 """The meter of a unit: it tells its metrics whenever somebody asks, and costs nothing while nobody does.
 
 What is watched, how late the loop comes and how long the ways to others take, is watched for as long as
-the question says. The loop's own time moves in steps of 1 ms (uvloop), so lateness is by `time.monotonic`.
+who asked said. The loop's own time moves in steps of 1 ms (uvloop), so all is by `time.monotonic`.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
+from mvmci.cluster.identity import UnitRole
 from mvmci.cluster.metrics import Histogram, UnitMetrics
 from mvmci.errors import MvmciError, StoreUnavailable
 from mvmci.stores.nats import Cluster
+from mvmci.stores.nats.link import Unsubscribe
 from mvmci.stores.nats.parser import Incoming
 from mvmci.system import usage
 from mvmci.system.tasks import TaskSet
 
-if TYPE_CHECKING:
-    from mvmci.roles.unit import Role
-
-TICK_S = 0.01
-PROBE_EVERY_S = 0.1
+TICK_S = 0.05
+PROBE_EVERY_S = 0.5
 WATCH_S_MAX = 3600.0
+SUBSCRIBE_PAUSE_S = 1.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -41,46 +41,68 @@ class Question(msgspec.Struct, frozen=True):
 _questions = msgspec.json.Decoder(Question)
 
 
-class Meter:
-    """That of one unit, which does its `role`."""
+async def _nowhere() -> bool:
+    """The way to executors of who has none."""
+    return False
 
-    def __init__(self, cluster: Cluster, role: Role) -> None:
+
+class Meter:
+    """That of one unit: `counts` are fields of `UnitMetrics`, `probe` is as `mvmci.engine.Engine.probe`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        role: UnitRole,
+        *,
+        counts: Callable[[], dict[str, Any]] = dict,
+        probe: Callable[[], Awaitable[bool]] = _nowhere,
+    ) -> None:
         self._cluster = cluster
         self._role = role
+        self._counts = counts
+        self._probe = probe
         self._late, self._round_trips, self._orders = Histogram(), Histogram(), Histogram()
-        self._until = 0.0
-        self._asked = asyncio.Event()
+        self._watching = asyncio.Event()
+        self._ends: asyncio.TimerHandle | None = None  # it does
 
     async def run(self) -> NoReturn:
         """Answer until cancelled."""
         answers = TaskSet()
-        link, layout = self._cluster.link, self._cluster.layout
-        leave = None
+        leave = await self._listen(lambda word: self._hear(word, answers))
         try:
-            while leave is None:
-                with suppress(StoreUnavailable):
-                    leave = await link.subscribe(layout.measure(), lambda word: self._hear(word, answers))
-            while True:
-                await self._asked.wait()
-                async with asyncio.TaskGroup() as watching:
-                    watching.create_task(self._watch_loop())
-                    watching.create_task(self._watch(self._round_trips, self._cluster.link.round_trip))
-                    watching.create_task(self._watch(self._orders, self._role.probe))
-                self._asked.clear()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch_loop())
+                tasks.create_task(self._watch(self._round_trips, self._cluster.link.round_trip))
+                tasks.create_task(self._watch(self._orders, self._probe))
         finally:
+            if self._ends is not None:
+                self._ends.cancel()
             await answers.close()
-            if leave is not None:
-                await leave()
+            await leave()
+        raise AssertionError
+
+    async def _listen(self, hear: Callable[[Incoming], None]) -> Unsubscribe:
+        while True:
+            with suppress(StoreUnavailable):
+                return await self._cluster.link.subscribe(self._cluster.layout.measure(), hear)
+            await asyncio.sleep(SUBSCRIBE_PAUSE_S)
 
     def _hear(self, word: Incoming, answers: TaskSet) -> None:
         try:
-            watch_s = _questions.decode(word.data).watch_s
+            self.watch(_questions.decode(word.data).watch_s)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            watch_s = 0.0
-        if watch_s > 0:
-            self._until = max(self._until, time.monotonic() + min(watch_s, WATCH_S_MAX))
-            self._asked.set()
+            pass  # of another build; what it asks for besides is not known here
         answers.start(self._tell())
+
+    def watch(self, for_s: float) -> None:
+        """Watch what costs something for that long from now on, if not for longer already."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(for_s, WATCH_S_MAX)
+        if for_s > 0 and (self._ends is None or self._ends.when() < until):
+            if self._ends is not None:
+                self._ends.cancel()
+            self._ends = loop.call_at(until, self._watching.clear)
+            self._watching.set()
 
     async def _tell(self) -> None:
         presence = self._cluster.store.presence
@@ -94,7 +116,7 @@ class Meter:
         return UnitMetrics(
             unit=presence.unit,
             incarnation=presence.incarnation,
-            role=self._role.about.role,
+            role=self._role,
             host=socket.gethostname(),
             at_us=time.monotonic_ns() // 1000,
             machine=usage.machine(),
@@ -104,19 +126,22 @@ class Meter:
             orders=self._orders,
             late=self._late,
             round_trips=self._round_trips,
-            **self._role.counts(),
+            **self._counts(),
         )
 
-    async def _watch_loop(self) -> None:
-        while (now := time.monotonic()) < self._until:
+    async def _watch_loop(self) -> NoReturn:
+        while True:
+            await self._watching.wait()
+            began = time.monotonic()
             await asyncio.sleep(TICK_S)
-            self._late.observe(max(0, int((time.monotonic() - now - TICK_S) * 1e6)))
+            self._late.observe(max(0, int((time.monotonic() - began - TICK_S) * 1e6)))
 
-    async def _watch(self, into: Histogram, trip: Callable[[], Awaitable[bool]]) -> None:
-        """Observe how long `trip` takes, unless it leads nowhere."""
-        while (began := time.monotonic()) < self._until:
+    async def _watch(self, into: Histogram, trip: Callable[[], Awaitable[bool]]) -> NoReturn:
+        """Observe how long `trip` takes, where it leads somewhere and back."""
+        while True:
+            await self._watching.wait()
+            began = time.monotonic()
             with suppress(MvmciError):
-                if not await trip():
-                    return
-                into.observe(int((time.monotonic() - began) * 1e6))
+                if await trip():
+                    into.observe(int((time.monotonic() - began) * 1e6))
             await asyncio.sleep(PROBE_EVERY_S)

@@ -34,7 +34,6 @@ from mvmci.engines import open_embedded
 from mvmci.engines.embedded.engine import Embedded
 from mvmci.errors import StoreUnavailable, TicketRefused, VersionsDiffer
 from mvmci.jobs.allow import Allow
-from mvmci.roles.meter import Meter
 from mvmci.store import About, ClusterSettings
 from mvmci.stores import open_cluster
 from mvmci.stores.cached import CachedBlobs
@@ -99,11 +98,6 @@ async def _nothing(*_: object) -> None:
     """What a role does that has no jobs of its own."""
 
 
-async def _nowhere() -> bool:
-    """The way to executors of who has none."""
-    return False
-
-
 @dataclass(kw_only=True)
 class Role:
     """What a unit does. `about` is what others see of it."""
@@ -113,8 +107,6 @@ class Role:
     apply_settings: Callable[[ClusterSettings], Awaitable[None]] = _nothing  # may change `about`
     drain: Callable[[], Coroutine[Any, Any, None]] = _nothing  # ends when nothing is in work
     resume: Callable[[], None] = lambda: None
-    counts: Callable[[], dict[str, Any]] = dict  # what it counts, as fields of `UnitMetrics`
-    probe: Callable[[], Awaitable[bool]] = _nowhere  # as `mvmci.engine.Engine.probe`
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # set when `about` is another
     stopping: bool = False  # it drains because it ends
 
@@ -267,7 +259,6 @@ async def _run_only(
                 _until_refused(cluster),
                 _touch_ready_file(cluster),
                 _tell_of_program(cluster, identity),
-                Meter(cluster, role).run(),
                 drain=drain,
                 grace_ms=grace_ms,
             )

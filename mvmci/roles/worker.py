@@ -36,6 +36,7 @@ from mvmci.engines import open_remote
 from mvmci.engines.prefetch import Permit, Prefetch
 from mvmci.errors import EngineAway, HostUnfit, MvmciError, NotFound, StoreUnavailable, VersionsDiffer
 from mvmci.jobs.times import Stopwatch
+from mvmci.roles.meter import Meter
 from mvmci.roles.unit import (
     HostOptions,
     Role,
@@ -334,9 +335,15 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
             )
         role.about = with_programs(role.about, worker.engine, allow)
 
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(worker.run(), name="take jobs")
+            tasks.create_task(meter.run(), name="meter")
+
     queues = tuple(options.queues or identity.queues or settings.queues)
     engine, isolation = await open_engine(settings)
     worker = Worker(cluster.store, engine, queues=queues, slots=options.slots)
+    meter = Meter(cluster, "worker", counts=worker.metrics, probe=lambda: worker.engine.probe())
     role = Role(
         about=about_unit(
             "worker",
@@ -346,12 +353,10 @@ async def _open_role(identity: Identity, options: WorkerOptions, cluster: Cluste
             engine=settings.engine,
             isolation=isolation,
         ),
-        run=worker.run,
+        run=run,
         apply_settings=apply_settings,
         drain=worker.drain,
         resume=worker.resume,
-        counts=worker.metrics,
-        probe=lambda: worker.engine.probe(),
     )
     try:
         yield role

@@ -608,7 +608,12 @@ class Link:
         same then ends the library's reading for good.
         """
         pong = asyncio.get_running_loop().create_future()
-        await self._client._send_ping(pong)
+        try:
+            if not self.is_up:
+                return False
+            await self._client._send_ping(pong)
+        except (OSError, nats.errors.Error):
+            return False
         return bool((await asyncio.wait([pong], timeout=ANSWER_S))[0])
 
     def _take(self, reply: Incoming) -> None:
