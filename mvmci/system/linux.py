@@ -10,11 +10,13 @@ import ctypes
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_CAPBSET_DROP = 1, 4, 22, 24
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+TFD_TIMER_ABSTIME = 1
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x00020000, 0x10000000, 0x20000000, 0x40000000
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +59,17 @@ def dying_with_us(signum: int = signal.SIGKILL) -> Callable[[], None]:
         die_with(parent, signum)
 
     return prepare
+
+
+def timer() -> int:
+    """A descriptor that becomes readable at a moment of the monotonic clock: `set_timer` says at which."""
+    return checked(libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC), "timerfd_create")
+
+
+def set_timer(fd: int, at_ns: int) -> None:
+    """Let `fd` be readable from `at_ns` on, which may be over, and not before."""
+    moment = (ctypes.c_long * 4)(0, 0, *divmod(at_ns, 1_000_000_000))  # never again; s and ns
+    checked(libc.timerfd_settime(fd, TFD_TIMER_ABSTIME, moment, None), "timerfd_settime")
 
 
 def unshare(flags: int) -> bool:
