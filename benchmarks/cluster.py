@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -49,7 +48,6 @@ class Lines:
         self.scale = scale
         self.cluster = Cluster(folder, workers=WORKERS)
         self.step = step(folder)
-        self._batches = itertools.count()
 
     async def measure(self) -> list[Line]:
         """All lines, on a cluster that is there meanwhile. It takes its data along when it goes."""
@@ -80,21 +78,20 @@ class Lines:
         each: dict[str, list[float]] = {}
         count = self.scale.batch
         for _ in range(self.scale.rounds):
-            ids = {f"batch-{next(self._batches)}-{place}" for place in range(count)}
+            ids = {client.expect(lambda _: None).id for _ in range(count)}
             file = self.cluster.folder / "batch.jsonl"
             file.write_text("".join(json.dumps({"module": str(tiny()), "id": job}) + "\n" for job in ids))
             groups = {"client": [os.getpid()], **self.cluster.processes()}
             before = cpu_of(groups)
-            async with client.ends_of(ids) as all_ended:
-                began = time.perf_counter()
-                await asyncio.to_thread(self.cluster, "submit", "--batch", file)
-                await all_ended()
-                wall.append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            await asyncio.to_thread(self.cluster, "submit", "--batch", file)
+            await client.settle()
+            wall.append(count / (time.perf_counter() - began))
             spent = {name: (cpu - before[name]) / count * 1e6 for name, cpu in cpu_of(groups).items()}
             for name, us in spent.items():
                 each.setdefault(name, []).append(us)
             used.append(sum(spent.values()))
-            await client.check()
+            await client.succeeded()
             told.append(count / self._told_s(ids))
         shares = ", ".join(f"{name} {figures.number(statistics.median(us))}" for name, us in each.items())
         batch = f"{count:,} light jobs by `submit --batch`"

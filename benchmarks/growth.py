@@ -135,7 +135,7 @@ async def light(cluster: Cluster, client: Client, scale: Scale, module: Path) ->
         each = {role: (now - before[role]) / scale.bulk * 1e6 for role, now in cpu_of(groups).items()}
         for values, us in zip(used, (sum(each.values()), each["broker"], each["workers"]), strict=True):
             values.append(us)
-    await client.check()
+    await client.succeeded()
     times = await client.alone(module, scale.alone)
     memory = [[resident_mb(pid) for pid in groups[role]] for role in ("workers", "control plane", "broker")]
     return [rates, times, *used, *memory]
@@ -354,7 +354,7 @@ async def many(folder: Path, count: int) -> Section:
                 since = now
 
         await client.bulk(tiny(), count, tell=tell)
-        await client.check()
+        await client.succeeded()
     return section
 
 

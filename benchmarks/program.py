@@ -1,37 +1,35 @@
 """A local cluster as a user has it, the zipapp and a file; and a program that is its client.
 
-The client is what `mvmci submit --batch` and `mvmci wait` are made of, in one process and over one
-connection: many submits at once, and an end that is believed when it was read from the journal.
+The client is that of `mvmci bench`: many submits at once over one connection, and ends that are counted by
+the journals.
 """
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import wasmtime
 
 from benchmarks.processes import ROOT, children
+from mvmci.bench import client as load
 from mvmci.cli.options import spread
 from mvmci.cli.submit import SUBMITS_AT_ONCE
 from mvmci.jobs.job import Limits, Payload
-from mvmci.jobs.journal import Done, Entry, Journal, Spec, records_of
-from mvmci.journals.client import submit, until_ended
+from mvmci.jobs.journal import Journal, Spec
+from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Broker
-from mvmci.stores.nats.link import LASTS_MAX, Incoming
+from mvmci.system.clock import wall_clock_ms
 from mvmci.trust.client import client_of
 
 DIST = ROOT / "dist"
@@ -131,32 +129,30 @@ class Cluster:
         """A program that is a client of it."""
         broker = await open_cluster(client_of(self.state / NAME), announce=False)
         try:
-            yield Client(broker)
+            async with load.listening(Client(broker)) as client:
+                yield client
         finally:
             await broker.close()
 
 
-class Client:
-    """One connection to a cluster."""
+class Client(load.Client):
+    """One connection to a cluster, and what only we ask: jobs of any module, in bulk and one by one."""
 
-    def __init__(self, broker: Broker) -> None:
-        self.broker = broker
-        self.store = broker.store
+    def __init__(self, cluster: Broker) -> None:
+        super().__init__(cluster)
         self._digests: dict[Path, str] = {}
-        self._ran = 0
-        self._run = secrets.token_hex(4)
-        self._unchecked: set[str] = set()  # jobs whose ends were heard of
-        self._checked = 0  # up to here the stream was read
 
     async def spec(self, module: Path, input_: str = "null", *, queue: str = QUEUE) -> Spec:
-        """A new job of the workflow `module`."""
+        """A new job of the workflow `module`, which nobody listens for."""
+        return await self._spec(mint_id(), module, input_, queue)
+
+    async def _spec(self, job: str, module: Path, input_: str, queue: str) -> Spec:
         digest = self._digests.get(module)
         if digest is None:
             digest = self._digests[module] = await self.store.blobs.put_file(module)
-        self._ran += 1
         return Spec(
-            at=time.time_ns() // 1_000_000,
-            id=f"b-{self._run}-{self._ran}",
+            at=wall_clock_ms(),
+            id=job,
             queue=queue,
             kind="workflow",
             module=digest,
@@ -165,77 +161,28 @@ class Client:
             input=Payload(text=input_),
             limits=Limits(),
             seed=1,
-            by="bench",
+            by=load.BY,
         )
 
     async def bulk(
         self, module: Path, count: int, input_: str = "null", *, tell: Callable[[int], None] = lambda _: None
     ) -> float:
         """Seconds from the first of `count` submits to the last end; `tell` hears how many have ended."""
-        specs = [await self.spec(module, input_) for _ in range(count)]
-        async with self.ends_of({spec.id for spec in specs}, tell) as all_ended:
-            began = time.perf_counter()
-            await spread(self._submit, specs, at_once=SUBMITS_AT_ONCE)
-            return await all_ended() - began
+        ended = itertools.count(1)
+        jobs = [self.expect(lambda _: tell(next(ended))) for _ in range(count)]
+        specs = [await self._spec(job.id, module, input_, QUEUE) for job in jobs]
+        began = time.perf_counter()
+        await spread(self._submit, specs, at_once=SUBMITS_AT_ONCE)
+        await self.settle(END_S_MAX)
+        return time.perf_counter() - began
 
-    async def _submit(self, spec: Spec) -> None:
-        await submit(self.store, msgspec.structs.replace(spec, at=time.time_ns() // 1_000_000))
-
-    @asynccontextmanager
-    async def ends_of(
-        self, jobs: set[str], tell: Callable[[int], None] = lambda _: None
-    ) -> AsyncIterator[Callable[[], Awaitable[float]]]:
-        """Listen for the ends of `jobs`, which are yet to be submitted. What it gives waits for them all.
-
-        A word of an end is the broker's, that it stored it; the last of them are looked for all the same: the
-        answer is when they were seen there. `check` looks at all.
-        """
-        layout, link = self.broker.layout, self.broker.link
-        all_heard = asyncio.Event()
-        left = set(jobs)
-        last: deque[str] = deque(maxlen=LASTS_MAX)
-
-        def hear(word: Incoming) -> None:
-            subject = word.headers["Nats-Subject"]
-            job = layout.job_of_message(subject)
-            if layout.origin_of_message(subject).kind == "done" and job in left:
-                left.remove(job)
-                last.append(subject)
-                tell(len(jobs) - len(left))
-                if not left:
-                    all_heard.set()
-
-        async def all_ended() -> float:
-            async with asyncio.timeout(END_S_MAX):
-                await all_heard.wait()
-                while len(await link.lasts(layout.jobs, list(last))) < len(last):
-                    pass
-            return time.perf_counter()
-
-        self._unchecked |= jobs
-        unsubscribe = await link.subscribe(layout.stored("job", "*"), hear)
-        try:
-            yield all_ended
-        finally:
-            await unsubscribe()
-
-    async def check(self) -> None:
-        """Count the ends of all that were listened for: each has one, and succeeded. Raises RuntimeError."""
-        layout = self.broker.layout
-        ended: set[str] = set()
-        async for message in self.broker.link.read(layout.jobs, layout.ends(), self._checked):
-            self._checked = message.seq
-            job = layout.job_of_message(message.subject)
-            done = records_of(Entry(seq=message.seq, data=message.data))[-1]
-            if job in ended:
-                raise RuntimeError(f"{job} ended twice")
-            if job in self._unchecked:
-                self._unchecked.remove(job)
-                ended.add(job)
-                if not isinstance(done, Done) or done.status != "succeeded":
-                    raise RuntimeError(f"{job} ended as it should not: {done}")
-        if self._unchecked:
-            raise RuntimeError(f"{len(self._unchecked)} jobs have no end: {min(self._unchecked)} is one")
+    async def succeeded(self) -> None:
+        """See that all that were listened for have one end each, and succeeded. Raises RuntimeError."""
+        count = await self.count()
+        ends = await self.recorded(0, sys.maxsize)
+        if count.lost or count.twice or not all(end.succeeded for end in ends):
+            failed = sum(not end.succeeded for end in ends)
+            raise RuntimeError(f"{failed} of {len(ends)} jobs ended as they should not: {count}")
 
     async def alone(self, module: Path, count: int, input_: str = "null") -> list[float]:
         """Milliseconds of each of `count` jobs, one after the other: submitted, to its end as it is read."""

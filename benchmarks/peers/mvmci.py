@@ -35,7 +35,7 @@ class Peer:
         return await self.client.bulk(self.step_module, count, "1")
 
     async def alone(self, count: int) -> list[float]:
-        await self.client.check()
+        await self.client.succeeded()
         return await self.client.alone(program.tiny(), count)
 
     def processes(self) -> dict[str, list[int]]:
