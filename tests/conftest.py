@@ -80,6 +80,7 @@ SOAK = (
     "tests/foreign/",
     "tests/parts/roles/test_shortcuts.py",
     "tests/parts/trust/test_fuzz.py",
+    "tests/program/bench/test_stall.py",
     "tests/program/cli/test_death.py",
     "tests/program/cli/test_limits.py",
     "tests/program/cli/test_tampering.py",
