@@ -78,6 +78,7 @@ SOAK = (
     "tests/faults/test_flipped_bits.py",
     "tests/faults/test_kill_at_random.py",
     "tests/foreign/",
+    "tests/parts/bench/test_coverage.py",
     "tests/parts/roles/test_shortcuts.py",
     "tests/parts/trust/test_fuzz.py",
     "tests/program/bench/test_stall.py",
