@@ -5,21 +5,55 @@ Gunther's      X(N) = λN / (1 + σ(N-1) + κN(N-1)): waiting for each other, an
 a queue        jobs pass one station that serves them one by one, and wait elsewhere for a time that is theirs
                alone (exact mean value analysis: Reiser and Lavenberg, 1980)
 
-How far a law is off is told by leaving out each point in turn: what the others say of it, against it.
+How far a law is off is told by leaving out each point in turn: what the others say of it, against it. One
+that is further off than `OFF_MOST` there is not shown at all.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from mvmci.bench.report import Fitted
+
 Points = Mapping[int, float]  # workers, and jobs/s
-GRID, STEP_LEAST = 24, 1e-3
+GRID, STEP_LEAST = 12, 1e-3
 TINY = 1e-15
+OFF_MOST = 0.2  # of what was measured
+POINTS_LEAST = 4  # so that three say what the fourth is
+DRAWN = 64  # points of a law, about
+
+
+def fitted(points: Points, at_once: int) -> list[Fitted]:
+    """The laws to draw beside `points`, of `at_once` jobs each: those that are not far off."""
+    if len(points) < POINTS_LEAST:
+        return []
+    gunther, queue = fit_gunther(points), fit_queue(points, at_once)
+    found = [
+        Fitted(
+            law="gunther",
+            text=f"Gunther's law: {gunther.one:.1f} jobs/s of one worker, contention "
+            f"{gunther.contention:.4f}, coherency {gunther.coherency:.5f}",
+            rates=_drawn(gunther, points),
+            off=left_out(points, fit_gunther),
+        ),
+        Fitted(
+            law="queue",
+            text=f"a queue: {queue.demand_s * 1e3:.1f} ms of one station a job, {queue.delay_s * 1e3:.0f} ms "
+            "elsewhere",
+            rates=_drawn(queue, points),
+            off=left_out(points, lambda some: fit_queue(some, at_once)),
+        ),
+    ]
+    return [law for law in found if law.off <= OFF_MOST]
+
+
+def _drawn(law: Law, points: Points) -> dict[int, float]:
+    least, most = min(points), max(points)
+    return {n: law.rate(n) for n in sorted({*points, *range(least, most, 1 + (most - least) // DRAWN)})}
 
 
 class Law(Protocol):
@@ -51,12 +85,16 @@ class Queue:
     at_once: int
 
     def rate(self, workers: float) -> float:
-        waiting, rate = 0.0, 0.0
-        for jobs in range(1, max(1, round(workers * self.at_once)) + 1):
+        return self.rates([workers])[0]
+
+    def rates(self, workers: Sequence[float]) -> list[float]:
+        """Those of several, in one go: the times of so many jobs follow from those of one less."""
+        waiting, by_jobs = 0.0, [0.0]
+        for jobs in range(1, round(max(workers) * self.at_once) + 1):
             response_s = self.demand_s * (1 + waiting)
-            rate = jobs / (response_s + self.delay_s)
-            waiting = rate * response_s
-        return rate
+            by_jobs.append(jobs / (response_s + self.delay_s))
+            waiting = by_jobs[-1] * response_s
+        return [by_jobs[round(each * self.at_once)] for each in workers]
 
 
 def fit_gunther(points: Points) -> Gunther:
@@ -103,15 +141,15 @@ def fit_queue(points: Points, at_once: int) -> Queue:
     """The least sum of squared relative errors: the best of a grid, refined."""
 
     def off(demand_s: float, delay_s: float) -> float:
-        law = Queue(demand_s, delay_s, at_once)
-        return sum((law.rate(n) / rate - 1) ** 2 for n, rate in points.items())
+        told = Queue(demand_s, delay_s, at_once).rates(list(points))
+        return sum((one / rate - 1) ** 2 for one, rate in zip(told, points.values(), strict=True))
 
     least_s = 1 / max(points.values())  # no station is quicker than what has passed it
     alone_s = min(n * at_once / rate for n, rate in points.items())
-    demands = (least_s * 0.2 * 1.15**place for place in range(GRID))
-    delays = [alone_s * (0.2 + 0.05 * place) for place in range(GRID)]
+    demands = (least_s * 0.2 * 1.3**place for place in range(GRID))
+    delays = [alone_s * (0.2 + 0.1 * place) for place in range(GRID)]
     best = min((off(*both), *both) for both in itertools.product(demands, delays))
-    step = 0.1
+    step = 0.15
     while step > STEP_LEAST:
         _, demand_s, delay_s = best
         factors = itertools.product((1 - step, 1, 1 + step), repeat=2)
@@ -125,15 +163,8 @@ def fit_queue(points: Points, at_once: int) -> Queue:
 
 
 def left_out(points: Points, fit: Callable[[Points], Law]) -> float:
-    """The greatest relative error of what the other points say of one; inf with too few of them."""
-    if len(points) < 4:
-        return math.inf
+    """The greatest relative error of what the other points say of one. At least `POINTS_LEAST` are needed."""
     return max(
         abs(fit({n: rate for n, rate in points.items() if n != one}).rate(one) / points[one] - 1)
         for one in points
     )
-
-
-def middle(curve: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """One rate for each number of workers."""
-    return {n: statistics.fmean(rates) for n, rates in sorted(curve.items())}
