@@ -7,25 +7,33 @@ names has moved the curve (`Finding.stands`).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
 # Set on one half of the planted cases (tests/faults/bench), and seen to hold on the other.
-GENERATOR_FULL = 0.75  # of the time its loop ran
+GENERATOR_FULL, GENERATOR_IDLE = (
+    0.75,
+    0.15,
+)  # of the time its loop ran; of its machine, while it was held back
 OTHERS_MANY = 0.15  # of the machine
 HELD_BACK, HELD_IDLE = 0.3, 0.25  # waited for a processor while so much of its machine was idle
 LATE_MS, LATE_RAN, LATE_WAITED = 5.0, 0.6, 0.2  # late though it neither ran nor waited
-FAR_MS, FAR_TIMES = 3.0, 4.0  # a round trip, and how many times that of the machine at rest
+FAR_MS, FAR_TIMES = 3.0, 4.0  # what a round trip grew by, and how many times that of the machine at rest
+WAY_SHARE = 0.25  # of a job alone: what the way of its order grew by
 SYNC_MS, SYNC_TIMES = 10.0, 5.0  # a lone write beyond its round trip, and how many times that at rest
 SLOTS_FULL, SLOTS_AS_ALONE = 0.85, 1.3  # slots taken, and how much longer a job was in one than alone
 BUSY = 0.88  # of the machine's processors
 LOOP_FULL = 0.8  # of the time a loop ran or waited for a processor
+MOVED_LEAST = 0.05  # of a rate: less is no move, however quiet the machine
 
 
 class Loop(msgspec.Struct, frozen=True, kw_only=True):
-    """One unit, or the generator, in one window. Shares are of its length; `late_ms` is a median."""
+    """One unit, or the generator, in one window. Shares are of its length; times are medians.
+
+    `order_ms` is the round trip of an order, seen by a worker; 0 where there is none.
+    """
 
     unit: str
     role: str
@@ -39,7 +47,11 @@ class Loop(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, kw_only=True):
-    """What was seen at one point, and of the same at rest: one job at a time, on the same cluster."""
+    """What was seen at one point, and of the same at rest: one job at a time, on the same cluster.
+
+    Slots are those of executors. Where each worker has its own they are full because the load is made so, and
+    what would raise them is the number of workers: the curve itself. They count as free then.
+    """
 
     generator: Loop
     units: Sequence[Loop]
@@ -67,130 +79,194 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     tried: str = ""  # what was raised, and how the curve moved
 
 
+class Raising(msgspec.Struct, frozen=True, kw_only=True):
+    """What is given more of, how many times as much, and by what it is given."""
+
+    what: str
+    times: float
+    by: Literal["file", "cgroup", "units", "load"]
+
+
+# What can be raised to confirm a cause, and why the others cannot.
+RAISED: Mapping[str, Raising] = {
+    "generator": Raising(what="load generators", times=2, by="load"),
+    "quota": Raising(what="the share of a processor", times=2.5, by="cgroup"),
+    "slots": Raising(what="slots", times=3, by="file"),
+    "loop": Raising(what="executors", times=2, by="units"),
+}
+FIXED: Mapping[str, str] = {
+    "memory": "failed jobs and the kernel's count say it already",
+    "others": "what other people run is not stopped for a measurement",
+    "stopped": "who stops it is outside of the cluster",
+    "network": "the network is what it is",
+    "way": "the network is what it is",
+    "sync": "the disk is what it is",
+    "processors": "these are all that there are",
+    "loop": "only executors can be added without changing the load",
+}
+
+
 def find(seen: Evidence) -> list[Finding]:
-    """All that hold, causes first; the first is the name. With none, more load is needed."""
-    return [found for rule in RULES if (found := next(rule(seen), None)) is not None]
+    """All that hold, causes first. With none, nothing is full."""
+    return [found for rule in RULES if (found := rule(seen)) is not None]
 
 
-def _generator(seen: Evidence) -> Iterator[Finding]:
+def named(findings: Sequence[Finding]) -> Finding:
+    """The first that was not withdrawn. With none, nothing is full; with none left, it is unclear."""
+    left = [one for one in findings if one.stands is not False]
+    if left or not findings:
+        return left[0] if left else Finding(cause="nothing", why="nothing is full: more load would show more")
+    return Finding(cause="unclear", why="; ".join(one.tried for one in findings), stands=False)
+
+
+def raising(found: Finding) -> Raising | None:
+    """What can be raised to confirm it; None where nothing can."""
+    return None if found.cause == "loop" and found.whose != "executor" else RAISED.get(found.cause)
+
+
+def tried(found: Finding, given: tuple[str, str], rates: tuple[float, float], noise: float) -> Finding:
+    """What is thought of it now that what it names was raised from `given[0]` to `given[1]`: the rate went
+    from `rates[0]` to `rates[1]` jobs/s, which windows are off by a part of `noise` (standard deviation)."""
+    what = RAISED[found.cause].what
+    stands = rates[1] > rates[0] * (1 + max(2 * noise, MOVED_LEAST))
+    raised = f"raising {what} from {given[0]} to {given[1]}"
+    moved = f"{rates[0]:,.1f} → {rates[1]:,.1f} jobs/s"
+    if stands:
+        return msgspec.structs.replace(found, stands=True, tried=f"{raised} moved it: {moved}")
+    of = f"{found.whose}'s {found.cause}" if found.whose else found.cause
+    unclear = f"unclear: it looked like {of}, and {raised} moved nothing ({moved})"
+    return msgspec.structs.replace(found, stands=False, tried=unclear)
+
+
+def _memory(seen: Evidence) -> Finding | None:
+    """It shows as failures, and hardly as slowness: so it is named whatever else holds."""
+    if not seen.killed:
+        return None
+    why = f"the kernel ended {seen.killed} processes for want of memory, and {seen.failed} jobs failed"
+    return Finding(cause="memory", why=why)
+
+
+def _generator(seen: Evidence) -> Finding | None:
     one = seen.generator
-    held = one.waited > HELD_BACK and one.waited > 2 * one.ran and one.idle > HELD_IDLE
-    if one.ran > GENERATOR_FULL or held or one.throttled > HELD_BACK:
-        yield Finding(
-            cause="generator",
-            why=f"what makes the load ran {one.ran:.0%} of the time and waited {one.waited:.0%} for a "
-            "processor",
-        )
+    if one.ran <= GENERATOR_FULL and not _held_back(one, GENERATOR_IDLE):
+        return None
+    return Finding(cause="generator", why=f"what makes the load {_spent(one)}")
 
 
-def _memory(seen: Evidence) -> Iterator[Finding]:
-    if seen.killed:
-        why = f"the kernel ended {seen.killed} processes for want of memory, and {seen.failed} jobs failed"
-        yield Finding(cause="memory", why=why)
+def _others(seen: Evidence) -> Finding | None:
+    if seen.others <= OTHERS_MANY:
+        return None
+    return Finding(cause="others", why=f"other programs took {seen.others:.0%} of the machine")
 
 
-def _others(seen: Evidence) -> Iterator[Finding]:
-    if seen.others > OTHERS_MANY:
-        yield Finding(cause="others", why=f"other programs took {seen.others:.0%} of the machine")
-
-
-def _quota(seen: Evidence) -> Iterator[Finding]:
+def _quota(seen: Evidence) -> Finding | None:
     """It wants a processor, processors are idle, and it gets none."""
-    for one in _worst(seen.units, lambda one: one.waited):
-        if one.throttled > HELD_BACK or (
-            one.waited > HELD_BACK and one.waited > 2 * one.ran and one.idle > HELD_IDLE
-        ):
-            yield Finding(
-                cause="quota",
-                whose=one.role,
-                why=f"{one.unit} waited {one.waited:.0%} of the time for a processor while {one.idle:.0%} of "
-                "its machine was idle",
-            )
+    one = _most((one for one in seen.units if _held_back(one, HELD_IDLE)), lambda one: one.waited)
+    if one is None:
+        return None
+    why = f"{one.unit} {_spent(one)} while {one.idle:.0%} of its machine was idle"
+    return Finding(cause="quota", whose=one.role, why=why)
 
 
-def _stopped(seen: Evidence) -> Iterator[Finding]:
-    for one in _worst(seen.units, lambda one: one.late_ms):
-        if one.late_ms > LATE_MS and one.ran < LATE_RAN and one.waited < LATE_WAITED:
-            yield Finding(
-                cause="stopped",
-                whose=one.role,
-                why=f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it ran only "
-                f"{one.ran:.0%} of the time and waited {one.waited:.0%} for a processor",
-            )
+def _stopped(seen: Evidence) -> Finding | None:
+    late = (one for one in seen.units if one.ran < LATE_RAN and one.waited < LATE_WAITED)
+    one = _most(late, lambda one: one.late_ms)
+    if one is None or one.late_ms <= LATE_MS:
+        return None
+    why = f"the loop of {one.unit} came {one.late_ms:.0f} ms late, though it {_spent(one)}"
+    return Finding(cause="stopped", whose=one.role, why=why)
 
 
-def _network(seen: Evidence) -> Iterator[Finding]:
-    """All round trips grew: that of one unit alone is that unit's."""
-    trips = [one.round_trip_ms for one in seen.units if one.round_trip_ms]
-    least = min(trips, default=0.0)
-    if least > FAR_MS and least > FAR_TIMES * seen.round_trip_alone_ms:
-        yield Finding(
-            cause="network",
-            why=f"a round trip to the broker took every unit {least:.0f} ms or more, at rest "
-            f"{seen.round_trip_alone_ms:.1f}",
-        )
+def _network(seen: Evidence) -> Finding | None:
+    """All round trips grew: that of one unit alone is that unit's. On a full machine all do."""
+    least = min((one.round_trip_ms for one in seen.units if one.round_trip_ms), default=0.0)
+    alone = seen.round_trip_alone_ms
+    if not _grew(least, alone) or seen.busy > BUSY:
+        return None
+    why = f"a round trip to the broker took every unit {least:.1f} ms or more, at rest {alone:.1f}"
+    return Finding(cause="network", why=why)
 
 
-def _sync(seen: Evidence) -> Iterator[Finding]:
+def _sync(seen: Evidence) -> Finding | None:
     beyond, alone = seen.write_ms - seen.round_trip_ms, seen.write_alone_ms - seen.round_trip_alone_ms
-    if beyond > SYNC_MS and beyond > SYNC_TIMES * max(alone, 0.1):
-        yield Finding(
-            cause="sync",
-            whose="broker",
-            why=f"a write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; "
-            f"at rest {seen.write_alone_ms:.1f}",
-        )
+    if beyond <= SYNC_MS or beyond <= SYNC_TIMES * alone or seen.busy > BUSY:
+        return None
+    why = (
+        f"a lone write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; "
+        f"at rest {seen.write_alone_ms:.1f}"
+    )
+    return Finding(cause="sync", whose="broker", why=why)
 
 
-def _slots(seen: Evidence) -> Iterator[Finding]:
-    if seen.slots_taken > SLOTS_FULL and seen.in_slot_ms < SLOTS_AS_ALONE * seen.in_slot_alone_ms:
-        yield Finding(
-            cause="slots",
-            why=f"{seen.slots_taken:.0%} of the slots were taken, and a job was in one for "
-            f"{seen.in_slot_ms:.0f} ms, alone {seen.in_slot_alone_ms:.0f}",
-        )
+def _way(seen: Evidence) -> Finding | None:
+    """Orders alone take longer on their way, no loop at its ends is why, and to a job it matters."""
+    one = _most(seen.units, lambda one: one.order_ms)
+    executors = [unit for unit in seen.units if unit.role == "executor"]
+    full = seen.busy > BUSY or any(unit.ran + unit.waited > LOOP_FULL for unit in executors)
+    if one is None or full or _network(seen):
+        return None
+    grown = one.order_ms - one.late_ms - max((unit.late_ms for unit in executors), default=0.0)
+    if not _grew(grown, seen.order_alone_ms) or grown <= WAY_SHARE * seen.in_slot_alone_ms:
+        return None
+    why = (
+        f"the round trip of an order took {one.unit} {one.order_ms:.1f} ms, at rest {seen.order_alone_ms:.1f}"
+    )
+    return Finding(cause="way", whose="executor", why=why)
 
 
-def _processors(seen: Evidence) -> Iterator[Finding]:
-    if seen.busy > BUSY and seen.others <= OTHERS_MANY:
-        yield Finding(cause="processors", why=f"the machine's processors were {seen.busy:.0%} busy")
+def _slots(seen: Evidence) -> Finding | None:
+    """Full, and not because something else makes jobs stay in them."""
+    if seen.slots_taken <= SLOTS_FULL or seen.in_slot_ms >= SLOTS_AS_ALONE * seen.in_slot_alone_ms:
+        return None
+    why = (
+        f"{seen.slots_taken:.0%} of the slots were taken, and a job was in one for {seen.in_slot_ms:.0f} ms, "
+        f"alone {seen.in_slot_alone_ms:.0f}"
+    )
+    return Finding(cause="slots", whose="executor", why=why)
 
 
-def _loop(seen: Evidence) -> Iterator[Finding]:
-    for one in _worst(seen.units, lambda one: one.ran + one.waited):
-        if one.ran + one.waited > LOOP_FULL:
-            yield Finding(
-                cause="loop",
-                whose=one.role,
-                why=f"the loop of {one.unit} ran {one.ran:.0%} of the time and waited {one.waited:.0%} for a "
-                "processor",
-            )
+def _processors(seen: Evidence) -> Finding | None:
+    if seen.busy <= BUSY or seen.others > OTHERS_MANY:
+        return None
+    return Finding(cause="processors", why=f"the machine's processors were {seen.busy:.0%} busy")
 
 
-def _worst(units: Sequence[Loop], by: Callable[[Loop], float]) -> list[Loop]:
-    return sorted(units, key=by, reverse=True)
+def _loop(seen: Evidence) -> Finding | None:
+    one = _most(seen.units, lambda one: one.ran + one.waited)
+    if one is None or one.ran + one.waited <= LOOP_FULL:
+        return None
+    return Finding(cause="loop", whose=one.role, why=f"the loop of {one.unit} {_spent(one)}")
 
 
-RULES: Sequence[Callable[[Evidence], Iterator[Finding]]] = (
-    _generator,
+RULES: Sequence[Callable[[Evidence], Finding | None]] = (
     _memory,
+    _generator,
     _others,
     _quota,
     _stopped,
     _network,
+    _way,
     _sync,
     _slots,
     _processors,
     _loop,
 )
-NOTHING = Finding(cause="nothing", why="nothing is full: more load would show more")
 
 
-def names(seen: Evidence) -> Finding:
-    """The first that holds."""
-    return next(iter(find(seen)), NOTHING)
+def _held_back(one: Loop, idle: float) -> bool:
+    """Whether something else than a want of processors keeps it from one."""
+    waits = one.waited > HELD_BACK and one.waited > 2 * one.ran and one.idle > idle
+    return waits or one.throttled > HELD_BACK
 
 
-def moved(before: float, after: float, noise: float) -> bool:
-    """Whether raising something moved a rate by more than noise does."""
-    return math.isfinite(after) and after > before * (1 + max(2 * noise, 0.05))
+def _grew(trip_ms: float, alone_ms: float) -> bool:
+    return trip_ms > FAR_MS and trip_ms > FAR_TIMES * alone_ms
+
+
+def _spent(one: Loop) -> str:
+    held = f" (held back by its limit for {one.throttled:.0%})" if one.throttled > HELD_BACK else ""
+    return f"ran {one.ran:.0%} of the time and waited {one.waited:.0%} for a processor{held}"
+
+
+def _most(units: Iterable[Loop], by: Callable[[Loop], float]) -> Loop | None:
+    return max(units, key=by, default=None)
