@@ -81,6 +81,7 @@ SOAK = (
     "tests/parts/bench/test_coverage.py",
     "tests/parts/roles/test_shortcuts.py",
     "tests/parts/trust/test_fuzz.py",
+    "tests/program/bench/test_flood.py",
     "tests/program/bench/test_stall.py",
     "tests/program/cli/test_death.py",
     "tests/program/cli/test_limits.py",

@@ -28,7 +28,7 @@ from mvmci.errors import NotYet
 from mvmci.system.linux import set_timer, timer
 
 OPEN_MAX = 5_000  # jobs of an open loop
-LATE_EVERY_NS = 10_000_000  # a closed loop looks so often how late it comes
+LATE_EVERY_NS = 10_000_000
 PATIENCE = 3  # windows so long as this one: then it ends though nothing ends
 SHOWN_MAX = 500  # ids of a window's jobs
 TENTHS = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999}  # of a percent
@@ -42,7 +42,7 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     It lasted from `began` to `over` by our monotonic clock, in s. What counts is `seconds`, from the end at
     the place `first` of the stream of journals to that at `last`, which is in it. `ended` is what was heard,
     `recorded` what was read between those places, and `failed` that of it which did not succeed. `ids` has up
-    to SHOWN_MAX of the jobs, from all of it.
+    to SHOWN_MAX of the jobs, from all of it. An open loop has no `at_once`.
     """
 
     loop: Literal["closed", "open"]
@@ -88,9 +88,11 @@ class Alarm:
         set_timer(self._fd, ns)
 
     def _ring(self) -> None:
-        with suppress(BlockingIOError):  # it was set anew since
+        try:
             os.read(self._fd, 8)
-            self._call()
+        except BlockingIOError:
+            return  # it was set anew since
+        self._call()
 
     def close(self) -> None:
         """Never again."""
@@ -117,6 +119,26 @@ class _Window:
                 self.over.set()
 
 
+class Lateness:
+    """How late our loop comes (ns) at moments LATE_EVERY_NS apart, also while it stood still."""
+
+    def __init__(self) -> None:
+        self.ns: list[int] = []
+        self._due_ns = time.monotonic_ns()
+        self._alarm = Alarm(self._look)
+        self._look()
+
+    def _look(self) -> None:
+        while (late_ns := time.monotonic_ns() - self._due_ns) >= 0:
+            self.ns.append(late_ns)
+            self._due_ns += LATE_EVERY_NS
+        self._alarm.at(self._due_ns)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._alarm.close()
+
+
 class ClosedLoop:
     """Keeps `at_once` jobs of `work` open: for each that ends the next is submitted."""
 
@@ -125,8 +147,6 @@ class ClosedLoop:
         self._work = work
         self._open = 0
         self._window: _Window | None = None
-        self._late_ns: list[int] = []
-        self._due_ns = 0
         self.at_once = at_once
 
     @property
@@ -157,15 +177,13 @@ class ClosedLoop:
         and StoreUnavailable.
         """
         at_once, began = self._at_once, time.monotonic()
-        window = self._window = _Window(seconds)
-        self._late_ns = []
-        alarm = Alarm(lambda: self._look(alarm))
-        self._look_again(alarm)
+        window, late = _Window(seconds), Lateness()
+        self._window = window
         try:
             await self._client.until(window.over, PATIENCE * seconds)
         finally:
             self._window = None
-            alarm.close()
+            late.close()
         over = time.monotonic()
         ends, jobs = window.ends, window.ends[1:]
         first, last = (ends[0].seq, ends[-1].seq) if ends else (0, 0)
@@ -183,17 +201,9 @@ class ClosedLoop:
             recorded=len(recorded),
             failed=sum(not one.succeeded for one in recorded),
             samples_us=[(job.ended_ns - job.sent_ns) // _US for job in jobs],
-            late_ms=_median_ms(self._late_ns),
+            late_ms=_median_ms(late.ns),
             ids=shown([job.id for job in jobs]),
         )
-
-    def _look(self, alarm: Alarm) -> None:
-        self._late_ns.append(time.monotonic_ns() - self._due_ns)
-        self._look_again(alarm)
-
-    def _look_again(self, alarm: Alarm) -> None:
-        self._due_ns = time.monotonic_ns() + LATE_EVERY_NS
-        alarm.at(self._due_ns)
 
 
 @asynccontextmanager
@@ -278,7 +288,7 @@ async def open_loop(
     recorded = await client.recorded(first, last)
     return Loaded(
         loop="open",
-        at_once=open_max,
+        at_once=0,
         planned=rate,
         began=began,
         over=over,

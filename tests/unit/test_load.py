@@ -24,6 +24,7 @@ from mvmci.jobs.journal import Done, Journal, Spec
 from mvmci.jobs.module import inspect_module
 from mvmci.stores.nats.layout import Layout
 from mvmci.stores.nats.parser import Incoming
+from tests.harness.waiting import until_true
 
 # ---- Figures
 
@@ -82,6 +83,14 @@ async def test_an_alarm_rings_at_its_moment_and_not_at_one_that_was_changed() ->
     await rung.wait()
     alarm.close()
     assert time.monotonic_ns() >= due
+
+
+async def test_how_late_we_are_counts_all_the_time_for_which_we_stood_still() -> None:
+    late = load.Lateness()
+    time.sleep(0.5)  # noqa: ASYNC251 (that is what is tested)
+    await until_true(lambda: len(late.ns) > 50)
+    late.close()
+    assert sum(ns > 250_000_000 for ns in late.ns) >= 25
 
 
 # ---- Profiles
