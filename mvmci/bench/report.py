@@ -8,14 +8,17 @@ number of workers. Times are ms unless a name says otherwise, rates are jobs/s, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from mvmci import __version__
 from mvmci.bench.bottleneck import Evidence, Finding
 from mvmci.bench.knee import Knee
+from mvmci.errors import Usage, VersionsDiffer
 
 VERSION = 1  # of this schema: a field that means something else makes it another
+DIGITS = 6  # that count, of a number that is not whole: no figure of a run is known better
 CONTROL = "per-worker"  # the access of the control
 
 Percentiles = dict[str, float]  # ms, by "p50", "p90", "p99", "p99.9"; none from too few jobs
@@ -247,3 +250,43 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Sequence[Capacity] = ()
     counted: Counted
     verdict: Verdict
+
+
+def encode(report: Report) -> bytes:
+    """The JSON of a report, raw samples included."""
+    return msgspec.json.encode(_rounded(msgspec.to_builtins(report)))
+
+
+def decode(data: bytes) -> Report:
+    """The report whose JSON that is. Raises Usage for what is none, VersionsDiffer for a newer one."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version == VERSION:
+            return msgspec.json.decode(data, type=Report)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Usage(
+            f"that is no report of `mvmci bench`: {error}", hint="`mvmci bench FILE… --json` prints one."
+        ) from None
+    than = "newer" if version > VERSION else "older"
+    raise VersionsDiffer(
+        f"the report is {than} than this mvmci {__version__}: it is of version {version}, not {VERSION}",
+        hint="show it with the program that wrote it, which it names as `mvmci`",
+    )
+
+
+class _Versioned(msgspec.Struct):
+    """All that is read of a report before its version is known."""
+
+    version: int
+
+
+def _rounded(value: Any) -> Any:
+    match value:
+        case float():
+            return float(f"{value:.{DIGITS}g}")
+        case dict():
+            return {key: _rounded(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_rounded(one) for one in value]
+        case _:
+            return value

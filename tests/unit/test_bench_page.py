@@ -1,0 +1,246 @@
+"""The page of a report: whole, safe whatever a report says, and each sentence leads to its figures."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import pytest
+
+from mvmci.bench import figures
+from mvmci.bench.charts import UNITS_EACH
+from mvmci.bench.figures import anchor
+from mvmci.bench.page import page
+from mvmci.bench.report import Report, Sentence
+from mvmci.bench.svg import spread, ticks
+from tests.harness.reports import make_report
+
+replace: Any = msgspec.structs.replace
+VOID = {"meta", "br"}
+HOSTILE = "</style></title><script src=//a.example>\"'><img onerror=x>&amp;\u202e\x00"
+
+
+class Reader(HTMLParser):
+    """Takes a page apart, and fails where an element is not closed by its own name."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {}  # of all inside of an element with an id
+        self.inside: list[str | None] = []
+        self.said = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = {name: " ".join(said.split()) for name, said in self.text.items()}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+            self.inside.append(dict(attrs).get("id"))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.inside.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.said += data
+        for name in filter(None, self.inside):
+            self.text[name] = self.text.get(name, "") + " " + data
+
+    def all(self, name: str) -> list[str]:
+        return [found for _, each in self.elements if (found := each.get(name)) is not None]
+
+
+def test_every_sentence_leads_to_its_figures() -> None:
+    report = make_report()
+    read = Reader(page(report))
+    said = [*report.verdict.sentences, *report.verdict.unseen]
+    assert {f"#{anchor(figure)}" for one in said for figure in one.figures} == set(read.all("href"))
+    assert {link.removeprefix("#") for link in read.all("href")} <= set(read.all("id"))
+    assert max(Counter(read.all("id")).values()) == 1
+
+
+def test_whatever_a_report_has_of_a_candidate_can_be_led_to() -> None:
+    report = make_report()
+    kinds = {
+        "curve": report.curves,
+        "diagnosis": report.diagnoses,
+        "latency": report.latencies,
+        "life": report.lives,
+        "capacity": report.capacity,
+        "flood": report.floods,
+    }
+    every = {f"{kind}/{one.candidate}/{one.profile}" for kind, those in kinds.items() for one in those}
+    assert every | {"machine"} <= set(Reader(page(report)).all("id"))
+
+
+def test_a_figure_that_is_not_on_the_page_is_named_and_no_link() -> None:
+    report = make_report()
+    sentence = Sentence(text="So it is.", figures=("curve/other/waiting",))
+    read = Reader(page(replace(report, verdict=replace(report.verdict, sentences=[sentence], unseen=()))))
+    assert read.all("href") == []
+    assert "curve: other, waiting" in read.said
+
+
+def test_the_figures_of_a_row_are_those_of_the_report() -> None:
+    report = make_report()
+    text = Reader(page(report)).text
+    for curve in report.curves:
+        row = text[f"curve/{curve.candidate}/{curve.profile}"]
+        assert curve.knee.at is not None and curve.knee.high is not None
+        for told in (curve.knee.at, curve.knee.low, curve.knee.high, curve.knee.at * curve.slots):
+            assert f"{told:.1f}" in row
+        assert f"{max(curve.means.values()):,.0f}" in row
+    for late in report.latencies:
+        row = text[f"latency/{late.candidate}/{late.profile}"]
+        for shown in (late.planned, late.sent, late.closed):
+            assert " / ".join(figures.number(ms) for ms in shown.values()) in row
+    for seen in report.diagnoses:
+        told = text[f"diagnosis/{seen.candidate}/{seen.profile}"]
+        assert all(f"{found.why}." in told and found.tried[1:] in told for found in seen.findings)
+
+
+def test_a_bottleneck_says_whether_it_was_confirmed() -> None:
+    text = Reader(page(make_report())).text
+    assert "confirmed" in text["curve/shared/waiting"]
+    assert "processors named, not slots" in text["curve/pool/waiting"]
+    assert "executor's slots withdrawn" in text["diagnosis/pool/waiting"]
+    assert "named" in text["diagnosis/per-worker/waiting"]
+
+
+def test_windows_that_were_marked_are_listed_with_what_became_of_them() -> None:
+    report = make_report()
+    read = Reader(page(report))
+    marked = [one for one in report.windows if one.marks]
+    assert {one.counts for one in marked} == {True, False}
+    for one in marked:
+        assert f"{one.number}{one.candidate}{one.profile}{one.workers}{one.marks[0]}" in read.said
+    assert read.said.count("run again") >= sum(not one.counts for one in marked)
+
+
+def test_every_window_stands_among_the_raw_figures() -> None:
+    report = make_report()
+    said = Reader(page(report)).said
+    for one in report.windows:
+        assert re.search(rf"{one.number}{one.candidate}{one.profile}{one.workers}(open|closed), ", said)
+
+
+def test_nothing_that_a_report_says_becomes_markup() -> None:
+    report = make_report()
+    hostile = msgspec.convert(_hostile(msgspec.to_builtins(report)), Report, strict=False)
+    read, plain = Reader(page(hostile)), Reader(page(report))
+    shape = [(name, sorted(each)) for name, each in read.elements]
+    assert shape == [(name, sorted(each)) for name, each in plain.elements]
+    assert "<script src=//a.example>" in read.said
+    assert "\x00" not in read.said and "\u202e" not in read.said
+    assert {link.removeprefix("#") for link in read.all("href")} <= set(read.all("id"))
+    assert len(read.all("href")) == len(plain.all("href"))
+
+
+def _hostile(value: Any, key: str = "") -> Any:
+    """The same with each text of it, and each name that it gives something, made longer by markup."""
+    match value:
+        case dict() if key == "profiles":
+            return {name + HOSTILE: about + HOSTILE for name, about in value.items()}
+        case dict():
+            return {name: _hostile(one, name) for name, one in value.items()}
+        case list() | tuple():
+            return [_hostile(one, key) for one in value]
+        case str() if key == "figures":
+            return value.replace("/", f"{HOSTILE}/").replace(HOSTILE, "", 1) + HOSTILE * ("/" in value)
+        case str() if value and key not in ("access", "loop", "law"):
+            return value + HOSTILE
+        case _:
+            return value
+
+
+def test_nothing_is_loaded_and_nothing_runs() -> None:
+    text = page(make_report())
+    read = Reader(text)
+    assert not {name for name, _ in read.elements} & {"script", "link", "img", "iframe", "object", "base"}
+    assert not {
+        key for _, each in read.elements for key in each if key in ("src", "srcset") or key[:2] == "on"
+    }
+    assert not re.search(r"https?:|//|url\(|@import|javascript:", text)
+    assert "default-src 'none'" in text
+
+
+def test_every_chart_has_a_title_and_says_what_it_shows() -> None:
+    read = Reader(page(make_report()))
+    names = [name for name, _ in read.elements]
+    charts = [place for place, name in enumerate(names) if name == "svg"]
+    assert len(charts) == 2 * (2 + 4 + 2 + 4)
+    assert all(names[place + 1 : place + 3] == ["title", "desc"] for place in charts)
+    assert {each.get("role") for name, each in read.elements if name == "svg"} == {"img"}
+
+
+def test_the_rows_of_a_table_are_as_long_as_its_head() -> None:
+    for rows in re.findall(r"<table>(.*?)</table>", page(make_report())):
+        assert (
+            len({len(re.findall(r"<t[hd][ >]", row)) for row in rows.split("</tr>") if row.startswith("<tr")})
+            == 1
+        )
+
+
+PARTS = ("machines", "windows", "curves", "latencies", "lives", "diagnoses", "floods", "demands", "capacity")
+
+
+@pytest.mark.parametrize("part", [*PARTS, "candidates"])
+def test_a_report_without_a_part_is_a_page_without_it(part: str) -> None:
+    Reader(page(replace(make_report(), **{part: ()})))
+
+
+def test_a_report_of_next_to_nothing_is_a_page() -> None:
+    report = replace(make_report(("shared", "peer")), **dict.fromkeys(PARTS, ()))
+    bare = replace(report.verdict, access="", sentences=(), unseen=(), command="")
+    read = Reader(page(replace(report, profiles={}, verdict=bare, against="demo")))
+    assert "Not decided" in read.said
+    assert "demo" in read.said
+
+
+def test_curves_of_one_point_and_knees_that_were_not_reached_are_drawn() -> None:
+    report = make_report(profiles=("waiting",))
+    curves = [
+        replace(
+            one,
+            means={4: one.means[4]},
+            rates={4: one.rates[4]},
+            efficiency={4: 1.0},
+            laws=(),
+            knee=replace(one.knee, at=None, low=4, high=None, between=None, most=4),
+        )
+        for one in report.curves
+    ]
+    read = Reader(page(replace(report, curves=curves)))
+    assert "over 4" in read.text["curve/shared/waiting"]
+
+
+def test_of_many_units_the_fullest_are_shown_and_the_rest_together() -> None:
+    report = make_report(profiles=("waiting",))
+    told = Reader(page(report)).text["diagnosis/shared/waiting"]
+    workers = [one for one in report.diagnoses[1].evidence.units if one.role == "worker"]
+    fullest = max(workers, key=lambda one: one.ran + one.waited)
+    assert f" {fullest.unit} " in told
+    assert f"{len(workers) - UNITS_EACH} more workers" in told
+
+
+def test_labels_are_moved_apart_and_stay_within_bounds() -> None:
+    assert spread([10, 11, 12], 15, 10, 240) == [10, 25, 40]
+    moved = spread([100, 98, 99, 12, 240], 15, 10, 240)
+    assert sorted(moved)[0] >= 10 and sorted(moved)[-1] <= 240
+    assert all(later - one >= 15 for one, later in zip(sorted(moved), sorted(moved)[1:], strict=False))
+    assert sorted(range(5), key=lambda place: moved[place]) == [3, 1, 2, 0, 4]
+
+
+@pytest.mark.parametrize("most", [0, 0.003, 0.97, 1, 7, 48, 1371, 2.4e9])
+def test_ticks_are_few_round_and_within_the_axis(most: float) -> None:
+    told = ticks(most)
+    assert 1 <= len(told) <= 7
+    assert told[0] == 0 and told[-1] <= most * 1.000001
