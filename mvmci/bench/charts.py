@@ -68,7 +68,7 @@ def efficiency(report: Report, profile: str, candidates: Names) -> Markup:
         _knee(one.knee, x, row, colour(candidates, one.candidate))
         for one, row in zip(curves, rows, strict=True)
     ]
-    labels = [f"{_short(one.candidate)} {_knee_told(one.knee)}" for one in curves]
+    labels = [f"{_short(one.candidate, 10)} {_knee_told(one.knee)}" for one in curves]
     return drawing(
         WIDTH,
         rows[-1] + 20,
@@ -158,8 +158,8 @@ def latency(told: Sequence[Latency], candidates: Names) -> Markup:
         [
             dot(left + 4, 12, 4, "planned key"),
             text(left + 14, 16, "from the planned moment", "small"),
-            dot(left + 204, 12, 4, "closed key"),
-            text(left + 214, 16, "as a closed loop says", "small"),
+            dot(left + 212, 12, 4, "closed key"),
+            text(left + 222, 16, "as a closed loop says", "small"),
         ],
         _floor(x, ticks(most, 4), "ms", left=left, right=right, floor=floor),
         list(spans()),

@@ -224,7 +224,7 @@ def _latency_table(told: Sequence[Latency], candidates: Sequence[Candidate]) -> 
             f"latency/{one.candidate}/{one.profile}",
             (
                 _name(one.candidate, candidates),
-                f"{given(one.rate)} with {one.workers}",
+                f"{given(one.rate)} by {one.workers} workers",
                 f"{one.jobs:,}",
                 *(
                     " / ".join(number(shown.get(name)) for name in names)
@@ -412,13 +412,13 @@ def _several(count: int, name: str) -> str:
 def _set_aside(report: Report) -> Inside:
     again, stayed = figures.set_aside(report)
     rows = [
-        ("", (*_point(one), "; ".join(one.marks), "counts" if one.counts else "run again"))
+        ("", (*_point(one), "counts" if one.counts else "run again", "; ".join(one.marks)))
         for one in (*stayed, *again)
     ]
     return tag(
         "section",
         tag("h2", "What was repeated or marked"),
-        _table((*POINT, "what speaks against it", ""), rows) if rows else tag("p", "Nothing."),
+        _table((*POINT, "", "what speaks against it"), rows) if rows else tag("p", "Nothing."),
     )
 
 

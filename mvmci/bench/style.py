@@ -32,7 +32,7 @@ body {
   margin: 0; background: var(--ground); color: var(--ink);
   font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
 }
-main { max-width: 1080px; margin: 0 auto; padding: 48px 24px 96px }
+main { overflow-x: clip; max-width: 1080px; margin: 0 auto; padding: 48px 24px 96px }
 h1, h2, h3 { line-height: 1.2; letter-spacing: -.015em; text-wrap: balance }
 h1 { font-size: clamp(1.9rem, 5.5vw, 2.9rem); font-weight: 700; margin: 8px 0 20px }
 h2 { font-size: 1.6rem; margin: 88px 0 4px; padding-top: 24px; border-top: 1px solid var(--rule) }
@@ -63,6 +63,7 @@ th, td { padding: 7px 18px 7px 0; text-align: left; vertical-align: top }
 th, td { border-bottom: 1px solid var(--rule) }
 th:last-child, td:last-child { padding-right: 0 }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; border-bottom-color: var(--soft) }
+td:last-child:not(.n) { min-width: 11em }
 .n { text-align: right }
 tbody .n, tbody th { white-space: nowrap }
 tbody th, thead th:first-child { position: sticky; left: 0; background: var(--ground) }
