@@ -84,7 +84,7 @@ def _verdict(report: Report, there: Collection[str]) -> Inside:
         "header",
         tag("p", f"mvmci bench, {report.at[:10]}: which access carries this load?", class_="soft"),
         tag("h1", f"{_headline(report)}."),
-        [tag("p", one.text, " ", _links(one, there), class_="lead") for one in said.sentences[:1]],
+        [tag("p", _prose(one.text), " ", _links(one, there), class_="lead") for one in said.sentences[:1]],
         _sentences(said.sentences[1:], there) if said.sentences[1:] else None,
         [tag("h3", "What this could not show"), _sentences(said.unseen, there)] if said.unseen else None,
         [tag("h3", "The move"), tag("pre", tag("code", said.command))] if said.command else None,
@@ -92,7 +92,13 @@ def _verdict(report: Report, there: Collection[str]) -> Inside:
 
 
 def _sentences(said: Sequence[Sentence], there: Collection[str]) -> Inside:
-    return tag("ul", [tag("li", one.text, " ", _links(one, there)) for one in said], class_="said")
+    return tag("ul", [tag("li", _prose(one.text), " ", _links(one, there)) for one in said], class_="said")
+
+
+def _prose(text: str) -> Inside:
+    """What stands between backticks as code."""
+    pieces = text.split("`")
+    return [tag("code", one) if place % 2 else one for place, one in enumerate(pieces)]
 
 
 def _links(said: Sentence, there: Collection[str]) -> Inside:
@@ -378,7 +384,7 @@ def _machines(report: Report) -> Inside:
                 ("clusters", [tag("div", _described(one)) for one in report.candidates]),
                 ("against", report.against),
                 ("run", f"{report.at}, {took} of {budget}"),
-                ("counted", figures.counts(report.counted)),
+                ("counted", tag("span", figures.counts(report.counted), id="counted")),
                 ("command", tag("code", report.command)),
                 ("program", f"mvmci {report.mvmci}"),
             ]
@@ -464,7 +470,7 @@ def _raw(report: Report) -> Inside:
         "section",
         tag("h2", "Raw figures"),
         tag("p", "The samples of each window are in the JSON of this report.", class_="soft"),
-        _folded(f"All {len(windows)} windows", _table((*POINT, *heads), windows)),
+        _folded(f"All {len(windows)} windows", _table((*POINT, *heads), windows), id="windows"),
         _folded(
             "What a job takes",
             _table(
@@ -477,8 +483,8 @@ def _raw(report: Report) -> Inside:
     )
 
 
-def _folded(name: str, *inside: Inside) -> Markup:
-    return tag("details", tag("summary", name), *inside)
+def _folded(name: str, inside: Inside, id: str | None = None) -> Markup:
+    return tag("details", tag("summary", name), inside, id=id)
 
 
 def _terms(terms: Sequence[tuple[str, Inside]]) -> Markup:

@@ -41,7 +41,7 @@ h2, h3, tbody th, summary { font-weight: 620 }
 p, li { max-width: 68ch; overflow-wrap: anywhere }
 p { margin: 0 0 12px }
 a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: 3px }
-code { font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere }
+code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere }
 pre { background: var(--tint); padding: 12px 16px; border-radius: 6px; white-space: pre-wrap }
 .soft, figcaption, dt { color: var(--soft); font-size: .9rem }
 .lead { font-size: 1.25rem; line-height: 1.45; max-width: 60ch }

@@ -78,7 +78,7 @@ def test_whatever_a_report_has_of_a_candidate_can_be_led_to() -> None:
         "flood": report.floods,
     }
     every = {f"{kind}/{one.candidate}/{one.profile}" for kind, those in kinds.items() for one in those}
-    assert every | {"machine"} <= set(Reader(page(report)).all("id"))
+    assert every | {"machine", "windows", "counted"} <= set(Reader(page(report)).all("id"))
 
 
 def test_a_figure_that_is_not_on_the_page_is_named_and_no_link() -> None:
@@ -87,6 +87,13 @@ def test_a_figure_that_is_not_on_the_page_is_named_and_no_link() -> None:
     read = Reader(page(replace(report, verdict=replace(report.verdict, sentences=[sentence], unseen=()))))
     assert read.all("href") == []
     assert "curve: other, waiting" in read.said
+
+
+def test_what_a_sentence_has_between_backticks_is_code_and_no_markup() -> None:
+    report = make_report()
+    sentence = Sentence(text="Do `mvmci up <a>` or `b`; `c.")
+    text = page(replace(report, verdict=replace(report.verdict, sentences=[sentence])))
+    assert "Do <code>mvmci up &lt;a&gt;</code> or <code>b</code>; <code>c.</code>" in text
 
 
 def test_the_figures_of_a_row_are_those_of_the_report() -> None:
