@@ -273,8 +273,16 @@ def _among(life: Life) -> str:
 
 
 def _diagnoses(report: Report, profile: str, candidates: Sequence[Candidate]) -> Inside:
-    told = [(one, of(report.diagnoses, one.name, profile)) for one in candidates]
-    if not any(rows for _, rows in told):
+    """Where the knee is, drawn; at the other points, what was named there."""
+    knees = [figures.at_knee(report, one.name, profile) for one in candidates]
+    drawn = [one for one in knees if one is not None]
+    rest = [
+        ("", (_name(one.candidate, candidates), str(one.workers), number(one.rate), *figures.bottleneck(one)))
+        for each in candidates
+        for one in of(report.diagnoses, each.name, profile)
+        if one not in drawn
+    ]
+    if not drawn:
         return None
     return [
         tag("h3", "What bounds it: running and waiting by unit"),
@@ -286,13 +294,15 @@ def _diagnoses(report: Report, profile: str, candidates: Sequence[Candidate]) ->
                     charts.loops(one),
                     _findings(one),
                     name=f"{one.candidate}, {one.workers} workers, {number(one.rate)} jobs/s",
-                    id=f"diagnosis/{one.candidate}/{one.profile}" if place == 0 else "",
+                    id=f"diagnosis/{one.candidate}/{profile}",
                 )
-                for _, rows in told
-                for place, one in enumerate(rows)
+                for one in drawn
             ],
             class_="pair",
         ),
+        _folded("At other points", _table(("", "workers", "jobs/s", "bottleneck", ""), rest))
+        if rest
+        else None,
     ]
 
 

@@ -239,6 +239,15 @@ def test_of_many_units_the_fullest_are_shown_and_the_rest_together() -> None:
     assert f"{len(workers) - UNITS_EACH} more workers" in told
 
 
+def test_of_many_points_of_a_candidate_that_at_its_knee_is_drawn_and_the_rest_are_named() -> None:
+    report = make_report(profiles=("waiting",))
+    seen = report.diagnoses[1]
+    more = [replace(seen, workers=workers, rate=workers * 18.0) for workers in (2, 16, 48)]
+    read = Reader(page(replace(report, diagnoses=[*report.diagnoses, *more])))
+    assert f"shared, {seen.workers} workers, {seen.rate} jobs/s" in read.text["diagnosis/shared/waiting"]
+    assert all(f"shared{one.workers}{figures.number(one.rate)}executor's loop" in read.said for one in more)
+
+
 def test_labels_are_moved_apart_and_stay_within_bounds() -> None:
     assert spread([10, 11, 12], 15, 10, 240) == [10, 25, 40]
     moved = spread([100, 98, 99, 12, 240], 15, 10, 240)
