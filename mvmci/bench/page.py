@@ -51,6 +51,7 @@ TERMS = {
     "law": "Gunther's law, and a queueing model, fitted to all points of a curve. Neither gives the knee; "
     "how far it is off is the most by which the other points miss one.",
 }
+WHOLE_CHARS = 16  # of code that is not broken at the end of a line
 POINT = ("window", "cluster", "profile", "workers")
 
 Cells = Sequence[Inside]
@@ -98,7 +99,10 @@ def _sentences(said: Sequence[Sentence], there: Collection[str]) -> Inside:
 def _prose(text: str) -> Inside:
     """What stands between backticks as code."""
     pieces = text.split("`")
-    return [tag("code", one) if place % 2 else one for place, one in enumerate(pieces)]
+    return [
+        tag("code", one, class_="whole" if len(one) <= WHOLE_CHARS else None) if place % 2 else one
+        for place, one in enumerate(pieces)
+    ]
 
 
 def _links(said: Sentence, there: Collection[str]) -> Inside:

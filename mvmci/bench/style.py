@@ -42,11 +42,12 @@ p, li { max-width: 68ch; overflow-wrap: anywhere }
 p { margin: 0 0 12px }
 a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: 3px }
 code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere }
+.whole { white-space: nowrap }
 pre { background: var(--tint); padding: 12px 16px; border-radius: 6px; white-space: pre-wrap }
 .soft, figcaption, dt { color: var(--soft); font-size: .9rem }
 .lead { font-size: 1.25rem; line-height: 1.45; max-width: 60ch }
-.said { padding-left: 1.2em; margin: 0 0 20px }
-.said li { margin-bottom: 10px }
+.said { columns: 2 400px; column-gap: 48px; padding-left: 1.2em; margin: 0 0 20px }
+.said li { margin-bottom: 12px; break-inside: avoid }
 .figures { font-size: .85rem; line-height: 1.55 }
 .figures > * { margin-right: 1em; display: inline-block }
 .pair, .many { display: grid; gap: 16px 40px }

@@ -1,4 +1,4 @@
-"""What a terminal shows of a report: plain text of at most 100 columns, the verdict first.
+"""What a terminal shows of a report: plain text of at most 100 columns, the verdict last.
 
 A profile is one table with the candidates side by side: what is told of them is compared along a line. Where
 more are told of than fit, the table goes on below, with the control in each of its parts.
@@ -27,8 +27,8 @@ WIDTHS = (20, 14, 9, 9, 10, 7, 9, 12)  # of its columns
 
 def table(report: Report) -> str:
     """All of it, without a line's end behind the last."""
-    parts = [_verdict(report), *(_profile(report, name) for name in report.profiles)]
-    parts += [_capacity(report), _run(report)]
+    parts = [*(_profile(report, name) for name in report.profiles), _run(report), _verdict(report)]
+    parts += [_capacity(report), _command(report)]
     return "\n\n".join(filter(None, map("\n".join, parts)))
 
 
@@ -37,6 +37,9 @@ def _verdict(report: Report) -> Iterator[str]:
         yield from _wrapped(one.text)
     for one in report.verdict.unseen:
         yield from _wrapped(f"Not seen: {one.text}")
+
+
+def _command(report: Report) -> Iterator[str]:
     if report.verdict.command:
         yield f"$ {one_line(report.verdict.command)}"
 
@@ -135,13 +138,13 @@ def _capacity(report: Report) -> Iterator[str]:
             f"{cell:{'<' if place < 2 else '>'}{width + 1}}"
             for place, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
         )
-    if any(one.access == CONTROL for one in report.candidates):
-        yield "* the control: it shares nothing, so what bends it is the machine"
     if any(one.beyond for one in report.capacity):
         yield "! more than was measured"
 
 
 def _run(report: Report) -> Iterator[str]:
+    if any(one.access == CONTROL for one in report.candidates):
+        yield "* the control: it shares nothing, so what bends it is the machine"
     again, stayed = figures.set_aside(report)
     if again or stayed:
         yield (

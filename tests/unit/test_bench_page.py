@@ -91,9 +91,10 @@ def test_a_figure_that_is_not_on_the_page_is_named_and_no_link() -> None:
 
 def test_what_a_sentence_has_between_backticks_is_code_and_no_markup() -> None:
     report = make_report()
-    sentence = Sentence(text="Do `mvmci up <a>` or `b`; `c.")
+    sentence = Sentence(text="Do `mvmci up <a> --yes` or `b`; `c.")
     text = page(replace(report, verdict=replace(report.verdict, sentences=[sentence])))
-    assert "Do <code>mvmci up &lt;a&gt;</code> or <code>b</code>; <code>c.</code>" in text
+    assert "Do <code>mvmci up &lt;a&gt; --yes</code> or" in text
+    assert ">b</code>; <code" in text
 
 
 def test_the_figures_of_a_row_are_those_of_the_report() -> None:

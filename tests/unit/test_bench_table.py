@@ -97,12 +97,13 @@ def test_windows_that_count_in_spite_of_a_mark_are_listed_with_it() -> None:
         assert f"{one.candidate}, {one.profile}, {one.workers} workers: {one.marks[0]}" in text
 
 
-def test_the_verdict_comes_first_and_its_command_with_it() -> None:
+def test_the_verdict_comes_last_and_ends_with_its_command() -> None:
     report = make_report()
     text = " ".join(table(report).split())
     for one in (*report.verdict.sentences, *report.verdict.unseen):
         assert one.text in text
-    assert text.index(report.verdict.command) < text.index("WAITING:")
+    assert text.index("WAITING:") < text.index(report.verdict.sentences[0].text)
+    assert text.endswith(f"$ {report.verdict.command}")
 
 
 def test_lost_jobs_are_told_by_their_number() -> None:
