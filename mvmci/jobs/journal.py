@@ -421,7 +421,7 @@ class Journal:
         it comes what nobody can write down of himself: the last write, and the time of holders that died.
         """
         state = self.state
-        if not self.began or not self.ended or not state.times.total:
+        if state.spec is None or not self.began or not self.ended or not state.times.total:
             return None
         return max(0, (self.ended - self.began) // 1000 - state.asleep_ms * 1000 - state.times.total)
 

@@ -42,6 +42,7 @@ STATUS_KEYS = [
     "submitted_at",
     "started_at",
     "ended_at",
+    "times",
 ]
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 

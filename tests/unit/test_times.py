@@ -105,6 +105,22 @@ def test_runs_are_summed_up_and_sleep_is_nobodys() -> None:
     assert journal.queued_us == 1_000_000 - 150_000 - 400_000
 
 
+def test_of_a_tombstone_no_queue_is_told() -> None:
+    kept = Journal(SPEC.id)
+    data = kept.encode([Done(at=9, status="succeeded", times=Times(guest=5))], "m1")
+    kept.absorb([Entry(seq=7, data=data, stored=7 * MS)])
+    assert (kept.state.times.guest, kept.queued_us) == (5, None)
+
+
+def test_the_bytes_of_an_end_are_those_of_before_with_its_times_behind_them() -> None:
+    end = Done(at=9, status="succeeded")
+    timed = msgspec.structs.replace(end, times=Times(order=152, slot=310, compile=95, guest=1_200))
+    was, now = (Journal(SPEC.id).encode([one], "m1") for one in (end, timed))
+    assert b'"status":"succeeded"}' in was
+    assert b'"status":"succeeded","times":[152,0,310,95,0,1200,0,0]}' in now
+    assert len(now) - len(was) < 60
+
+
 def test_nothing_is_told_of_a_run_of_an_older_build_or_a_store_without_a_clock() -> None:
     old = ended(lease(1), Done(at=9, status="succeeded"))
     assert summarise(old, result=None, response=None).times is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mvmci.trust.client import open_client
 from tests.harness.cluster import Cluster
 from tests.harness.places import need
 from tests.harness.program import Mvmci, at, fresh, steps
@@ -104,6 +106,38 @@ def test_a_workflow_has_its_effects_once_and_its_result_comes_back(way: Way, gue
     assert done.code == 0, done
     assert [way.server.count(f"/{job}/{number}") for number in range(3)] == [1, 1, 1]
     assert way.mvmci("replay", job).text.strip() == "identical"
+
+
+async def life_us(way: Way, job: str) -> int:
+    """How long lies between its first message and its end, by the broker."""
+    async with open_client(way.cluster.folder) as cluster:
+        stored = [entry.stored for entry in await cluster.store.journals.read(job)]
+    return (stored[-1] - stored[0]) // 1000
+
+
+def test_where_the_time_of_a_job_went_is_told_and_the_parts_add_up(way: Way, guest: Guest) -> None:
+    job = fresh("times")
+    url = f"{way.server.url}/{job}"
+    way.server.on_request = lambda path: time.sleep(0.1 if path == f"/{job}" else 0.0)
+    body = steps({"http": {"method": "POST", "url": url}}, {"sleep": 50})
+    assert way.mvmci("submit", guest("script"), "--id", job, "--wait", "--input", body).code == 0
+
+    times = way.status(job)["times"]
+    assert times["effects"] >= 150
+    assert all(times[part] > 0 for part in ("order", "slot", "compile", "guest", "writes"))
+    assert (times["way"] > 0) == (way.access != "per-worker")  # units of one machine have one clock
+    us = {part: round(ms * 1000) for part, ms in times.items()}
+    assert sum(us.values()) == asyncio.run(life_us(way, job))
+
+    (listed,) = (one for one in way.mvmci.look("list") if one["id"] == job)
+    assert listed["times"] == times
+    done = way.mvmci.look("history", job)[-1]
+    assert done["times"] == {part: value for part, value in us.items() if part != "queue"}
+    line = way.mvmci("history", job).text.splitlines()[-1]
+    assert all(f"{part} " in line for part in ("guest", "effects", "writes"))
+    table = way.mvmci("list").text.splitlines()
+    assert table[0].split()[4:8] == ["WAITED", "COMPILED", "RAN", "RECORDED"]
+    assert "effects " in way.mvmci("status", job).text
 
 
 def test_a_cancel_ends_a_running_job(way: Way, guest: Guest) -> None:
