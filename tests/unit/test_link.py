@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from nats.aio.client import Client
@@ -68,6 +69,27 @@ async def test_who_gives_up_is_let_go_though_the_library_loses_a_cancellation(
     with pytest.raises(asyncio.CancelledError):
         await opening
     assert lost
+
+
+async def test_a_round_trip_is_behind_all_that_was_to_be_sent_before() -> None:
+    """Else the server may not have heard of a subscription, or of its end, when it has answered."""
+    there, sent = Link("nats://127.0.0.1:1", "test"), list[bytes]()
+    client: Any = there._client
+    client._transport = SimpleNamespace(write=sent.append, writelines=sent.extend)
+    client._flush_queue, client._flusher_task = asyncio.Queue(), asyncio.get_running_loop().create_future()
+    client._status = Client.CONNECTED
+    await client._send_command(b"UNSUB 7\r\n")
+    trip = asyncio.create_task(there.round_trip())
+    while not client._pongs:  # noqa: ASYNC110 (nobody tells of it)
+        await asyncio.sleep(0)
+    await client._process_pong()
+    assert await trip
+    assert sent == [b"UNSUB 7\r\n", b"PING\r\n"]
+    assert (client._pending, client._pongs) == ([], [])
+
+
+async def test_there_is_no_round_trip_where_nobody_is_connected() -> None:
+    assert not await Link("nats://127.0.0.1:1", "test").round_trip()
 
 
 class Library:

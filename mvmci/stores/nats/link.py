@@ -605,14 +605,16 @@ class Link:
         """Until all has come that the server sent before it heard this; whether it answered.
 
         The library's `flush` cancels what it waits for when it is given up, and an answer that comes all the
-        same then ends the library's reading for good.
+        same then ends the library's reading for good. Its ping overtakes what is yet to be sent.
         """
-        pong = asyncio.get_running_loop().create_future()
+        pong, client = asyncio.get_running_loop().create_future(), self._client
         try:
-            if not self.is_up:
+            if not client.is_connected or client._transport is None:
                 return False
-            await self._client._send_ping(pong)
-        except (OSError, nats.errors.Error):
+            client._transport.writelines(client._pending)
+            client._pending, client._pending_data_size = [], 0
+            await client._send_ping(pong)
+        except (OSError, RuntimeError, nats.errors.Error):  # the second is uvloop's, of one that was closed
             return False
         return bool((await asyncio.wait([pong], timeout=ANSWER_S))[0])
 
