@@ -9,13 +9,16 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _US, _NS_PER_US = 1_000_000, 1_000
+_NO_LIMIT = 1 << 60  # version 1 says a number then, too
+_MEMORY_COUNTS = ("memory.events", "memory.oom_control")
+_MEMORY_LIMITS = ("memory.max", "memory.limit_in_bytes")
 PRESSURES = ("cpu", "io", "memory")
 
 
@@ -128,31 +131,29 @@ def _resident(pid: int) -> int:
 
 
 def cgroup() -> Cgroup:
-    """That of this process, of either version."""
-    found = dict(_cgroup_folders())
-    cpu, memory = found.get("cpu", ""), found.get("memory", "")
-    counts = dict(_fields(f"{cpu}/cpu.stat"))
-    kills = dict(_fields(f"{memory}/memory.events")) | dict(_fields(f"{memory}/memory.oom_control"))
-    most = _text(f"{memory}/memory.max") or _text(f"{memory}/memory.limit_in_bytes")
-    limit = int(most) if most.strip().isdecimal() else 0
+    """What bounds this process: its own cgroup, of either version, and those in which that lies."""
+    cpu = [dict(_fields(f"{folder}/cpu.stat")) for folder in _cgroup_folders("cpu")]
+    memory = list(_cgroup_folders("memory"))
+    counts = [dict(_fields(f"{folder}/{name}")) for folder in memory for name in _MEMORY_COUNTS]
+    told = (_text(f"{folder}/{name}").strip() for folder in memory for name in _MEMORY_LIMITS)
+    limits = [int(text) for text in told if text.isdecimal()]
     return Cgroup(
-        throttled_us=counts.get("throttled_usec", counts.get("throttled_time", 0) // _NS_PER_US),
-        killed=kills.get("oom_kill", 0),
-        memory_bytes_max=limit if limit < 1 << 60 else 0,
+        throttled_us=sum(
+            one.get("throttled_usec", one.get("throttled_time", 0) // _NS_PER_US) for one in cpu
+        ),
+        killed=next((one["oom_kill"] for one in counts if "oom_kill" in one), 0),
+        memory_bytes_max=min((limit for limit in limits if limit < _NO_LIMIT), default=0),
     )
 
 
-def _cgroup_folders() -> Iterator[tuple[str, str]]:
+def _cgroup_folders(controller: str) -> Iterator[str]:
+    """From the innermost on. In a container, those outside of it are not there."""
     for line in _text("/proc/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
-        for controller in controllers.split(",") if number != "0" else ("cpu", "memory"):
-            base = f"/sys/fs/cgroup/{controller}" if number != "0" else "/sys/fs/cgroup"
-            if os.path.isdir(f"{base}{path}") and (number != "0" or _is_unified()):
-                yield controller, f"{base}{path}"
-
-
-def _is_unified() -> bool:
-    return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
+        if number == "0" or controller in controllers.split(","):
+            base = Path("/sys/fs/cgroup") / (controller if number != "0" else "")
+            for folder in (path, *PurePosixPath(path).parents):
+                yield f"{base}{folder}".rstrip("/")
 
 
 def _fields(path: str) -> Iterator[tuple[str, int]]:
