@@ -32,6 +32,8 @@ class Outcome(msgspec.Struct, frozen=True, tag_field="reply", tag="finished"):
 class Engine(Protocol):
     """Runs jobs, each at most once at a time."""
 
+    refused: int  # orders that no executor had a free slot for
+
     async def run(
         self,
         job: str,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mvmci.api.engine import JobRunner
+    from mvmci.cluster.metrics import UnitMetrics
     from mvmci.stores.nats import Cluster
     from mvmci.trust.certificate import Certificate
 
@@ -30,12 +32,14 @@ async def serve_http(
     queues: tuple[str, ...] = (),
     folder: Path | None = None,
     certificate: Certificate | None = None,
+    unit: Callable[[], UnitMetrics] | None = None,
 ) -> None:
     """Answer HTTP at `host` until cancelled. With a `token`, whoever asks must have it. With a `certificate`,
     it is HTTPS, and begins when there is one.
 
     `queues` are those that the executor may write to; none is all of them. `folder` holds modules on their
-    way in; one of the system's temporary ones, if absent. Raises Usage.
+    way in; one of the system's temporary ones, if absent. `unit` is what its unit tells of itself.
+    Raises Usage.
     """
     from mvmci.api.app import Api, serve_api
 
@@ -54,6 +58,7 @@ async def serve_http(
             queues=queues,
             token=token,
             away=away,
+            unit=unit,
         )
         context = certificate.context if certificate is not None else None
         async with serve_api(api, host, port, context) as bound:

@@ -18,7 +18,7 @@ import re
 import resource
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +35,7 @@ from mvmci.api.engine import JobRunner
 from mvmci.api.jobs import Jobs
 from mvmci.api.metrics import CONTENT_TYPE, Metrics
 from mvmci.api.openapi import openapi
+from mvmci.cluster.metrics import UnitMetrics
 from mvmci.errors import MvmciError, StoreUnavailable, Usage
 from mvmci.store import Store
 from mvmci.system.files import sweep
@@ -67,11 +68,12 @@ class Api:
     queues: tuple[str, ...] = ()
     token: str = ""  # empty: none is asked for
     away: Callable[[], str] = lambda: ""
+    unit: Callable[[], UnitMetrics] | None = None  # what the unit that it is tells of itself
 
 
 def make_app(api: Api) -> web.Application:
     """The application."""
-    metrics = Metrics(api.executor)
+    metrics = Metrics(api.executor, api.unit)
     app = web.Application(middlewares=[_measured(metrics), _answered, _guarded(api.token)])
     jobs = Jobs(api.store, api.folder, api.now_ms, api.queues)
     app.add_routes(
@@ -228,11 +230,34 @@ async def serve_api(api: Api, host: str, port: int, tls: ssl.SSLContext | None =
     """Serve the application at `host`, over TLS if there is a context for it, and say at which port: 0 is any
     that is free. Raises Usage."""
     sweep(api.folder)
+    async with _serve(make_app(api), host, port, tls) as bound:
+        yield bound
+
+
+@asynccontextmanager
+async def serve_metrics(
+    read: Callable[[], Awaitable[bytes]], host: str, port: int, token: str = ""
+) -> AsyncIterator[int]:
+    """Serve nothing but `/metrics`, which is what `read` returns then; as `serve_api`."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=await read(), headers={"Content-Type": CONTENT_TYPE})
+
+    app = web.Application(middlewares=[_answered, _guarded(token)])
+    app.add_routes([web.get("/metrics", answer)])
+    async with _serve(app, host, port) as bound:
+        yield bound
+
+
+@asynccontextmanager
+async def _serve(
+    app: web.Application, host: str, port: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     http_log = log.getChild("http")  # the library has a traceback for every connection that brings no HTTP
     http_log.addFilter(_is_worth_logging)
     # Who goes away has nobody that an answer is made for; runs are shielded from that.
     runner = web.AppRunner(
-        make_app(api),
+        app,
         access_log=None,
         logger=http_log,
         auto_decompress=False,

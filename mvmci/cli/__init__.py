@@ -25,6 +25,7 @@ VERBS = {
     "up": "cluster",
     "down": "cluster",
     "ps": "cluster",
+    "metrics": "metrics",
     "plan": "cluster",
     "render": "render",
     "topologies": "cluster",

@@ -152,7 +152,7 @@ def executor_verb(listen: str | None, **options: Any) -> int:
     from mvmci.roles.unit import given_token
 
     common = _host_options(**options)
-    at = _listen(listen, common["token"] or given_token(ExecutorOptions(**common))) if listen else None
+    at = listen_at(listen, common["token"] or given_token(ExecutorOptions(**common))) if listen else None
     return _run(run_executor, ExecutorOptions(listen=at, **common))
 
 
@@ -181,12 +181,12 @@ def _host_options(
         "name": name,
         "slots": slots or processors(),
         "reuse": isolation == "reuse",
-        "token": _token(token_file),
+        "token": read_token(token_file),
         "grace_ms": grace,
     }
 
 
-def _token(file: Path | None) -> str:
+def read_token(file: Path | None) -> str:
     """What is asked for at, or shown to, the HTTP door of executors; empty for none. Raises Usage."""
     if file is None:
         return ""
@@ -203,24 +203,22 @@ def _token(file: Path | None) -> str:
     return token
 
 
-def _listen(text: str, token: str) -> tuple[str, int]:
-    """Where to answer HTTP. Raises Usage."""
+def listen_at(text: str, token: str, port: int = _API_PORT) -> tuple[str, int]:
+    """Where to answer HTTP; at `port` where the text names none. Raises Usage."""
     from mvmci.system.ports import is_loopback
 
-    host, colon, port = text.rpartition(":")
-    if not colon or port.endswith("]"):
-        host, port = text, str(_API_PORT)
+    host, colon, named = text.rpartition(":")
+    if not colon or named.endswith("]"):
+        host, named = text, str(port)
     host = host.strip("[]")
-    if not host or not port.isdecimal() or not 1 <= int(port) <= 65_535:
-        raise Usage(
-            f"--listen {text!r} is not of the form HOST:PORT", hint=f"for example 127.0.0.1:{_API_PORT}"
-        )
+    if not host or not named.isdecimal() or not 1 <= int(named) <= 65_535:
+        raise Usage(f"--listen {text!r} is not of the form HOST:PORT", hint=f"for example 127.0.0.1:{port}")
     if not token and not is_loopback(host):
         raise Usage(
             f"--listen {text} can be reached from other machines, and needs --token-file",
-            hint="`(umask 077; openssl rand -hex 32 > token)` makes one; workers get the same file",
+            hint="`(umask 077; openssl rand -hex 32 > token)` makes one; whoever asks shows the same",
         )
-    return host, int(port)
+    return host, int(named)
 
 
 @click.command(

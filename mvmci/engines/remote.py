@@ -156,6 +156,7 @@ class Remote:
         self._store = store
         self._transport = transport
         self._draining = False
+        self.refused = 0
 
     async def run(
         self,
@@ -198,6 +199,7 @@ class Remote:
                         await presence.add_hint(request.job)
                     return await self._follow(request.job, replies)
             except NoCapacity as none:
+                self.refused += 1
                 away_since, waits = None, none.message
             except EngineAway as away:
                 away_since, waits = away_since or loop.time(), away.message

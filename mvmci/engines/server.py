@@ -75,7 +75,13 @@ class Executor:
 
     def metrics(self) -> dict[str, Any]:
         """What it counts, as fields of `mvmci.cluster.metrics.UnitMetrics`."""
-        return {"slots": self.slots, "slot_us": self._prefetch.slot_us, "jobs": dict(self.counts)}
+        runs = {name: count for name, count in self.counts.items() if name not in ("taken", "refused")}
+        return {
+            "slots": self.slots,
+            "slot_us": self._prefetch.slot_us,
+            "jobs": runs,
+            "refused": self.counts["refused"],
+        }
 
     def rest(self, yes: bool) -> None:
         """Take no jobs while none can run here."""

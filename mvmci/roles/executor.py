@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mvmci.api import serve_http
 from mvmci.cluster.identity import Identity
+from mvmci.cluster.metrics import SCRAPE_S, UnitMetrics
 from mvmci.engines.server import Executor, serve_requests
 from mvmci.roles.meter import Meter
 from mvmci.roles.unit import (
@@ -81,6 +82,10 @@ async def _open_role(
     executor = Executor(engine, cluster.store, slots=options.slots)
     meter = Meter(cluster, "executor", counts=executor.metrics)
 
+    def read_unit() -> UnitMetrics:
+        meter.watch(SCRAPE_S)
+        return meter.metrics()
+
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(serve_requests(executor, cluster.link, cluster.layout), name="serve the broker")
@@ -94,6 +99,7 @@ async def _open_role(
                     queues=identity.queues,
                     folder=options.root / "incoming",
                     certificate=certificate,
+                    unit=read_unit,
                 )
                 tasks.create_task(http, name="serve HTTP")
 

@@ -118,7 +118,12 @@ class Worker:
 
     def metrics(self) -> dict[str, Any]:
         """What it counts, as fields of `mvmci.cluster.metrics.UnitMetrics`."""
-        return {"slots": self._slots, "slot_us": self._prefetch.slot_us, "jobs": dict(self.counts)}
+        return {
+            "slots": self._slots,
+            "slot_us": self._prefetch.slot_us,
+            "jobs": dict(self.counts),
+            "refused": self.engine.refused,
+        }
 
     def rest(self, yes: bool) -> None:
         """Take no hints while no job can run here."""

@@ -88,6 +88,8 @@ class _Run:
 class Embedded:
     """An engine in this process, with `slots` guests at a time."""
 
+    refused = 0  # it is given no more than it has slots for
+
     def __init__(self, host: Host, *, slots: int) -> None:
         self._host = host
         self.slots = Slots(host.root, slots)

@@ -24,6 +24,7 @@ VERBS = [
     "up",
     "down",
     "ps",
+    "metrics",
     "plan",
     "render",
     "topologies",
