@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from mvmci.bench.bottleneck import Finding, named
+from mvmci.bench.curves import seen_at
 from mvmci.bench.knee import Knee
 from mvmci.bench.report import (
     CONTROL,
@@ -147,12 +148,9 @@ def in_order(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def at_knee(report: Report, candidate: str, profile: str) -> Diagnosis | None:
-    """What was seen where the knee is: at the first point beyond it, or at the last."""
+    """What was seen where the knee is."""
     curve = first_of(report.curves, candidate, profile)
-    knee = curve.knee.at if curve is not None else None
-    rows = sorted(of(report.diagnoses, candidate, profile), key=lambda one: one.workers)
-    beyond = [one for one in rows if knee is not None and one.workers >= knee]
-    return next(iter(beyond or rows[-1:]), None)
+    return seen_at(curve, of(report.diagnoses, candidate, profile))
 
 
 def lives(report: Report, candidate: str, profile: str) -> tuple[Life | None, Life | None]:

@@ -65,6 +65,13 @@ def find_knee(curve: Curve, *, seed: int = 1, share: float = SHARE) -> Knee:
     )
 
 
+def is_before(one: Knee, other: Knee) -> bool:
+    """Whether `one` is surely the earlier: each lies outside of the other's interval."""
+    if one.at is None or one.high is None:
+        return False
+    return one.at < other.low and (other.at is None or one.high < other.at)
+
+
 def means_of(curve: Curve) -> dict[int, float]:
     """One rate for each number of workers. Raises ValueError where the least number of them did nothing."""
     means = {workers: statistics.fmean(rates) for workers, rates in sorted(curve.items())}

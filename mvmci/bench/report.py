@@ -179,12 +179,13 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     cores: float
     memory_bytes: int
     disk_bytes_a_day: int
-    beyond: bool = False  # more than was measured
+    beyond: bool = False  # more than was seen to be carried
 
 
 class Sentence(msgspec.Struct, frozen=True, kw_only=True):
     """A sentence of the verdict, and the figures that it rests on: `curve/shared/waiting`,
-    `diagnosis/shared/waiting`, `latency/…`, `life/…`, `capacity/…`, `machine`."""
+    `diagnosis/shared/waiting`, `latency/…`, `life/…`, `flood/…`, `capacity/…`, `machine`, `windows`,
+    `counted`."""
 
     text: str
     figures: Sequence[str] = ()
@@ -249,7 +250,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     demands: Sequence[Demand] = ()
     capacity: Sequence[Capacity] = ()
     counted: Counted
-    verdict: Verdict
+    verdict: Verdict = Verdict(sentences=())  # drawn from all of the above, by `mvmci.bench.verdict`
 
 
 def encode(report: Report) -> bytes:

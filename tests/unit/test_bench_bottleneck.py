@@ -103,6 +103,18 @@ PLANTED: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         shared(executor={"round_trip_ms": 21}, workers={"order_ms": 22}, **LIGHT),
         [("way", "executor")],
     ),
+    "the executor's loop full, light": (
+        shared(executor={"ran": 0.7, "waited": 0.2, "idle": 0.3}, workers={"order_ms": 22}, **LIGHT),
+        [("loop", "executor")],
+    ),
+    "an executor that comes late, light": (
+        shared(executor={"late_ms": 4.5}, workers={"order_ms": 7, "late_ms": 0.4}, **LIGHT),
+        [],
+    ),
+    "the broker's link, light, which orders of `peer` go through too": (
+        shared(all_units={"round_trip_ms": 22}, workers={"order_ms": 44}, **LIGHT),
+        [("network", "")],
+    ),
     "a disk of 60 writes a second": (
         shared(write_ms=2_400, round_trip_ms=1.0, busy=0.1),
         [("sync", "broker")],

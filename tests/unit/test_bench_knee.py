@@ -9,9 +9,11 @@ import pytest
 
 from mvmci.bench.knee import (
     SHARE,
+    Knee,
     crossing,
     efficiency,
     find_knee,
+    is_before,
     means_of,
     next_workers,
 )
@@ -207,3 +209,31 @@ def test_windows_where_they_teach_most_narrow_the_interval_more_than_windows_in_
 def test_crossing_is_that_of_throughput() -> None:
     assert crossing({16: 1.0, 32: 0.5}) == pytest.approx(16 / SHARE)  # flat between: 16 jobs at once in all
     assert crossing({1: 1.0, 2: 0.95}) is None
+
+
+def between(at: float | None, low: float, high: float | None) -> Knee:
+    return Knee(at=at, low=low, high=high, between=None, most=48)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "before"),
+    [
+        ((16.3, 5.7, 19.4), (25.2, 24.2, 25.9), True),  # `shared` and the control, waiting
+        ((11.1, 9.5, 16.0), (25.2, 24.2, 25.9), True),
+        ((3.2, 2.6, 4.2), (4.0, 3.0, 4.9), False),  # the same of effects: the machine
+        ((3.5, 2.5, 5.8), (4.0, 3.0, 4.9), False),
+        ((3.5, 3.0, 5.8), (4.0, 3.6, 4.9), False),  # the other lies in the interval of the one
+        ((3.5, 3.0, 3.8), (4.0, 3.2, 4.9), False),  # and the one in that of the other
+        ((16.3, 5.7, 19.4), (None, 40.0, None), True),
+        ((16.3, 5.7, 19.4), (None, 12.0, None), False),
+        ((16.3, 5.7, None), (25.2, 24.2, 25.9), False),
+        ((None, 48.0, None), (None, 48.0, None), False),
+        ((25.2, 24.2, 25.9), (16.3, 5.7, 19.4), False),
+    ],
+)
+def test_one_knee_is_before_another_where_each_lies_outside_of_the_others_interval(
+    one: tuple[float | None, float, float | None],
+    other: tuple[float | None, float, float | None],
+    before: bool,
+) -> None:
+    assert is_before(between(*one), between(*other)) is before
