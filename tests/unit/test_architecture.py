@@ -43,6 +43,15 @@ RANKS = {name: rank for rank, names in enumerate(ORDER) for name in names}
 FACES = {"", "__main__"}  # the package, which imports nothing, and what `python -m mvmci` runs
 PURE = {"jobs", "cluster"}
 
+# What `mvmci bench` makes of what it measured.
+DECIDING = {
+    f"mvmci.bench.{name}"
+    for name in (
+        "bottleneck", "capacity", "charts", "curves", "figures", "knee", "law", "markup", "page", "report",
+        "style", "svg", "table", "verdict",
+    )
+}  # fmt: skip
+
 # The one module that imports each big library, and what only the command line imports. aiohttp is three
 # things: a client for guests, a client of executors, and a server; asyncssh is our keys, connections, and
 # what runs through them.
@@ -123,6 +132,13 @@ def test_the_domain_is_pure(module: str) -> None:
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
             assert name not in IMPURE_CALLS, f"{module}:{node.lineno} calls {name}()"
+
+
+@pytest.mark.parametrize("module", sorted(DECIDING))
+def test_what_decides_and_what_is_shown_follow_from_figures_alone(module: str) -> None:
+    """No clock, no I/O; and dice only of a seed, so that the same figures give the same answer."""
+    assert module in MODULES
+    assert not {target for target, _ in imports(module)} & (IMPURE - {"random"})
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.py")), ids=lambda path: path.stem)
