@@ -64,7 +64,7 @@ def test_the_subjects_of_the_protocol_are_those_of_the_layout() -> None:
     parts |= {"request": "<request>", "ticket": "<ticket>", "incarnation": "<incarnation>"}
     named = set(SUBJECT.findall((ROOT / "docs" / "protocol.md").read_text())) - {"<cluster>.job.<id>.>"}
     of_streams = ("message", "ready", "timer", "log", "member")
-    others = ("engine", "ping", "reply", "capacity", "enrol", "renew")
+    others = ("engine", "ping", "reply", "capacity", "enrol", "renew", "measure", "measured")
     subjects = {layout.setting(">"), layout.stored("job", "<id>"), layout.stored("log", "<id>")}
     for name in of_streams + others:
         subject = getattr(layout, name)

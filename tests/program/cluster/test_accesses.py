@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ ACCESSES = {
     "shared": "access: shared\nexecutors: {slots: 4}",
 }
 EXECUTORS = {"per-worker": 0, "pool": 2, "pool behind HAProxy": 2}  # one, where nothing is said
+MEASURED = ("control-plane", "worker", "executor")
 BALANCED = ("pool behind HAProxy",)  # those with a balancer
 TOPOLOGY = "cluster: demo\n{access}\nworkers: {{count: 2, slots: 4}}\nallow: {{http: ['{url}/*']}}\n"
 
@@ -138,6 +140,46 @@ def test_where_the_time_of_a_job_went_is_told_and_the_parts_add_up(way: Way, gue
     table = way.mvmci("list").text.splitlines()
     assert table[0].split()[4:8] == ["WAITED", "COMPILED", "RAN", "RECORDED"]
     assert "effects " in way.mvmci("status", job).text
+
+
+def test_metrics_are_of_every_unit_and_count_what_was_done(way: Way, guest: Guest) -> None:
+    assert way.mvmci("submit", guest("exit"), "--wait").code == 0
+    units = {unit["name"]: unit for unit in way.cluster.ps()["units"] if unit["role"] in MEASURED}
+    told: dict[str, Any] = {}
+
+    def is_counted() -> bool:
+        """What is watched is so while somebody asks: it comes with the next question at the latest."""
+        nonlocal told
+        told = way.mvmci.look("metrics", "--over", "1s")
+        found = {one["unit"]: one for one in told["units"]}
+        workers = [one for one in found.values() if one["role"] == "worker"]
+        return (
+            {name: one["role"] for name, one in found.items()}
+            == {name: unit["role"] for name, unit in units.items()}
+            and sum(one["jobs"].get("ended", 0) for one in workers) > 0
+            and sum(one["writes"]["count"] for one in found.values()) > 0
+            and sum(one["slot_us"] for one in workers) > 0
+            and all(one["late"]["count"] and one["round_trips"]["count"] for one in found.values())
+            and all(bool(one["orders"]["count"]) == (way.access != "per-worker") for one in workers)
+        )
+
+    until(is_counted, lambda: told)
+    assert told["broker"]["stored_messages"] > 0
+    assert told["broker"]["process"]["cpu_us"] > 0
+    (machine,) = told["machines"]
+    assert machine["ours"] >= 0
+    text = way.mvmci("metrics", "--prometheus").text
+    assert all(f'unit="{name}"' in text for name in units)
+    assert "mvmci_broker_stored_bytes " in text
+
+
+def test_an_executor_that_listens_tells_its_own_metrics_too(way: Way) -> None:
+    listening = [unit for unit in way.cluster.ps()["units"] if unit["role"] == "executor" and unit["address"]]
+    for unit in listening:
+        with urllib.request.urlopen(f"http://{unit['address']}/metrics") as answer:
+            text = answer.read().decode()
+        assert f'unit="{unit["name"]}"' in text
+    assert bool(listening) == (way.access in ("shared", *BALANCED))
 
 
 def test_a_cancel_ends_a_running_job(way: Way, guest: Guest) -> None:
