@@ -1,0 +1,94 @@
+"""Cluster files as they are measured: the same, but for what would decide the answer by arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mvmci.bench.stage import Wanted, as_measured, read_candidates, text_of
+from mvmci.cluster.topology import Topology, read_topology
+from mvmci.errors import Usage
+
+WANTED = Wanted(workers=32, slots=2)
+
+
+def topology(text: str) -> Topology:
+    return read_topology(f"cluster: demo\n{text}".encode(), name="demo.yaml")
+
+
+def written(folder: Path, name: str, text: str) -> Path:
+    file = folder / name
+    file.write_text(f"cluster: demo\n{text}")
+    return file
+
+
+def test_slots_of_executors_do_not_bind_and_it_is_said() -> None:
+    found, changed = as_measured(
+        topology("access: peer\nexecutors: {slots: 4}\nworkers: {slots: 2}"), "bench-1", WANTED
+    )
+    assert found.executors is not None and found.executors.slots is not None
+    assert found.executors.slots >= 32 * 2
+    assert changed == [f"executors.slots: {found.executors.slots} instead of 4"]
+
+
+def test_as_it_is_slots_stay() -> None:
+    wanted = Wanted(workers=4, slots=2, as_is=True)
+    found, changed = as_measured(
+        topology("access: peer\nexecutors: {slots: 1}\nworkers: {slots: 3}"), "b", wanted
+    )
+    assert found.executors is not None
+    assert (found.executors.slots, found.groups[0].slots, changed) == (1, 3, [])
+
+
+def test_there_are_as_many_workers_as_are_measured_at_most_and_one_group_of_them() -> None:
+    text = "workers: [{name: a, count: 3, queues: [x]}, {name: b, hosts: [h], slots: 8}]\nhosts: {h: {}}"
+    found, changed = as_measured(topology(text), "bench-1", WANTED)
+    (group,) = found.groups
+    assert (found.cluster, group.count, group.slots, group.hosts) == ("bench-1", 32, 2, ("h",))
+    assert group.queues == ("default",)
+    assert "workers: one group instead of 2" in changed
+
+
+def test_jobs_may_ask_for_what_the_load_needs_beside_what_the_file_allows() -> None:
+    wanted = Wanted(workers=1, slots=1, http=("http://127.0.0.1:8/*",))
+    found, _ = as_measured(topology("workers: {}\nallow: {http: ['http://x/*']}"), "b", wanted)
+    assert found.allow.http == ("http://x/*", "http://127.0.0.1:8/*")
+
+
+@pytest.mark.parametrize("file", sorted(Path("topologies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_is_written_says_the_same(file: Path) -> None:
+    found, _ = as_measured(read_topology(file.read_bytes(), name=file.name), "bench-1", WANTED)
+    assert read_topology(text_of(found), name="again.yaml") == found
+
+
+def test_without_an_access_that_shares_nothing_there_is_a_control(tmp_path: Path) -> None:
+    peer = written(tmp_path, "peer.yaml", "access: peer\nexecutors: {slots: 4}\nworkers: {slots: 3}")
+    found, slots = read_candidates([peer], slots=None)
+    assert ({name: one.access for name, one in found.items()}, slots) == (
+        {"peer": "peer", "control": "per-worker"},
+        3,
+    )
+    assert found["control"].executors is None
+
+
+def test_files_that_differ_are_measured_with_workers_of_two_slots(tmp_path: Path) -> None:
+    files = [written(tmp_path, f"{n}.yaml", f"workers: {{slots: {n}}}") for n in (3, 4)]
+    assert read_candidates(files, slots=None)[1] == 2
+    assert read_candidates(files, slots=5)[1] == 5
+
+
+def test_candidates_are_named_by_their_files_so_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    files = [written(folder, "a.yaml", "workers: {}") for folder in (tmp_path, tmp_path / "other")]
+    with pytest.raises(Usage, match="two files are named a"):
+        read_candidates(files, slots=None)
+
+
+def test_the_files_that_a_file_names_are_found_from_elsewhere(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "a.yaml", "plugin: mine.py\nworkers: {}\nbroker: {url: 'nats://h:1', credentials: x.creds}"
+    )
+    (found, _) = read_candidates([file], slots=None)
+    assert found["a"].plugin == str(tmp_path / "mine.py")
+    assert found["a"].broker.credentials == str(tmp_path / "x.creds")
