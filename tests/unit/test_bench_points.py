@@ -1,0 +1,78 @@
+"""Which window comes next: each number of workers once, what is to be repeated, then the widest interval."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from mvmci.bench.points import REPEATS_MAX, Point, Points
+
+LEVELS = {"waiting": (1, 2, 4, 8), "light": (1, 2)}
+CANDIDATES = ("per-worker", "peer")
+
+
+def linear(point: Point) -> float:
+    return 10.0 * point.workers
+
+
+def first_pass(points: Points) -> list[Point]:
+    taken = []
+    while points.left:
+        taken.append(point := points.next())
+        points.add(point, linear(point), marked=False)
+    return taken
+
+
+def test_each_number_of_workers_is_measured_once_from_few_to_many() -> None:
+    taken = first_pass(Points(CANDIDATES, LEVELS))
+    wanted = [(one, profile, n) for one in CANDIDATES for profile, counts in LEVELS.items() for n in counts]
+    assert sorted(taken) == sorted(wanted)
+    assert [point.workers for point in taken] == sorted(point.workers for point in taken)
+
+
+def test_candidates_take_turns_in_an_order_of_chance_that_a_seed_repeats() -> None:
+    orders = [first_pass(Points(CANDIDATES, LEVELS, seed=seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+def test_far_beyond_the_line_no_more_workers_are_measured() -> None:
+    points = Points(["peer"], {"waiting": (1, 2, 4, 8)})
+    taken = []
+    while points.left:
+        taken.append(point := points.next())
+        points.add(point, 10.0 + point.workers, marked=False)
+    assert [point.workers for point in taken] == [1, 2, 4]  # at 4 they do 14 of 44
+
+
+def test_a_marked_window_comes_again_and_counts_at_last() -> None:
+    points = Points(["peer"], {"waiting": (1,)})
+    counted = [points.add(points.next(), 10.0, marked=True) for _ in range(REPEATS_MAX + 1)]
+    assert counted == [False] * REPEATS_MAX + [True]
+    assert points.curve("peer", "waiting") == {1: [10.0]}
+
+
+def test_a_machine_that_is_never_quiet_does_not_repeat_for_ever() -> None:
+    points, counted = Points(CANDIDATES, LEVELS), Counter[bool]()
+    for _ in range(200):
+        point = points.next()
+        counted[points.add(point, linear(point), marked=True)] += 1
+    assert counted[False] <= 51
+
+
+def test_then_the_knee_that_is_known_least_is_measured() -> None:
+    points = Points(CANDIDATES, {"waiting": (1, 2, 4, 8)})
+    first_pass(points)
+    for _ in range(6):  # of these, one is known well and bends nowhere
+        for workers in (1, 2, 4, 8):
+            points.add(Point("per-worker", "waiting", workers), 10.0 * workers, marked=False)
+    for rate in (5.0, 9.0):  # and the other is not
+        points.add(Point("peer", "waiting", 8), 8 * rate, marked=False)
+    assert {points.next().candidate for _ in range(10)} == {"peer"}
+
+
+@pytest.mark.parametrize("levels", [(1,), (4,)])
+def test_one_number_of_workers_alone_is_repeated(levels: tuple[int, ...]) -> None:
+    points = Points(["peer"], {"waiting": levels})
+    first_pass(points)
+    assert points.next() == Point("peer", "waiting", *levels)
