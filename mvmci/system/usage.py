@@ -92,7 +92,7 @@ def process(pid: int | None = None) -> Process:
     pid = pid or os.getpid()
     ran, waited = _schedule(f"/proc/{pid}/task/{pid}")
     own, ended = _cpu_us(pid)
-    family = list(_descendants(pid))
+    family = list(descendants(pid))
     used = [_cpu_us(one) for one in family]
     return Process(
         loop_ran_us=ran,
@@ -105,11 +105,12 @@ def process(pid: int | None = None) -> Process:
     )
 
 
-def _descendants(pid: int) -> Iterator[int]:
+def descendants(pid: int) -> Iterator[int]:
+    """The processes that it started, and those that these did."""
     for thread in _names(f"/proc/{pid}/task"):
         for child in map(int, _text(f"/proc/{pid}/task/{thread}/children").split()):
             yield child
-            yield from _descendants(child)
+            yield from descendants(child)
 
 
 def _schedule(where: str) -> tuple[int, int]:
@@ -146,9 +147,16 @@ def cgroup() -> Cgroup:
     )
 
 
-def _cgroup_folders(controller: str) -> Iterator[str]:
+def quota_file(pid: int) -> Path | None:
+    """Where the innermost quota of a processor stands that bounds that process; None where there is none."""
+    names = ("cpu.max", "cpu.cfs_quota_us")
+    files = [Path(folder, name) for folder in _cgroup_folders("cpu", pid) for name in names]
+    return next((file for file in files if _text(str(file))[:1].isdecimal()), None)
+
+
+def _cgroup_folders(controller: str, pid: int | None = None) -> Iterator[str]:
     """From the innermost on. In a container, those outside of it are not there."""
-    for line in _text("/proc/self/cgroup").splitlines():
+    for line in _text(f"/proc/{pid or 'self'}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0" or controller in controllers.split(","):
             base = Path("/sys/fs/cgroup") / (controller if number != "0" else "")

@@ -1,0 +1,235 @@
+"""What was seen of a cluster between two looks: of its units, by what they tell; of this machine, by /proc.
+
+Shares are of the time between, of a processor for a loop and of all processors for a machine. Where units are
+on other machines, each tells of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import msgspec
+
+from mvmci.bench.bottleneck import Evidence, Loop
+from mvmci.bench.stage import Staged
+from mvmci.cluster.metrics import UnitMetrics
+from mvmci.deploy.operate import open_admin
+from mvmci.deploy.state import ClusterState
+from mvmci.errors import MvmciError
+from mvmci.runtimes.local.messages import SupervisorFiles, SupervisorProcess
+from mvmci.stores.nats import Cluster
+from mvmci.system import usage
+from mvmci.system.tasks import cancel
+
+ASKED = ("worker", "executor", "control-plane")  # roles of units that tell
+PROBE_EVERY_S = 0.2
+_PROBE_KEY = "probe"  # in CONFIG: written, and read by nobody
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Counters at one moment. `family` is this process with all that it started, `own` it alone, `cluster`
+    the processes of a cluster. No `units`: they were not asked."""
+
+    at: float
+    machine: usage.Machine
+    family_us: int
+    own: usage.Process
+    cluster_us: int
+    units: Mapping[str, UnitMetrics] = field(default_factory=dict)
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What two looks come to. Times are medians, in ms; 0 is not known."""
+
+    seconds: float
+    busy: float
+    others: float
+    cluster_us: int
+    generator: Loop
+    units: Sequence[Loop] = ()
+    slots_taken: float = 0.0
+    in_slot_ms: float = 0.0
+    order_ms: float = 0.0
+    killed: int = 0
+    memory: dict[str, int] = {}  # bytes of one unit, by role
+    write_ms: float = 0.0
+    round_trip_ms: float = 0.0
+
+
+async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
+    """One look at a candidate; its `units` are asked, and watch for `watch_s` from then on."""
+    told = {}
+    if units or not staged.is_local:
+        names = {unit.name for unit in staged.units if unit.role in ASKED}
+        told = await staged.asker.ask(names, watch_s=watch_s)
+    own = usage.process()
+    return Look(
+        at=time.monotonic(),
+        machine=usage.machine(),
+        family_us=own.cpu_us + own.children_us,
+        own=own,
+        cluster_us=_cluster_us(staged, told.values()),
+        units=told,
+    )
+
+
+def _cluster_us(staged: Staged, told: Collection[UnitMetrics]) -> int:
+    """Processor time of a cluster: of its supervisor's family here, else of all units that tell."""
+    if not staged.is_local:
+        return sum(one.process.cpu_us + one.process.children_us for one in told)
+    file = SupervisorFiles(staged.state.folder).supervisor
+    found = usage.process(msgspec.json.decode(file.read_bytes(), type=SupervisorProcess).pid)
+    return found.cpu_us + found.children_us
+
+
+def seen_between(before: Look, after: Look, *, is_local: bool, slotted: Collection[str]) -> Seen:
+    """What happened between two looks; slots are those of the units `slotted`."""
+    seconds = after.at - before.at
+    generator = _loop("load", "generator", before.own, after.own, seconds)
+    pairs = [(before.units[unit], now) for unit, now in after.units.items() if unit in before.units]
+    units = [_unit(then, now) for then, now in pairs]
+    slots = [(then, now) for then, now in pairs if now.unit in slotted]
+    took_us = sum(now.slot_us - then.slot_us for then, now in slots)
+    room_us = sum(now.slots * (now.at_us - then.at_us) for then, now in slots)
+    jobs = sum(runs(now) - runs(then) for then, now in slots)
+    busy, others = _fullest(before, after, pairs, is_local=is_local)
+    idle = 1 - _busy(before.machine, after.machine, seconds * 1e6)
+    return Seen(
+        seconds=seconds,
+        busy=busy,
+        others=others,
+        cluster_us=after.cluster_us - before.cluster_us,
+        generator=msgspec.structs.replace(generator, idle=idle),
+        units=units,
+        slots_taken=took_us / room_us if room_us else 0.0,
+        in_slot_ms=took_us / jobs / 1000 if jobs else 0.0,
+        order_ms=min((one.order_ms for one in units if one.order_ms), default=0.0),
+        memory=_memory(after),
+        killed=max((now.cgroup.killed - then.cgroup.killed for then, now in pairs), default=0),
+    )
+
+
+def _loop(unit: str, role: str, then: usage.Process, now: usage.Process, seconds: float) -> Loop:
+    return Loop(
+        unit=unit,
+        role=role,
+        idle=0.0,
+        ran=(now.loop_ran_us - then.loop_ran_us) / 1e6 / seconds,
+        waited=(now.loop_waited_us - then.loop_waited_us) / 1e6 / seconds,
+    )
+
+
+def _unit(then: UnitMetrics, now: UnitMetrics) -> Loop:
+    us = now.at_us - then.at_us
+    loop = _loop(now.unit, now.role, then.process, now.process, us / 1e6)
+    return msgspec.structs.replace(
+        loop,
+        idle=1 - _busy(then.machine, now.machine, us),
+        late_ms=now.late.since(then.late).quantile_us(0.5) / 1000,
+        round_trip_ms=now.round_trips.since(then.round_trips).quantile_us(0.5) / 1000,
+        order_ms=now.orders.since(then.orders).quantile_us(0.5) / 1000,
+        throttled=(now.cgroup.throttled_us - then.cgroup.throttled_us) / us,
+    )
+
+
+def _memory(seen: Look) -> dict[str, int]:
+    by_role: dict[str, list[int]] = {}
+    for one in seen.units.values():
+        by_role.setdefault(one.role, []).append(one.process.memory_bytes)
+    return {role: sum(sizes) // len(sizes) for role, sizes in by_role.items()}
+
+
+def runs(one: UnitMetrics) -> int:
+    """How many runs have ended there: other counts are of jobs that it was offered."""
+    return sum(count for kind, count in one.jobs.items() if kind not in ("taken", "refused"))
+
+
+def _busy(then: usage.Machine, now: usage.Machine, us: float) -> float:
+    return (now.busy_us - then.busy_us) / (now.processors * us)
+
+
+def _fullest(
+    before: Look, after: Look, pairs: Sequence[tuple[UnitMetrics, UnitMetrics]], *, is_local: bool
+) -> tuple[float, float]:
+    """How busy the fullest machine was, and by how much others were the reason on the one where they took
+    most."""
+    used = {after.machine.boot: after.family_us - before.family_us}
+    found = {after.machine.boot: (before.machine, after.machine, (after.at - before.at) * 1e6)}
+    for then, now in pairs if not is_local else ():
+        boot, process = now.machine.boot, now.process
+        took = process.cpu_us + process.children_us - then.process.cpu_us - then.process.children_us
+        used[boot] = used.get(boot, 0) + took
+        found.setdefault(boot, (then.machine, now.machine, now.at_us - then.at_us))
+    busy = {boot: _busy(*one) for boot, one in found.items()}
+    others = (busy[boot] - used[boot] / (now.processors * us) for boot, (_, now, us) in found.items())
+    return max(busy.values()), max(0.0, *others)
+
+
+def weigh(load: Seen, rest: Seen, *, failed: int) -> Evidence:
+    """What speaks for a bottleneck: a cluster under load, and the same with one job at a time."""
+    return Evidence(
+        generator=load.generator,
+        units=load.units,
+        busy=load.busy,
+        others=load.others,
+        slots_taken=load.slots_taken,
+        in_slot_ms=load.in_slot_ms,
+        in_slot_alone_ms=rest.in_slot_ms,
+        write_ms=load.write_ms,
+        write_alone_ms=rest.write_ms,
+        round_trip_ms=load.round_trip_ms,
+        round_trip_alone_ms=rest.round_trip_ms,
+        order_alone_ms=rest.order_ms,
+        killed=load.killed,
+        failed=failed,
+    )
+
+
+class Probe:
+    """A lone write and a round trip, again and again on a connection of its own: the load's own writes wait
+    for each other (group commit), and say less of the broker's disk."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._writes: list[float] = []
+        self._round_trips: list[float] = []
+
+    async def run(self) -> NoReturn:
+        """Until cancelled."""
+        while True:
+            with contextlib.suppress(MvmciError):
+                self._round_trips.append(await _timed(self._cluster.link.round_trip()))
+                self._writes.append(await _timed(self._cluster.config.put(_PROBE_KEY, b"{}")))
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    def medians_ms(self) -> tuple[float, float]:
+        """Of writes and of round trips since this was last asked; 0 where there were none."""
+        found = [statistics.median(one) if one else 0.0 for one in (self._writes, self._round_trips)]
+        self._writes, self._round_trips = [], []
+        return found[0], found[1]
+
+
+async def _timed(work: Awaitable[object]) -> float:
+    began = time.perf_counter()
+    await work
+    return (time.perf_counter() - began) * 1000
+
+
+@asynccontextmanager
+async def probing(state: ClusterState) -> AsyncIterator[Probe]:
+    """A probe at work. Raises StoreUnavailable."""
+    async with open_admin(state) as cluster:
+        probe = Probe(cluster)
+        running = asyncio.create_task(probe.run(), name="probe")
+        try:
+            yield probe
+        finally:
+            await cancel(running)

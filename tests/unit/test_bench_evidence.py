@@ -1,0 +1,98 @@
+"""What two looks come to: shares of the time between, of loops, slots and machines."""
+
+from __future__ import annotations
+
+import pytest
+
+from mvmci.bench.evidence import Look, seen_between
+from mvmci.cluster.metrics import Histogram, UnitMetrics
+from mvmci.system.usage import Cgroup, Machine, Process
+
+US = 1_000_000
+IDLE = Process(
+    loop_ran_us=0,
+    loop_waited_us=0,
+    cpu_us=0,
+    children_us=0,
+    children_waited_us=0,
+    memory_bytes=0,
+    files=0,
+)
+
+
+def machine(busy_s: float, *, boot: str = "a", processors: int = 2) -> Machine:
+    return Machine(
+        boot=boot,
+        processors=processors,
+        busy_us=int(busy_s * US),
+        memory_bytes=1 << 30,
+        free_bytes=1 << 29,
+        stalled={},
+    )
+
+
+def unit(at_s: float, name: str = "executor-1", **more: object) -> UnitMetrics:
+    told: dict[str, object] = {
+        "role": name.rpartition("-")[0],
+        "machine": machine(0.0),
+        "process": IDLE,
+        "cgroup": Cgroup(throttled_us=0, killed=0, memory_bytes_max=0),
+        "slots": 2,
+    }
+    empty = {name: Histogram() for name in ("writes", "orders", "late", "round_trips")}
+    return UnitMetrics(unit=name, incarnation="i", host="h", at_us=int(at_s * US), **empty, **(told | more))  # type: ignore[arg-type]
+
+
+def look(at_s: float, *units: UnitMetrics, busy_s: float = 0.0, family_s: float = 0.0) -> Look:
+    return Look(
+        at=at_s,
+        machine=machine(busy_s),
+        family_us=int(family_s * US),
+        own=IDLE,
+        cluster_us=0,
+        units={one.unit: one for one in units},
+    )
+
+
+def process(**more: float) -> Process:
+    told = {name: int(seconds * US) for name, seconds in more.items()}
+    return Process(**({name: getattr(IDLE, name) for name in IDLE.__struct_fields__} | told))
+
+
+def test_others_are_what_neither_the_cluster_nor_the_load_took_of_all_processors() -> None:
+    seen = seen_between(look(0), look(10, busy_s=15, family_s=9), is_local=True, slotted=())
+    assert (seen.busy, seen.others) == (pytest.approx(0.75), pytest.approx(0.3))
+
+
+def test_of_units_elsewhere_each_machine_is_seen_by_what_they_tell() -> None:
+    before = look(0, unit(100, machine=machine(0, boot="b", processors=4)))
+    used = process(cpu_us=2.0, children_us=10.0)
+    after = look(10, unit(110, machine=machine(36, boot="b", processors=4), process=used))
+    seen = seen_between(before, after, is_local=False, slotted=())
+    assert (seen.busy, seen.others) == (pytest.approx(0.9), pytest.approx(0.6))
+
+
+def test_a_loop_ran_and_waited_for_so_much_of_its_own_time() -> None:
+    before = look(0, unit(100))
+    after = look(10, unit(120, process=process(loop_ran_us=5.0, loop_waited_us=1.0), machine=machine(10)))
+    (loop,) = seen_between(before, after, is_local=True, slotted=()).units
+    assert (loop.unit, loop.role) == ("executor-1", "executor")
+    assert (loop.ran, loop.waited, loop.idle) == (
+        pytest.approx(0.25),
+        pytest.approx(0.05),
+        pytest.approx(0.75),
+    )
+
+
+def test_slots_are_those_of_the_units_that_are_looked_at() -> None:
+    before = look(0, unit(0), unit(0, "worker-1", slots=8))
+    jobs = {"succeeded": 30, "taken": 30, "refused": 900}
+    after = look(10, unit(10, slot_us=15 * US, jobs=jobs), unit(10, "worker-1", slots=8, slot_us=80 * US))
+    seen = seen_between(before, after, is_local=True, slotted={"executor-1"})
+    assert (seen.slots_taken, seen.in_slot_ms) == (pytest.approx(0.75), pytest.approx(500))
+
+
+def test_a_unit_that_tells_nothing_is_left_out() -> None:
+    before, after = look(0, unit(0), unit(0, "worker-1")), look(10, unit(10), unit(10, "worker-2"))
+    seen = seen_between(before, after, is_local=True, slotted=())
+    assert [one.unit for one in seen.units] == ["executor-1"]
