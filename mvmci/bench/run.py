@@ -1,0 +1,344 @@
+"""What is measured on candidates that are up, and in which order.
+
+warm      every slot has run a job
+rest      one job at a time: what all takes when nothing waits
+windows   throughput by workers, as `Points` says, until the time that the rest needs
+diagnose  at each knee: what bounds it, where a job's time goes, what it takes
+latency   of all candidates at one rate
+raise     what was named: where the rate moves, the name stands
+flood     so many jobs at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from mvmci.bench import load
+from mvmci.bench.bottleneck import find, tried
+from mvmci.bench.curves import draw
+from mvmci.bench.evidence import Look, Seen, look, probing, runs, seen_between, weigh
+from mvmci.bench.load import Loaded, closed, open_loop, percentiles
+from mvmci.bench.points import Point, Points
+from mvmci.bench.profiles import Work
+from mvmci.bench.raising import raised
+from mvmci.bench.report import Curve, Demand, Diagnosis, Flood, Latency, Life, Window
+from mvmci.bench.stage import Staged
+from mvmci.journals.reader import load as read_journal
+
+WINDOW_S, SETTLE_S, REST_S = 4.0, 0.7, 2.0
+LATENCY_S_MAX, LATENCY_JOBS = 12.0, 1_000  # enough for a p99
+LATENCY_SHARE = 0.5  # of the rate at the knee
+RAISE_S = 60.0  # for what is raised, in all
+WARM_S_MAX = 120.0
+LIVES = 200  # journals that are read for where the time goes
+OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT = 0.15, 0.1, 1.0, 0.1  # what marks a window
+DRIFT_KNOWN = 5  # windows, before one can differ from them
+NOISE = 0.05  # between windows of one point, where there is but one
+CALIBRATION = 100_000  # rounds of a fixed piece of work: some ms
+
+Key = tuple[str, str]  # a candidate and a profile
+
+
+@dataclass
+class Found:
+    """What a run has found so far."""
+
+    windows: list[Window] = field(default_factory=list)
+    heard: int = 0  # ends in windows, as they were counted
+    recorded: int = 0  # and by the journals
+    rest: dict[Key, Seen] = field(default_factory=dict)
+    lives: list[Life] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    demands: list[Demand] = field(default_factory=list)
+    latencies: list[Latency] = field(default_factory=list)
+    floods: list[Flood] = field(default_factory=list)
+
+
+class Run:
+    """One run over candidates that are up. `works` has the jobs of each candidate under each profile."""
+
+    def __init__(
+        self, staged: Sequence[Staged], works: Mapping[Key, Work], points: Points, tell: Callable[[str], None]
+    ) -> None:
+        self._staged = {one.name: one for one in staged}
+        self._works = works
+        self._points = points
+        self._began = time.monotonic()
+        self._tell = tell
+        self.found = Found()
+
+    async def measure(self, ends_at: float, *, rate: float | None = None, floods: Sequence[int] = ()) -> None:
+        """All of it, until about `ends_at` by the monotonic clock; latencies at `rate` if given.
+
+        Raises MvmciError.
+        """
+        for key in self._works:
+            await self.warm(*key)
+        for key in self._works:
+            await self.rest(*key)
+        after = len(self._works) * (2 * WINDOW_S + LATENCY_S_MAX + 4 * SETTLE_S) + RAISE_S
+        while self._points.left or time.monotonic() < ends_at - after:
+            await self.window(self._points.next())
+        for key in self._works:
+            knee = self.curve(*key).knee
+            await self.diagnose(*key, knee.between[1] if knee.between else knee.most)
+        for profile in dict.fromkeys(profile for _, profile in self._works):
+            await self.latency(profile, rate)
+        for number in range(len(self.found.diagnoses)):
+            await self.raise_(number)
+        for jobs in floods:
+            for key in self._works:
+                await self.flood(*key, jobs)
+
+    def curve(self, candidate: str, profile: str) -> Curve:
+        """That of a candidate so far."""
+        own = [one for one in self.found.windows if (one.candidate, one.profile) == (candidate, profile)]
+        (found,) = draw([self._staged[candidate].candidate], own, [])
+        return found
+
+    # ---- before
+
+    async def warm(self, candidate: str, profile: str) -> None:
+        """Run jobs until every slot has run one: the first in each takes longer than all others."""
+        staged, work = self._staged[candidate], self._works[candidate, profile]
+        self._tell(f"{candidate}, {profile}: warming every slot")
+        await staged.set_workers(staged.most)
+        cold = staged.engines
+        async with asyncio.timeout(WARM_S_MAX), closed(staged.client, work, staged.jobs_at_once) as loop:
+            while cold:
+                await loop.window(SETTLE_S)
+                told = await staged.asker.ask(cold)
+                cold -= {unit for unit, one in told.items() if runs(one) >= one.slots}
+
+    async def rest(self, candidate: str, profile: str) -> None:
+        """One worker, one job at a time."""
+        staged = self._staged[candidate]
+        self._tell(f"{candidate}, {profile}: one job at a time")
+        await staged.set_workers(1)
+        seen, loaded = await self._watched(staged, profile, at_once=1, seconds=REST_S)
+        self.found.rest[candidate, profile] = seen
+        self.found.lives.append(await self._life(staged, profile, loaded, alone=True))
+
+    # ---- windows
+
+    async def window(self, point: Point) -> None:
+        """One window of a closed loop, and whether it counts."""
+        staged, work = self._staged[point.candidate], self._works[point.candidate, point.profile]
+        await staged.set_workers(point.workers)
+        calibration_us = calibrate()
+        async with closed(staged.client, work, staged.jobs_at_once) as loop:
+            await loop.window(SETTLE_S)
+            before = await look(staged, units=False)
+            loaded = await loop.window(WINDOW_S)
+            after = await look(staged, units=False)
+        window = self._window(staged, point.profile, loaded, before, after, calibration_us)
+        counts = self._points.add(point, window.rate, marked=bool(window.marks))
+        self.found.windows.append(msgspec.structs.replace(window, counts=counts))
+        marks = f" ({'; '.join(window.marks)}: {'kept' if counts else 'again'})" if window.marks else ""
+        self._tell(
+            f"{point.candidate}, {point.profile}, {point.workers} workers: {window.rate:.4g} jobs/s{marks}"
+        )
+
+    def _window(
+        self, staged: Staged, profile: str, loaded: Loaded, before: Look, after: Look, calibration_us: int = 0
+    ) -> Window:
+        """The window that `loaded` was, with what speaks against it."""
+        seen = seen_between(before, after, is_local=staged.is_local, slotted=())
+        window = Window(
+            number=len(self.found.windows) + 1,
+            candidate=staged.name,
+            profile=profile,
+            workers=staged.workers,
+            loop=loaded.loop,
+            at_once=loaded.at_once,
+            planned=loaded.planned,
+            began_s=loaded.began - self._began,
+            seconds=loaded.seconds,
+            ended=loaded.ended,
+            failed=loaded.failed,
+            samples_us=loaded.samples_us,
+            sent_us=loaded.sent_us,
+            late_ms=loaded.late_ms,
+            busy=seen.busy,
+            others=seen.others,
+            calibration_us=calibration_us,
+        )
+        self._count(loaded)
+        return msgspec.structs.replace(window, marks=self._marks(window))
+
+    def _count(self, loaded: Loaded) -> None:
+        self.found.heard += loaded.ended
+        self.found.recorded += loaded.recorded
+
+    def _marks(self, window: Window) -> list[str]:
+        marks = []
+        if window.others > OTHERS_MANY:
+            marks.append(f"other programs took {window.others:.0%} of the machine")
+        p50_ms = statistics.median(window.samples_us or [0]) / 1000
+        if window.late_ms > max(LATE_MS, LATE_SHARE * p50_ms):
+            marks.append(f"the load came {window.late_ms:.1f} ms late")
+        known = [one.calibration_us for one in self.found.windows if one.calibration_us]
+        if window.calibration_us and len(known) >= DRIFT_KNOWN:
+            off = window.calibration_us / statistics.median(known) - 1
+            if abs(off) > DRIFT:
+                marks.append(f"the processor was {abs(off):.0%} {'slower' if off > 0 else 'quicker'}")
+        return marks
+
+    # ---- what bounds it
+
+    async def _watched(
+        self, staged: Staged, profile: str, *, at_once: int, seconds: float
+    ) -> tuple[Seen, Loaded]:
+        """A closed loop while units watch, and lone writes are timed."""
+        work = self._works[staged.name, profile]
+        async with probing(staged.state) as probe, closed(staged.client, work, at_once) as loop:
+            await loop.window(SETTLE_S)
+            before = await look(staged, units=True, watch_s=seconds + SETTLE_S)
+            probe.medians_ms()
+            loaded = await loop.window(seconds)
+            write_ms, round_trip_ms = probe.medians_ms()
+            after = await look(staged, units=True)
+        self._count(loaded)
+        seen = seen_between(before, after, is_local=staged.is_local, slotted=staged.executors)
+        return msgspec.structs.replace(seen, write_ms=write_ms, round_trip_ms=round_trip_ms), loaded
+
+    async def diagnose(self, candidate: str, profile: str, workers: int) -> Diagnosis:
+        """What bounds so many workers, where the time of a job goes there, and what it takes."""
+        staged = self._staged[candidate]
+        self._tell(f"{candidate}, {profile}: what bounds {workers} workers")
+        await staged.set_workers(workers)
+        before = await staged.stored_bytes()
+        seen, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
+        stored = await staged.stored_bytes() - before
+        weighed = weigh(seen, self.found.rest[candidate, profile], failed=loaded.failed)
+        diagnosis = Diagnosis(
+            candidate=candidate,
+            profile=profile,
+            workers=workers,
+            rate=loaded.ended / loaded.seconds,
+            evidence=weighed,
+            findings=find(weighed),
+        )
+        self.found.diagnoses.append(diagnosis)
+        self.found.lives.append(await self._life(staged, profile, loaded, alone=False))
+        if loaded.ended:
+            whole_s = (
+                loaded.over - loaded.began
+            )  # slots are taken and given up outside of the counted time too
+            self.found.demands.append(
+                Demand(
+                    candidate=candidate,
+                    profile=profile,
+                    workers=workers,
+                    cpu_ms=seen.cluster_us / 1000 / loaded.ended * loaded.seconds / whole_s,
+                    worker_bytes=seen.memory.get("worker", 0),
+                    executor_bytes=seen.memory.get("executor", 0),
+                    broker_bytes=round(stored / (diagnosis.rate * (whole_s + SETTLE_S))),
+                )
+            )
+        return diagnosis
+
+    async def _life(self, staged: Staged, profile: str, loaded: Loaded, *, alone: bool) -> Life:
+        """Where the time of the jobs of a window went, by their journals."""
+        parts: Counter[str] = Counter()
+        ids = loaded.ids[:LIVES]
+        for job in ids:
+            journal = await read_journal(staged.cluster.store, job)
+            parts["queue"] += journal.queued_us or 0
+            parts.update(msgspec.structs.asdict(journal.state.times))
+        return Life(
+            candidate=staged.name,
+            profile=profile,
+            workers=staged.workers,
+            alone=alone,
+            jobs=len(ids),
+            parts={part: us / 1000 / len(ids) for part, us in parts.items()} if ids else {},
+        )
+
+    async def raise_(self, number: int) -> None:
+        """Raise what a diagnosis names first: its finding then stands, or does not."""
+        diagnosis = self.found.diagnoses[number]
+        if not diagnosis.findings:
+            return
+        staged, (first, *others) = self._staged[diagnosis.candidate], diagnosis.findings
+        async with raised(staged, first, self._tell) as given:
+            if given is None:
+                return
+            self._tell(f"{staged.name}, {diagnosis.profile}: raised {first.cause}, {' to '.join(given)}")
+            await self.warm(staged.name, diagnosis.profile)
+            await staged.set_workers(diagnosis.workers)
+            _, loaded = await self._watched(
+                staged, diagnosis.profile, at_once=staged.jobs_at_once, seconds=WINDOW_S
+            )
+        rate = loaded.ended / loaded.seconds
+        key = staged.name, diagnosis.profile, diagnosis.workers
+        rates = [one.rate for one in self.found.windows if (one.candidate, one.profile, one.workers) == key]
+        noise = statistics.stdev(rates) / statistics.fmean(rates) if len(rates) > 1 else NOISE
+        first = tried(first, given, (diagnosis.rate, rate), noise)
+        self.found.diagnoses[number] = msgspec.structs.replace(diagnosis, findings=(first, *others))
+
+    # ---- latency, floods
+
+    async def latency(self, profile: str, rate: float | None) -> None:
+        """Of all candidates at one rate and with as many workers, below each knee."""
+        curves = [self.curve(*key) for key in self._works if key[1] == profile]
+        workers = min(one.knee.between[0] if one.knee.between else one.knee.most for one in curves)
+        below = [one.means[max(n for n in one.means if n <= workers)] for one in curves]
+        common = rate or LATENCY_SHARE * min(below)
+        alone_ms = {
+            one.candidate: sum(one.parts.values())
+            for one in self.found.lives
+            if one.alone and one.profile == profile
+        }
+        for curve in curves:
+            staged, work = self._staged[curve.candidate], self._works[curve.candidate, profile]
+            self._tell(f"{curve.candidate}, {profile}: latency at {common:.3g} jobs/s")
+            await staged.set_workers(workers)
+            at_once = max(1, round(common * alone_ms[curve.candidate] / 1000))  # Little's law
+            async with closed(staged.client, work, at_once) as loop:
+                await loop.window(SETTLE_S)
+                shut = await loop.window(WINDOW_S)
+            self._count(shut)
+            before = await look(staged, units=False)
+            seconds = min(LATENCY_S_MAX, max(WINDOW_S, LATENCY_JOBS / common))
+            opened = await open_loop(staged.client, work, common, seconds)
+            after = await look(staged, units=False)
+            self.found.windows.append(self._window(staged, profile, opened, before, after))
+            self.found.latencies.append(
+                Latency(
+                    candidate=staged.name,
+                    profile=profile,
+                    workers=workers,
+                    rate=common,
+                    jobs=opened.ended,
+                    planned=percentiles(opened.samples_us),
+                    sent=percentiles(opened.sent_us),
+                    closed=percentiles(shut.samples_us),
+                )
+            )
+
+    async def flood(self, candidate: str, profile: str, jobs: int) -> None:
+        """So many jobs at once, with all workers."""
+        staged = self._staged[candidate]
+        self._tell(f"{candidate}, {profile}: {jobs} jobs at once")
+        await staged.set_workers(staged.most)
+        found = await load.flood(staged.client, self._works[candidate, profile], jobs)
+        self.found.floods.append(
+            Flood(candidate=candidate, profile=profile, workers=staged.most, **found._asdict())
+        )
+
+
+def calibrate() -> int:
+    """µs of processor time that a fixed piece of work takes now: where it takes longer, the machine is
+    slower than it was, whatever runs on it."""
+    began, total = time.thread_time_ns(), 0
+    for number in range(CALIBRATION):
+        total += number * number % 7
+    return (time.thread_time_ns() - began) // 1000
