@@ -83,6 +83,7 @@ SOAK = (
     "tests/parts/trust/test_fuzz.py",
     "tests/program/bench/test_flood.py",
     "tests/program/bench/test_stall.py",
+    "tests/program/bench/test_verb.py",
     "tests/program/cli/test_death.py",
     "tests/program/cli/test_limits.py",
     "tests/program/cli/test_tampering.py",

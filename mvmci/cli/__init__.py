@@ -53,6 +53,7 @@ VERBS = {
     "schema": "check",
     "wit": "check",
     "doctor": "check",
+    "bench": "bench",
     "completion": "check",
     "version": "check",
     "control-plane": "units",

@@ -140,3 +140,11 @@ def complete_access(ctx: click.Context, incomplete: str) -> Iterable[str]:
     from mvmci.deploy.access import accesses
 
     return accesses()
+
+
+@_offers
+def complete_profile(ctx: click.Context, incomplete: str) -> Iterable[str]:
+    """What jobs of a bench do."""
+    from mvmci.bench.profiles import PROFILES
+
+    return PROFILES

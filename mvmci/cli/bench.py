@@ -1,0 +1,235 @@
+"""The verb that measures cluster files side by side, and says which to use: bench."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mvmci.cli.complete import complete_at_file, complete_file, complete_profile
+from mvmci.cli.options import (
+    Duration,
+    cluster_option,
+    examples,
+    json_option,
+    make_state,
+    option,
+    run_async,
+    state_option,
+)
+from mvmci.cli.request import RequestFiles
+from mvmci.errors import EXIT_FAILED, Usage
+from mvmci.journals.request import JobRequest
+from mvmci.system.text import one_line
+from mvmci.trust.known import find_cluster
+
+if TYPE_CHECKING:
+    from mvmci.bench.profiles import Profile
+    from mvmci.bench.report import Report
+    from mvmci.store import Store
+
+BUDGET = "15m"
+DEFAULT = ("waiting", "light")
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers over 0, from `1,2,4`; each once, in order."""
+
+    name = "numbers"
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        texts = str(value).split(",")
+        if not all(text.strip().isdecimal() and 1 <= int(text) <= self._most for text in texts):
+            self.fail(f"{value!r} is not of the form 1,2,4, from 1 to {self._most}", param, ctx)
+        return tuple(sorted({int(text) for text in texts}))
+
+
+@click.command(
+    "bench",
+    epilog=examples(
+        "mvmci bench topologies/*.yaml                 which access should I use on these machines?",
+        "mvmci bench mine.yaml --module build.wasm     the same, for jobs of your own",
+        "mvmci bench pool.yaml --profile effects --workers 1,2,4,8 --budget 5m",
+        "mvmci bench topologies/*.yaml --loads 100,500,1000",
+        "mvmci bench topologies/*.yaml --page bench.html --save bench.json",
+        "mvmci bench                                   what the cluster that is up does under load",
+    ),
+)
+@click.argument("files", metavar="[FILE]...", nargs=-1, type=click.Path(path_type=Path))
+@option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    metavar="NAME",
+    envvar="MVMCI_BENCH_PROFILE",
+    shell_complete=complete_profile,
+    help="What jobs do: waiting, light, command, cpu, effects, memory, mixed or tree; several times for "
+    "several. By default, waiting and light.",
+)
+@option(
+    "--module",
+    metavar="M",
+    shell_complete=complete_file,
+    envvar="MVMCI_BENCH_MODULE",
+    help="Jobs of this module, instead.",
+)
+@option(
+    "--input",
+    "input_",
+    metavar="JSON|@FILE",
+    shell_complete=complete_at_file,
+    envvar="MVMCI_BENCH_INPUT",
+    help="Their input, if they are workflows.",
+)
+@option(
+    "--workers",
+    type=Numbers(1000),
+    metavar="N,…",
+    envvar="MVMCI_BENCH_WORKERS",
+    help="How many there are to be. By default 1,2,4,8,16,32, as far as memory goes.",
+)
+@option(
+    "--slots",
+    type=click.IntRange(1, 1024),
+    envvar="MVMCI_BENCH_SLOTS",
+    help="Of each worker. By default, those of the files where they agree, else 2.",
+)
+@option(
+    "--as-is",
+    is_flag=True,
+    help="Leave all slots as the files say: they may then be the bottleneck.",
+)
+@option(
+    "--loads",
+    type=Numbers(100_000),
+    default=(),
+    metavar="N,…",
+    help="So many jobs submitted at once, as well; what became of them is counted by the journals.",
+)
+@option("--rate", type=click.FloatRange(min=0, min_open=True), help="Jobs/s at which latency is measured.")
+@option("--budget", type=Duration(), default=BUDGET, show_default=True, help="How long all of it may take.")
+@option("--page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for a browser there.")
+@option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there, as JSON.")
+@json_option
+@cluster_option
+@state_option
+def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
+    """Measure cluster FILEs side by side, and say which to use, and what bounds it.
+
+    Each is brought up as a cluster of its own, with as many workers as are measured, and down again; what is
+    up already is left alone, but shares the machine. Without a FILE the cluster that is up is put under load.
+    """
+    from mvmci.bench.session import Options, bench, bench_cluster
+
+    make_state(state)
+    page, save, as_json = options.pop("page"), options.pop("save"), options.pop("as_json")
+    for file in filter(None, (page, save)):
+        _check_writable(file)
+    profiles = _profiles(options.pop("profiles"), options.pop("module"), options.pop("input_"))
+    cluster = options.pop("cluster")
+    budget_s = options.pop("budget") / 1000
+    told = Progress()
+    wanted = Options(files=files, profiles=profiles, budget_s=budget_s, **options)
+    if files:
+        measuring = bench(state, wanted, told.tell)
+    else:
+        measuring = bench_cluster(state, find_cluster(state, cluster), wanted, told.tell)
+    try:
+        report = run_async(measuring)
+    finally:
+        told.end()
+    return _show(report, as_json=as_json, page=page, save=save)
+
+
+def _check_writable(file: Path) -> None:
+    """Raises Usage, before the time is spent, where a report could not be written there."""
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise Usage(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _profiles(names: tuple[str, ...], module: str | None, input_: str | None) -> dict[str, Profile]:
+    from mvmci.bench.profiles import PROFILES
+
+    if module is not None:
+        if names:
+            raise Usage("jobs are of a --module or of a --profile", hint="leave one of them out")
+        return {_name(module): _of_module(JobRequest(module=module, input=input_))}
+    if input_ is not None:
+        raise Usage("--input is that of a --module")
+    for name in names:
+        if name not in PROFILES:
+            close = difflib.get_close_matches(name, PROFILES, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(PROFILES)}"
+            raise Usage(f"there is no profile {name!r}", hint=hint)
+    return {name: PROFILES[name] for name in names or DEFAULT}
+
+
+def _name(module: str) -> str:
+    return Path(module).stem or "module"
+
+
+def _of_module(request: JobRequest) -> Profile:
+    """Jobs of the user's own. Raises Usage, BadModule."""
+    from mvmci.bench.profiles import Profile, Work
+
+    RequestFiles().check(request)  # before anything is brought up
+
+    async def make(store: Store, service_url: str) -> Work:
+        del service_url
+        files = RequestFiles()
+        checked = files.check(request)
+        await files.keep(store)
+        return Work([await files.spec(checked, "template", store)])
+
+    return Profile(f"{request.module}, with the input {request.input or 'null'}", make)
+
+
+class Progress:
+    """What is done now, on stderr: on a terminal in one line that changes, else a line each."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._began = time.monotonic()
+
+    def tell(self, sentence: str) -> None:
+        """Say it, with the time since the start."""
+        seconds = int(time.monotonic() - self._began)
+        line = f"{seconds // 60}:{seconds % 60:02} {one_line(sentence)}"
+        if self._live:
+            click.echo(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
+        else:
+            click.echo(line, err=True)
+
+    def end(self) -> None:
+        """No more is said."""
+        if self._live:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None) -> int:
+    """Print the report and write it to files; the exit code."""
+    from mvmci.bench import page as page_of
+    from mvmci.bench.report import encode
+    from mvmci.bench.table import table
+
+    encoded = encode(report)
+    click.echo(encoded if as_json else table(report))
+    if save is not None:
+        save.write_bytes(encoded)
+    if page is not None:
+        page.write_text(page_of.page(report))
+    return EXIT_FAILED if report.counted.lost or report.counted.twice else 0

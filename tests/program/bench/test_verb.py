@@ -1,0 +1,149 @@
+"""`mvmci bench` as it is typed: a report whose counts are those of the journals, and nothing that is left."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+
+from mvmci.bench.report import Report, decode
+from tests.harness.cluster import Cluster
+from tests.harness.program import Mvmci
+from tests.harness.waiting import until
+
+PEER = "cluster: demo\naccess: peer\nexecutors: {slots: 1}\nworkers: {count: 1, slots: 2}\n"
+QUICK = ("--profile", "light", "--workers", "1,2", "--budget", "3m")
+PATIENCE_S = 900.0
+
+
+@pytest.fixture(scope="module")
+def mvmci(program: Mvmci, tmp_path_factory: pytest.TempPathFactory) -> Mvmci:
+    state = tmp_path_factory.mktemp("bench") / "state"
+    return dataclasses.replace(program, state=state, patience_s=PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("files") / "mine.yaml"
+    found.write_text(PEER)
+    return found
+
+
+def left(mvmci: Mvmci) -> list[str]:
+    """What there is of a bench: folders and processes."""
+    return [*map(str, mvmci.state.glob("_bench")), *mvmci.processes()]
+
+
+@pytest.fixture(scope="module")
+def measured(mvmci: Mvmci, file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, str]:
+    """A report, and the page of it."""
+    page = tmp_path_factory.mktemp("page") / "bench.html"
+    done = mvmci("bench", file, *QUICK, "--loads", "50", "--json", "--page", page)
+    assert done.code == 0, done
+    assert left(mvmci) == []
+    return decode(done.out), page.read_text()
+
+
+def test_a_file_is_measured_beside_a_control_that_shares_nothing(measured: tuple[Report, str]) -> None:
+    report, _ = measured
+    assert {one.name: one.access for one in report.candidates} == {"mine": "peer", "control": "per-worker"}
+    for curve in report.curves:
+        assert sorted(curve.rates) == [1, 2]
+        assert all(rate > 0 for rates in curve.rates.values() for rate in rates)
+    assert "executors.slots" in " ".join(report.candidates[0].changed)
+
+
+def test_its_counts_are_those_of_the_journals(measured: tuple[Report, str]) -> None:
+    counted = measured[0].counted
+    assert counted.submitted == counted.ended_once > 100
+    assert (counted.lost, counted.twice) == (0, 0)
+    assert counted.in_windows == counted.heard > 0
+    floods = [(one.jobs, one.succeeded, one.failed, one.lost, one.twice) for one in measured[0].floods]
+    assert floods == [(50, 50, 0, 0, 0)] * 2
+
+
+def test_it_ends_in_a_verdict_whose_figures_are_on_the_page(measured: tuple[Report, str]) -> None:
+    report, page = measured
+    assert report.verdict.sentences
+    for sentence in (*report.verdict.sentences, *report.verdict.unseen):
+        assert all(f'id="{figure}"' in page for figure in sentence.figures), sentence
+
+
+def test_an_interrupt_takes_everything_down(mvmci: Mvmci, file: Path) -> None:
+    running = mvmci.start("bench", file, *QUICK)
+    until(lambda: "warming" in running.said("err").decode(), lambda: running.said("err"))
+    running.process.send_signal(signal.SIGINT)
+    assert running.end(PATIENCE_S).code == 130
+    assert left(mvmci) == []
+
+
+def test_one_that_is_killed_leaves_nothing_that_runs_and_the_next_one_clears_up(
+    mvmci: Mvmci, file: Path
+) -> None:
+    running = mvmci.start("bench", file, *QUICK)
+    until(lambda: "warming" in running.said("err").decode(), lambda: running.said("err"))
+    running.process.send_signal(signal.SIGKILL)
+    running.end(PATIENCE_S)
+    mvmci.assert_nothing_runs()
+    (folder,) = mvmci.state.glob("_bench/mine/bench-*")
+    again = mvmci.start("bench", file, *QUICK)
+    until(lambda: "warming" in again.said("err").decode(), lambda: again.said("err"))
+    assert not folder.exists()
+    again.process.send_signal(signal.SIGINT)
+    again.end(PATIENCE_S)
+    assert left(mvmci) == []
+
+
+def test_two_at_once_would_measure_each_other(mvmci: Mvmci, file: Path) -> None:
+    running = mvmci.start("bench", file, *QUICK)
+    until(lambda: "bringing" in running.said("err").decode(), lambda: running.said("err"))
+    second = mvmci("bench", file, *QUICK)
+    assert second.code == 5
+    assert "measures here" in second.err
+    running.process.send_signal(signal.SIGINT)
+    running.end(PATIENCE_S)
+    assert left(mvmci) == []
+
+
+WRONG = {
+    ("--profile", "wating"): "did you mean waiting",
+    ("--workers", "0"): "is not of the form 1,2,4",
+    ("--workers", "1,x"): "is not of the form 1,2,4",
+    ("--budget", "1s"): "--budget",
+    ("--rate", "0"): "--rate",
+    ("--module", "nowhere.wasm"): "nowhere.wasm",
+    ("--input", "1"): "--module",
+}
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG.items(), ids=" ".join)
+def test_what_cannot_be_measured_is_one_sentence(
+    mvmci: Mvmci, file: Path, options: tuple[str, ...], said: str
+) -> None:
+    done = mvmci("bench", file, *options)
+    assert (done.code, done.out) == (2, b"")
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert left(mvmci) == []
+
+
+def test_a_file_that_is_wrong_is_told_with_its_line(mvmci: Mvmci, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("cluster: demo\nwrokers: {}\n")
+    done = mvmci("bench", bad)
+    assert done.code == 2
+    assert "bad.yaml:2:1" in done.err
+
+
+def test_a_cluster_that_is_up_is_measured_as_it_is(loaded: Cluster) -> None:
+    before = loaded.mvmci.look("ps")
+    done = loaded.mvmci("bench", "--profile", "light", "--budget", "2m", "--json")
+    assert done.code == 0, done
+    report = decode(done.out)
+    assert (report.against, [one.name for one in report.candidates]) == ("demo", ["demo"])
+    assert report.verdict.access == ""
+    assert report.verdict.unseen
+    assert report.counted.submitted == report.counted.ended_once
+    assert [one["pid"] for one in loaded.mvmci.look("ps")["units"]] == [one["pid"] for one in before["units"]]
