@@ -20,7 +20,7 @@ GENERATOR_FULL, GENERATOR_IDLE = (
 OTHERS_MANY = 0.15  # of the machine
 HELD_BACK, HELD_IDLE = 0.3, 0.25  # waited for a processor while so much of its machine was idle
 LATE_MS, LATE_RAN, LATE_WAITED = 5.0, 0.6, 0.2  # late though it neither ran nor waited
-FAR_MS, FAR_TIMES = 3.0, 4.0  # what a round trip grew by, and how many times that of the machine at rest
+FAR_MS, FAR_TIMES = 3.0, 4.0  # a round trip, and how many times that at rest
 WAY_SHARE = 0.25  # of a job alone: what the way of its order grew by
 SYNC_MS, SYNC_TIMES = 10.0, 5.0  # a lone write beyond its round trip, and how many times that at rest
 SLOTS_FULL, SLOTS_AS_ALONE = 0.85, 1.3  # slots taken, and how much longer a job was in one than alone
@@ -178,10 +178,12 @@ def _stopped(seen: Evidence) -> Finding | None:
 
 
 def _network(seen: Evidence) -> Finding | None:
-    """All round trips grew: that of one unit alone is that unit's. On a full machine all do."""
+    """All are long: that of one unit alone is that unit's. Either they are so at rest, or they have grown
+    and the machine is not the reason."""
     least = min((one.round_trip_ms for one in seen.units if one.round_trip_ms), default=0.0)
     alone = seen.round_trip_alone_ms
-    if not _grew(least, alone) or seen.busy > BUSY:
+    is_far = min(least, alone) > FAR_MS or (_grew(least, alone) and seen.busy <= BUSY)
+    if not is_far:
         return None
     why = f"a round trip to the broker took every unit {least:.1f} ms or more, at rest {alone:.1f}"
     return Finding(cause="network", why=why)
@@ -189,7 +191,10 @@ def _network(seen: Evidence) -> Finding | None:
 
 def _sync(seen: Evidence) -> Finding | None:
     beyond, alone = seen.write_ms - seen.round_trip_ms, seen.write_alone_ms - seen.round_trip_alone_ms
-    if beyond <= SYNC_MS or beyond <= SYNC_TIMES * alone or seen.busy > BUSY:
+    is_slow = min(beyond, alone) > SYNC_MS or (
+        beyond > max(SYNC_MS, SYNC_TIMES * alone) and seen.busy <= BUSY
+    )
+    if not is_slow:
         return None
     why = (
         f"a lone write took {seen.write_ms:.0f} ms to be on disk, {beyond:.0f} more than its round trip; "
