@@ -1,21 +1,23 @@
 """Which window is run next.
 
 First every number of workers once, from few to many, candidates in random order; then what is to be
-repeated; then wherever a knee is known least, until the time is up. Windows are short and all candidates
-take turns, so that a machine which drifts does so for all alike. What speaks against a window is a reason to
-run it again, but not for ever: of a machine that is never quiet, the report says so.
+repeated; then wherever a knee is known least, until the time is up. A profile that shows no knee, but what the
+way to an engine costs, has a few rounds. Windows are short and all candidates take turns, so that a machine
+which drifts does so for all alike. What speaks against a window is a reason to run it again, but not for ever:
+of a machine that is never quiet, the report says so.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from mvmci.bench.knee import Curve, find_knee, next_workers
 
 REPEATS_MAX = 2  # of one window, for its marks
 REPEATED_MAX = 0.25  # of all windows
+ROUNDS = 3  # of each number of workers, of a profile without a knee
 BENT = 0.5  # of linear: no more workers than there it is are worth a window
 
 
@@ -31,14 +33,20 @@ class Points:
     """The points of one run, in the order in which they are to be measured."""
 
     def __init__(
-        self, candidates: Sequence[str], levels: Mapping[str, Sequence[int]], *, seed: int = 1
+        self,
+        candidates: Sequence[str],
+        levels: Mapping[str, Sequence[int]],
+        *,
+        without_knee: Collection[str] = (),
+        seed: int = 1,
     ) -> None:
         """`levels` are the numbers of workers for each profile."""
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._levels = levels
         self._keys = [(candidate, profile) for candidate in candidates for profile in levels]
         self._rates: dict[tuple[str, str], dict[int, list[float]]] = {key: {} for key in self._keys}
-        self._first = self._ascending()
+        self._first = self._rounds(without_knee) + self._ascending()  # taken from the end
+        self._knees = [key for key in self._keys if key[1] not in without_knee] or self._keys
         self._again: list[tuple[Point, int]] = []  # and how often it was repeated
         self._tries = 0  # of the point that was given last
         self._windows = self._repeated = 0
@@ -46,7 +54,15 @@ class Points:
     def _ascending(self) -> list[Point]:
         points = [Point(*key, workers) for key in self._keys for workers in self._levels[key[1]]]
         self._random.shuffle(points)
-        return sorted(points, key=lambda point: point.workers, reverse=True)  # taken from the end
+        return sorted(points, key=lambda point: point.workers, reverse=True)
+
+    def _rounds(self, profiles: Collection[str]) -> list[Point]:
+        """More of those that are not repeated later."""
+        keys = [key for key in self._keys if key[1] in profiles]
+        points = [Point(*key, workers) for key in keys for workers in self._levels[key[1]]]
+        points *= ROUNDS - 1
+        self._random.shuffle(points)
+        return points
 
     def next(self) -> Point:
         """The one to measure now; `add` says what came of it."""
@@ -90,7 +106,7 @@ class Points:
     def _widest(self) -> Point:
         """Where the knee's interval is widest, what narrows it."""
         wants = []
-        for key in self._keys:
+        for key in self._knees:
             if (curve := self.curve(*key)) and len(curve) > 1:
                 levels = self._levels[key[1]]
                 knee = find_knee(curve)
@@ -98,6 +114,6 @@ class Points:
                     (knee.width, self._random.random(), Point(*key, next_workers(curve, max(levels))))
                 )
         if not wants:  # one number of workers alone has no knee
-            key = self._random.choice(self._keys)
+            key = self._random.choice(self._knees)
             return Point(*key, self._levels[key[1]][0])
         return max(wants)[2]

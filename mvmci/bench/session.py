@@ -19,7 +19,7 @@ from mvmci import __version__
 from mvmci.bench import service
 from mvmci.bench.capacity import capacity
 from mvmci.bench.curves import draw
-from mvmci.bench.points import Points
+from mvmci.bench.points import ROUNDS, Points
 from mvmci.bench.profiles import Profile, prepare
 from mvmci.bench.report import Counted, MachineFacts, Report, Verdict
 from mvmci.bench.run import SETTLE_S, WINDOW_S, Run
@@ -33,8 +33,9 @@ from mvmci.system.ports import outward_address
 
 WORKERS = (1, 2, 4, 8, 16, 32)
 WORKER_BYTES = 80 << 20  # with its slots, of which some pages are shared
-LIGHT = ("light", "command", "cpu", "memory", "tree")  # bound by the machine at once: few workers tell all
-LIGHT_WORKERS = (1, 2, 4)
+# Profiles that a few workers bring to what the machine has: they tell what the way to an engine costs.
+WITHOUT_KNEE = ("light", "command", "cpu", "memory", "tree")
+WITHOUT_KNEE_WORKERS = (1, 2)
 STEPS_S = 22.0  # of one candidate under one profile, besides windows
 
 
@@ -105,7 +106,8 @@ async def _measure(
         for name, profile in options.profiles.items()
         for one in up
     }
-    run = Run(up, works, Points([one.name for one in up], levels), tell)
+    points = Points([one.name for one in up], levels, without_knee=WITHOUT_KNEE)
+    run = Run(up, works, points, tell)
     await run.measure(clock.began + options.budget_s, rate=options.rate, floods=options.loads)
     counted = await _count(up, run)
     return _report(options, up, run, counted, clock, against)
@@ -125,13 +127,14 @@ def _workers(options: Options, candidates: int, tell: Callable[[str], None]) -> 
 
 
 def _levels(profile: str, workers: Sequence[int]) -> Sequence[int]:
-    few = [count for count in workers if count <= max(LIGHT_WORKERS)]
-    return few if profile in LIGHT and few else workers
+    few = [count for count in workers if count <= max(WITHOUT_KNEE_WORKERS)]
+    return few if profile in WITHOUT_KNEE and few else workers
 
 
 def _check_budget(options: Options, candidates: int, levels: Mapping[str, Sequence[int]]) -> None:
     """Raises Usage where not even every number of workers once fits."""
-    windows = candidates * sum(map(len, levels.values()))
+    rounds = {name: ROUNDS if name in WITHOUT_KNEE else 1 for name in levels}
+    windows = candidates * sum(len(counts) * rounds[name] for name, counts in levels.items())
     least_s = windows * (WINDOW_S + 2 * SETTLE_S) + candidates * len(levels) * STEPS_S
     if least_s > options.budget_s:
         raise Usage(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from mvmci.bench.points import REPEATS_MAX, Point, Points
+from mvmci.bench.points import REPEATS_MAX, ROUNDS, Point, Points
 
 LEVELS = {"waiting": (1, 2, 4, 8), "light": (1, 2)}
 CANDIDATES = ("per-worker", "peer")
@@ -76,3 +76,16 @@ def test_one_number_of_workers_alone_is_repeated(levels: tuple[int, ...]) -> Non
     points = Points(["peer"], {"waiting": levels})
     first_pass(points)
     assert points.next() == Point("peer", "waiting", *levels)
+
+
+def test_a_profile_without_a_knee_has_a_few_rounds_and_no_more() -> None:
+    points = Points(CANDIDATES, LEVELS, without_knee=["light"])
+    taken = Counter(point for point in first_pass(points) if point.profile == "light")
+    assert set(taken.values()) == {ROUNDS}
+    assert {points.next().profile for _ in range(20)} == {"waiting"}
+
+
+def test_where_no_profile_has_a_knee_the_time_is_used_all_the_same() -> None:
+    points = Points(["peer"], {"light": (1, 2)}, without_knee=["light"])
+    first_pass(points)
+    assert points.next().profile == "light"
