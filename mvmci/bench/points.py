@@ -1,10 +1,10 @@
 """Which window is run next.
 
 First every number of workers once, from few to many, candidates in random order; then what is to be
-repeated; then wherever a knee is known least, until the time is up. A profile that shows no knee, but what the
-way to an engine costs, has a few rounds. Windows are short and all candidates take turns, so that a machine
-which drifts does so for all alike. What speaks against a window is a reason to run it again, but not for ever:
-of a machine that is never quiet, the report says so.
+repeated; then wherever a knee is known least, until the time is up. A profile that shows no knee, but what
+the way to an engine costs, has a few rounds. Windows are short and all candidates take turns, so that a
+machine which drifts does so for all alike. What speaks against a window is a reason to run it again, but
+not for ever: of a machine that is never quiet, the report says so.
 """
 
 from __future__ import annotations
