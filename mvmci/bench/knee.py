@@ -22,7 +22,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 SHARE = 0.9  # of linear
-DRAWS, TAIL = 399, 9  # the ten least and the ten greatest of so many are beyond 95 %
+# Of so many draws of a point the five least and the five greatest are left out: 2.5 %, and not 5 %. Points
+# are added where a curve seems to cross, so chance has more than one go.
+DRAWS, TAIL = 399, 5
 EXPECTED = 0.05  # what one window is off by, before anything is known: it counts for one repetition
 PRIOR = 4  # repetitions that the noise of all points together counts for at each of them
 WIDE = 0.25  # of the knee: points on both sides of it that are further apart get another between them

@@ -2,7 +2,8 @@
 
 A knee alone says nothing of an access, since what bends may be the machine. So a verdict is a function of the
 knee of the access, that of the control, where nothing is shared, and of what bounds the access: it is given
-only if that is the access's own. Then the study's rule speaks, which is data here.
+only if that is the access's own, or if the executor kept up with so many that nothing else matters. Then the
+study's rule speaks, which is data here.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def high(self) -> float:
-        """And at most."""
-        high = self.curve.knee.high
+        """And at most, where it is known."""
+        high = self.curve.knee.high if self.kind == "own" else None
         return math.inf if high is None else high / max(1, self.candidate.executors)
 
     @property
     def told(self) -> bool:
-        """Whether the rule has something to say of it."""
-        return self.kind in ("own", "unbent")
+        """Whether the rule has something to say of it. What kept up with many did so, whatever ended then."""
+        return self.kind in ("own", "unbent") or choice(self.low).stays
 
 
 def choice(workers: float) -> Choice:
@@ -164,7 +165,7 @@ def _answer(told: Sequence[Judged], report: Report) -> tuple[Sentence | None, Ca
     rests_on = [_figure("curve", one.curve) for one in stays or told]
     if stays:
         best = max(stays, key=lambda one: one.low)
-        carries = f"one executor keeps up with {best.low:.0f} workers of {best.curve.slots} slots"
+        carries = f"one executor keeps up with at least {best.low:.0f} workers of {best.curve.slots} slots"
         text = f"{best.name} may stay: {carries}."
         return Sentence(text=text, figures=rests_on), best.candidate
     if told and not any(choice(one.high).stays for one in told):

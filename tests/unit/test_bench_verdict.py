@@ -304,9 +304,19 @@ def test_an_executor_that_keeps_up_with_twenty_may_stay() -> None:
     )
     assert (verdict.access, verdict.candidate) == ("shared", "shared")
     assert verdict.sentences[0].text == (
-        "`shared` may stay: one executor keeps up with 26 workers of 2 slots."
+        "`shared` may stay: one executor keeps up with at least 26 workers of 2 slots."
     )
     assert verdict.command.endswith("mvmci up topologies/shared.yaml")
+
+
+def test_an_executor_that_kept_up_with_twenty_did_so_whatever_ended_then() -> None:
+    report = with_knees({"per-worker": (33, 30, 36), "shared": (32, 28, 36), "peer": (11, 9, 14)})
+    rows = [replace(one, findings=[PROCESSORS]) for one in report.diagnoses]
+    verdict = decide(replace(report, diagnoses=rows))
+    assert verdict.access == "shared"
+    text = text_of(verdict)
+    assert "They bend together, so it is not the executor that ends" in text
+    assert "By the study's rule, 20 or more workers for one executor: `shared` may stay" in text
 
 
 def test_where_nothing_bends_an_executor_carries_at_least_so_many() -> None:
