@@ -25,6 +25,7 @@ from mvmci.stores.nats.parser import Incoming
 from mvmci.system import usage
 from mvmci.system.tasks import TaskSet
 
+# Both take 0.3 % of a processor where a unit idles; 10 and 100 ms took 1 %: of 33 units a third of one.
 TICK_S = 0.05  # on average: what stops us as regularly would be missed by a regular tick
 PROBE_EVERY_S = 0.5
 WATCH_S_MAX = 3600.0
