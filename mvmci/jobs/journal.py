@@ -263,7 +263,8 @@ def fold(state: State, record: AnyRecord) -> None:
             state.tree = record.tree or state.tree
         case Released():
             state.released = record
-            state.times += record.times or Times()
+            if record.times is not None:
+                state.times += record.times
         case Response():
             state.response = state.response or record.value
         case Progress():
@@ -272,7 +273,8 @@ def fold(state: State, record: AnyRecord) -> None:
             state.cancel = state.cancel or record
         case Done():
             state.done = record
-            state.times += record.times or Times()
+            if record.times is not None:
+                state.times += record.times
         case Intent():
             pass
 
