@@ -8,6 +8,7 @@ tell has the same names whether one is asked alone, or all of a cluster at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import (
@@ -23,6 +24,7 @@ from mvmci import __version__
 from mvmci.api.engine import JobRunner
 from mvmci.cluster import metrics
 from mvmci.cluster.metrics import BrokerMetrics, UnitMetrics, edges_us
+from mvmci.system.usage import PRESSURES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTCOMES = ("ended", "released", "held", "fenced", "failed")
@@ -175,8 +177,10 @@ def _of_machines(units: Sequence[UnitMetrics]) -> Iterator[Metric]:
         busy.add_metric((host,), machine.busy_us / _US)
         processors.add_metric((host,), machine.processors)
         free.add_metric((host,), machine.free_bytes)
-        for what, us in machine.stalled.items():
-            stalled.add_metric((host, *what.split(".")), us / _US)
+        for resource, who in product(PRESSURES, ("some", "full")):
+            us = machine.stalled.get(f"{resource}.{who}")
+            if us is not None:
+                stalled.add_metric((host, resource, who), us / _US)
     yield from (busy, processors, free, stalled)
 
 

@@ -6,6 +6,7 @@ Who wants shares asks twice; `rates` is what lies between two answers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,8 @@ EDGE_US = 125  # of the first bucket; each next is twice as wide
 SCRAPE_S = 90.0  # who scrapes asks again within that: so long units watch what costs something
 BUCKETS = 18  # the last ends at 16 s, and all else is in it
 
+_Buckets = Annotated[list[int], msgspec.Meta(min_length=BUCKETS, max_length=BUCKETS)]
+
 
 class Histogram(msgspec.Struct, array_like=True):
     """How long something took: how often, µs in all, the longest, and a count for each bucket."""
@@ -22,7 +25,7 @@ class Histogram(msgspec.Struct, array_like=True):
     count: int = 0
     total_us: int = 0
     longest_us: int = 0
-    buckets: list[int] = msgspec.field(default_factory=lambda: [0] * BUCKETS)
+    buckets: _Buckets = msgspec.field(default_factory=lambda: [0] * BUCKETS)
 
     def observe(self, us: int) -> None:
         """Once more."""

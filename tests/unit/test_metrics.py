@@ -181,6 +181,14 @@ def test_an_answer_of_a_build_that_counts_less_or_more_is_read() -> None:
     assert msgspec.convert(told, UnitMetrics) == unit()
 
 
+def test_a_histogram_of_other_buckets_is_none() -> None:
+    """It could not be compared: what has one is of another build, or of somebody who means harm."""
+    told: dict[str, Any] = msgspec.to_builtins(unit())
+    for buckets in ([], [0] * (BUCKETS - 1), [0] * (BUCKETS + 1)):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(told | {"writes": [1, 2, 3, buckets]}, UnitMetrics)
+
+
 # ---- For Prometheus
 
 
@@ -193,6 +201,15 @@ def samples(text: bytes) -> dict[tuple[str, str, str], float]:
             more = labels.get("outcome") or labels.get("le") or labels.get("resource") or ""
             found[sample.name, labels.get("unit") or labels.get("host") or "", more] = sample.value
     return found
+
+
+def test_a_resource_that_is_not_known_makes_no_label() -> None:
+    """What can be a label comes from lists of ours; a unit tells what it likes."""
+    strange = replace(MACHINE, stalled={"cpu.some": 1, "a.b.c": 1, "x": 1, "y.some": 1})
+    text = text_of([unit(machine=strange, jobs={"ended": 1, "other": 2})])
+    labels = {name[2] for name in samples(text) if name[0] == "mvmci_machine_stalled_seconds_total"}
+    assert labels == {"cpu"}
+    assert b"other" not in text
 
 
 def test_all_units_and_their_broker_are_one_text() -> None:

@@ -63,7 +63,8 @@ OURS = words(
     demo.log.j1.other demo.log.j1.default.x demo.ready.other.j1 demo.timer.other.j1 demo.enrol.t1
     demo.renew.worker-2 demo.renew.worker-1.x other.job.j1.run.default.worker-1 other.log.j1.default
     $KV.demo-MEMBERS.worker-2 $KV.demo-MEMBERS.worker-2.x $KV.demo-MEMBERS.worker-1
-    demo.ping.worker-2.x demo.engine.worker-2.x $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
+    demo.measure demo.measured.worker-2.x demo.measured.worker-1 demo.ping.worker-2.x demo.engine.worker-2.x
+    $KV.demo-MEMBERS.control-plane-1.x $KV.demo-CONFIG.settings
     $KV.demo-CONFIG.unit.worker-1 $KV.demo-CONFIG.ticket.t1 $KV.demo-CONFIG.drain.worker-1
     $KV.other-CONFIG.settings $O.other.C.x $O.other.M.x _INBOX.worker.worker-2.x
     _INBOX.worker.worker-1.x _INBOX.admin.a.x _INBOX.x _R_.x $SYS.REQ.CLAIMS.UPDATE
@@ -83,6 +84,7 @@ HEARD = words(
     $KV.demo-CONFIG.* $KV.demo-CONFIG.unit.* $KV.*.* $KV.demo-CONFIG.ticket.* $KV.demo-CONFIG.drain.*
     $KV.demo-CONFIG.drain.worker-2 $KV.demo-MEMBERS.> $KV.demo-MEMBERS.* $KV.demo-MEMBERS.worker-2
     $KV.demo-MEMBERS.*.* $KV.demo-MEMBERS.worker-1.* demo.ping.> demo.engine.>
+    demo.measured.> demo.measured.*.* demo.measured.worker-1.* demo.measure.>
     $O.> $O.demo-BLOBS.C.* $O.demo-BLOBS.M.* $JS.>
     $JS.API.> $JS.API.DIRECT.GET.* $JS.ACK.> $JS.EVENT.ADVISORY.> $SYS.> $SYS.REQ.> _R_.> other.>
     anything
