@@ -103,6 +103,28 @@ PLANTED: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         shared(executor={"round_trip_ms": 21}, workers={"order_ms": 22}, **LIGHT),
         [("way", "executor")],
     ),
+    "the same, at rest as well": (
+        shared(workers={"order_ms": 22}, order_alone_ms=21, **LIGHT),
+        [("way", "executor")],
+    ),
+    "the same, at rest as well, of jobs that last": (
+        shared(workers={"order_ms": 22}, order_alone_ms=21),
+        [],
+    ),
+    "20 ms to the broker, at rest as well": (
+        shared(all_units={"round_trip_ms": 22}, round_trip_ms=22, round_trip_alone_ms=21, write_ms=24),
+        [("network", "")],
+    ),
+    "a slow disk, at rest as well": (
+        shared(write_ms=2_400, write_alone_ms=900, busy=0.1),
+        [("sync", "broker")],
+    ),
+    "a machine so full that every way is long": (
+        shared(
+            all_units={"round_trip_ms": 8}, workers={"order_ms": 22}, round_trip_ms=8, write_ms=60, busy=0.95
+        ),
+        [("processors", "")],
+    ),
     "the executor's loop full, light": (
         shared(executor={"ran": 0.7, "waited": 0.2, "idle": 0.3}, workers={"order_ms": 22}, **LIGHT),
         [("loop", "executor")],
