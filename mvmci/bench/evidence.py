@@ -19,7 +19,14 @@ import msgspec
 
 from mvmci.bench.bottleneck import Evidence, Loop
 from mvmci.bench.stage import Staged
-from mvmci.cluster.metrics import UnitMetrics
+from mvmci.cluster.metrics import (
+    BrokerMetrics,
+    UnitMetrics,
+    both,
+    broker_cores,
+    machine_rates,
+    rates,
+)
 from mvmci.deploy.operate import open_admin
 from mvmci.deploy.state import ClusterState
 from mvmci.errors import MvmciError
@@ -44,6 +51,8 @@ class Look:
     own: usage.Process
     cluster_us: int
     units: Mapping[str, UnitMetrics] = field(default_factory=dict)
+    broker: BrokerMetrics | None = None
+    broker_boot: str = ""  # the start of the machine on which it is
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,10 +75,12 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
     """One look at a candidate; its `units` are asked, and watch for `watch_s` from then on."""
-    told = {}
+    told, broker = {}, None
     if units or not staged.is_local:
         names = {unit.name for unit in staged.units if unit.role in ASKED}
         told = await staged.asker.ask(names, watch_s=watch_s)
+    if not staged.is_local:
+        broker = await staged.broker()
     own = usage.process()
     return Look(
         at=time.monotonic(),
@@ -78,6 +89,8 @@ async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
         own=own,
         cluster_us=_cluster_us(staged, told.values()),
         units=told,
+        broker=broker,
+        broker_boot=next((told[name].machine.boot for name in staged.beside_broker if name in told), ""),
     )
 
 
@@ -93,21 +106,27 @@ def _cluster_us(staged: Staged, told: Collection[UnitMetrics]) -> int:
 def seen_between(before: Look, after: Look, *, is_local: bool, slotted: Collection[str]) -> Seen:
     """What happened between two looks; slots are those of the units `slotted`."""
     seconds = after.at - before.at
-    generator = _loop("load", "generator", before.own, after.own, seconds)
-    pairs = [(before.units[unit], now) for unit, now in after.units.items() if unit in before.units]
+    ran, waited = (
+        (now - then) / 1e6 / seconds
+        for then, now in (
+            (before.own.loop_ran_us, after.own.loop_ran_us),
+            (before.own.loop_waited_us, after.own.loop_waited_us),
+        )
+    )
+    pairs = both(before.units, after.units)
     units = [_unit(then, now) for then, now in pairs]
     slots = [(then, now) for then, now in pairs if now.unit in slotted]
     took_us = sum(now.slot_us - then.slot_us for then, now in slots)
     room_us = sum(now.slots * (now.at_us - then.at_us) for then, now in slots)
-    jobs = sum(runs(now) - runs(then) for then, now in slots)
-    busy, others = _fullest(before, after, pairs, is_local=is_local)
+    jobs = sum(sum(now.jobs.values()) - sum(then.jobs.values()) for then, now in slots)
+    busy, others = _shares(before, after, is_local=is_local)
     idle = 1 - _busy(before.machine, after.machine, seconds * 1e6)
     return Seen(
         seconds=seconds,
         busy=busy,
         others=others,
         cluster_us=after.cluster_us - before.cluster_us,
-        generator=msgspec.structs.replace(generator, idle=idle),
+        generator=Loop(unit="load", role="generator", idle=idle, ran=ran, waited=waited),
         units=units,
         slots_taken=took_us / room_us if room_us else 0.0,
         in_slot_ms=took_us / jobs / 1000 if jobs else 0.0,
@@ -117,26 +136,18 @@ def seen_between(before: Look, after: Look, *, is_local: bool, slotted: Collecti
     )
 
 
-def _loop(unit: str, role: str, then: usage.Process, now: usage.Process, seconds: float) -> Loop:
-    return Loop(
-        unit=unit,
-        role=role,
-        idle=0.0,
-        ran=(now.loop_ran_us - then.loop_ran_us) / 1e6 / seconds,
-        waited=(now.loop_waited_us - then.loop_waited_us) / 1e6 / seconds,
-    )
-
-
 def _unit(then: UnitMetrics, now: UnitMetrics) -> Loop:
-    us = now.at_us - then.at_us
-    loop = _loop(now.unit, now.role, then.process, now.process, us / 1e6)
-    return msgspec.structs.replace(
-        loop,
-        idle=1 - _busy(then.machine, now.machine, us),
-        late_ms=now.late.since(then.late).quantile_us(0.5) / 1000,
-        round_trip_ms=now.round_trips.since(then.round_trips).quantile_us(0.5) / 1000,
-        order_ms=now.orders.since(then.orders).quantile_us(0.5) / 1000,
-        throttled=(now.cgroup.throttled_us - then.cgroup.throttled_us) / us,
+    seen = rates(then, now)
+    return Loop(
+        unit=now.unit,
+        role=now.role,
+        idle=1 - _busy(then.machine, now.machine, now.at_us - then.at_us),
+        ran=seen.loop_ran,
+        waited=seen.loop_waited,
+        late_ms=seen.late_us / 1000,
+        round_trip_ms=seen.round_trip_us / 1000,
+        order_ms=seen.order_us / 1000,
+        throttled=seen.throttled,
     )
 
 
@@ -147,30 +158,25 @@ def _memory(seen: Look) -> dict[str, int]:
     return {role: sum(sizes) // len(sizes) for role, sizes in by_role.items()}
 
 
-def runs(one: UnitMetrics) -> int:
-    """How many runs have ended there: other counts are of jobs that it was offered."""
-    return sum(count for kind, count in one.jobs.items() if kind not in ("taken", "refused"))
-
-
 def _busy(then: usage.Machine, now: usage.Machine, us: float) -> float:
+    """Of all its processors."""
     return (now.busy_us - then.busy_us) / (now.processors * us)
 
 
-def _fullest(
-    before: Look, after: Look, pairs: Sequence[tuple[UnitMetrics, UnitMetrics]], *, is_local: bool
-) -> tuple[float, float]:
+def _shares(before: Look, after: Look, *, is_local: bool) -> tuple[float, float]:
     """How busy the fullest machine was, and by how much others were the reason on the one where they took
-    most."""
-    used = {after.machine.boot: after.family_us - before.family_us}
-    found = {after.machine.boot: (before.machine, after.machine, (after.at - before.at) * 1e6)}
-    for then, now in pairs if not is_local else ():
-        boot, process = now.machine.boot, now.process
-        took = process.cpu_us + process.children_us - then.process.cpu_us - then.process.children_us
-        used[boot] = used.get(boot, 0) + took
-        found.setdefault(boot, (then.machine, now.machine, now.at_us - then.at_us))
-    busy = {boot: _busy(*one) for boot, one in found.items()}
-    others = (busy[boot] - used[boot] / (now.processors * us) for boot, (_, now, us) in found.items())
-    return max(busy.values()), max(0.0, *others)
+    most. Here, ours is this process with all that it started; elsewhere, what tells."""
+    us = (after.at - before.at) * 1e6
+    busy, mine = _busy(before.machine, after.machine, us), (after.family_us - before.family_us) / us
+    if is_local:
+        return busy, max(0.0, busy - mine / after.machine.processors)
+    more = {after.machine.boot: mine}
+    more[after.broker_boot] = more.get(after.broker_boot, 0.0) + broker_cores(before.broker, after.broker)
+    there = machine_rates(before.units, after.units, more)
+    return (
+        max((one.busy / one.processors for one in there), default=busy),
+        max((one.others / one.processors for one in there), default=0.0),
+    )
 
 
 def weigh(load: Seen, rest: Seen, *, failed: int) -> Evidence:

@@ -23,7 +23,7 @@ import msgspec
 from mvmci.bench import load
 from mvmci.bench.bottleneck import find, tried
 from mvmci.bench.curves import draw
-from mvmci.bench.evidence import Look, Seen, look, probing, runs, seen_between, weigh
+from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
 from mvmci.bench.load import Loaded, closed, open_loop, percentiles
 from mvmci.bench.points import Point, Points
 from mvmci.bench.profiles import Work
@@ -115,7 +115,7 @@ class Run:
             while cold:
                 await loop.window(SETTLE_S)
                 told = await staged.asker.ask(cold)
-                cold -= {unit for unit, one in told.items() if runs(one) >= one.slots}
+                cold -= {unit for unit, one in told.items() if sum(one.jobs.values()) >= one.slots}
 
     async def rest(self, candidate: str, profile: str) -> None:
         """One worker, one job at a time."""

@@ -110,7 +110,9 @@ async def _measure(
     run = Run(up, works, points, tell)
     await run.measure(clock.began + options.budget_s, rate=options.rate, floods=options.loads)
     counted = await _count(up, run)
-    return _report(options, up, run, counted, clock, against)
+    broker = await up[0].broker()
+    nats = "" if broker is None else broker.version
+    return _report(options, up, run, counted, _machine(run, nats), clock, against)
 
 
 def _workers(options: Options, candidates: int, tell: Callable[[str], None]) -> Sequence[int]:
@@ -166,7 +168,7 @@ async def _count(up: Sequence[Staged], run: Run) -> Counted:
     )
 
 
-def _machine(run: Run) -> MachineFacts:
+def _machine(run: Run, nats: str) -> MachineFacts:
     """This one."""
     found = usage.machine()
     times = sorted(one.calibration_us for one in run.found.windows if one.calibration_us) or [0]
@@ -178,7 +180,7 @@ def _machine(run: Run) -> MachineFacts:
         memory_bytes=found.memory_bytes,
         kernel=platform.release(),
         python=platform.python_version(),
-        nats="",
+        nats=nats,
         sync_ms=rest.write_ms,
         calibration_us=[int(statistics.median(times)), times[0], times[-1]],
     )
@@ -193,7 +195,13 @@ def _field(file: str, name: str) -> str:
 
 
 def _report(
-    options: Options, up: Sequence[Staged], run: Run, counted: Counted, clock: _Clock, against: str
+    options: Options,
+    up: Sequence[Staged],
+    run: Run,
+    counted: Counted,
+    machine: MachineFacts,
+    clock: _Clock,
+    against: str,
 ) -> Report:
     found = run.found
     candidates = [one.candidate for one in up]
@@ -205,7 +213,7 @@ def _report(
         budget_s=options.budget_s,
         took_s=time.monotonic() - clock.began,
         against=against,
-        machines=[_machine(run)],
+        machines=[machine],
         candidates=candidates,
         profiles={name: profile.about for name, profile in options.profiles.items()},
         windows=found.windows,

@@ -26,8 +26,9 @@ from mvmci.bench.client import Client, listening
 from mvmci.bench.profiles import QUEUE
 from mvmci.bench.report import CONTROL, Candidate
 from mvmci.cluster.deployment import Unit
+from mvmci.cluster.metrics import BrokerMetrics
 from mvmci.cluster.topology import ExecutorsSection, Topology
-from mvmci.deploy.measure import Asker, asking
+from mvmci.deploy.measure import Asker, ask_broker, asking
 from mvmci.deploy.operate import down, open_admin
 from mvmci.deploy.plan import hosts_of_file, make_plan, read_file
 from mvmci.deploy.state import ClusterState
@@ -36,6 +37,7 @@ from mvmci.errors import Usage
 from mvmci.stores.nats import Cluster
 from mvmci.system.files import private_folder, write_private
 from mvmci.system.lock import hold
+from mvmci.trust.authority import Authority
 
 FOLDER = "_bench"  # in the state directory
 READY_S = 600.0  # for dozens of workers, on a machine that is busy
@@ -174,6 +176,19 @@ class Staged:
     def units(self) -> Sequence[Unit]:
         """All that was brought up."""
         return self.state.applied_deployment().units
+
+    @property
+    def beside_broker(self) -> set[str]:
+        """The units on the broker's host."""
+        hosts = {unit.host for unit in self.units if unit.role == "broker"}
+        return {unit.name for unit in self.units if unit.host in hosts}
+
+    async def broker(self) -> BrokerMetrics | None:
+        """What the broker tells; None of one that is not ours. Raises StoreUnavailable."""
+        facts, authority = self.state.facts(), Authority.load(self.state.folder)
+        if facts is None or authority.external is not None:
+            return None
+        return await ask_broker(authority.system_login(facts.login))
 
     async def stored_bytes(self) -> int:
         """What the broker keeps of it. Raises StoreUnavailable."""

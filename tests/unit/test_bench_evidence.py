@@ -86,7 +86,7 @@ def test_a_loop_ran_and_waited_for_so_much_of_its_own_time() -> None:
 
 def test_slots_are_those_of_the_units_that_are_looked_at() -> None:
     before = look(0, unit(0), unit(0, "worker-1", slots=8))
-    jobs = {"succeeded": 30, "taken": 30, "refused": 900}
+    jobs = {"succeeded": 20, "failed": 10}
     after = look(10, unit(10, slot_us=15 * US, jobs=jobs), unit(10, "worker-1", slots=8, slot_us=80 * US))
     seen = seen_between(before, after, is_local=True, slotted={"executor-1"})
     assert (seen.slots_taken, seen.in_slot_ms) == (pytest.approx(0.75), pytest.approx(500))
