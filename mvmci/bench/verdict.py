@@ -194,10 +194,13 @@ def _no_verdict(everything: Sequence[Judged], report: Report) -> Sentence:
     else:
         one = min(everything, key=lambda one: NO_VERDICT.index(one.kind))
         also = " with `per-worker` as with the others" * (one.kind == "together")
-        why = {
-            "alone": "`per-worker` was not measured beside it",
-            "unclear": "what bounds it is unclear",
-        }.get(one.kind, f"what ended first{also} was {_bound(one.found)}")
+        why = f"what ended first{also} was {_bound(one.found)}"
+        if one.kind == "alone":
+            why = "`per-worker` was not measured beside it"
+        elif one.kind == "unclear":
+            why = "what bounds it is unclear"
+        elif one.kind == "elsewhere" and one.found.cause == "nothing":
+            why = "it bends first, and nothing was seen to be full"
     return Sentence(text=f"No verdict about the access: {why}.", figures=rests_on)
 
 
@@ -223,12 +226,11 @@ def _curve(one: Judged) -> Iterator[Sentence]:
         text += f"; `per-worker`, where nothing is shared, up to {in_workers(control.knee)}"
         rests_on.append(_figure("curve", control))
     if control is not None and one.kind == "together":
-        common = max(curve.means.keys() & control.means.keys())
-        ratio = number(curve.means[common] / control.means[common])
-        text += (
-            f". They bend together, so it is not the executor that ends: with {common} workers it does "
-            f"{ratio} of what `per-worker` does"
-        )
+        text += ". They bend together, so it is not the executor that ends"
+        if common := curve.means.keys() & control.means.keys():
+            most = max(common)
+            ratio = number(curve.means[most] / control.means[most])
+            text += f": with {most} workers it does {ratio} of what `per-worker` does"
     yield Sentence(text=f"{text}.", figures=rests_on)
     top = curve.ceiling
     if top is not None and one.kind != "own":
@@ -284,7 +286,9 @@ def _detour(report: Report) -> Iterator[Sentence]:
         if curve is None or control is None or candidate.access == CONTROL:
             continue
         both = (curve, control)
-        workers = min(curve.means.keys() & control.means.keys())
+        workers = min(curve.means)
+        if workers not in control.means:
+            continue
         rates = [one.means[workers] for one in both]
         text = (
             f"`{candidate.name}`, `{DETOUR}`, jobs that do almost nothing: with {workers} "

@@ -556,6 +556,28 @@ def test_each_sentence_of_the_full_report_leads_to_figures_that_are_on_the_page(
     assert named <= ids
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["windows", "curves", "lives", "diagnoses", "floods", "demands", "capacity", "machines", "latencies"],
+)
+def test_a_report_without_a_part_has_a_verdict_without_it(part: str) -> None:
+    for report in (make_report(), with_knees(MEASURED)):
+        verdict = decide(replace(report, **{part: []}))
+        assert verdict.sentences
+        assert all(one.text.endswith(".") for one in [*verdict.sentences, *verdict.unseen])
+    if part in ("curves", "diagnoses"):
+        assert verdict.access == ""
+    if part == "diagnoses":
+        assert verdict.sentences[0].text.endswith("it bends first, and nothing was seen to be full.")
+
+
+def test_candidates_that_were_not_measured_with_as_many_workers_are_not_compared() -> None:
+    rates = {"per-worker": {1: [1_000.0] * 3, 2: [1_001.0] * 3}, "shared": {3: [900.0] * 3, 6: [910.0] * 3}}
+    report = reported({"light": rates, "effects": rates}, {"shared": [PROCESSORS]})
+    text = text_of(decide(report))
+    assert "of what `per-worker` does" not in text
+
+
 def test_the_boundaries_of_the_rule_are_the_studys() -> None:
     assert [one.least for one in RULE] == [20, 5, 0]
     assert [choice(workers).range for workers in (0.5, 4.9, 5, 19.9, 20, 500)] == [
