@@ -60,6 +60,17 @@ BOUNDS = {  # a cause in a sentence; {} is whose it is
     "loop": "the loop of the {}, which does one thing at a time",
 }
 
+SHOWN_BY = {  # what it takes to see an executor by itself, where it is not a machine for it
+    "generator": "load from a machine of its own",
+    "memory": "more memory",
+    "others": "a machine on which nothing else runs",
+    "quota": "the same without that limit",
+    "stopped": "the same without who stops it",
+    "network": "a nearer broker",
+    "sync": "a faster disk for the broker",
+    "slots": "more slots",
+}
+
 Kind = Literal["own", "unbent", "together", "elsewhere", "unclear", "alone"]
 NO_VERDICT = ("together", "elsewhere", "unclear", "alone")  # the first of those that were seen says why
 
@@ -372,17 +383,17 @@ def _command(report: Report, winner: Candidate | None) -> tuple[list[Sentence], 
 
 def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     """What these machines cannot show, and what would."""
-    hidden = [one for one in everything if one.kind in ("together", "elsewhere")]
-    if hidden:
+    hidden: dict[str, list[Judged]] = {}
+    for one in everything:
+        if one.kind in ("together", "elsewhere"):
+            hidden.setdefault(SHOWN_BY.get(one.found.cause, ""), []).append(one)
+    for shown_by, some in hidden.items():
         twice = 2 * max((one.processors for one in report.machines), default=1)
-        wanted = max([PROCESSORS_LEAST, twice, *(_wanted(one, report) for one in hidden)])
-        names = _listed(dict.fromkeys(one.name for one in hidden))
-        text = (
-            f"How many workers one executor of {names} carries by itself. Executors on a machine of their "
-            f"own, of {wanted} or more processors, would show it (`runtime: ssh`)."
-        )
-        rests_on = [_figure("curve", one.curve) for one in hidden]
-        yield Sentence(text=text, figures=[*rests_on, "machine"])
+        wanted = max([PROCESSORS_LEAST, twice, *(_wanted(one, report) for one in some)])
+        own = f"executors on a machine of their own, of {wanted} or more processors (`runtime: ssh`)"
+        names = _listed(dict.fromkeys(one.name for one in some))
+        text = f"How many workers one executor of {names} carries by itself. It takes {shown_by or own}."
+        yield Sentence(text=text, figures=[*(_figure("curve", one.curve) for one in some), "machine"])
     for one in everything:
         text = ""
         if one.kind == "alone":

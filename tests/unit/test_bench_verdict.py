@@ -209,7 +209,10 @@ def test_where_all_bend_together_the_machine_is_named_and_no_access() -> None:
     assert "They bend together, so it is not the executor that ends: with 16 workers it does 1.0 of" in text
     assert "The knee of its executor was not reached. Calculated, not measured: a job takes 5.6 ms" in text
     assert "By the study's rule" not in text
-    assert "on a machine of their own, of 6 or more processors, would show it" in text
+    assert (
+        "How many workers one executor of `peer` and `shared` carries by itself. It takes executors on a "
+        "machine of their own, of 6 or more processors (`runtime: ssh`)."
+    ) in [one.text for one in verdict.unseen]
 
 
 def test_what_bends_before_the_control_for_another_reason_is_not_blamed_on_the_access() -> None:
@@ -232,6 +235,16 @@ def test_what_bends_before_the_control_for_another_reason_is_not_blamed_on_the_a
         )
         assert "That says nothing of the access." in text_of(verdict)
         assert "By the study's rule" not in text_of(verdict)
+
+
+def test_what_would_show_it_is_what_was_in_the_way() -> None:
+    report = with_knees(MEASURED)
+    rows = [replace(one, findings=[OTHERS]) for one in report.diagnoses]
+    unseen = [one.text for one in decide(replace(report, diagnoses=rows)).unseen]
+    assert unseen[0] == (
+        "How many workers one executor of `shared` and `peer` carries by itself. It takes a machine on which "
+        "nothing else runs."
+    )
 
 
 def test_what_was_raised_in_vain_is_unclear_and_gives_no_verdict() -> None:
