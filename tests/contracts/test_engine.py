@@ -23,7 +23,7 @@ from mvmci.engine import Engine
 from mvmci.engines import open_embedded, open_remote
 from mvmci.engines.remote import Accepted, Failed, RunRequest, read_reply, read_request
 from mvmci.engines.server import Executor, serve_requests
-from mvmci.errors import NotFound, VersionsDiffer
+from mvmci.errors import EngineAway, NotFound, VersionsDiffer
 from mvmci.jobs.allow import Allow
 from mvmci.jobs.journal import AnyRecord, Intent, Journal, Lease, MessageKind, status
 from mvmci.jobs.times import Stopwatch
@@ -194,6 +194,14 @@ async def test_where_the_time_of_a_run_went_is_written_down(way: Way, outside: C
     assert all((times.order, times.slot, times.compile, times.guest, times.writes))
     assert bool(times.way) == (way.executor is not None)
     assert times.total + (journal.queued_us or 0) == (journal.ended - journal.began) // 1000
+
+
+async def test_a_probe_goes_to_an_executor_and_back_where_there_is_one(way: Way) -> None:
+    assert await way.engine.probe() == (way.executor is not None)
+    await way.engine.close()
+    if way.executor is not None:
+        with contextlib.suppress(EngineAway):  # one that was closed may still go there, or say that it cannot
+            await way.engine.probe()
 
 
 async def test_a_job_that_nobody_submitted_is_not_found(way: Way) -> None:

@@ -53,7 +53,7 @@ async def test_full_executors_are_passed_over_and_a_job_waits_while_all_are(
     place: Place, client: Cluster
 ) -> None:
     executors = [await place.executor(unit, slots=1) for unit in ("x1", "x2")]
-    await place.remote_worker("w1", slots=4)
+    worker = await place.remote_worker("w1", slots=4)
     async with Counting().serve() as server:
         server.answers.clear()
         post = {"http": {"url": f"{server.url}/x", "method": "POST"}}
@@ -64,8 +64,11 @@ async def test_full_executors_are_passed_over_and_a_job_waits_while_all_are(
         assert [executor.free for executor in executors] == [0, 0], "each has one"
         with pytest.raises(NoCapacity):
             await executors[0].take(RunRequest(job="c", worker="w1"))
+        before = worker.metrics()["refused"]
         await submit(client.store, await script_spec(client.store, "c", [post]))
         await reasoned(client.store, "c", "waiting: executors busy")
+        assert worker.metrics()["refused"] > before
+        assert [executor.metrics()["refused"] for executor in executors] == [1, 0]
         server.answers.set()
         for job in ("a", "b", "c"):
             assert status((await until_done(client.store, job)).state)[0] == "succeeded"

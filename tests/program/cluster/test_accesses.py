@@ -165,7 +165,8 @@ def test_metrics_are_of_every_unit_and_count_what_was_done(way: Way, guest: Gues
 
     until(is_counted, lambda: told)
     assert told["broker"]["stored_messages"] > 0
-    assert told["broker"]["process"]["cpu_us"] > 0
+    local = way.cluster.ps()["runtime"] == "local"
+    assert bool(told["broker"]["process"]) == local  # that of a container is not looked at
     (machine,) = told["machines"]
     assert machine["ours"] >= 0
     text = way.mvmci("metrics", "--prometheus").text

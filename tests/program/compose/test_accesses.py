@@ -15,6 +15,8 @@ from tests.program.cluster.test_accesses import (  # noqa: F401 (they run here t
     test_a_command_runs_and_its_streams_and_its_end_come_back,
     test_a_workflow_has_its_effects_once_and_its_result_comes_back,
     test_its_units_are_seen_and_up_again_changes_nothing,
+    test_metrics_are_of_every_unit_and_count_what_was_done,
+    test_where_the_time_of_a_job_went_is_told_and_the_parts_add_up,
     test_whoever_is_killed_a_workflow_goes_on_and_repeats_no_effect,
 )
 from tests.program.compose.conftest import Docker
