@@ -11,7 +11,6 @@ flood     so many jobs at once
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from mvmci.bench.profiles import Work
 from mvmci.bench.raising import raised
 from mvmci.bench.report import Curve, Demand, Diagnosis, Flood, Latency, Life, Window
 from mvmci.bench.stage import Staged
+from mvmci.errors import NotYet, Usage
 from mvmci.journals.reader import load as read_journal
 
 WINDOW_S, SETTLE_S, REST_S = 4.0, 0.7, 2.0
@@ -111,18 +111,26 @@ class Run:
         self._tell(f"{candidate}, {profile}: warming every slot")
         await staged.set_workers(staged.most)
         cold = staged.engines
-        async with asyncio.timeout(WARM_S_MAX), closed(staged.client, work, staged.jobs_at_once) as loop:
+        end = time.monotonic() + WARM_S_MAX
+        async with closed(staged.client, work, staged.jobs_at_once) as loop:
             while cold:
+                if time.monotonic() > end:
+                    raise NotYet(
+                        f"{candidate}, {profile}: after {WARM_S_MAX:.0f} s a slot of {min(cold)} has not "
+                        "ended a job",
+                        hint="jobs may last too long: give them less to do",
+                    )
                 await loop.window(SETTLE_S)
                 told = await staged.asker.ask(cold)
                 cold -= {unit for unit, one in told.items() if sum(one.jobs.values()) >= one.slots}
 
     async def rest(self, candidate: str, profile: str) -> None:
-        """One worker, one job at a time."""
+        """One worker, one job at a time. Raises Usage where jobs are not such as can be measured."""
         staged = self._staged[candidate]
         self._tell(f"{candidate}, {profile}: one job at a time")
         await staged.set_workers(1)
         seen, loaded = await self._watched(staged, profile, at_once=1, seconds=REST_S)
+        _check_measurable(profile, loaded)
         self.found.rest[candidate, profile] = seen
         self.found.lives.append(await self._life(staged, profile, loaded, alone=True))
 
@@ -229,15 +237,13 @@ class Run:
         self.found.diagnoses.append(diagnosis)
         self.found.lives.append(await self._life(staged, profile, loaded, alone=False))
         if loaded.ended:
-            whole_s = (
-                loaded.over - loaded.began
-            )  # slots are taken and given up outside of the counted time too
+            whole_s = loaded.over - loaded.began
             self.found.demands.append(
                 Demand(
                     candidate=candidate,
                     profile=profile,
                     workers=workers,
-                    cpu_ms=seen.cluster_us / 1000 / loaded.ended * loaded.seconds / whole_s,
+                    cpu_ms=seen.cluster_us / 1000 / (diagnosis.rate * seen.seconds),
                     worker_bytes=seen.memory.get("worker", 0),
                     executor_bytes=seen.memory.get("executor", 0),
                     broker_bytes=round(stored / (diagnosis.rate * (whole_s + SETTLE_S))),
@@ -310,7 +316,9 @@ class Run:
             seconds = min(LATENCY_S_MAX, max(WINDOW_S, LATENCY_JOBS / common))
             opened = await open_loop(staged.client, work, common, seconds)
             after = await look(staged, units=False)
-            self.found.windows.append(self._window(staged, profile, opened, before, after))
+            window = self._window(staged, profile, opened, before, after)
+            marks = [*window.marks, *filter(None, [opened.gave_up])]
+            self.found.windows.append(msgspec.structs.replace(window, marks=marks))
             self.found.latencies.append(
                 Latency(
                     candidate=staged.name,
@@ -332,6 +340,20 @@ class Run:
         found = await load.flood(staged.client, self._works[candidate, profile], jobs)
         self.found.floods.append(
             Flood(candidate=candidate, profile=profile, workers=staged.most, **found._asdict())
+        )
+
+
+def _check_measurable(profile: str, alone: Loaded) -> None:
+    """Raises Usage: of jobs that outlast windows no rate is seen, and that of failures says nothing."""
+    if not alone.ended:
+        raise Usage(
+            f"{profile}: one at a time, no two jobs ended within {alone.over - alone.began:.0f} s",
+            hint=f"give jobs less to do: windows of {WINDOW_S:.0f} s show none that last longer",
+        )
+    if alone.failed == alone.recorded:
+        raise Usage(
+            f"{profile}: each of {alone.recorded} jobs failed, {alone.ids[0]} was one",
+            hint="run one with `mvmci run`: what is measured has to succeed",
         )
 
 

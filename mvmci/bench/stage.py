@@ -15,6 +15,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from mvmci.deploy.operate import down, open_admin
 from mvmci.deploy.plan import hosts_of_file, make_plan, read_file
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.up import Up
-from mvmci.errors import Usage
+from mvmci.errors import NotYet, Usage
 from mvmci.stores.nats import Cluster
 from mvmci.system.files import private_folder, write_private
 from mvmci.system.lock import hold
@@ -41,6 +42,7 @@ from mvmci.trust.authority import Authority
 
 FOLDER = "_bench"  # in the state directory
 READY_S = 600.0  # for dozens of workers, on a machine that is busy
+HEARD_S_MAX = 120.0  # for workers to begin or to end taking jobs
 SPARE = 2  # times the slots that could be taken: what balances orders does not do it evenly
 SLOTS_MAX = 1024
 JOBS_A_SLOT = 2  # that a closed loop keeps open
@@ -73,6 +75,11 @@ def read_candidates(files: Sequence[Path], *, slots: int | None) -> tuple[dict[s
         told = {group.slots for one in found.values() for group in one.groups}
         slots = told.pop() if len(told) == 1 else None
     if all(one.access != CONTROL for one in found.values()):
+        if "control" in found:
+            raise Usage(
+                "a file without access `per-worker` cannot be named control",
+                hint="that is the name of what all are measured beside",
+            )
         first = next(iter(found.values()))
         found["control"] = msgspec.structs.replace(first, access=CONTROL, plugin=None, executors=None)
     return found, slots or 2
@@ -195,7 +202,8 @@ class Staged:
         return sum(used for used, _ in (await self.cluster.room()).values())
 
     async def set_workers(self, count: int) -> None:
-        """Let `count` workers take jobs, and wait until the others have none. Raises StoreUnavailable.
+        """Let `count` workers take jobs, and wait until the others have none. Raises StoreUnavailable,
+        NotYet.
 
         All go on to in a cluster that is not ours to change.
         """
@@ -209,7 +217,14 @@ class Staged:
             *(config.delete(f"drain.{unit}") for unit in self.drained - wanted),
         )
         self.drained, self.workers = wanted, count
-        while not self._have_heard(await self.cluster.store.presence.members(), set(units)):  # noqa: ASYNC110
+        end = time.monotonic() + HEARD_S_MAX
+        while not self._have_heard(await self.cluster.store.presence.members(), set(units)):
+            if time.monotonic() > end:
+                raise NotYet(
+                    f"{self.name}: after {HEARD_S_MAX:.0f} s other workers take jobs than {count} of "
+                    f"{len(units)}",
+                    hint="one may have died, or have a job that does not end",
+                )
             await asyncio.sleep(_LOOK_EVERY_S)
 
     def _have_heard(self, members: Sequence[Any], units: set[str]) -> bool:
@@ -245,7 +260,8 @@ async def staged(
                     up.append(await stack.enter_async_context(entered))
                 yield up
         finally:
-            shutil.rmtree(folder)
+            if not _left(folder):  # else what could not be taken down is, by the next bench
+                shutil.rmtree(folder)
 
 
 @contextlib.asynccontextmanager
@@ -337,12 +353,17 @@ async def _up(state: ClusterState, file: Path, topology: Topology, say: Callable
     await up.run()
 
 
+def _left(folder: Path) -> list[Path]:
+    """The state of clusters that were not taken down."""
+    return sorted(folder.glob("*/bench-*"))
+
+
 async def _sweep(folder: Path, say: Callable[[str], None]) -> None:
     """Take down what a bench that was killed left: what ran on this machine died with it, the rest did not.
 
     Raises what `down` does.
     """
-    for left in folder.glob("*/bench-*"):
+    for left in _left(folder):
         say(f"removing {left.name}, which an earlier bench left")
         async with ClusterState(left.parent, left.name) as state:
             await down(state, purge=True, say=say)

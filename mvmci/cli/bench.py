@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import shutil
 import sys
 import time
@@ -54,6 +55,19 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         if not all(text.strip().isdecimal() and 1 <= int(text) <= self._most for text in texts):
             self.fail(f"{value!r} is not of the form 1,2,4, from 1 to {self._most}", param, ctx)
         return tuple(sorted({int(text) for text in texts}))
+
+
+class Rate(click.FloatRange):
+    """Jobs/s: what one process can plan and submit. Not a number is none."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True, max=100_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        rate: float = super().convert(value, param, ctx)
+        if math.isnan(rate):
+            self.fail(f"{value!r} is not a rate", param, ctx)
+        return rate
 
 
 @click.command(
@@ -118,7 +132,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     metavar="N,…",
     help="So many jobs submitted at once, as well; what became of them is counted by the journals.",
 )
-@option("--rate", type=click.FloatRange(min=0, min_open=True), help="Jobs/s at which latency is measured.")
+@option("--rate", type=Rate(), help="Jobs/s at which latency is measured.")
 @option("--budget", type=Duration(), default=BUDGET, show_default=True, help="How long all of it may take.")
 @option("--page", type=click.Path(dir_okay=False, path_type=Path), help="Write a page for a browser there.")
 @option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write all figures there, as JSON.")
@@ -145,6 +159,11 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
     if files:
         measuring = bench(state, wanted, told.tell)
     else:
+        if wanted.workers or wanted.slots or wanted.as_is:
+            raise Usage(
+                "a cluster that is up is measured as it is",
+                hint="--workers, --slots and --as-is are for FILEs",
+            )
         measuring = bench_cluster(state, find_cluster(state, cluster), wanted, told.tell)
     try:
         report = run_async(measuring)
@@ -179,7 +198,11 @@ def _profiles(names: tuple[str, ...], module: str | None, input_: str | None) ->
 
 
 def _name(module: str) -> str:
-    return Path(module).stem or "module"
+    """Of its profile. None of ours: what is known of these would be said of it."""
+    from mvmci.bench.profiles import PROFILES
+
+    name = Path(module).stem or "module"
+    return f"module {name}" if name in PROFILES else name
 
 
 def _of_module(request: JobRequest) -> Profile:
@@ -227,9 +250,9 @@ def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None
     from mvmci.bench.table import table
 
     encoded = encode(report)
-    click.echo(encoded if as_json else table(report))
     if save is not None:
         save.write_bytes(encoded)
     if page is not None:
         page.write_text(page_of.page(report))
+    click.echo(encoded if as_json else table(report))
     return EXIT_FAILED if report.counted.lost or report.counted.twice else 0

@@ -92,3 +92,10 @@ def test_the_files_that_a_file_names_are_found_from_elsewhere(tmp_path: Path) ->
     (found, _) = read_candidates([file], slots=None)
     assert found["a"].plugin == str(tmp_path / "mine.py")
     assert found["a"].broker.credentials == str(tmp_path / "x.creds")
+
+
+def test_no_file_is_taken_for_the_control_for_its_name(tmp_path: Path) -> None:
+    with pytest.raises(Usage, match="cannot be named control"):
+        read_candidates([written(tmp_path, "control.yaml", "access: peer\nworkers: {}")], slots=None)
+    alone = written(tmp_path, "control.yaml", "access: per-worker\nworkers: {}")
+    assert list(read_candidates([alone], slots=None)[0]) == ["control"]
