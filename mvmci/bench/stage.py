@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -47,6 +48,7 @@ SPARE = 2  # times the slots that could be taken: what balances orders does not 
 SLOTS_MAX = 1024
 JOBS_A_SLOT = 2  # that a closed loop keeps open
 _LOOK_EVERY_S = 0.03
+_OTHER_LETTERS = re.compile("[^a-z0-9]+")  # than those of a cluster's name
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +69,7 @@ def read_candidates(files: Sequence[Path], *, slots: int | None) -> tuple[dict[s
     """
     found: dict[str, Topology] = {}
     for file in files:
-        name = file.stem.replace("_", "-").lower()
+        name = _OTHER_LETTERS.sub("-", file.stem.lower()).strip("-") or "file"
         if name in found:
             raise Usage(f"two files are named {file.stem}", hint="a report names candidates by their files")
         found[name] = _rooted(read_file(file)[1], file)

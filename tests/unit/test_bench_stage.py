@@ -99,3 +99,8 @@ def test_no_file_is_taken_for_the_control_for_its_name(tmp_path: Path) -> None:
         read_candidates([written(tmp_path, "control.yaml", "access: peer\nworkers: {}")], slots=None)
     alone = written(tmp_path, "control.yaml", "access: per-worker\nworkers: {}")
     assert list(read_candidates([alone], slots=None)[0]) == ["control"]
+
+
+def test_a_file_of_any_name_is_a_candidate(tmp_path: Path) -> None:
+    file = written(tmp_path, "We<b>ird & v1.2_.yaml", "access: per-worker\nworkers: {}")
+    assert list(read_candidates([file], slots=None)[0]) == ["we-b-ird-v1-2"]
