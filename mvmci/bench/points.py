@@ -107,7 +107,7 @@ class Points:
         """Where the knee's interval is widest, what narrows it."""
         wants = []
         for key in self._knees:
-            if (curve := self.curve(*key)) and len(curve) > 1:
+            if len(curve := self.curve(*key)) > 1 and any(curve[min(curve)]):
                 levels = self._levels[key[1]]
                 knee = find_knee(curve)
                 wants.append(

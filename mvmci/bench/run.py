@@ -98,10 +98,13 @@ class Run:
                 await self.flood(*key, jobs)
 
     def curve(self, candidate: str, profile: str) -> Curve:
-        """That of a candidate so far."""
+        """That of a candidate so far. Raises NotYet where none of its windows saw a job end."""
         own = [one for one in self.found.windows if (one.candidate, one.profile) == (candidate, profile)]
-        (found,) = draw([self._staged[candidate].candidate], own, [])
-        return found
+        for found in draw([self._staged[candidate].candidate], own, []):
+            return found
+        raise NotYet(
+            f"{candidate}, {profile}: no job ended in any window", hint="it may have too few workers alive"
+        )
 
     # ---- before
 
@@ -186,7 +189,7 @@ class Run:
         self.found.recorded += loaded.recorded
 
     def _marks(self, window: Window) -> list[str]:
-        marks = []
+        marks = [] if window.ended else ["no job ended"]
         if window.others > OTHERS_MANY:
             marks.append(f"other programs took {window.others:.0%} of the machine")
         p50_ms = statistics.median(window.samples_us or [0]) / 1000

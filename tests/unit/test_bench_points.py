@@ -89,3 +89,11 @@ def test_where_no_profile_has_a_knee_the_time_is_used_all_the_same() -> None:
     points = Points(["peer"], {"light": (1, 2)}, without_knee=["light"])
     first_pass(points)
     assert points.next().profile == "light"
+
+
+def test_a_window_in_which_nothing_ended_is_no_end_of_the_run() -> None:
+    points = Points(["peer"], {"waiting": (1, 2)})
+    while points.left:
+        point = points.next()
+        points.add(point, 0.0 if point.workers == 1 else 3.0, marked=False)
+    assert points.next() == Point("peer", "waiting", 1)
