@@ -26,7 +26,6 @@ from mvmci.system.tasks import TaskSet, at_most
 
 END_S_MAX = 600.0  # for so long the last jobs are waited for
 LOOK_EVERY_S = 2.0  # a word may be lost
-BY = "bench"
 
 
 class Job:

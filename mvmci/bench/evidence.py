@@ -50,6 +50,7 @@ class Look:
     family_us: int
     own: usage.Process
     cluster_us: int
+    started: Mapping[str, object]  # which process each unit is
     units: Mapping[str, UnitMetrics] = field(default_factory=dict)
     broker: BrokerMetrics | None = None
     broker_boot: str = ""  # the start of the machine on which it is
@@ -68,6 +69,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     in_slot_ms: float = 0.0
     order_ms: float = 0.0
     killed: int = 0
+    started_again: Sequence[str] = ()  # units that were
     memory: dict[str, int] = {}  # bytes of one unit, by role
     write_ms: float = 0.0
     round_trip_ms: float = 0.0
@@ -81,6 +83,9 @@ async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
         told = await staged.asker.ask(names, watch_s=watch_s)
     if not staged.is_local:
         broker = await staged.broker()
+        started: dict[str, object] = {unit: one.incarnation for unit, one in told.items()}
+    else:
+        started = {one.name: one.pid for one in await staged.state.runtime().observe()}
     own = usage.process()
     return Look(
         at=time.monotonic(),
@@ -88,6 +93,7 @@ async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
         family_us=own.cpu_us + own.children_us,
         own=own,
         cluster_us=_cluster_us(staged, told.values()),
+        started=started,
         units=told,
         broker=broker,
         broker_boot=next((told[name].machine.boot for name in staged.beside_broker if name in told), ""),
@@ -131,6 +137,9 @@ def seen_between(before: Look, after: Look, *, is_local: bool, slotted: Collecti
         slots_taken=took_us / room_us if room_us else 0.0,
         in_slot_ms=took_us / jobs / 1000 if jobs else 0.0,
         order_ms=min((one.order_ms for one in units if one.order_ms), default=0.0),
+        started_again=sorted(
+            unit for unit, process in before.started.items() if after.started.get(unit) != process
+        ),
         memory=_memory(after),
         killed=max((now.cgroup.killed - then.cgroup.killed for then, now in pairs), default=0),
     )

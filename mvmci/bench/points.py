@@ -91,6 +91,11 @@ class Points:
         return dict(sorted(self._rates[candidate, profile].items()))
 
     @property
+    def missing(self) -> bool:
+        """Whether there is one of which nothing is known."""
+        return not all(self._rates.values())
+
+    @property
     def left(self) -> int:
         """How many windows are still to come before the widest intervals have their turn."""
         return sum(not self._is_beyond(point) for point in self._first) + len(self._again)

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from mvmci.bench.client import BY, Client
+from mvmci.bench.client import Client
 from mvmci.bench.guests import ACTIONS_WASM
 from mvmci.errors import Usage
 from mvmci.jobs import tree
 from mvmci.jobs.job import Payload
-from mvmci.jobs.journal import Spec
+from mvmci.jobs.journal import BENCH_BY, Spec
 from mvmci.jobs.nothing import NOTHING
 from mvmci.store import Store, digest_of
 
@@ -95,7 +95,7 @@ def _workflow(*actions: str) -> Spec:
         component=True,
         input=Payload(text=msgspec.json.encode(actions).decode()),
         seed=0,
-        by=BY,
+        by=BENCH_BY,
     )
 
 
@@ -110,7 +110,7 @@ def _command(manifest: str | None = None) -> Spec:
         component=False,
         tree=manifest,
         seed=0,
-        by=BY,
+        by=BENCH_BY,
     )
 
 

@@ -8,7 +8,8 @@ the file of its cgroup is ours to write.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -77,10 +78,17 @@ async def _pids(staged: Staged, role: str) -> list[int]:
     return [one.pid for one in seen if one.role == role and one.pid]
 
 
+def _is_theirs(cgroup: Path, pids: Sequence[int]) -> bool:
+    """Whether nothing but these processes and what they started is there: what bounds others too, as a
+    container or a login does, is not ours to raise."""
+    theirs = {str(one) for pid in pids for one in (pid, *usage.descendants(pid))}
+    return set((cgroup / "cgroup.procs").read_text().split()) <= theirs
+
+
 @contextlib.contextmanager
 def _quotas(pids: list[int], times: float) -> Iterator[Given | None]:
     """The cgroups of these processes, with so many times their quota; None where they have none of ours."""
-    files = {file for pid in pids if (file := usage.quota_file(pid))}
+    files = {file for pid in pids if (file := usage.quota_file(pid)) and _is_theirs(file.parent, pids)}
     before = {file: file.read_text().strip() for file in files}
     given = None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shlex
 import statistics
@@ -37,6 +38,7 @@ WORKER_BYTES = 80 << 20  # with its slots, of which some pages are shared
 WITHOUT_KNEE = ("light", "command", "cpu", "memory", "tree")
 WITHOUT_KNEE_WORKERS = (1, 2)
 STEPS_S = 22.0  # of one candidate under one profile, besides windows
+UP_S, WORKER_S = 3.0, 0.25  # to bring a cluster up, and each worker of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,8 @@ async def bench_cluster(root: Path, cluster: str, options: Options, tell: Callab
     async with joined(ClusterState(root, cluster)) as one:
         levels = dict.fromkeys(options.profiles, (one.workers,))
         _check_budget(options, 1, levels)
+        budget = format_duration(round(options.budget_s * 1000))
+        tell(f"{cluster} gets load for up to {budget}; its jobs stay as long as all do")
         return await _measure([one], options, levels, "", clock, tell, against=cluster)
 
 
@@ -137,12 +141,14 @@ def _check_budget(options: Options, candidates: int, levels: Mapping[str, Sequen
     """Raises Usage where not even every number of workers once fits."""
     rounds = {name: ROUNDS if name in WITHOUT_KNEE else 1 for name in levels}
     windows = candidates * sum(len(counts) * rounds[name] for name, counts in levels.items())
-    least_s = windows * (WINDOW_S + 2 * SETTLE_S) + candidates * len(levels) * STEPS_S
+    up_s = candidates * (UP_S + WORKER_S * max(map(max, levels.values())))
+    least_s = up_s + windows * (WINDOW_S + 2 * SETTLE_S) + candidates * len(levels) * STEPS_S
     if least_s > options.budget_s:
+        minutes = math.ceil(least_s / 60)
         raise Usage(
-            f"{windows} windows take about {least_s / 60:.0f} minutes, more than the budget of "
+            f"{candidates} clusters and {windows} windows take about {minutes}m, more than the budget of "
             f"{format_duration(round(options.budget_s * 1000))}",
-            hint=f"--budget {least_s / 60 + 1:.0f}m, or fewer files, profiles or --workers",
+            hint=f"--budget {minutes}m, or fewer files, profiles or --workers",
         )
 
 

@@ -73,6 +73,11 @@ def read_candidates(files: Sequence[Path], *, slots: int | None) -> tuple[dict[s
         if name in found:
             raise Usage(f"two files are named {file.stem}", hint="a report names candidates by their files")
         found[name] = _rooted(read_file(file)[1], file)
+    if len({(one.runtime, tuple(one.hosts)) for one in found.values()}) > 1:
+        raise Usage(
+            "files of several runtimes, or with different hosts, cannot be compared",
+            hint="measure them one at a time, or on the same hosts",
+        )
     if slots is None:
         told = {group.slots for one in found.values() for group in one.groups}
         slots = told.pop() if len(told) == 1 else None
@@ -257,7 +262,8 @@ async def staged(
             async with contextlib.AsyncExitStack() as stack:
                 up = []
                 for name, one in found.items():
-                    say(f"bringing {name} up, with {wanted.workers} workers")
+                    beside = "" if name in files else ", to compare the others with"
+                    say(f"bringing {name} up ({one.access}{beside}), with {wanted.workers} workers")
                     entered = _staged(folder, f"bench-{run}-{name}", name, one, files.get(name), wanted, say)
                     up.append(await stack.enter_async_context(entered))
                 yield up

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import shutil
 import sys
 import time
@@ -15,6 +16,7 @@ import click
 from mvmci.cli.complete import complete_at_file, complete_file, complete_profile
 from mvmci.cli.options import (
     Duration,
+    Interrupted,
     cluster_option,
     examples,
     json_option,
@@ -108,6 +110,16 @@ class Rate(click.FloatRange):
     help="Their input, if they are workflows.",
 )
 @option(
+    "--dir",
+    type=click.Path(path_type=Path),
+    envvar="MVMCI_BENCH_DIR",
+    help="A directory that is copied and becomes their workspace.",
+)
+@option("--env", metavar="K=V", multiple=True, envvar="MVMCI_BENCH_ENV", help="Their environment.")
+@option(
+    "--arg", "args", metavar="ARG", multiple=True, help="An argument of theirs, several times for several."
+)
+@option(
     "--workers",
     type=Numbers(1000),
     metavar="N,…",
@@ -149,9 +161,18 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
 
     make_state(state)
     page, save, as_json = options.pop("page"), options.pop("save"), options.pop("as_json")
+    if page is not None and page == save:
+        raise Usage(f"--page and --save are both {page}")
     for file in filter(None, (page, save)):
         _check_writable(file)
-    profiles = _profiles(options.pop("profiles"), options.pop("module"), options.pop("input_"))
+    request = JobRequest(
+        module=options.pop("module") or "",
+        args=options.pop("args"),
+        input=options.pop("input_"),
+        dir=options.pop("dir"),
+        env=options.pop("env"),
+    )
+    profiles = _profiles(options.pop("profiles"), request, state)
     cluster = options.pop("cluster")
     budget_s = options.pop("budget") / 1000
     told = Progress()
@@ -167,6 +188,10 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
         measuring = bench_cluster(state, find_cluster(state, cluster), wanted, told.tell)
     try:
         report = run_async(measuring)
+    except Interrupted:
+        told.end()
+        click.echo(f"interrupted: {'all clusters are down again' if files else 'jobs go on'}", err=True)
+        raise
     finally:
         told.end()
     return _show(report, as_json=as_json, page=page, save=save)
@@ -174,21 +199,21 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
 
 def _check_writable(file: Path) -> None:
     """Raises Usage, before the time is spent, where a report could not be written there."""
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise Usage(f"{file} cannot be written: {error.strerror}") from None
+    there = file if file.exists() else file.absolute().parent
+    if not os.access(there, os.W_OK):
+        why = "that is not yours to write" if there.exists() else f"there is no {there}"
+        raise Usage(f"{file} cannot be written: {why}")
 
 
-def _profiles(names: tuple[str, ...], module: str | None, input_: str | None) -> dict[str, Profile]:
+def _profiles(names: tuple[str, ...], request: JobRequest, state: Path) -> dict[str, Profile]:
     from mvmci.bench.profiles import PROFILES
 
-    if module is not None:
+    if request.module:
         if names:
             raise Usage("jobs are of a --module or of a --profile", hint="leave one of them out")
-        return {_name(module): _of_module(JobRequest(module=module, input=input_))}
-    if input_ is not None:
-        raise Usage("--input is that of a --module")
+        return {_name(request.module): _of_module(request, state)}
+    if request != JobRequest():
+        raise Usage("--input, --dir, --env and --arg are those of a --module")
     for name in names:
         if name not in PROFILES:
             close = difflib.get_close_matches(name, PROFILES, 1)
@@ -205,20 +230,23 @@ def _name(module: str) -> str:
     return f"module {name}" if name in PROFILES else name
 
 
-def _of_module(request: JobRequest) -> Profile:
+def _of_module(request: JobRequest, state: Path) -> Profile:
     """Jobs of the user's own. Raises Usage, BadModule."""
     from mvmci.bench.profiles import Profile, Work
 
-    RequestFiles().check(request)  # before anything is brought up
+    RequestFiles(state).check(request)  # before anything is brought up
 
     async def make(store: Store, service_url: str) -> Work:
         del service_url
-        files = RequestFiles()
+        files = RequestFiles(state)
         checked = files.check(request)
         await files.keep(store)
         return Work([await files.spec(checked, "template", store)])
 
-    return Profile(f"{request.module}, with the input {request.input or 'null'}", make)
+    given = [f"--input {request.input}"] * (request.input is not None) + [f"--dir {request.dir}"] * (
+        request.dir is not None
+    )
+    return Profile(" ".join([request.module, *given, *request.args]), make)
 
 
 class Progress:

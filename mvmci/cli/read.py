@@ -34,6 +34,7 @@ from mvmci.errors import NotFound, Usage
 from mvmci.jobs import job as jobs
 from mvmci.jobs.job import STATUSES
 from mvmci.jobs.journal import (
+    BENCH_BY,
     PROOF_BY,
     AnyRecord,
     Cancel,
@@ -103,7 +104,7 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
 
 @click.command("list", epilog=examples("mvmci list --status failed", "mvmci list --limit 0 --json"))
 @option("--limit", type=click.IntRange(0), default=100, show_default=True, help="At most so many; 0 is all.")
-@option("--all", "proofs", is_flag=True, help="Those too by which `mvmci up` saw that a cluster works.")
+@option("--all", "proofs", is_flag=True, help="Also those of `mvmci up` and `mvmci bench`.")
 @option("--status", "wanted", type=click.Choice(STATUSES), help="Only jobs with this status.")
 @option("--queue", envvar="MVMCI_LIST_QUEUE", shell_complete=complete_queue, help="Only jobs of this queue.")
 @place_options
@@ -116,7 +117,7 @@ def list_verb(
     def fits(state: State) -> bool:
         spec = state.spec
         return (
-            (proofs or spec is None or spec.by != PROOF_BY)
+            (proofs or spec is None or spec.by not in (PROOF_BY, BENCH_BY))
             and wanted in (None, status(state)[0])
             and queue in (None, spec and spec.queue)
         )

@@ -38,6 +38,7 @@ from mvmci.wire import HINT, difference, is_understood, level_of
 # `end` is a `done` by somebody who holds no job.
 MessageKind = Literal["spec", "run", "cancel", "done", "end"]
 OUTSIDE = "_"  # begins the name of a writer who holds no job; no unit's begins so
+BENCH_BY = "bench"  # who submits the load of `mvmci bench`
 PROOF_BY = "up"  # who submits the job that does nothing, by which `up` sees that a cluster works
 
 

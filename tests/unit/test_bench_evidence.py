@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mvmci.bench.evidence import Look, seen_between
@@ -50,6 +51,7 @@ def look(at_s: float, *units: UnitMetrics, busy_s: float = 0.0, family_s: float 
         family_us=int(family_s * US),
         own=IDLE,
         cluster_us=0,
+        started={one.unit: one.incarnation for one in units},
         units={one.unit: one for one in units},
     )
 
@@ -96,3 +98,10 @@ def test_a_unit_that_tells_nothing_is_left_out() -> None:
     before, after = look(0, unit(0), unit(0, "worker-1")), look(10, unit(10), unit(10, "worker-2"))
     seen = seen_between(before, after, is_local=True, slotted=())
     assert [one.unit for one in seen.units] == ["executor-1"]
+
+
+def test_a_unit_that_was_started_again_or_left_is_told() -> None:
+    before = look(0, unit(0), unit(0, "worker-1"), unit(0, "worker-2"))
+    after = look(10, unit(10), msgspec.structs.replace(unit(10, "worker-1"), incarnation="j"))
+    seen = seen_between(before, after, is_local=True, slotted=())
+    assert seen.started_again == ["worker-1", "worker-2"]

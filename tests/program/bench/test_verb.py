@@ -115,6 +115,9 @@ WRONG = {
     ("--rate", "0"): "--rate",
     ("--module", "nowhere.wasm"): "nowhere.wasm",
     ("--input", "1"): "--module",
+    ("--arg", "1"): "--module",
+    ("--page", "/nowhere/page.html"): "cannot be written",
+    ("--page", "same", "--save", "same"): "are both same",
 }
 
 
