@@ -117,7 +117,7 @@ class Rate(click.FloatRange):
 )
 @option("--env", metavar="K=V", multiple=True, envvar="MVMCI_BENCH_ENV", help="Their environment.")
 @option(
-    "--arg", "args", metavar="ARG", multiple=True, help="An argument of theirs, several times for several."
+    "--arg", "args", metavar="ARG", multiple=True, help="An argument of theirs; several times for several."
 )
 @option(
     "--workers",
