@@ -84,6 +84,7 @@ SOAK = (
     "tests/program/bench/test_flood.py",
     "tests/program/bench/test_stall.py",
     "tests/program/bench/test_verb.py",
+    "tests/program/ssh/test_bench.py",
     "tests/program/cli/test_death.py",
     "tests/program/cli/test_limits.py",
     "tests/program/cli/test_tampering.py",

@@ -46,6 +46,7 @@ READY_S = 600.0  # for dozens of workers, on a machine that is busy
 HEARD_S_MAX = 120.0  # for workers to begin or to end taking jobs
 SPARE = 2  # times the slots that could be taken: what balances orders does not do it evenly
 SLOTS_MAX = 1024
+ANY_ADDRESS, BROKER_PORT = "0.0.0.0", 4222  # noqa: S104 (as `up` has them on hosts)
 JOBS_A_SLOT = 2  # that a closed loop keeps open
 _LOOK_EVERY_S = 0.03
 _OTHER_LETTERS = re.compile("[^a-z0-9]+")  # than those of a cluster's name
@@ -59,6 +60,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     slots: int
     http: Sequence[str] = ()
     as_is: bool = False
+    place: int = 0  # among those that are up at once: on hosts, each has a broker's port of its own
 
 
 def read_candidates(files: Sequence[Path], *, slots: int | None) -> tuple[dict[str, Topology], int]:
@@ -123,10 +125,16 @@ def as_measured(found: Topology, cluster: str, wanted: Wanted) -> tuple[Topology
     if len(found.groups) > 1:
         changed.append(f"workers: one group instead of {len(found.groups)}")
     allow = msgspec.structs.replace(found.allow, http=(*found.allow.http, *wanted.http))
+    broker = found.broker
+    if found.runtime == "ssh" and broker.url is None:
+        port = (broker.port or BROKER_PORT) + 1 + wanted.place
+        broker = msgspec.structs.replace(broker, listen=f"{broker.address or ANY_ADDRESS}:{port}")
+        changed.append(f"broker.listen: port {port}")
     return (
         msgspec.structs.replace(
             found,
             cluster=cluster,
+            broker=broker,
             workers=msgspec.structs.replace(workers, count=wanted.workers),
             executors=executors,
             allow=allow,
@@ -261,10 +269,11 @@ async def staged(
             await _sweep(folder, say)
             async with contextlib.AsyncExitStack() as stack:
                 up = []
-                for name, one in found.items():
+                for place, (name, one) in enumerate(found.items()):
                     beside = "" if name in files else ", to compare the others with"
                     say(f"bringing {name} up ({one.access}{beside}), with {wanted.workers} workers")
-                    entered = _staged(folder, f"bench-{run}-{name}", name, one, files.get(name), wanted, say)
+                    own = msgspec.structs.replace(wanted, place=place)
+                    entered = _staged(folder, f"bench-{run}-{name}", name, one, files.get(name), own, say)
                     up.append(await stack.enter_async_context(entered))
                 yield up
         finally:

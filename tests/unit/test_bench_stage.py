@@ -104,3 +104,11 @@ def test_no_file_is_taken_for_the_control_for_its_name(tmp_path: Path) -> None:
 def test_a_file_of_any_name_is_a_candidate(tmp_path: Path) -> None:
     file = written(tmp_path, "We<b>ird & v1.2_.yaml", "access: per-worker\nworkers: {}")
     assert list(read_candidates([file], slots=None)[0]) == ["we-b-ird-v1-2"]
+
+
+def test_on_hosts_each_has_a_broker_beside_the_users_own() -> None:
+    text = "runtime: ssh\nhosts: {h: {}}\nworkers: {}\nbroker: {listen: '10.0.0.1:5000'}"
+    measured = [
+        as_measured(topology(text), "b", Wanted(workers=1, slots=1, place=place))[0] for place in (0, 1)
+    ]
+    assert [one.broker.listen for one in measured] == ["10.0.0.1:5001", "10.0.0.1:5002"]
