@@ -192,8 +192,10 @@ class Remote:
         while not self._draining:
             capacity = self._transport.capacity()
             try:
-                waited = stopwatch.times().order
-                offer = msgspec.structs.replace(request, waited=waited, sent=moment())
+                offer = request
+                if request.wire > 0:  # executors of level 0 take no field that they do not know
+                    waited = stopwatch.times().order
+                    offer = msgspec.structs.replace(request, waited=waited, sent=moment())
                 async with self._transport.send(offer) as replies:
                     if waits:
                         await presence.add_hint(request.job)
