@@ -1,10 +1,10 @@
 """Which window is run next.
 
-First every number of workers once, from few to many, candidates in random order; then what is to be
-repeated; then wherever a knee is known least, until the time is up. A profile that shows no knee, but what
-the way to an engine costs, has a few rounds. Windows are short and all candidates take turns, so that a
-machine which drifts does so for all alike. What speaks against a window is a reason to run it again, but
-not for ever: of a machine that is never quiet, the report says so.
+First every number of workers once, in random order; then what is to be repeated; then wherever a knee is
+known least, until the time is up. A profile that shows no knee, but what the way to an engine costs, has a
+few rounds. Windows are short and all candidates take turns, so that a machine which drifts does so for all
+alike. What speaks against a window is a reason to run it again, but not for ever: of a machine that is
+never quiet, the report says so.
 """
 
 from __future__ import annotations
@@ -45,16 +45,18 @@ class Points:
         self._levels = levels
         self._keys = [(candidate, profile) for candidate in candidates for profile in levels]
         self._rates: dict[tuple[str, str], dict[int, list[float]]] = {key: {} for key in self._keys}
-        self._first = self._rounds(without_knee) + self._ascending()  # taken from the end
+        self._first = self._rounds(without_knee) + self._once()  # taken from the end
         self._knees = [key for key in self._keys if key[1] not in without_knee] or self._keys
         self._again: list[tuple[Point, int]] = []  # and how often it was repeated
         self._tries = 0  # of the point that was given last
         self._windows = self._repeated = 0
 
-    def _ascending(self) -> list[Point]:
+    def _once(self) -> list[Point]:
+        """Each, in random order, so that a drift of the machine is not taken for a bend; but the least number
+        of workers of each curve first, as all others are compared with it."""
         points = [Point(*key, workers) for key in self._keys for workers in self._levels[key[1]]]
         self._random.shuffle(points)
-        return sorted(points, key=lambda point: point.workers, reverse=True)
+        return sorted(points, key=lambda point: point.workers == min(self._levels[point.profile]))
 
     def _rounds(self, profiles: Collection[str]) -> list[Point]:
         """More of those that are not repeated later."""
