@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from mvmci.bench import figures
 from mvmci.bench.bottleneck import LOOP_FULL, Loop
-from mvmci.bench.figures import PARTS, first_of, given, number
+from mvmci.bench.figures import first_of, given, number
 from mvmci.bench.knee import SHARE, Knee
 from mvmci.bench.markup import Inside, Markup, tag
 from mvmci.bench.report import Candidate, Curve, Diagnosis, Latency, Life, Report
 from mvmci.bench.style import COLOURS
 from mvmci.bench.svg import Scale, bar, dot, drawing, line, path, spread, text, ticks
+from mvmci.jobs.times import WORDS
 
 WIDTH, LEFT, RIGHT, TOP = 480, 44, 380, 14  # what lies between is the plot; names stand behind it
 FLOOR = 250  # of a plot
@@ -187,7 +188,7 @@ def life(told: Sequence[Life], candidates: Names) -> Markup:
             for part in names:
                 ms = one.parts.get(part, 0.0)
                 end = at + x(ms) - x(0)
-                yield bar(at, top, end - at, 18, f"p-{part}", f"{PARTS.get(part, part)}: {number(ms)} ms")
+                yield bar(at, top, end - at, 18, f"p-{part}", f"{WORDS.get(part, part)}: {number(ms)} ms")
                 at = end
             yield text(at + 6, top + 13, f"{number(sum(one.parts.values()))}", "small")
 
@@ -337,7 +338,7 @@ def _told(curves: Sequence[Curve]) -> str:
 def _life_told(life: Life) -> str:
     among = "alone" if life.alone else f"with {life.workers} workers"
     return f"{life.candidate} {among}: " + ", ".join(
-        f"{PARTS.get(part, part)} {number(ms)}" for part, ms in life.parts.items()
+        f"{WORDS.get(part, part)} {number(ms)}" for part, ms in life.parts.items()
     )
 
 

@@ -21,18 +21,8 @@ from mvmci.bench.report import (
     Report,
     Window,
 )
+from mvmci.jobs.times import WORDS
 
-PARTS = {  # of a job's time, as they follow each other: `mvmci.jobs.times.Times`
-    "queue": "in the queue",
-    "order": "until offered",
-    "way": "on its way",
-    "slot": "until in a slot",
-    "compile": "getting the code",
-    "layout": "laying out files",
-    "guest": "the job itself",
-    "effects": "its effects",
-    "writes": "writing records",
-}
 CAUSES = {  # `mvmci.bench.bottleneck`; {} is whose it is
     "generator": "load generator",
     "memory": "memory",
@@ -163,7 +153,7 @@ def lives(report: Report, candidate: str, profile: str) -> tuple[Life | None, Li
 def parts(told: Iterable[Life | None], least: float = 0.0) -> list[str]:
     """The parts that are told of some lives: those which in one of them are more than that share of it."""
     some = [(one.parts, sum(one.parts.values()) * least) for one in told if one is not None]
-    names = [*PARTS, *sorted({name for each, _ in some for name in each} - PARTS.keys())]
+    names = [*WORDS, *sorted({name for each, _ in some for name in each} - WORDS.keys())]
     return [name for name in names if any(each.get(name, 0.0) > bound for each, bound in some)]
 
 

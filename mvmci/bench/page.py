@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from mvmci.bench import charts, figures
 from mvmci.bench.bottleneck import LOOP_FULL, Finding
-from mvmci.bench.figures import NONE, PARTS, STANDS, anchor, given, in_bytes, number, of
+from mvmci.bench.figures import NONE, STANDS, anchor, given, in_bytes, number, of
 from mvmci.bench.markup import Inside, Markup, join, tag
 from mvmci.bench.report import (
     CONTROL,
@@ -26,6 +26,7 @@ from mvmci.bench.report import (
     Window,
 )
 from mvmci.bench.style import STYLE
+from mvmci.jobs.times import WORDS
 
 HEAD = Markup(
     '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -263,7 +264,7 @@ def _life_table(told: Sequence[Life]) -> Inside:
         (
             "",
             (
-                [tag("span", class_=f"swatch p-{part}"), PARTS.get(part, part)],
+                [tag("span", class_=f"swatch p-{part}"), WORDS.get(part, part)],
                 *(number(one.parts.get(part, 0.0)) for one in told),
             ),
         )

@@ -6,7 +6,7 @@ job's parts go from waiting (blue) over getting ready (yellow) to work (green) a
 
 from __future__ import annotations
 
-from mvmci.bench.figures import PARTS
+from mvmci.jobs.times import WORDS
 
 COLOURS = 6  # of candidates, the control's first
 
@@ -128,7 +128,7 @@ rect { fill: var(--c) }
     f".{kind}{name} {{ --c: var(--{of}) }}\n"
     for kind, name, of in (
         *(("k", str(place), f"k{place}") for place in range(COLOURS)),
-        *(("p-", part, part) for part in PARTS),
+        *(("p-", part, part) for part in WORDS),
         ("", "ran", "k1"),
         ("", "waited", "layout"),
     )

@@ -11,8 +11,9 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mvmci.bench import figures
-from mvmci.bench.figures import NONE, PARTS, first_of, given, in_bytes, number
+from mvmci.bench.figures import NONE, first_of, given, in_bytes, number
 from mvmci.bench.report import CONTROL, Candidate, Percentiles, Report, Window
+from mvmci.jobs.times import WORDS
 from mvmci.system.text import one_line
 
 WIDTH, LABEL, CELL = 100, 20, 20
@@ -102,7 +103,7 @@ def _lives(report: Report, profile: str, shown: Sequence[Candidate]) -> Rows:
     yield "ms, alone → loaded", [f"at {many.workers} workers" if many else "" for _, many in told]
     for part in figures.parts(itertools.chain.from_iterable(told), PART_LEAST):
         yield (
-            f"  {PARTS.get(part, part)}",
+            f"  {WORDS.get(part, part)}",
             [" → ".join(number(one.parts.get(part, 0.0)) for one in both if one) for both in told],
         )
 

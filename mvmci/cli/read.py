@@ -51,7 +51,7 @@ from mvmci.jobs.journal import (
     status,
 )
 from mvmci.jobs.summary import Summary, rfc3339, summarise
-from mvmci.jobs.times import Times
+from mvmci.jobs.times import PHASES, Times, in_phases, in_words
 from mvmci.journals.client import until_ended
 from mvmci.journals.logs import LATE_S, OutputWatch, last_attempt, late_s
 from mvmci.journals.reader import load
@@ -61,7 +61,7 @@ from mvmci.system.clock import wall_clock_ms
 from mvmci.system.text import one_line, printable
 from mvmci.trust.known import find_cluster
 
-LIST_TITLES = ("ID", "KIND", "STATUS", "SUBMITTED", "WAITED", "COMPILED", "RAN", "RECORDED", "REASON")
+LIST_TITLES = ("ID", "KIND", "STATUS", "SUBMITTED", *map(str.upper, PHASES), "REASON")
 TOLD_CHARS_MAX = 200
 PAYLOADS_AT_ONCE = 64
 FILES_AT_ONCE = 16
@@ -93,7 +93,7 @@ def status_verb(job: str, place: Location, as_json: bool) -> int:
             return 0
         for name, value in json.loads(msgspec.json.encode(summary)).items():
             if name == "times" and value is not None:
-                value = ", ".join(f"{part} {_ms(ms)}" for part, ms in value.items() if ms)
+                value = in_words(value, _ms)
             shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if shown not in ("null", ""):
                 click.echo(f"{name:<13} {one_line(shown)}")
@@ -141,11 +141,10 @@ def list_verb(
 
 def _cells(one: Summary) -> Sequence[str]:
     took = one.times
-    times = ("",) * 4
-    if took is not None:
-        waited = "" if took.queue is None else _ms(took.queue + took.order + took.way + took.slot)
-        ran = took.layout + took.guest + took.effects
-        times = (waited, _ms(took.compile), _ms(ran), _ms(took.writes))
+    phases = {} if took is None else in_phases(msgspec.structs.asdict(took))
+    if took is None or took.queue is None:  # which is known when the job has ended
+        phases.pop("wait", None)
+    times = (_ms(phases[one]) if one in phases else "" for one in PHASES)
     return (one.id, one.kind or "", one.status, one.submitted_at or "", *times, one.reason)
 
 
@@ -231,9 +230,8 @@ def _shown(record: AnyRecord) -> dict[str, Any]:
 
 def _took(record: Done | Released) -> str:
     """Where the time of a run went, as the end of a line."""
-    parts = msgspec.structs.asdict(record.times or Times())
-    told = [f"{part} {rough_duration(us)}" for part, us in parts.items() if us]
-    return f"  ({', '.join(told)})" if told else ""
+    told = in_words(msgspec.structs.asdict(record.times or Times()), rough_duration)
+    return f"  ({told})" if told else ""
 
 
 def _with_ignored(journal: Journal) -> Iterator[AnyRecord | Ignored]:

@@ -11,6 +11,7 @@ import pytest
 from mvmci.bench import figures
 from mvmci.bench.report import Report
 from mvmci.bench.table import CELL, LABEL, WIDTH, table
+from mvmci.jobs.times import WORDS
 from tests.harness.reports import make_report
 from tests.unit.test_printed import HOSTILE
 
@@ -52,7 +53,7 @@ def test_every_figure_of_a_profile_is_that_of_the_report(profile: str) -> None:
         alone, loaded = figures.lives(report, curve.candidate, profile)
         assert alone is not None and loaded is not None
         for part in ("queue", "writes"):
-            told = map(value, shown[figures.PARTS[part]][place].split(" → "))
+            told = map(value, shown[WORDS[part]][place].split(" → "))
             assert list(told) == pytest.approx([alone.parts[part], loaded.parts[part]], abs=0.051)
 
 

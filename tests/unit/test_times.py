@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from mvmci.jobs.journal import Done, Entry, Journal, Lease, Released, Spec
-from mvmci.jobs.summary import summarise
-from mvmci.jobs.times import Moment, Stopwatch, Times
+from mvmci.jobs.summary import TimesSummary, summarise
+from mvmci.jobs.times import PARTS, PHASES, WORDS, Moment, Stopwatch, Times, in_phases, in_words
 from tests.unit.test_journal import SPEC, lease
 
 MS = 1_000_000
@@ -129,3 +129,19 @@ def test_nothing_is_told_of_a_run_of_an_older_build_or_a_store_without_a_clock()
     times = summarise(folder, result=None, response=None).times
     assert times is not None
     assert (times.queue, times.guest) == (None, 0.005)
+
+
+def test_every_part_has_its_own_words_in_one_phase() -> None:
+    assert list(WORDS) == list(TimesSummary.__struct_fields__)
+    assert set(WORDS) == {"queue", "way", *PARTS}
+    assert len(set(WORDS.values())) == len(WORDS)
+    assert all(word.split(":")[0] in PHASES for word in WORDS.values())
+
+
+def test_phases_are_sums_of_their_parts_and_what_took_no_time_is_not_said() -> None:
+    parts = {"queue": None, "order": 1.0, "slot": 2.0, "compile": 4.0, "effects": 8.0, "writes": 0.0}
+    assert in_phases(parts) == {"wait": 3, "compile": 4, "run": 8, "record": 0}
+    assert in_words(parts, "{:g}ms".format) == (
+        "wait 3ms (engine 1ms, slot 2ms), compile 4ms, run 8ms (effects 8ms)"
+    )
+    assert in_words({}, str) == ""

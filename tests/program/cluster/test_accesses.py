@@ -136,9 +136,9 @@ def test_where_the_time_of_a_job_went_is_told_and_the_parts_add_up(way: Way, gue
     done = way.mvmci.look("history", job)[-1]
     assert done["times"] == {part: value for part, value in us.items() if part != "queue"}
     line = way.mvmci("history", job).text.splitlines()[-1]
-    assert all(f"{part} " in line for part in ("guest", "effects", "writes"))
+    assert all(f"{part} " in line for part in ("job", "effects", "record"))
     table = way.mvmci("list").text.splitlines()
-    assert table[0].split()[4:8] == ["WAITED", "COMPILED", "RAN", "RECORDED"]
+    assert table[0].split()[4:8] == ["WAIT", "COMPILE", "RUN", "RECORD"]
     assert "effects " in way.mvmci("status", job).text
 
 
