@@ -26,12 +26,18 @@ Percentiles = dict[str, float]  # ms, by "p50", "p90", "p99", "p99.9"; none from
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster file, as it was measured. `slots` are those of each worker, `changed` what was set otherwise
-    than the file says, as `executors.slots: 64 instead of 4`. No `file`: the control that bench adds."""
+    than the file says, as `executors.slots: 64 instead of 4`. No `file`: the control that bench adds.
+
+    `workers` are those of the file itself, in all; the control has those of the first file. `hosts` are where
+    its workers and executors run: one that has others is measured on other machines.
+    """
 
     name: str
     file: str = ""
     access: str
     runtime: str = "local"
+    hosts: Sequence[str] = ()
+    workers: int = 0
     slots: int
     executors: int = 0
     executor_slots: int = 0

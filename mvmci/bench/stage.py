@@ -302,19 +302,9 @@ async def _staged(
                 asking(cluster) as asker,
                 listening(Client(cluster)) as client,
             ):
-                executors = topology.executors
-                candidate = Candidate(
-                    name=name,
-                    file=str(origin or ""),
-                    access=found.access,
-                    runtime=found.runtime,
-                    slots=topology.groups[0].slots or os.cpu_count() or 1,
-                    executors=0 if executors is None else executors.count,
-                    executor_slots=0 if executors is None else executors.slots or 0,
-                    changed=changed,
-                )
+                units = state.applied_deployment().units
                 yield Staged(
-                    candidate=candidate,
+                    candidate=candidate_of(name, origin, found, topology, changed, units),
                     topology=topology,
                     state=state,
                     file=file,
@@ -327,6 +317,35 @@ async def _staged(
         finally:
             if state.folder.exists():
                 await down(state, purge=True, say=say)
+
+
+def candidate_of(
+    name: str,
+    origin: Path | None,
+    found: Topology,
+    measured: Topology,
+    changed: Sequence[str],
+    units: Sequence[Unit],
+) -> Candidate:
+    """What a report says of the file that says `found`, and is measured as `measured` with these `units`."""
+    executors = measured.executors
+    return Candidate(
+        name=name,
+        file=str(origin or ""),
+        access=found.access,
+        runtime=found.runtime,
+        hosts=_hosts(units),
+        workers=sum(group.count for group in found.groups),
+        slots=measured.groups[0].slots or os.cpu_count() or 1,
+        executors=0 if executors is None else executors.count,
+        executor_slots=0 if executors is None else executors.slots or 0,
+        changed=changed,
+    )
+
+
+def _hosts(units: Sequence[Unit]) -> list[str]:
+    """Those where jobs are taken and guests run."""
+    return sorted({unit.host for unit in units if unit.role in ("worker", "executor")})
 
 
 @contextlib.asynccontextmanager
@@ -348,6 +367,8 @@ async def joined(state: ClusterState) -> AsyncIterator[Staged]:
             name=state.cluster,
             access=applied.access if applied is not None else "",
             runtime=facts.runtime if facts is not None else "",
+            hosts=_hosts(state.applied_deployment().units),
+            workers=len(workers),
             slots=max(1, round(sum(one.slots for one in workers) / len(workers))),
             executors=len(executors),
             executor_slots=max((one.slots for one in executors), default=0),

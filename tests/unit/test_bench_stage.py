@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mvmci.bench.stage import Wanted, as_measured, read_candidates, text_of
+from mvmci.bench.stage import Wanted, as_measured, candidate_of, read_candidates, text_of
+from mvmci.cluster.deployment import central, executors, workers
 from mvmci.cluster.topology import Topology, read_topology
 from mvmci.errors import Usage
 
@@ -112,3 +113,15 @@ def test_on_hosts_each_has_a_broker_beside_the_users_own() -> None:
         as_measured(topology(text), "b", Wanted(workers=1, slots=1, place=place))[0] for place in (0, 1)
     ]
     assert [one.broker.listen for one in measured] == ["10.0.0.1:5001", "10.0.0.1:5002"]
+
+
+def test_a_candidate_tells_how_many_workers_its_file_has_and_on_which_hosts_it_runs() -> None:
+    found = topology(
+        "access: peer\nexecutors: {hosts: [c], slots: 4}\nhosts: {a: {}, b: {}, c: {}}\n"
+        "workers: [{name: x, count: 3, hosts: [a]}, {name: y, count: 2, hosts: [b, a]}]"
+    )
+    measured, changed = as_measured(found, "bench-1", WANTED)
+    units = [*workers(measured), *executors(measured), *central(measured)]
+    told = candidate_of("mine", Path("mine.yaml"), found, measured, changed, units)
+    assert (told.file, told.workers, told.hosts) == ("mine.yaml", 5, ["a", "b", "c"])
+    assert (told.slots, told.executors) == (2, 1)

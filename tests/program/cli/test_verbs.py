@@ -52,6 +52,7 @@ VERBS = [
     "schema",
     "wit",
     "doctor",
+    "bench",
     "completion",
     "version",
     "control-plane",
