@@ -12,7 +12,7 @@ from mvmci.bench.bottleneck import LOOP_FULL, Loop
 from mvmci.bench.figures import first_of, given, number
 from mvmci.bench.knee import SHARE, Knee
 from mvmci.bench.markup import Inside, Markup, tag
-from mvmci.bench.report import Candidate, Curve, Diagnosis, Latency, Life, Report
+from mvmci.bench.report import Candidate, Curve, Diagnosis, Latency, Life, Percentiles, Report
 from mvmci.bench.style import COLOURS
 from mvmci.bench.svg import Scale, bar, dot, drawing, line, path, spread, text, ticks
 from mvmci.jobs.times import WORDS
@@ -51,10 +51,14 @@ def throughput(report: Report, profile: str, candidates: Names) -> Markup:
         _floor(x, ticks(x.high), "workers"),
         _rungs(y, ticks(most), "jobs/s"),
         line(x(0), y(0), x(until), y(one * until), "linear"),
-        text(x(until) + 6, y(one * until) + 8, "linear", "small"),
+        text(x(until) + 6, y(one * until) + 8, "linear", "small") if until < x.high else None,
         [_repetitions(each, x, y, colour(candidates, each.candidate)) for each in curves],
         [_mean(each, x, y, colour(candidates, each.candidate)) for each in curves],
-        _names(candidates, [(each.candidate, y(list(each.means.values())[-1])) for each in curves]),
+        _names(
+            candidates,
+            [(each.candidate, y(list(each.means.values())[-1])) for each in curves],
+            y(one * until) if until == x.high else None,
+        ),
     )
 
 
@@ -62,7 +66,8 @@ def efficiency(report: Report, profile: str, candidates: Names) -> Markup:
     """What part of linear is left, by workers; below it where each passes 90 %, and in what interval."""
     curves = _curves(report, profile, candidates)
     least, most = min(min(one.means) for one in curves), max(one.knee.most for one in curves)
-    x, y = Scale(least, most, LEFT, RIGHT, log=True), Scale(0, 1.05, FLOOR - 60, TOP)
+    top = max(1.05, *(share for one in curves for share in one.efficiency.values()))
+    x, y = Scale(least, most, LEFT, RIGHT, log=True), Scale(0, top, FLOOR - 60, TOP)
     points = sorted({n for one in curves for n in one.means})
     rows = [FLOOR + place * 20 for place in range(len(curves))]
     knees = [
@@ -99,8 +104,8 @@ def fitted(curve: Curve, control: Curve | None, name: str) -> Markup:
     width, right, floor = 270, 262, 160
     both = [curve, *([control] if control is not None and control is not curve else [])]
     x = Scale(0, max(one.knee.most for one in both), LEFT, right)
-    laws = [rate for one in curve.laws for rate in one.rates.values()]
-    most = max(*laws, *(rate for one in both for each in one.rates.values() for rate in each)) * 1.05
+    drawn = [one.rates.values() for one in curve.laws] + [each for one in both for each in one.rates.values()]
+    most = max(rate for rates in drawn for rate in rates) * 1.05
     y = Scale(0, most, floor, TOP)
     knee = curve.knee
     high = x.high if knee.high is None else knee.high
@@ -125,7 +130,7 @@ def fitted(curve: Curve, control: Curve | None, name: str) -> Markup:
 
 def latency(told: Sequence[Latency], candidates: Names) -> Markup:
     """From the median to the last percentile that is told, from the planned moments and as a closed loop."""
-    left, right, row = 100, WIDTH - 84, 44
+    left, right, row = 100, WIDTH - 104, 44
     most = max(
         (ms for one in told for each in (one.planned, one.closed) for ms in each.values()), default=1.0
     )
@@ -143,17 +148,16 @@ def latency(told: Sequence[Latency], candidates: Names) -> Markup:
                         dot(x(ms), at, 4, f"{kind} {name}", f"{key} {number(ms)} ms")
                         for key, ms in shown.items()
                     ]
-                    ms = " / ".join(number(shown.get(key)) for key in ("p50", "p99"))
-                    yield text(x(ends[1]) + 9, at + 4, ms, "small")
+                    last = f", {max(shown, key=shown.__getitem__)} {number(ends[1])}" * (len(shown) > 1)
+                    yield text(x(ends[1]) + 9, at + 4, f"{number(ends[0])}{last}", "small")
 
     return drawing(
         WIDTH,
         floor + 40,
         "How long jobs take, ms",
         "; ".join(
-            f"{one.candidate} at {given(one.rate)} jobs/s: median {number(one.planned.get('p50'))}, 99th "
-            f"percentile {number(one.planned.get('p99'))}, as a closed loop {number(one.closed.get('p50'))} "
-            f"and {number(one.closed.get('p99'))}"
+            f"{one.candidate} at {given(one.rate)} jobs/s: {_percentiles(one.planned)}; as a closed loop "
+            f"{_percentiles(one.closed)}"
             for one in told
         ),
         [
@@ -165,6 +169,10 @@ def latency(told: Sequence[Latency], candidates: Names) -> Markup:
         _floor(x, ticks(most, 4), "ms", left=left, right=right, floor=floor),
         list(spans()),
     )
+
+
+def _percentiles(shown: Percentiles) -> str:
+    return ", ".join(f"{name} {number(ms)}" for name, ms in shown.items()) or "too few jobs"
 
 
 def life(told: Sequence[Life], candidates: Names) -> Markup:
@@ -274,12 +282,13 @@ def _knee_told(knee: Knee) -> str:
     return f"> {knee.most}" if knee.at is None else f"{knee.at:.1f}"
 
 
-def _names(candidates: Names, places: Sequence[tuple[str, float]]) -> Inside:
-    """Names behind the ends of their curves."""
-    moved = spread([y for _, y in places], APART, TOP, FLOOR)
+def _names(candidates: Names, places: Sequence[tuple[str, float]], linear: float | None) -> Inside:
+    """Names behind the ends of their curves, and behind that of the line where it ends beside them."""
+    labels = [(_short(name), f"name {colour(candidates, name)}", y) for name, y in places]
+    labels += [] if linear is None else [("linear", "small", linear)]
+    moved = spread([y for *_, y in labels], APART, TOP, FLOOR)
     return [
-        text(RIGHT + 8, y + 4, _short(name), f"name {colour(candidates, name)}")
-        for (name, _), y in zip(places, moved, strict=True)
+        text(RIGHT + 8, y + 4, shown, class_) for (shown, class_, _), y in zip(labels, moved, strict=True)
     ]
 
 

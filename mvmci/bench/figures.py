@@ -37,7 +37,7 @@ CAUSES = {  # `mvmci.bench.bottleneck`; {} is whose it is
     "loop": "{}'s loop",
     "nothing": "nothing is full",
 }
-STANDS = {True: "confirmed", False: "withdrawn", None: "named"}
+STANDS = {True: "confirmed", False: "withdrawn", None: "likely"}
 NONE = "–"
 
 

@@ -7,6 +7,7 @@ loaded from anywhere, and no script runs. What the report says is escaped as it 
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Collection, Iterable, Sequence
 
 from mvmci.bench import charts, figures
@@ -40,19 +41,32 @@ KINDS = {  # of figures, as links to them are called
 }
 TERMS = {
     "jobs/s": "Jobs that ended in a second, in closed loops: so many are kept open all the time.",
-    "of linear": "What is left of the rate there would be if each worker added as much as the first.",
-    "knee": "Where 90% of linear ends, read between the measured points on both sides. Its interval comes "
-    "from drawing the repetitions of each point again.",
+    "linear": "The rate there would be if each worker added as much as the first. Over 100% of it: the first "
+    "point came out slow.",
+    "knee": "The number of workers at which 90% of linear ends, read between the measured points on both "
+    "sides. Its interval comes from drawing the repetitions of each point again.",
     "control": "The same load with the access per-worker, where nothing is shared. Where it bends as early "
     "as the others, it is the machine that bends them.",
+    "p50, p99": "What 50 and 99 of 100 jobs did not exceed. One is told if ten jobs took longer: p50 from 20 "
+    "jobs on, p90 from 100, p99 from 1,000.",
     "planned moment": "Jobs are submitted by a plan, and their time counts from the planned moment: a stall "
     "counts for all that it kept waiting. A closed loop sends nothing meanwhile, and hardly sees it.",
+    "loop": "The one thread of a unit that everything in it passes. Jobs run in processes of their own.",
     "confirmed": "What was named as the bottleneck was raised, and the rate moved. What did not move it "
     "is withdrawn.",
     "law": "Gunther's law, and a queueing model, fitted to all points of a curve. Neither gives the knee; "
     "how far it is off is the most by which the other points miss one.",
 }
 WHOLE_CHARS = 16  # of code that is not broken at the end of a line
+SAID, UNSEEN = 7, 3  # sentences that are shown behind the first, and of what was not seen; the rest is folded
+FEW = 3  # points of a curve, from which on it has a shape
+OVER = 1.005  # of linear: what is shown as more than 100 %
+KNEE = (
+    "Throughput grows with the workers up to the knee, to within a tenth; in brackets, the interval that "
+    "holds it in 95 of 100 cases. The control shares nothing: what bends no earlier than it is bent by the "
+    "machine."
+)
+ABSENT = f"{NONE}: not measured, or there were too few jobs to tell."
 POINT = ("window", "cluster", "profile", "workers")
 
 Cells = Sequence[Inside]
@@ -77,24 +91,35 @@ def page(report: Report) -> str:
 
 
 def _headline(report: Report) -> str:
+    if report.against:
+        return f"{report.against} under load"
     return f"Use {report.verdict.access}" if report.verdict.access else "Not decided on this machine"
 
 
 def _verdict(report: Report, there: Collection[str]) -> Inside:
     said = report.verdict
+    asked = "what does this cluster do?" if report.against else "which access carries this load?"
     return tag(
         "header",
-        tag("p", f"mvmci bench, {report.at[:10]}: which access carries this load?", class_="soft"),
+        tag("p", f"mvmci bench, {report.at[:10]}: {asked}", class_="soft"),
         tag("h1", f"{_headline(report)}."),
         [tag("p", _prose(one.text), " ", _links(one, there), class_="lead") for one in said.sentences[:1]],
-        _sentences(said.sentences[1:], there) if said.sentences[1:] else None,
-        [tag("h3", "What this could not show"), _sentences(said.unseen, there)] if said.unseen else None,
+        _sentences(said.sentences[1:], SAID, there),
+        [tag("h3", "What this could not show"), _sentences(said.unseen, UNSEEN, there)]
+        if said.unseen
+        else None,
         [tag("h3", "The move"), tag("pre", tag("code", said.command))] if said.command else None,
     )
 
 
-def _sentences(said: Sequence[Sentence], there: Collection[str]) -> Inside:
-    return tag("ul", [tag("li", _prose(one.text), " ", _links(one, there)) for one in said], class_="said")
+def _sentences(said: Sequence[Sentence], most: int, there: Collection[str]) -> Inside:
+    """The first of them; the rest is there for those who ask for it."""
+    first, rest = (
+        tag("ul", [tag("li", _prose(one.text), " ", _links(one, there)) for one in some], class_="said")
+        for some in (said[:most], said[most:])
+    )
+    more = tag("details", tag("summary", f"{len(said) - most} more"), rest, class_="rest")
+    return [first if said else None, more if said[most:] else None]
 
 
 def _prose(text: str) -> Inside:
@@ -107,14 +132,22 @@ def _prose(text: str) -> Inside:
 
 
 def _links(said: Sentence, there: Collection[str]) -> Inside:
-    """To the figures of a sentence. One that is not on the page is only named."""
-    shown = []
+    """To the figures of a sentence, those of a kind together. One that is not on the page is only named."""
+    shown: list[Inside] = []
+    before = ""
     for figure in said.figures:
         kind, _, whose = figure.partition("/")
-        name = f"{KINDS.get(kind, kind)}{': ' * bool(whose)}{whose.replace('/', ', ')}"
-        there_is = anchor(figure) in there
-        shown.append(tag("a", name, href=f"#{anchor(figure)}") if there_is else tag("span", name))
+        name, _, profile = whose.partition("/")
+        of_kind = ", ".join(filter(None, (KINDS.get(kind, kind), profile)))
+        shown += [" · " if of_kind == before else "; " if before else None]
+        shown += [f"{of_kind}: " if name and of_kind != before else None]
+        shown += [_link(figure, name or of_kind, there)]
+        before = of_kind
     return tag("span", shown, class_="figures")
+
+
+def _link(figure: str, name: str, there: Collection[str]) -> Inside:
+    return tag("a", name, href=f"#{anchor(figure)}") if anchor(figure) in there else name
 
 
 def _profile(report: Report, profile: str) -> Inside:
@@ -126,6 +159,23 @@ def _profile(report: Report, profile: str) -> Inside:
         _curves(report, profile, candidates),
         _times(report, profile, candidates),
         _diagnoses(report, profile, candidates),
+        _not_run(report, profile),
+    )
+
+
+def _not_run(report: Report, profile: str) -> Inside:
+    """What there is of other profiles, or could have been, and not of this one."""
+    kinds: dict[str, Sequence[figures.OfCandidate]] = {
+        "curves": report.curves,
+        "how long jobs take": report.latencies,
+        "where their time goes": report.lives,
+        "what bounds them": report.diagnoses,
+    }
+    absent = [name for name, rows in kinds.items() if all(one.profile != profile for one in rows)]
+    return (
+        tag("p", f"Not run, or nothing ended in time: {', '.join(absent)}.", class_="soft")
+        if absent
+        else None
     )
 
 
@@ -133,70 +183,116 @@ def _curves(report: Report, profile: str, candidates: Sequence[Candidate]) -> In
     curves = [one for each in candidates for one in of(report.curves, each.name, profile)]
     if not curves:
         return None
+    if all(len(one.means) < FEW for one in curves):
+        return _side_by_side(report, curves, candidates)
     control = next((one for one in curves if one.candidate == candidates[0].name), None)
+    over = any(share > OVER for one in curves for share in one.efficiency.values())
+    laws = tag(
+        "div",
+        [
+            _figure(
+                charts.fitted(one, control, charts.colour(candidates, one.candidate)),
+                [tag("div", f"{law.text}; off by up to {law.off:.0%}") for law in one.laws],
+                name=one.candidate,
+            )
+            for one in curves
+        ],
+        class_="many",
+    )
     return [
+        tag("p", KNEE),
         _table(
-            ("", "90% of linear ends at, workers", "jobs at once", "jobs/s", "most, jobs/s", "bottleneck"),
+            ("", "knee, workers", "jobs at once", "jobs/s", "most seen, jobs/s", "what bounds it"),
             [_compared(report, one, candidates) for one in curves],
         ),
-        [tag("p", told, class_="soft") for one in curves if (told := _ceiling(one))],
+        _ceilings(curves),
         tag(
             "div",
             _figure(
                 charts.throughput(report, profile, candidates),
-                "Lines are means, small dots repetitions, rings where 90% of linear ends. The dotted "
-                "line goes on as the control began.",
+                "As long as a curve keeps to the dotted line, each worker adds what the first did. The ring "
+                "is its knee: from there on more workers add less. Small dots are single windows.",
             ),
             _figure(
                 charts.efficiency(report, profile, candidates),
-                "Below, where each passes 90%, and the interval that holds it in 95 of 100 cases.",
+                "How much of the dotted line is left. Below it the knees and their intervals; an arrow goes "
+                "on beyond what was measured. Where these overlap, no difference was seen.",
+                " Over 100% is no gain: the first point came out slow." if over else None,
             ),
             class_="pair",
         ),
-        tag("h3", "What laws say beside it"),
-        tag(
-            "p",
-            "Dashed is Gunther's law, dotted a queueing model, tinted the interval of the knee, thin and "
-            "grey the control. Laws are shown beside what was measured and decide nothing.",
-            class_="soft",
-        ),
-        tag(
-            "div",
+        _folded(
+            "What two formulas make of these points",
             [
-                _figure(
-                    charts.fitted(one, control, charts.colour(candidates, one.candidate)),
-                    [tag("div", f"{law.text}; off by up to {law.off:.0%}") for law in one.laws],
-                    name=one.candidate,
-                )
-                for one in curves
+                tag(
+                    "p",
+                    "Dashed is Gunther's law, dotted a queueing model, tinted the interval of the knee, thin "
+                    "and grey the control. They decide nothing.",
+                    class_="soft",
+                ),
+                laws,
             ],
-            class_="many",
-        ),
+        )
+        if any(one.laws for one in curves)
+        else None,
     ]
 
 
-def _compared(report: Report, curve: Curve, candidates: Sequence[Candidate]) -> tuple[str, Cells]:
+def _side_by_side(report: Report, curves: Sequence[Curve], candidates: Sequence[Candidate]) -> Inside:
+    """What was measured with so few numbers of workers that it has no knee."""
+    points = sorted({workers for one in curves for workers in one.means})
+    rows = [
+        (
+            f"curve/{one.candidate}/{one.profile}",
+            (
+                _name(one.candidate, candidates),
+                *(_repeated(one.rates.get(workers, ())) for workers in points),
+                _bounds(report, one),
+            ),
+        )
+        for one in curves
+    ]
+    heads = (f"with {_several(workers, 'worker')}, jobs/s" for workers in points)
+    about = "So few workers show no knee. In brackets, what single windows lay between."
+    return [tag("p", about), _table(("", *heads, "what bounds it"), rows)]
+
+
+def _bounds(report: Report, curve: Curve) -> Inside:
     named, stands = figures.bottleneck(figures.at_knee(report, curve.candidate, curve.profile))
+    return [named, " ", _mark(stands)]
+
+
+def _repeated(rates: Sequence[float]) -> str:
+    if not rates:
+        return NONE
+    between = f" ({number(min(rates))}–{number(max(rates))})" if len(rates) > 1 else ""
+    return f"{number(statistics.fmean(rates))}{between}"
+
+
+def _compared(report: Report, curve: Curve, candidates: Sequence[Candidate]) -> tuple[str, Cells]:
     workers, rate = max(curve.means.items(), key=lambda one: one[1], default=(0, 0.0))
     return f"curve/{curve.candidate}/{curve.profile}", (
         _name(curve.candidate, candidates),
         figures.in_workers(curve.knee),
-        number(figures.in_jobs(curve)),
-        number(figures.in_rate(curve)),
+        number(figures.in_jobs(curve)) if curve.knee.at else f"over {curve.knee.most * curve.slots:,}",
+        number(figures.in_rate(curve)) if curve.knee.at else f"over {number(curve.means[curve.knee.most])}",
         f"{number(rate)} with {workers}",
-        [named, " ", _mark(stands)],
+        _bounds(report, curve),
     )
 
 
-def _ceiling(curve: Curve) -> str:
-    if curve.ceiling is None:
-        return ""
-    one = curve.ceiling
-    return (
-        f"Calculated, not measured: the loop of an executor of {curve.candidate} takes {number(one.loop_ms)} "
-        f"ms a job with {one.workers} workers, so it is full at {number(one.rate)} jobs/s, which is "
-        f"{number(one.workers_at_most)} workers at most."
+def _ceilings(curves: Sequence[Curve]) -> Inside:
+    told = [
+        f"{each.candidate} at {number(one.rate)} jobs/s, {number(one.workers_at_most)} workers "
+        f"({number(one.loop_ms)} ms a job with {one.workers})"
+        for each in curves
+        if (one := each.ceiling) is not None
+    ]
+    about = (
+        "Calculated, not measured, where the loop of one executor would be full, by the time that a job "
+        f"takes of it: {'; '.join(told)}. The knee comes before that."
     )
+    return tag("p", about, class_="soft") if told else None
 
 
 def _times(report: Report, profile: str, candidates: Sequence[Candidate]) -> Inside:
@@ -204,28 +300,36 @@ def _times(report: Report, profile: str, candidates: Sequence[Candidate]) -> Ins
     late = [one for each in candidates for one in of(report.latencies, each.name, profile)]
     lives = [one for each in candidates for one in figures.lives(report, each.name, profile) if one]
     shown = []
-    if late:
+    if any(len(one.planned) > 1 for one in late):
         told = (
-            "From the median to the last percentile that can be told. A stall counts from the planned moment."
+            "From the median to the last percentile that so many jobs tell: the further a line reaches, the "
+            "longer the unlucky wait. The closed loop is beside it since it hides that."
         )
-        shown.append(("How long a job takes", charts.latency(late, candidates), told))
+        shown.append(("How long a job takes", _figure(charts.latency(late, candidates), told)))
+    elif late:
+        shown.append(("How long a job takes", tag("p", _too_few(late))))
     if lives:
-        shown.append(
-            (
-                "Where the time of a job goes",
-                charts.life(lives, candidates),
-                "Means, by the journals. The table below has the colours.",
-            )
+        told = (
+            "What grows from alone to loaded is where jobs wait. Blue is waiting, green the job itself, "
+            "purple its records; the table below has the colours. A closed loop keeps twice as many jobs "
+            "open as there are slots: that alone makes `wait: queue` as long as a job."
         )
+        shown.append(("Where the time of a job goes", _figure(charts.life(lives, candidates), _prose(told))))
     return [
-        tag(
-            "div",
-            [tag("div", tag("h3", name), _figure(one, told)) for name, one, told in shown],
-            class_="pair",
-        ),
-        _latency_table(late, candidates) if late else None,
+        tag("div", [tag("div", tag("h3", name), inside) for name, inside in shown], class_="pair"),
+        _latency_table(late, candidates) if any(one.planned for one in late) else None,
         _life_table(lives) if lives else None,
     ]
+
+
+def _too_few(late: Sequence[Latency]) -> Inside:
+    """Why there is nothing to draw."""
+    jobs = " to ".join(f"{count:,}" for count in sorted({f([one.jobs for one in late]) for f in (min, max)}))
+    tell = "no more than the median" if any(one.planned for one in late) else "not even the median"
+    return _prose(
+        f"{jobs} jobs at {given(late[0].rate)} jobs/s tell {tell}: p50 takes 20, p90 100, and p99 1,000. "
+        "A longer `--budget` or a higher `--rate` shows more."
+    )
 
 
 def _latency_table(told: Sequence[Latency], candidates: Sequence[Candidate]) -> Markup:
@@ -235,7 +339,7 @@ def _latency_table(told: Sequence[Latency], candidates: Sequence[Candidate]) -> 
             f"latency/{one.candidate}/{one.profile}",
             (
                 _name(one.candidate, candidates),
-                f"{given(one.rate)} by {one.workers} workers",
+                f"{given(one.rate)} by {_several(one.workers, 'worker')}",
                 f"{one.jobs:,}",
                 *(
                     " / ".join(number(shown.get(name)) for name in names)
@@ -290,8 +394,13 @@ def _diagnoses(report: Report, profile: str, candidates: Sequence[Candidate]) ->
     if not drawn:
         return None
     return [
-        tag("h3", "What bounds it: running and waiting by unit"),
-        tag("p", f"Beyond {LOOP_FULL:.0%} of the time a loop is full.", class_="soft"),
+        tag("h3", "What bounds it: how busy each unit was"),
+        tag(
+            "p",
+            f"All that a unit does passes its loop. A bar that reaches {LOOP_FULL:.0%} is a unit that can do "
+            "no more; yellow is time in which it wanted a processor and had none. Where the knee is:",
+            class_="soft",
+        ),
         tag(
             "div",
             [
@@ -313,10 +422,13 @@ def _diagnoses(report: Report, profile: str, candidates: Sequence[Candidate]) ->
 
 def _findings(diagnosis: Diagnosis) -> Inside:
     seen = diagnosis.evidence
+    slots = (
+        f"slots {seen.slots_taken:.0%} taken, a job in one for {number(seen.in_slot_ms)} ms (alone "
+        f"{number(seen.in_slot_alone_ms)}), "
+    )
     rest = (
-        f"Machine {seen.busy:.0%} busy, others {seen.others:.0%}, slots {seen.slots_taken:.0%} taken; in a "
-        f"slot {number(seen.in_slot_ms)} ms (alone {number(seen.in_slot_alone_ms)}), a write "
-        f"{number(seen.write_ms)} ms ({number(seen.write_alone_ms)}), a round trip "
+        f"Machine {seen.busy:.0%} busy, others {seen.others:.0%}, {slots * bool(seen.in_slot_ms)}a write in "
+        f"{number(seen.write_ms)} ms ({number(seen.write_alone_ms)}), a round trip to the broker in "
         f"{number(seen.round_trip_ms)} ms ({number(seen.round_trip_alone_ms)})."
     )
     return [
@@ -432,6 +544,10 @@ def _several(count: int, name: str) -> str:
 
 def _set_aside(report: Report) -> Inside:
     again, stayed = figures.set_aside(report)
+    said = (
+        f"{len(again):,} of {len(report.windows):,} windows were run again, for what others did meanwhile or "
+        f"a machine that was not as before. {len(stayed):,} count with something against them that stayed."
+    )
     rows = [
         ("", (*_point(one), "counts" if one.counts else "run again", "; ".join(one.marks)))
         for one in (*stayed, *again)
@@ -439,7 +555,8 @@ def _set_aside(report: Report) -> Inside:
     return tag(
         "section",
         tag("h2", "What was repeated or marked"),
-        _table((*POINT, "", "what speaks against it"), rows) if rows else tag("p", "Nothing."),
+        tag("p", said if rows else "Nothing."),
+        _folded("Which, and why", _table((*POINT, "", "what speaks against it"), rows)) if rows else None,
     )
 
 
@@ -529,11 +646,13 @@ def _table(heads: Cells, rows: Sequence[tuple[str, Cells]]) -> Markup:
         for place, (figure, cells) in enumerate(rows)
     ]
     table = tag("table", tag("thead", head), tag("tbody", body))
-    return tag("div", table, class_="wide", tabindex="0")
+    cells = [cell for _, row in rows for cell in row if isinstance(cell, str)]
+    absent = tag("p", ABSENT, class_="soft") if any(NONE in cell.split() for cell in cells) else None
+    return join([tag("div", table, class_="wide", tabindex="0"), absent])
 
 
 def _is_number(cell: Inside) -> bool:
-    return isinstance(cell, str) and (cell[:1].isdigit() or cell in ("", NONE))
+    return isinstance(cell, str) and (cell.removeprefix("over ")[:1].isdigit() or cell in ("", NONE))
 
 
 def _name(name: str, candidates: Sequence[Candidate]) -> Inside:

@@ -46,10 +46,11 @@ code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; over
 pre { background: var(--tint); padding: 12px 16px; border-radius: 6px; white-space: pre-wrap }
 .soft, figcaption, dt { color: var(--soft); font-size: .9rem }
 .lead { font-size: 1.25rem; line-height: 1.45; max-width: 60ch }
-.said { columns: 2 400px; column-gap: 48px; padding-left: 1.2em; margin: 0 0 20px }
+.said { columns: 2 400px; column-gap: 48px; padding-left: 1.2em; margin: 28px 0 20px }
+h3 + .said { margin-top: 12px }
 .said li { margin-bottom: 12px; break-inside: avoid }
 .figures { font-size: .85rem; line-height: 1.55 }
-.figures > * { margin-right: 1em; display: inline-block }
+.figures { color: var(--soft); display: block }
 .pair, .many { display: grid; gap: 16px 40px }
 .pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
 .many { gap: 16px 28px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)) }
@@ -80,6 +81,8 @@ dl { display: grid; grid-template-columns: minmax(110px, max-content) 1fr; gap: 
 dd { margin: 0; overflow-wrap: anywhere }
 details { margin: 16px 0 }
 summary { cursor: pointer }
+.rest { margin-top: -8px }
+.rest .said { margin-top: 12px }
 svg { display: block; width: 100%; height: auto; margin-top: 8px; overflow: visible }
 svg text { font-size: 13px; fill: var(--ink) }
 svg .small { font-size: 12px; fill: var(--soft) }
@@ -122,6 +125,8 @@ rect { fill: var(--c) }
   .many { grid-template-columns: repeat(4, 1fr) }
   figure, tr { break-inside: avoid }
   h2, h3, h2 + p, h3 + p { break-after: avoid }
+  .rest::details-content { content-visibility: visible }
+  .rest summary { list-style: none; color: var(--soft) }
   * { print-color-adjust: exact }
 }
 """ + "".join(

@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from mvmci.bench import figures
-from mvmci.bench.charts import UNITS_EACH
+from mvmci.bench.charts import UNITS_EACH, fitted
 from mvmci.bench.figures import anchor
+from mvmci.bench.knee import find_knee
 from mvmci.bench.page import page
 from mvmci.bench.report import Report, Sentence
 from mvmci.bench.svg import spread, ticks
@@ -86,7 +87,7 @@ def test_a_figure_that_is_not_on_the_page_is_named_and_no_link() -> None:
     sentence = Sentence(text="So it is.", figures=("curve/other/waiting",))
     read = Reader(page(replace(report, verdict=replace(report.verdict, sentences=[sentence], unseen=()))))
     assert read.all("href") == []
-    assert "curve: other, waiting" in read.said
+    assert "curve, waiting: other" in read.said
 
 
 def test_what_a_sentence_has_between_backticks_is_code_and_no_markup() -> None:
@@ -118,9 +119,9 @@ def test_the_figures_of_a_row_are_those_of_the_report() -> None:
 def test_a_bottleneck_says_whether_it_was_confirmed() -> None:
     text = Reader(page(make_report())).text
     assert "confirmed" in text["curve/shared/waiting"]
-    assert "processors named, not slots" in text["curve/pool/waiting"]
+    assert "processors likely, not slots" in text["curve/pool/waiting"]
     assert "executor's slots withdrawn" in text["diagnosis/pool/waiting"]
-    assert "named" in text["diagnosis/per-worker/waiting"]
+    assert "likely" in text["diagnosis/per-worker/waiting"]
 
 
 def test_windows_that_were_marked_are_listed_with_what_became_of_them() -> None:
@@ -210,25 +211,36 @@ def test_a_report_of_next_to_nothing_is_a_page() -> None:
     report = replace(make_report(("shared", "peer")), **dict.fromkeys(PARTS, ()))
     bare = replace(report.verdict, access="", sentences=(), unseen=(), command="")
     read = Reader(page(replace(report, profiles={}, verdict=bare, against="demo")))
-    assert "Not decided" in read.said
-    assert "demo" in read.said
+    assert "demo under load" in read.said
+    assert "Not decided" in Reader(page(replace(report, against="", verdict=bare))).said
 
 
-def test_curves_of_one_point_and_knees_that_were_not_reached_are_drawn() -> None:
+def test_curves_of_so_few_points_that_they_have_no_knee_are_told_side_by_side() -> None:
+    report = make_report(profiles=("waiting",))
+    curves = [
+        replace(one, means={4: one.means[4]}, rates={4: one.rates[4][:1]}, efficiency={4: 1.0}, laws=())
+        for one in report.curves
+    ]
+    read = Reader(page(replace(report, curves=curves)))
+    assert figures.number(curves[1].rates[4][0]) in read.text["curve/shared/waiting"]
+    assert "knee" not in read.text["curve/shared/waiting"]
+    assert not any("Share of linear" in label for label in read.all("aria-label"))
+
+
+def test_curves_of_one_window_each_and_knees_that_were_not_reached_are_drawn() -> None:
     report = make_report(profiles=("waiting",))
     curves = [
         replace(
             one,
-            means={4: one.means[4]},
-            rates={4: one.rates[4]},
-            efficiency={4: 1.0},
+            rates={workers: rates[:1] for workers, rates in one.rates.items()},
             laws=(),
-            knee=replace(one.knee, at=None, low=4, high=None, between=None, most=4),
+            knee=replace(one.knee, at=None, low=4, high=None, between=None),
         )
         for one in report.curves
     ]
     read = Reader(page(replace(report, curves=curves)))
-    assert "over 4" in read.text["curve/shared/waiting"]
+    row = read.text["curve/shared/waiting"]
+    assert f"over {curves[0].knee.most} (from 4.0) over {2 * curves[0].knee.most}" in row
 
 
 def test_of_many_units_the_fullest_are_shown_and_the_rest_together() -> None:
@@ -262,3 +274,50 @@ def test_ticks_are_few_round_and_within_the_axis(most: float) -> None:
     told = ticks(most)
     assert 1 <= len(told) <= 7
     assert told[0] == 0 and told[-1] <= most * 1.000001
+
+
+def test_of_many_sentences_the_first_are_shown_and_the_rest_is_folded() -> None:
+    report = make_report()
+    many = [Sentence(text=f"Sentence {number}.") for number in range(12)]
+    text = page(replace(report, verdict=replace(report.verdict, sentences=many, unseen=many)))
+    shown, rest = text.split("<summary>4 more</summary>")
+    assert "Sentence 7." in shown and "Sentence 8." not in shown
+    assert "Sentence 11." in rest.split("</details>")[0]
+    assert "<summary>9 more</summary>" in rest
+
+
+def test_percentiles_of_too_few_jobs_are_no_chart_and_say_so() -> None:
+    report = make_report(profiles=("waiting",))
+    few = [replace(one, jobs=87, planned={"p50": 109.0}) for one in report.latencies]
+    read = Reader(page(replace(report, latencies=few)))
+    assert not any("How long jobs take" in label for label in read.all("aria-label"))
+    assert "87 jobs at 60 jobs/s tell no more than the median" in read.said
+    assert "109" in read.text["latency/shared/waiting"]
+    none = [replace(one, jobs=7, planned={}, sent={}, closed={}) for one in few]
+    assert (
+        "7 jobs at 60 jobs/s tell not even the median" in Reader(page(replace(report, latencies=none))).said
+    )
+
+
+def test_what_was_not_run_and_what_no_figure_is_of_is_said() -> None:
+    report = make_report(profiles=("waiting",))
+    assert "Not run" not in Reader(page(report)).said
+    said = Reader(page(replace(report, latencies=(), diagnoses=()))).said
+    assert "Not run, or nothing ended in time: how long jobs take, what bounds them." in said
+    few = [replace(one, closed={"p50": 106.0}) for one in report.latencies]
+    assert "–: not measured" not in Reader(page(report)).said
+    assert "–: not measured" in Reader(page(replace(report, latencies=few))).said
+
+
+def test_more_than_linear_is_explained_and_stays_inside_of_its_chart() -> None:
+    report = make_report(profiles=("waiting",))
+    curves = [replace(one, efficiency={**one.efficiency, 2: 1.3}) for one in report.curves]
+    assert "Over 100% is no gain" in Reader(page(replace(report, curves=curves))).said
+    level = [replace(one, efficiency=dict.fromkeys(one.efficiency, 1.0)) for one in report.curves]
+    assert "Over 100% is no gain" not in Reader(page(replace(report, curves=level))).said
+
+
+def test_a_curve_of_one_window_without_a_law_is_drawn() -> None:
+    report = make_report(profiles=("waiting",))
+    one = replace(report.curves[0], rates={3: [53.8]}, means={3: 53.8}, laws=(), knee=find_knee({3: [53.8]}))
+    assert fitted(one, None, "k0")

@@ -86,7 +86,7 @@ def test_more_candidates_than_fit_go_on_below_beside_the_control() -> None:
 def test_what_was_withdrawn_is_no_bottleneck_and_what_stands_is_told_to_do_so() -> None:
     shown = cells(make_report(), "waiting")
     assert shown["bottleneck"] == ["processors", "executor's loop", "executor's loop", "processors"]
-    assert shown[""] == ["named", "confirmed", "confirmed", "named, not slots"]
+    assert shown[""] == ["likely", "confirmed", "confirmed", "likely, not slots"]
 
 
 def test_windows_that_count_in_spite_of_a_mark_are_listed_with_it() -> None:
