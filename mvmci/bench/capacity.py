@@ -12,19 +12,30 @@ import math
 from collections.abc import Iterator
 
 from mvmci.bench import figures
+from mvmci.bench.judged import is_doubtful, is_failing
 from mvmci.bench.knee import SHARE
-from mvmci.bench.report import Candidate, Capacity, Curve, Demand
+from mvmci.bench.report import Candidate, Capacity, Curve, Demand, Report
 
-RATES = (0.1, 1, 10, 100, 1_000, 10_000)  # jobs/s, as far as ten times what was measured
-FURTHER = 10
+RATES = tuple(10.0**power for power in range(-3, 6))  # jobs/s
+LESS, FURTHER = 50, 10  # times what was measured: the least and the greatest rate that is told
 FULL = 0.7  # of the time that processors are planned to be busy
 DAY_S = 86_400
+
+
+def capacities(report: Report) -> Iterator[Capacity]:
+    """What round rates need, of all that was measured and has not too much against it."""
+    by_name = {one.name: one for one in report.candidates}
+    for profile in () if is_doubtful(report) else report.profiles:
+        for curve in (one for one in report.curves if one.profile == profile):
+            demand = figures.first_of(report.demands, curve.candidate, profile)
+            if demand is not None and not is_failing(report, curve):
+                yield from capacity(by_name[curve.candidate], curve, demand)
 
 
 def capacity(candidate: Candidate, curve: Curve, demand: Demand) -> Iterator[Capacity]:
     """What round rates of these jobs need."""
     most = max(curve.means.values())
-    for rate in (rate for rate in RATES if rate <= FURTHER * most):
+    for rate in (rate for rate in RATES if most / LESS <= rate <= FURTHER * most):
         workers, executors = workers_for(curve, rate), _executors(candidate, curve, rate)
         yield Capacity(
             candidate=candidate.name,
@@ -68,4 +79,4 @@ def _executors(candidate: Candidate, curve: Curve, rate: float) -> int:
     if not candidate.executors:
         return 0
     one = SHARE * curve.ceiling.rate if curve.ceiling else carried(curve) / candidate.executors
-    return max(1, math.ceil(rate / one))
+    return max(candidate.executors, math.ceil(rate / one))

@@ -1,18 +1,24 @@
-"""The curves of a run, from its windows: rates, knees, laws, and ceilings where no knee was reached."""
+"""The curves of a run, from its windows: rates, knees, laws, and ceilings where no knee was reached; and what
+one does beside another."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from mvmci.bench.bottleneck import named
-from mvmci.bench.knee import efficiency, find_knee, is_before, means_of
+from mvmci.bench.knee import efficiency, find_knee, is_before, means_of, noise_of
 from mvmci.bench.law import fitted
 from mvmci.bench.report import CONTROL, Candidate, Ceiling, Curve, Diagnosis, Window
 
 OWN = {("loop", "executor"), ("way", "executor")}  # bottlenecks that belong to an access
+
+LEAST_DIFFERENCE = 0.05  # of a rate: less is noise, however many windows agree
 
 Rates = dict[int, list[float]]  # jobs/s of each repetition, by workers
 
@@ -77,6 +83,49 @@ def ceiling(seen: Diagnosis, rates: Mapping[int, Sequence[float]]) -> Ceiling | 
     return Ceiling(
         workers=seen.workers, loop_ms=loop_ms, rate=1e3 / loop_ms, workers_at_most=1e3 / loop_ms / one
     )
+
+
+def rate_at(curve: Curve, workers: float) -> float | None:
+    """Jobs/s of so many, straight between the measured points; None beyond them."""
+    for (left, low), (right, high) in itertools.pairwise(sorted(curve.means.items())):
+        if left <= workers <= right:
+            return low + (high - low) * (workers - left) / (right - left)
+    return curve.means.get(round(workers)) if workers == round(workers) else None
+
+
+class Ratio(NamedTuple):
+    """Of one rate to another, and by how much it may be off: two standard deviations."""
+
+    at: float
+    margin: float
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is a difference that is not noise."""
+        return abs(self.at - 1) > max(self.margin, LEAST_DIFFERENCE)
+
+
+def versus(one: Curve, other: Curve, workers: float) -> Ratio | None:
+    """What `one` does of what `other` does; None where one of them was not measured with so many."""
+    rates = rate_at(one, workers), rate_at(other, workers)
+    if rates[0] is None or not rates[1]:
+        return None
+    off = math.hypot(*(_off(curve, workers) for curve in (one, other)))
+    ratio = rates[0] / rates[1]
+    return Ratio(ratio, 2 * off * ratio)
+
+
+def most_of_both(one: Curve, other: Curve) -> int:
+    """The most workers with which both were measured; 0 for none."""
+    return max(one.means.keys() & other.means.keys(), default=0)
+
+
+def _off(curve: Curve, workers: float) -> float:
+    """What the rate of so many is off by, relative: as the worse known of its neighbours."""
+    noise = noise_of(curve.rates)
+    left = max((n for n in noise if n <= workers), default=min(noise))
+    right = min((n for n in noise if n >= workers), default=max(noise))
+    return max(noise[n] / math.sqrt(len(curve.rates[n])) for n in (left, right))
 
 
 def _curve(candidate: Candidate, profile: str, rates: Rates) -> Curve:

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from mvmci.bench.bottleneck import Finding, named
-from mvmci.bench.curves import seen_at
+from mvmci.bench.curves import rate_at, seen_at
 from mvmci.bench.knee import Knee
 from mvmci.bench.report import (
     CONTROL,
     Candidate,
+    Capacity,
     Counted,
     Curve,
     Diagnosis,
@@ -81,11 +82,7 @@ def in_jobs(curve: Curve | None) -> float | None:
 
 def in_rate(curve: Curve | None) -> float | None:
     """Where the knee is, in jobs/s, between what was measured on both sides of it."""
-    if curve is None or curve.knee.at is None or curve.knee.between is None:
-        return None
-    left, right = curve.knee.between
-    part = (curve.knee.at - left) / max(right - left, 1)
-    return curve.means[left] + part * (curve.means[right] - curve.means[left])
+    return None if curve is None or curve.knee.at is None else rate_at(curve, curve.knee.at)
 
 
 def cause(found: Finding) -> str:
@@ -161,6 +158,24 @@ def set_aside(report: Report) -> tuple[list[Window], list[Window]]:
     """Windows with something against them: those that were run again, and those that count nevertheless."""
     marked = [one for one in report.windows if one.marks or not one.counts]
     return [one for one in marked if not one.counts], [one for one in marked if one.counts]
+
+
+CAPACITY = ("profile", "jobs/s", "workers", "executors", "cores", "memory", "broker's disk a day")
+BEYOND = "!"  # behind what is more than was measured
+
+
+def capacity(row: Capacity, candidate: Candidate) -> tuple[str, ...]:
+    """A row of `CAPACITY`. More executors than an access can have are those of a pool."""
+    is_pool = row.executors > 1 == candidate.executors
+    return (
+        row.profile,
+        given(row.rate),
+        f"{row.workers:,}{f' {BEYOND}' * row.beyond}",
+        f"{row.executors}{' (pool)' * is_pool}",
+        number(row.cores),
+        in_bytes(row.memory_bytes),
+        in_bytes(row.disk_bytes_a_day),
+    )
 
 
 def machine(facts: MachineFacts) -> str:

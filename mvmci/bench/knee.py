@@ -125,7 +125,7 @@ def next_workers(curve: Curve, most: int, *, share: float = SHARE) -> int:
             return (left + right) // 2
     lower, upper = _band(curve, 1)
     undecided = [n for n in curve if lower[n] < share <= upper[n]]
-    noise = _noise(curve)
+    noise = noise_of(curve)
     deciding: set[int] = {min(curve), *(knee.between or (knee.most,)), *undecided}
     return max(sorted(deciding), key=lambda n: noise[n] / math.sqrt(len(curve[n]) * (len(curve[n]) + 1)))
 
@@ -152,7 +152,7 @@ def _band(curve: Curve, seed: int) -> tuple[dict[int, float], dict[int, float]]:
     repetitions say little of how noisy a point is, so that is itself drawn. Deviations are drawn from all
     points together, in units of each one's own noise.
     """
-    means, noise = means_of(curve), _noise(curve)
+    means, noise = means_of(curve), noise_of(curve)
     scaled = [-1.0, 1.0]  # as is expected of noise before anything is known
     for n, rates in sorted(curve.items()):
         if len(rates) > 1 and means[n]:
@@ -174,7 +174,7 @@ def _band(curve: Curve, seed: int) -> tuple[dict[int, float], dict[int, float]]:
     return lower, upper
 
 
-def _noise(curve: Curve) -> dict[int, float]:
+def noise_of(curve: Curve) -> dict[int, float]:
     """What one window of each number of workers is off by: standard deviations, relative.
 
     What few repetitions say is weighed against the noise of all points.

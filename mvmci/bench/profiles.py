@@ -69,12 +69,14 @@ class Profile:
     """What a job does, in a few words, and how it is made for a store: `make(store, service_url)` keeps what
     jobs need there. A module of the user's own is one, too.
 
-    One that `needs_service` asks it over HTTP, and its cluster has to allow `<service_url>*`.
+    One that `needs_service` asks it over HTTP, and its cluster has to allow `<service_url>*`. `asked` are the
+    options by which it is asked for, where not by its name.
     """
 
     about: str
     make: Make
     needs_service: bool = False
+    asked: Sequence[str] = ()
 
 
 async def prepare(profile: Profile, client: Client, service_url: str = "") -> Work:

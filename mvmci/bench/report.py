@@ -199,7 +199,7 @@ class Sentence(msgspec.Struct, frozen=True, kw_only=True):
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The answer, or why there is none. `access` is that to use, if the figures say one; `command` makes the
-    move; `unseen` is what these machines cannot show, and which would."""
+    move, or measures what would decide; `unseen` is what these machines cannot show, and which would."""
 
     access: str = ""
     candidate: str = ""
@@ -247,6 +247,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machines: Sequence[MachineFacts]
     candidates: Sequence[Candidate]
     profiles: dict[str, str]  # what each does, in a few words
+    asked: dict[str, Sequence[str]] = {}  # by which options each is asked for, where not by --profile
+    without_knee: Sequence[str] = ()  # profiles that tell what the way to an engine costs, and no knee
     windows: Sequence[Window]
     curves: Sequence[Curve]
     latencies: Sequence[Latency] = ()

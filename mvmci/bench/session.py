@@ -18,7 +18,7 @@ import msgspec
 
 from mvmci import __version__
 from mvmci.bench import service
-from mvmci.bench.capacity import capacity
+from mvmci.bench.capacity import capacities
 from mvmci.bench.curves import draw
 from mvmci.bench.points import ROUNDS, Points
 from mvmci.bench.profiles import Profile, prepare
@@ -200,6 +200,17 @@ def _field(file: str, name: str) -> str:
     return ""
 
 
+def as_shown(words: Sequence[str]) -> list[str]:
+    """A command for a report, which is for others to read: of the environment of jobs it has the names."""
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        name, equals, _ = word.removeprefix("--env=").partition("=")
+        if equals and (before == "--env" or word.startswith("--env=")):
+            word = f"{'--env=' * word.startswith('--env=')}{name}=…"
+        shown.append(word)
+    return shown
+
+
 def _report(
     options: Options,
     up: Sequence[Staged],
@@ -214,7 +225,7 @@ def _report(
     curves = draw(candidates, found.windows, found.diagnoses)
     report = Report(
         mvmci=__version__,
-        command=shlex.join(["mvmci", *sys.argv[1:]]),
+        command=shlex.join(as_shown(["mvmci", *sys.argv[1:]])),
         at=clock.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         budget_s=options.budget_s,
         took_s=time.monotonic() - clock.began,
@@ -222,6 +233,8 @@ def _report(
         machines=[machine],
         candidates=candidates,
         profiles={name: profile.about for name, profile in options.profiles.items()},
+        asked={name: profile.asked for name, profile in options.profiles.items() if profile.asked},
+        without_knee=[name for name in options.profiles if name in WITHOUT_KNEE],
         windows=found.windows,
         curves=curves,
         latencies=found.latencies,
@@ -232,12 +245,5 @@ def _report(
         counted=counted,
         verdict=Verdict(sentences=()),
     )
-    demands = {(one.candidate, one.profile): one for one in found.demands}
-    rows = [
-        row
-        for curve in curves
-        if (demand := demands.get((curve.candidate, curve.profile))) is not None
-        for row in capacity(next(one for one in candidates if one.name == curve.candidate), curve, demand)
-    ]
-    report = msgspec.structs.replace(report, capacity=rows)
+    report = msgspec.structs.replace(report, capacity=list(capacities(report)))
     return msgspec.structs.replace(report, verdict=decide(report))

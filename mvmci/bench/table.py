@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mvmci.bench import figures
-from mvmci.bench.figures import NONE, first_of, given, in_bytes, number
+from mvmci.bench.figures import NONE, first_of, given, number
 from mvmci.bench.report import CONTROL, Candidate, Percentiles, Report, Window
 from mvmci.jobs.times import WORDS
 from mvmci.system.text import one_line
@@ -22,25 +22,21 @@ MARKED_MOST = 4  # windows that are listed; the page lists all
 PART_LEAST = 0.02  # of a job's time
 
 Rows = Iterator[tuple[str, Sequence[str]]]  # a label, and a cell for each candidate
-CAPACITY = ("for", "profile", "jobs/s", "workers", "executors", "cores", "memory", "disk a day")
-WIDTHS = (20, 14, 9, 9, 10, 7, 9, 12)  # of its columns
+WIDTHS = (20, 9, 9, 11, 7, 10, 20)  # of the columns of `figures.CAPACITY`
 
 
 def table(report: Report) -> str:
     """All of it, without a line's end behind the last."""
-    parts = [*(_profile(report, name) for name in report.profiles), _run(report), _verdict(report)]
-    parts += [_capacity(report), _command(report)]
-    return "\n\n".join(filter(None, map("\n".join, parts)))
+    parts = [*(_profile(report, name) for name in report.profiles), _run(report), _capacity(report)]
+    return "\n\n".join(filter(None, map("\n".join, [*parts, _verdict(report)])))
 
 
 def _verdict(report: Report) -> Iterator[str]:
+    """The answer last, where who waited for it looks; it ends with what to do."""
     for one in report.verdict.sentences:
         yield from _wrapped(one.text)
     for one in report.verdict.unseen:
         yield from _wrapped(f"Not seen: {one.text}")
-
-
-def _command(report: Report) -> Iterator[str]:
     if report.verdict.command:
         yield f"$ {one_line(report.verdict.command)}"
 
@@ -63,12 +59,14 @@ def _curves(report: Report, profile: str, shown: Sequence[Candidate]) -> Rows:
         yield (
             f"{workers} worker{'s' * (workers > 1)}",
             [
-                f"{number(one.means[workers])}  {one.efficiency.get(workers, 0):4.0%}"
+                f"{number(one.means[workers])}  {min(1, one.efficiency.get(workers, 0)):4.0%}"
                 if one is not None and workers in one.means
                 else ""
                 for one in curves
             ],
         )
+    if profile in report.without_knee:
+        return
     yield "knee, workers", [NONE if one is None else figures.in_workers(one.knee) for one in curves]
     yield "  jobs at once", [number(figures.in_jobs(one)) for one in curves]
     yield "  jobs/s", [number(figures.in_rate(one)) for one in curves]
@@ -117,35 +115,27 @@ ROWS: Sequence[Callable[[Report, str, Sequence[Candidate]], Rows]] = (
 
 
 def _capacity(report: Report) -> Iterator[str]:
-    """Of the candidate that the verdict is for; where there is none, of each."""
-    chosen = report.verdict.candidate
-    rows = [
-        (
-            one.candidate,
-            one.profile,
-            given(one.rate),
-            f"{one.workers}{' !' * one.beyond}",
-            str(one.executors),
-            number(one.cores),
-            in_bytes(one.memory_bytes),
-            in_bytes(one.disk_bytes_a_day),
-        )
-        for one in report.capacity
-        if chosen in ("", one.candidate)
-    ]
-    for row in (CAPACITY, *rows) if rows else ():
+    """Of the candidate that the verdict is for; where there is none, of the control."""
+    by_name = {one.name: one for one in figures.in_order(report.candidates)}
+    chosen = report.verdict.candidate or next(iter(by_name), "")
+    told = [figures.capacity(one, by_name[chosen]) for one in report.capacity if one.candidate == chosen]
+    for row in (figures.CAPACITY, *told) if told else ():
         cells = [_cut(cell, width) for cell, width in zip(row, WIDTHS, strict=True)]
         yield "".join(
-            f"{cell:{'<' if place < 2 else '>'}{width + 1}}"
+            f"{cell:{'>' if place else '<'}{width + 1}}"
             for place, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
         )
-    if any(one.beyond for one in report.capacity):
-        yield "! more than was measured"
+    if told:
+        about = f"calculated for {chosen}; {figures.BEYOND} is more than was measured"
+        yield from _wrapped(about)
 
 
 def _run(report: Report) -> Iterator[str]:
     if any(one.access == CONTROL for one in report.candidates):
         yield "* the control: it shares nothing, so what bends it is the machine"
+    yield "loaded: two jobs for each slot, so half of them wait in the queue; an empty cell was not run"
+    if any("p99" not in {**one.planned, **one.closed} for one in report.latencies):
+        yield f"{NONE} too few jobs ended for that: p99 takes 1,000"
     again, stayed = figures.set_aside(report)
     if again or stayed:
         yield (

@@ -2,50 +2,29 @@
 
 A knee alone says nothing of an access, since what bends may be the machine. So a verdict is a function of the
 knee of the access, that of the control, where nothing is shared, and of what bounds the access: it is given
-only if that is the access's own, or if the executor kept up with so many that nothing else matters. Then the
-study's rule speaks, which is data here.
+only if that is the access's own, or if the executor kept up with so many that nothing else matters; and only
+of windows and jobs that have nothing against them. Then the study's rule speaks, which is data
+(`mvmci.bench.judged`). What is alike of several candidates is said once.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
-
-import msgspec
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from mvmci.bench import figures
-from mvmci.bench.bottleneck import FIXED, Finding, named, raising
+from mvmci.bench.bottleneck import FIXED, OTHERS_MANY, Finding, named, raising
 from mvmci.bench.capacity import FULL, carried, pays_from_s
-from mvmci.bench.curves import control_of, is_own
+from mvmci.bench.curves import control_of, most_of_both, rate_at, versus
 from mvmci.bench.figures import in_workers, number
-from mvmci.bench.knee import is_before
-from mvmci.bench.report import CONTROL, Candidate, Curve, Diagnosis, Report, Sentence, Verdict
+from mvmci.bench.judged import SHOWS_EXECUTOR, Judged, choice, is_doubtful, judge
+from mvmci.bench.report import CONTROL, Candidate, Curve, Report, Sentence, Verdict
 
-
-class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """What the study's rule says from so many workers for one executor on."""
-
-    least: int
-    range: str
-    says: str
-    stays: bool = False
-
-
-RULE = (
-    Choice(least=20, range="20 or more", says="`{}` may stay, within its limits", stays=True),
-    Choice(least=5, range="5 to 20", says="`per-worker` for production"),
-    Choice(
-        least=0,
-        range="under 5",
-        says="`per-worker` now, and `pool` where the engine is the dear part",
-    ),
-)
-MANY = 1_000  # workers, from which on it says another thing
-DETOUR = "light"  # the profile that shows what the way to an engine costs, and no knee
-SHOWS_EXECUTOR = "waiting"  # the one that shows it best on a small machine
+MANY = 1_000  # workers, from which on the rule says another thing
 PROCESSORS_LEAST = 4  # of a machine that is to show an executor by itself
+LIGHT = "light"  # the profile whose jobs cost nothing but the way to an engine
 BOUNDS = {  # a cause in a sentence; {} is whose it is
     "generator": "the program that makes the load",
     "memory": "memory",
@@ -69,101 +48,62 @@ SHOWN_BY = {  # what it takes to see an executor by itself, where it is not a ma
     "network": "a nearer broker",
     "sync": "a faster disk for the broker",
     "slots": "more slots",
+    "undecided": "more windows, which a longer --budget has, or a quieter machine",
 }
 
-Kind = Literal["own", "unbent", "together", "elsewhere", "unclear", "alone"]
-NO_VERDICT = ("together", "elsewhere", "unclear", "alone")  # the first of those that were seen says why
+BESIDE = {  # what a kind means for candidates, {}, beside the control
+    "together": "Where {} and `per-worker` bend together, it is not an executor that ends.",
+    "undecided": "That does not tell {} from `per-worker`.",
+    "alone": "Whether that is an executor or the machine cannot be told without `per-worker` beside {}.",
+}
+# Why there is no verdict: the first of those that were seen.
+NO_VERDICT = ("failing", "together", "elsewhere", "undecided", "unclear", "alone")
 
-
-class Judged(msgspec.Struct, frozen=True, kw_only=True):
-    """What the curve of one candidate shows beside the control's.
-
-    own         it bends first, and what bounds it is its own
-    unbent      it is not known to bend at all
-    together    it cannot be told from the control
-    elsewhere   it bends first, and what bounds it is not its own
-    unclear     the same, and what it looked like was withdrawn
-    alone       there is no control
-    """
-
-    kind: Kind
-    candidate: Candidate
-    curve: Curve
-    control: Curve | None
-    seen: Diagnosis | None
-    found: Finding
-
-    @property
-    def name(self) -> str:
-        """Of the candidate, in a sentence."""
-        return f"`{self.candidate.name}`"
-
-    @property
-    def low(self) -> float:
-        """How many workers one executor carries at least."""
-        return self.curve.knee.low / max(1, self.candidate.executors)
-
-    @property
-    def high(self) -> float:
-        """And at most, where it is known."""
-        high = self.curve.knee.high if self.kind == "own" else None
-        return math.inf if high is None else high / max(1, self.candidate.executors)
-
-    @property
-    def told(self) -> bool:
-        """Whether the rule has something to say of it. What kept up with many did so, whatever ended then."""
-        return self.kind in ("own", "unbent") or choice(self.low).stays
-
-
-def choice(workers: float) -> Choice:
-    """What the rule says of an executor that carries so many."""
-    return next(one for one in RULE if workers >= one.least)
+Pair = tuple[Curve, Curve]  # of a candidate, and of the control
+Key = TypeVar("Key", bound=Hashable)
+One = TypeVar("One")
 
 
 def decide(report: Report) -> Verdict:
     """The verdict of a report, which has none yet."""
     if report.against:
         return _of_a_running_cluster(report)
-    profiles = sorted(report.profiles.keys() - {DETOUR}, key=lambda one: (one != SHOWS_EXECUTOR, one))
-    judged = [list(_judge(report, profile)) for profile in profiles]
-    telling = next((some for some in judged if any(one.told for one in some)), [])
+    if is_doubtful(report):
+        sentences = [_doubt(report), *_failures(report), *_floods(report)]
+        return Verdict(sentences=sentences, unseen=list(_one_machine(report)), command=report.command)
+    judged = judge(report)
     everything = [one for some in judged for one in some]
-    answer, winner = _answer([one for one in telling if one.told], report)
+    telling = next((told for some in judged if (told := [one for one in some if one.told])), [])
+    answer, winner = _answer(telling, report)
     sentences = [answer or _no_verdict(everything, report), *_failures(report)]
-    for one in everything:
-        sentences += [*_curve(one), *_bottleneck(one)]
-        if one in telling and one.told:
-            sentences.append(_rule(one))
-    before, command = _command(report, winner)
+    for some in judged:
+        sentences += [*_curves(some), *_ceilings(some), *_bottlenecks(some)]
+    sentences += [
+        *_rule(telling, report),
+        *_without_knee(report),
+        *_floods(report),
+        *_many(telling or everything),
+    ]
     return Verdict(
         access=winner.access if winner else "",
         candidate=winner.name if winner else "",
-        sentences=[*sentences, *_detour(report), *_floods(report), *_many(telling or everything), *before],
-        unseen=list(_unseen(report, everything)),
-        command=command,
+        sentences=[*sentences, *_before(report, winner)],
+        unseen=[*_unseen(report, everything), *_one_machine(report)],
+        command=_command(report, winner, telling, everything),
     )
 
 
-def _judge(report: Report, profile: str) -> Iterator[Judged]:
-    for candidate in report.candidates:
-        curve = figures.first_of(report.curves, candidate.name, profile)
-        if curve is None or candidate.access == CONTROL:
-            continue
-        control = control_of(curve, report.curves, report.candidates)
-        seen = figures.at_knee(report, candidate.name, profile)
-        found = named(seen.findings if seen else [])
-        kind: Kind = "elsewhere"
-        if curve.knee.high is None:
-            kind = "unbent"
-        elif control is None:
-            kind = "alone"
-        elif not is_before(curve.knee, control.knee):
-            kind = "together"
-        elif is_own(curve, control, figures.of(report.diagnoses, candidate.name, profile)):
-            kind = "own"
-        elif found.cause == "unclear":
-            kind = "unclear"
-        yield Judged(kind=kind, candidate=candidate, curve=curve, control=control, seen=seen, found=found)
+def _doubt(report: Report) -> Sentence:
+    """Why nothing follows from these windows, whatever they say."""
+    counted = [one for one in report.windows if one.counts]
+    marked = [one for one in counted if one.marks]
+    many = f"{len(marked):,} of {len(counted):,} windows"
+    others = [one.others for one in marked if one.others > OTHERS_MANY]
+    why = f"something speaks against {many}, as against the last: {'; '.join(marked[-1].marks)}"
+    if len(others) > len(marked) / 2:
+        why = f"other programs took {min(others):.0%} to {max(others):.0%} of the machine in most of {many}"
+    text = f"These figures are worth little, so there is no verdict: {why}."
+    return Sentence(text=text, figures=["windows"])
 
 
 def _answer(told: Sequence[Judged], report: Report) -> tuple[Sentence | None, Candidate | None]:
@@ -204,115 +144,180 @@ def _no_verdict(everything: Sequence[Judged], report: Report) -> Sentence:
         why = f"nothing that was run shows what an executor carries, and `--profile {SHOWS_EXECUTOR}` does"
     else:
         one = min(everything, key=lambda one: NO_VERDICT.index(one.kind))
-        also = " with `per-worker` as with the others" * (one.kind == "together")
-        why = f"what ended first{also} was {_bound(one.found)}"
-        if one.kind == "alone":
-            why = "`per-worker` was not measured beside it"
-        elif one.kind == "unclear":
-            why = "what bounds it is unclear"
-        elif one.kind == "elsewhere" and one.found.cause == "nothing":
-            why = "it bends first, and nothing was seen to be full"
+        why = _why(one)
     return Sentence(text=f"No verdict about the access: {why}.", figures=rests_on)
 
 
-def _curve(one: Judged) -> Iterator[Sentence]:
-    """How far it goes, and the control beside it."""
-    curve, control, knee = one.curve, one.control, one.curve.knee
-    slots, rests_on = f"workers of {curve.slots} slots", [_figure("curve", curve)]
-    text = f"{one.name}, `{curve.profile}`: throughput grows with the workers, to within a tenth, up to "
-    if knee.at is None:
-        jobs = f"{knee.most * curve.slots:,} jobs at once, {number(curve.means[knee.most])} jobs/s"
-        text += f"{knee.most} {slots} ({jobs}), the most that were tried: one executor carries at least "
-        yield Sentence(text=f"{text}{one.low:.0f}.", figures=rests_on)
-        return
-    jobs = f"{knee.at * curve.slots:.0f} jobs at once, {number(carried(curve))} jobs/s"
-    text += f"{in_workers(knee)} {slots} ({jobs})"
-    if one.candidate.executors > 1:
-        text += f", {number(knee.at / one.candidate.executors)} for each executor"
-    if control is None:
-        text += (
-            ". Whether the executor ends there or the machine cannot be told without `per-worker` beside it"
-        )
-    else:
-        text += f"; `per-worker`, where nothing is shared, up to {in_workers(control.knee)}"
-        rests_on.append(_figure("curve", control))
-    if control is not None and one.kind == "together":
-        text += ". They bend together, so it is not the executor that ends"
-        if common := curve.means.keys() & control.means.keys():
-            most = max(common)
-            ratio = number(curve.means[most] / control.means[most])
-            text += f": with {most} workers it does {ratio} of what `per-worker` does"
+def _why(one: Judged) -> str:
+    """There is no verdict about the access of one."""
+    if one.kind == "failing":
+        return "too many jobs failed"
+    if one.kind == "together":
+        ends = (found for found in (one.beside, one.found) if found.whose != "executor")
+        bound = next((_bound(found) for found in ends if found.cause in BOUNDS), "this machine")
+        return f"what ended first, with `per-worker` as with the others, was {bound}"
+    if one.kind == "undecided":
+        return f"what was measured does not tell {one.name} from `per-worker`, where nothing is shared"
+    if one.kind == "unclear":
+        return "what bounds it is unclear"
+    if one.kind == "alone":
+        return "`per-worker` was not measured beside it"
+    if one.found.cause == "nothing":
+        return "it bends first, and nothing was seen to be full"
+    return f"what ended first was {_bound(one.found)}"
+
+
+# ---- what it rests on
+
+
+def _curves(some: Sequence[Judged]) -> Iterator[Sentence]:
+    """How far each goes, the control beside them, and whether that is the machine; all are of one profile."""
+    curve, control = some[0].curve, some[0].control
+    slots = {one.curve.slots for one in some}
+    workers = f"workers of {curve.slots} slots" if len(slots) == 1 else "workers"
+    carried_by = _listed(_reach(one) for one in some)
+    text = f"`{curve.profile}`: throughput grows with the {workers}, to within a tenth, up to {carried_by}"
+    if control is not None:
+        text += f"; with `per-worker`, where nothing is shared, up to {in_workers(control.knee)}"
+    rests_on = [_figure("curve", one) for one in [*(one.curve for one in some), control] if one is not None]
     yield Sentence(text=f"{text}.", figures=rests_on)
-    top = curve.ceiling
-    if top is not None and one.kind != "own":
-        text = (
-            "The knee of its executor was not reached. Calculated, not measured: a job takes "
-            f"{number(top.loop_ms)} ms of the executor's loop with {top.workers} workers, so that is full at "
-            f"{number(top.rate)} jobs/s, which {top.workers_at_most:.0f} workers make at the least."
-        )
-        yield Sentence(text=text, figures=[_figure("curve", curve), _figure("diagnosis", curve)])
+    for kind, text in BESIDE.items():
+        if of := [one for one in some if one.kind == kind]:
+            yield Sentence(text=text.format(_names(of)), figures=[_figure("curve", one.curve) for one in of])
+    yield from _compared(some)
 
 
-def _bottleneck(one: Judged) -> Iterator[Sentence]:
-    """What bounds it, whether that was confirmed, and what follows where it is not the access's own."""
-    if one.seen is None or one.kind == "unbent":
+def _reach(one: Judged) -> str:
+    """Up to where one goes, in all three units."""
+    knee = one.curve.knee
+    jobs = (knee.most if knee.at is None else knee.at) * one.curve.slots
+    told = f"{jobs:,.0f} jobs at once, {number(carried(one.curve))} jobs/s"
+    if one.candidate.executors > 1:
+        told += f", for each executor {number(one.low)} workers at least"
+    return f"{in_workers(knee)} with {one.name} ({told})"
+
+
+def _compared(some: Sequence[Judged]) -> Iterator[Sentence]:
+    """What each does of what the control does: with the workers of its file, and with the most of both."""
+    pairs = [(one.curve, one.control) for one in some if one.control is not None]
+    own = _groups((one.candidate.workers, (one.curve, one.control)) for one in some if one.control)
+    most = _groups((most_of_both(*pair), pair) for pair in pairs)
+    for workers, of in own.items():
+        yield from _ratios(of, workers, f"With {_workers(workers)}, as the file has")
+    for workers, of in most.items():
+        if workers not in own:
+            yield from _ratios(of, workers, f"With {_workers(workers)}")
+
+
+def _ratios(pairs: Sequence[Pair], workers: int, begin: str, end: str = "") -> Iterator[Sentence]:
+    """Of what the control does with so many, what others do; nothing where that was not measured."""
+    told = [(pair, ratio) for pair in pairs if (ratio := versus(*pair, workers)) is not None]
+    if not told:
         return
-    found, where = one.found, f"{one.name} with {one.seen.workers} workers"
-    if found.cause == "unclear":
-        text = f"What bounds {where} is {found.why}."
-    elif found.cause == "nothing":
-        text = f"Nothing of {where} was seen to be full."
-    else:
-        why_not = FIXED[found.cause] if raising(found) is None else "it was not raised"
-        raised = "Confirmed" if found.stands else "Not confirmed"
-        text = f"What bounds {where} is {_bound(found)}: {found.why}. {raised}: {found.tried or why_not}."
-    if one.kind in ("elsewhere", "unclear"):
-        text += " That says nothing of the access."
-    yield Sentence(text=text, figures=[_figure("diagnosis", one.seen)])
+    shares = [f"`{curve.candidate}` {number(ratio.at)}" for (curve, _), ratio in told if ratio.differs]
+    if alike := [f"`{curve.candidate}`" for (curve, _), ratio in told if not ratio.differs]:
+        shares.append(f"{_listed(alike)} as much")
+    control = told[0][0][1]
+    of = f"of what `per-worker` does ({number(rate_at(control, workers))} jobs/s)"
+    rests_on = [_figure("curve", curve) for curve in (*(curve for (curve, _), _ in told), control)]
+    yield Sentence(text=f"{begin}, {of}: {', '.join(shares)}{end}.", figures=rests_on)
 
 
-def _rule(one: Judged) -> Sentence:
-    """What the study's rule says of it; of an interval across a boundary, both, and what would decide."""
-    low, high = choice(one.low), choice(one.high)
-    text = f"By the study's rule, {low.range} workers for one executor: {low.says.format(one.candidate.name)}"
-    if low is not high:
-        boundary = high.least * max(1, one.candidate.executors)
-        file = shlex.quote(one.candidate.file or one.candidate.name)
-        least = min(one.curve.means)
-        text += (
-            f". Or, {high.range}: {high.says.format(one.candidate.name)}. The interval allows both, and "
-            f"{boundary} workers would decide: `mvmci bench {file} --profile {one.curve.profile} --workers "
-            f"{least},{boundary}`"
-        )
-    elif not low.stays:
-        text += f". {one.name} may stay where fewer workers are enough"
-    return Sentence(text=f"{text}.", figures=[_figure("curve", one.curve)])
+def _ceilings(some: Sequence[Judged]) -> Iterator[Sentence]:
+    """Where executors would end, of which no own knee was reached."""
+    tops = [(one, one.curve.ceiling) for one in some if one.kind != "own" and one.curve.ceiling is not None]
+    if not tops:
+        return
+    full = _listed(
+        f"{number(top.rate)} jobs/s with {one.name} ({number(top.loop_ms)} ms of its loop a job, the work of "
+        f"{top.workers_at_most:.0f} workers)"
+        for one, top in tops
+    )
+    text = (
+        "The knee of an executor alone was not reached. Calculated, and not measured, it ends at no more "
+        f"than {full}."
+    )
+    rests_on = [_figure(what, one.curve) for one, _ in tops for what in ("curve", "diagnosis")]
+    yield Sentence(text=text, figures=rests_on)
 
 
-def _detour(report: Report) -> Iterator[Sentence]:
-    """What the way to an engine costs a job that does almost nothing."""
-    for candidate in report.candidates:
-        curve = figures.first_of(report.curves, candidate.name, DETOUR)
-        control = curve and control_of(curve, report.curves, report.candidates)
-        if curve is None or control is None or candidate.access == CONTROL:
+def _bottlenecks(some: Sequence[Judged]) -> Iterator[Sentence]:
+    """What bounds them, whether that was confirmed, and what follows where it is not the access's own."""
+    seen = [one for one in some if one.workers and one.kind not in ("unbent", "failing")]
+    alike = _groups(((one.found.cause, one.found.whose, one.found.stands, one.kind), one) for one in seen)
+    for of in alike.values():
+        one, found = of[0], of[0].found
+        where = _listed(f"{each.name} with {each.workers} workers" for each in of)
+        if found.cause == "unclear":
+            text = f"What bounds {where} is {found.why}."
+        elif found.cause == "nothing":
+            text = f"Nothing of {where} was seen to be full."
+        else:
+            why_not = FIXED[found.cause] if raising(found) is None else "it was not raised"
+            raised = "Confirmed" if found.stands else "Not confirmed"
+            text = f"What bounds {where} is {_bound(found)}: {found.why}. {raised}: {found.tried or why_not}."
+        if one.kind in ("elsewhere", "unclear"):
+            text += " That says nothing of the access."
+        yield Sentence(text=text, figures=[_figure("diagnosis", each.curve) for each in of])
+
+
+def _rule(telling: Sequence[Judged], report: Report) -> Iterator[Sentence]:
+    """What the study's rule says of them; of an interval across a boundary, both, and what would decide."""
+    alike = _groups(((choice(one.low), choice(one.high), _boundary(one)), one) for one in telling)
+    for (low, high, boundary), of in alike.items():
+        names = _names(of)
+        text = f"By the study's rule, {low.range} workers for one executor: {low.says.format(names)}"
+        if low is not high:
+            text += (
+                f". Or, {high.range}: {high.says.format(names)}. The interval allows both, and {boundary} "
+                f"workers would decide: `{_deciding(of, report)}`"
+            )
+        elif not low.stays:
+            text += f". {names} may stay where fewer workers are enough"
+            fits = [one for one in of if 0 < one.candidate.workers <= one.curve.knee.low]
+            if fits:
+                text += f", as with the {fits[0].candidate.workers} of the file of {_names(fits)}"
+        yield Sentence(text=f"{text}.", figures=[_figure("curve", one.curve) for one in of])
+
+
+def _boundary(one: Judged) -> int:
+    """From how many workers on the rule would say the other thing."""
+    return choice(one.high).least * max(1, one.candidate.executors)
+
+
+def _deciding(of: Sequence[Judged], report: Report) -> str:
+    """The command that measures on which side of the boundary they are."""
+    files = [one.candidate.file or one.candidate.name for one in of]
+    profile, least = of[0].curve.profile, min(of[0].curve.means)
+    asked = report.asked.get(profile, ("--profile", profile))
+    return shlex.join(["mvmci", "bench", *files, *asked, "--workers", f"{least},{_boundary(of[0])}"])
+
+
+def _without_knee(report: Report) -> Iterator[Sentence]:
+    """What the way to an engine costs jobs of which a few fill the machine."""
+    for profile in report.profiles:
+        if profile not in report.without_knee:
             continue
-        both = (curve, control)
-        workers = min(curve.means)
-        if workers not in control.means:
+        curves = [one for one in report.curves if one.profile == profile]
+        pairs = [
+            (one, control)
+            for one in curves
+            if (control := control_of(one, report.curves, report.candidates)) not in (None, one)
+        ]
+        if not pairs:
             continue
-        rates = [one.means[workers] for one in both]
-        text = (
-            f"`{candidate.name}`, `{DETOUR}`, jobs that do almost nothing: with {workers} "
-            f"worker{'s' * (workers > 1)} it does {number(rates[0] / rates[1])} of what `per-worker` does "
-            f"({number(rates[0])} and {number(rates[1])} jobs/s)"
-        )
-        rests_on = [_figure("curve", one) for one in both]
-        alone = [figures.lives(report, one.candidate, DETOUR)[0] for one in both]
+        workers = min(pairs[0][1].means)
+        end = ""
+        alone = [
+            figures.lives(report, one.candidate, profile)[0]
+            for one in (*(one for one, _ in pairs), pairs[0][1])
+        ]
         if all(alone):
-            times = [number(sum(life.parts.values())) for life in alone if life]
-            text += f", and one alone takes {times[0]} ms instead of {times[1]}"
-            rests_on += [_figure("life", one) for one in both]
-        yield Sentence(text=f"{text}: that is what the way to the engine costs.", figures=rests_on)
+            *others, own = (number(sum(life.parts.values())) for life in alone if life)
+            end = f"; one job alone takes {_listed(others)} ms instead of {own}"
+        if profile == LIGHT:
+            end += ": that is what the way to the engine costs"
+        yield from _ratios(pairs, workers, f"`{profile}`, with {_workers(workers)}", end)
 
 
 def _failures(report: Report) -> Iterator[Sentence]:
@@ -369,39 +374,55 @@ def _many(some: Sequence[Judged]) -> Iterator[Sentence]:
     yield Sentence(text=text, figures=[_figure("capacity", best)])
 
 
-def _command(report: Report, winner: Candidate | None) -> tuple[list[Sentence], str]:
-    """What has to be done to a file before, and what makes the move."""
+# ---- what to do
+
+
+def _before(report: Report, winner: Candidate | None) -> Iterator[Sentence]:
+    """What has to be done to a file before."""
     if winner is None:
-        return [], ""
-    file = winner.file or next((one.file for one in report.candidates if one.file), "")
-    edit = (
-        f"In {file} set `access: {winner.access}`, and take `executors` out: no file that was given has it."
-    )
-    quoted = shlex.quote(file)
-    return [Sentence(text=edit)] * (not winner.file), f"mvmci plan {quoted} && mvmci up {quoted}"
+        return
+    if not winner.file:
+        file, edit = _file(report, winner), f"set `access: {winner.access}`, and take `executors` out"
+        yield Sentence(text=f"In {file} {edit}: no file that was given has it.")
+    if had := [one for one in winner.changed if one.startswith("executors.")]:
+        text = f"What was measured had {_listed(had)}: let the file have the same, or that ends first."
+        yield Sentence(text=text)
+
+
+def _command(
+    report: Report, winner: Candidate | None, telling: Sequence[Judged], everything: Sequence[Judged]
+) -> str:
+    """What makes the move; else what would decide, where that can be measured here."""
+    if winner is not None:
+        file = shlex.quote(_file(report, winner))
+        return f"mvmci plan {file} && mvmci up {file}"
+    if across := [one for one in telling if choice(one.high).stays]:
+        return _deciding(across, report)
+    return report.command if any(one.kind == "undecided" for one in everything) else ""
+
+
+def _file(report: Report, winner: Candidate) -> str:
+    return winner.file or next((one.file for one in report.candidates if one.file), "")
 
 
 def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     """What these machines cannot show, and what would."""
-    hidden: dict[str, list[Judged]] = {}
-    for one in everything:
-        if one.kind in ("together", "elsewhere"):
-            hidden.setdefault(SHOWN_BY.get(one.found.cause, ""), []).append(one)
+    hidden = _groups(
+        (SHOWN_BY.get("undecided" if one.kind == "undecided" else one.found.cause, ""), one)
+        for one in everything
+        if one.kind in ("together", "elsewhere", "undecided")
+    )
     for shown_by, some in hidden.items():
         twice = 2 * max((one.processors for one in report.machines), default=1)
         wanted = max([PROCESSORS_LEAST, twice, *(_wanted(one, report) for one in some)])
         own = f"executors on a machine of their own, of {wanted} or more processors (`runtime: ssh`)"
-        names = _listed(dict.fromkeys(one.name for one in some))
-        text = f"How many workers one executor of {names} carries by itself. It takes {shown_by or own}."
+        text = (
+            f"How many workers one executor of {_names(some)} carries by itself. It takes {shown_by or own}."
+        )
         yield Sentence(text=text, figures=[*(_figure("curve", one.curve) for one in some), "machine"])
-    for one in everything:
-        text = ""
-        if one.kind == "alone":
-            text = f"Whether {one.name} ends at its executor or at the machine: `per-worker` would show it."
-        elif one.kind == "unbent" and not choice(one.low).stays:
-            text = f"Where {one.name} bends: more workers, or more windows, would show it."
-        if text:
-            yield Sentence(text=text, figures=[_figure("curve", one.curve)])
+    if unbent := [one for one in everything if one.kind == "unbent" and not choice(one.low).stays]:
+        text = f"Where the curve of {_names(unbent)} bends: more workers, or more windows, would show it."
+        yield Sentence(text=text, figures=[_figure("curve", one.curve) for one in unbent])
     counted = [one for one in report.windows if one.counts]
     if marked := sum(bool(one.marks) for one in counted):
         text = (
@@ -409,6 +430,9 @@ def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
             "speaks against them that stayed when they were run again."
         )
         yield Sentence(text=text, figures=["windows"])
+
+
+def _one_machine(report: Report) -> Iterator[Sentence]:
     if len(report.machines) == 1:
         text = (
             "What a network between machines costs, and how `per-worker` and `pool` grow with machines: all "
@@ -452,6 +476,22 @@ def _bound(found: Finding) -> str:
 
 def _figure(what: str, of: figures.OfCandidate) -> str:
     return f"{what}/{of.candidate}/{of.profile}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
+
+
+def _names(some: Iterable[Judged]) -> str:
+    return _listed(dict.fromkeys(one.name for one in some))
+
+
+def _groups(pairs: Iterable[tuple[Key, One]]) -> dict[Key, list[One]]:
+    """Those of one key together, in order."""
+    found: dict[Key, list[One]] = {}
+    for key, one in pairs:
+        found.setdefault(key, []).append(one)
+    return found
 
 
 def _listed(words: Iterable[str]) -> str:

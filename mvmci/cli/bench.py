@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -233,6 +234,7 @@ def _name(module: str) -> str:
 def _of_module(request: JobRequest, state: Path) -> Profile:
     """Jobs of the user's own. Raises Usage, BadModule."""
     from mvmci.bench.profiles import Profile, Work
+    from mvmci.bench.session import as_shown
 
     RequestFiles(state).check(request)  # before anything is brought up
 
@@ -243,10 +245,16 @@ def _of_module(request: JobRequest, state: Path) -> Profile:
         await files.keep(store)
         return Work([await files.spec(checked, "template", store)])
 
-    given = [f"--input {request.input}"] * (request.input is not None) + [f"--dir {request.dir}"] * (
-        request.dir is not None
-    )
-    return Profile(" ".join([request.module, *given, *request.args]), make)
+    asked = ["--module", request.module]
+    for name, values in (
+        ("--input", [request.input]),
+        ("--dir", [request.dir]),
+        ("--env", request.env),
+        ("--arg", request.args),
+    ):
+        asked += [word for value in values if value is not None for word in (name, str(value))]
+    shown = as_shown(asked)
+    return Profile(shlex.join(shown[1:]), make, asked=shown)
 
 
 class Progress:

@@ -118,6 +118,7 @@ def make_report(
         ],
         candidates=candidates,
         profiles={profile: PROFILES[profile] for profile in profiles},
+        without_knee=("light",),
         windows=windows,
         curves=curves,
         latencies=[_latency(access, profile) for access, profile in both],

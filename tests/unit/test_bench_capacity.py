@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mvmci.bench.capacity import FULL, capacity, carried, pays_from_s, workers_for
+from mvmci.bench import figures
+from mvmci.bench.capacity import FULL, capacities, capacity, carried, pays_from_s, workers_for
 from mvmci.bench.curves import draw
 from mvmci.bench.report import Capacity, Ceiling, Curve, Demand
 from tests.unit.test_bench_verdict import LOOP, MOVED, PROCESSORS, WAITED, candidate, replace, reported
@@ -33,8 +34,11 @@ def needed(name: str, curve: Curve) -> dict[float, Capacity]:
 
 def test_round_rates_are_told_within_what_was_measured_and_ten_times_beyond() -> None:
     rows = needed("shared", waiting("shared"))
-    assert list(rows) == [0.1, 1, 10, 100, 1_000]
-    assert [row.beyond for row in rows.values()] == [False, False, False, False, True]
+    assert list(rows) == [10, 100, 1_000]
+    assert [row.beyond for row in rows.values()] == [False, False, True]
+    slow = waiting("shared")
+    slow = replace(slow, means={n: rate / 1_000 for n, rate in slow.means.items()})
+    assert list(needed("shared", slow)) == [0.01, 0.1, 1]
 
 
 def test_workers_are_read_from_the_curve_until_that_leaves_the_line() -> None:
@@ -60,6 +64,10 @@ def test_of_executors_there_are_as_many_as_carry_the_rate() -> None:
     assert needed("per-worker", waiting("per-worker"))[1_000].executors == 0
     pool = replace(waiting("shared"), candidate="pool")
     assert needed("pool", pool)[1_000].executors == 8  # that curve is of two
+    assert needed("pool", pool)[10].executors == 2  # which it has
+    row = needed("shared", waiting("shared"))[1_000]
+    assert figures.capacity(row, candidate("shared"))[3] == "4 (pool)"  # it has one, and can have no more
+    assert figures.capacity(row, candidate("pool"))[3] == "4"
 
 
 def test_where_the_machine_ended_first_an_executor_is_taken_by_its_ceiling() -> None:
@@ -113,3 +121,15 @@ def test_a_curve_is_of_closed_windows_that_count_and_of_nothing_where_nothing_en
     assert all(sorted(one.means) == [1, 2, 4, 8, 12, 16, 24] for one in drawn)
     nothing = [replace(one, ended=0) if one.candidate == "peer" else one for one in report.windows]
     assert {one.candidate for one in draw(report.candidates, nothing, [])} == {"per-worker", "shared"}
+
+
+def test_nothing_is_planned_by_windows_that_are_doubted_or_by_jobs_that_failed() -> None:
+    demands = [DEMAND, replace(DEMAND, candidate="peer")]
+    report = replace(reported({"waiting": WAITED}, {"shared": [MOVED], "peer": [MOVED]}), demands=demands)
+    assert {row.candidate for row in capacities(report)} == {"shared", "peer"}
+    failed = [
+        replace(one, failed=one.ended // 50) if one.candidate == "peer" else one for one in report.windows
+    ]
+    assert {row.candidate for row in capacities(replace(report, windows=failed))} == {"shared"}
+    doubted = [replace(one, marks=["other programs took 60% of the machine"]) for one in report.windows]
+    assert list(capacities(replace(report, windows=doubted))) == []

@@ -7,6 +7,7 @@ import pytest
 
 from mvmci.bench.load import Loaded
 from mvmci.bench.run import _check_measurable
+from mvmci.bench.session import as_shown
 from mvmci.cli.bench import Rate, _name
 from mvmci.errors import Usage
 
@@ -48,3 +49,18 @@ def test_a_module_is_not_taken_for_a_profile_of_ours_for_its_name() -> None:
 def test_what_is_no_rate_that_can_be_planned_is_refused(rate: str) -> None:
     with pytest.raises(click.BadParameter):
         Rate().convert(rate, None, None)
+
+
+def test_what_a_job_finds_in_its_environment_is_not_told_to_who_reads_the_report() -> None:
+    words = ["mvmci", "bench", "--env", "KEY=s3cret", "--env=TOKEN=s3cret", "--env", "PATH", "--arg", "a=b"]
+    assert as_shown(words) == [
+        "mvmci",
+        "bench",
+        "--env",
+        "KEY=…",
+        "--env=TOKEN=…",
+        "--env",
+        "PATH",
+        "--arg",
+        "a=b",
+    ]

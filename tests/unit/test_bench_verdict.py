@@ -11,6 +11,7 @@ import pytest
 
 from mvmci.bench.bottleneck import Finding, tried
 from mvmci.bench.curves import draw
+from mvmci.bench.judged import RULE, choice
 from mvmci.bench.knee import Knee
 from mvmci.bench.page import page
 from mvmci.bench.report import (
@@ -26,7 +27,7 @@ from mvmci.bench.report import (
     Verdict,
     Window,
 )
-from mvmci.bench.verdict import RULE, choice, decide
+from mvmci.bench.verdict import decide
 from tests.harness.reports import make_report
 from tests.unit.test_bench_bottleneck import shared
 from tests.unit.test_bench_knee import WAITING
@@ -135,6 +136,7 @@ def reported(
         "windows": windows,
         "curves": draw(candidates, windows, diagnoses),
         "diagnoses": diagnoses,
+        "without_knee": [one for one in rates if one == "light"],
         "counted": Counted(submitted=1, ended_once=1, lost=0, twice=0, in_windows=1, heard=1),
     }
     return Report(**(given | more))
@@ -158,6 +160,13 @@ def with_knees(knees: Mapping[str, tuple[float | None, float, float | None]]) ->
     return replace(report, curves=given)
 
 
+def alike(report: Report, share: float = 1.0) -> list[Any]:
+    """Its curves, but `shared` does so much of what the control does."""
+    control = next(one for one in report.curves if one.candidate == "per-worker")
+    means = {n: share * rate for n, rate in control.means.items()}
+    return [replace(one, means=means) if one.candidate == "shared" else one for one in report.curves]
+
+
 NINE = [1, 2, 4, 8, 12, 16, 24, 32, 48]
 WAITED = repeated({name: rates for name, (rates, _) in WAITING.items()}, NINE)
 
@@ -178,12 +187,15 @@ def test_an_executor_that_bends_before_the_control_by_its_own_loop_is_left_in_pr
     )
     assert set(first.figures) == {"curve/shared/waiting", "curve/peer/waiting"}
     text = text_of(verdict)
-    assert "up to 16.3 (5.7–19.4) workers of 2 slots (33 jobs at once, 276 jobs/s)" in text
-    assert "`per-worker`, where nothing is shared, up to 25.2 (24.2–25.9)." in text
+    assert (
+        "`waiting`: throughput grows with the workers of 2 slots, to within a tenth, up to 16.3 (5.7–19.4) "
+        "with `shared` (33 jobs at once, 276 jobs/s) and 11.1 (9.5–16.0) with `peer` (22 jobs at once, 189 "
+        "jobs/s); with `per-worker`, where nothing is shared, up to 25.2 (24.2–25.9)."
+    ) in text
     assert "is the loop of the executor" in text
     assert "Confirmed: raising executors from 1 to 2 moved it: 341.0 → 420.0 jobs/s." in text
     assert "By the study's rule, 5 to 20 workers for one executor: `per-worker` for production." in text
-    assert "`shared` may stay where fewer workers are enough." in text
+    assert "`shared` and `peer` may stay where fewer workers are enough." in text
 
 
 def test_where_all_bend_together_the_machine_is_named_and_no_access() -> None:
@@ -202,12 +214,18 @@ def test_where_all_bend_together_the_machine_is_named_and_no_access() -> None:
     verdict = decide(report)
     assert (verdict.access, verdict.candidate, verdict.command) == ("", "", "")
     assert verdict.sentences[0].text == (
-        "No verdict about the access: what ended first with `per-worker` as with the others was this "
+        "No verdict about the access: what ended first, with `per-worker` as with the others, was this "
         "machine's processors."
     )
     text = text_of(verdict)
-    assert "They bend together, so it is not the executor that ends: with 16 workers it does 1.0 of" in text
-    assert "The knee of its executor was not reached. Calculated, not measured: a job takes 5.6 ms" in text
+    assert (
+        "Where `peer` and `shared` and `per-worker` bend together, it is not an executor that ends." in text
+    )
+    assert "With 16 workers, of what `per-worker` does (102 jobs/s): `peer` 1.2, `shared` as much." in text
+    assert (
+        "The knee of an executor alone was not reached. Calculated, and not measured, it ends at no more "
+        "than 203 jobs/s with `peer` (4.9 ms of its loop a job, the work of 13 workers) and 179 jobs/s with "
+    ) in text
     assert "By the study's rule" not in text
     assert (
         "How many workers one executor of `peer` and `shared` carries by itself. It takes executors on a "
@@ -277,19 +295,23 @@ def test_without_the_control_nobody_can_tell_executor_from_machine() -> None:
     assert verdict.sentences[0].text == (
         "No verdict about the access: `per-worker` was not measured beside it."
     )
-    assert "Whether `shared` ends at its executor or at the machine: `per-worker` would show it." in [
-        one.text for one in verdict.unseen
-    ]
+    assert "cannot be told without `per-worker` beside `shared` and `peer`." in text_of(verdict)
 
 
 def test_an_interval_across_twenty_says_both_and_which_measurement_decides() -> None:
-    verdict = decide(with_knees(MEASURED | {"shared": (20.5, 17.0, 23.0)}))
-    assert verdict.access == verdict.command == ""
+    report = with_knees(MEASURED | {"shared": (20.5, 17.0, 23.0)})
+    verdict = decide(report)
+    assert verdict.access == ""
+    assert verdict.command == "mvmci bench topologies/shared.yaml --profile waiting --workers 1,20"
+    asked = {"waiting": ["--module", "my build.wasm"]}
+    assert (
+        "shared.yaml --module 'my build.wasm' --workers 1,20" in decide(replace(report, asked=asked)).command
+    )
     assert verdict.sentences[0].text.startswith("No verdict yet: ")
     rule = next(one.text for one in verdict.sentences if "Or, " in one.text)
     assert rule == (
         "By the study's rule, 5 to 20 workers for one executor: `per-worker` for production. Or, 20 or more: "
-        "`shared` may stay, within its limits. The interval allows both, and 20 workers would decide: "
+        "`shared` may stay, within limits. The interval allows both, and 20 workers would decide: "
         "`mvmci bench topologies/shared.yaml --profile waiting --workers 1,20`."
     )
 
@@ -324,11 +346,12 @@ def test_an_executor_that_keeps_up_with_twenty_may_stay() -> None:
 
 def test_an_executor_that_kept_up_with_twenty_did_so_whatever_ended_then() -> None:
     report = with_knees({"per-worker": (33, 30, 36), "shared": (32, 28, 36), "peer": (11, 9, 14)})
+    report = replace(report, curves=alike(report))
     rows = [replace(one, findings=[PROCESSORS]) for one in report.diagnoses]
     verdict = decide(replace(report, diagnoses=rows))
     assert verdict.access == "shared"
     text = text_of(verdict)
-    assert "They bend together, so it is not the executor that ends" in text
+    assert "Where `shared` and `per-worker` bend together, it is not an executor that ends." in text
     assert "By the study's rule, 20 or more workers for one executor: `shared` may stay" in text
 
 
@@ -337,9 +360,8 @@ def test_where_nothing_bends_an_executor_carries_at_least_so_many() -> None:
     verdict = decide(reported({"waiting": repeated(straight, [1, 2, 4, 8])}))
     assert verdict.access == ""
     text = text_of(verdict)
-    assert "up to 8 workers of 2 slots (16 jobs at once, 119 jobs/s), the most that were tried: one executor "
-    assert "one executor carries at least 8." in text
-    assert "Where `shared` bends: more workers, or more windows, would show it." in text
+    assert "up to over 8 with `shared` (16 jobs at once, 119 jobs/s); with" in text
+    assert "Where the curve of `shared` bends: more workers, or more windows, would show it." in text
     many = {name: [rates[0] * n for n in (1, 8, 24)] for name, rates in straight.items()}
     assert decide(reported({"waiting": repeated(many, [1, 8, 24])})).access == "shared"
 
@@ -351,7 +373,7 @@ def test_of_a_pool_an_executor_carries_its_part() -> None:
     verdict = decide(replace(pool, curves=curves, diagnoses=rows))
     assert verdict.access == "per-worker"
     text = text_of(verdict)
-    assert "8.2 for each executor" in text
+    assert "with `pool` (33 jobs at once, 276 jobs/s, for each executor 2.9 workers at least)" in text
     assert "under 5 workers" not in text.partition("Or, ")[2]
 
 
@@ -367,19 +389,14 @@ def test_light_tells_the_detour_as_a_ratio_of_rates_and_as_the_time_of_a_job_alo
         )
         for name, order in (("per-worker", 0.0), ("shared", 1.0))
     ]
-    report = reported({"light": repeated(LIGHT, [1])}, lives=lives)
-    (told,) = [one for one in decide(report).sentences if one.text.startswith("`shared`, `light`")]
+    rates = repeated({name: LIGHT[name] for name in ("per-worker", "shared")}, [1])
+    report = reported({"light": rates}, lives=lives)
+    (told,) = [one for one in decide(report).sentences if one.text.startswith("`light`")]
     assert told.text == (
-        "`shared`, `light`, jobs that do almost nothing: with 1 worker it does 0.30 of what `per-worker` "
-        "does (394 and 1,321 jobs/s), and one alone takes 2.9 ms instead of 1.9: that is what the way to the "
-        "engine costs."
+        "`light`, with 1 worker, of what `per-worker` does (1,321 jobs/s): `shared` 0.30; one job alone "
+        "takes 2.9 ms instead of 1.9: that is what the way to the engine costs."
     )
-    assert told.figures == [
-        "curve/shared/light",
-        "curve/per-worker/light",
-        "life/shared/light",
-        "life/per-worker/light",
-    ]
+    assert told.figures == ["curve/shared/light", "curve/per-worker/light"]
     assert decide(report).sentences[0].text == (
         "No verdict about the access: nothing that was run shows what an executor carries, and `--profile "
         "waiting` does."
@@ -403,8 +420,7 @@ def test_a_profile_that_shows_the_machine_does_not_take_back_what_waiting_shows(
     verdict = decide(replace(report, curves=curves, diagnoses=rows))
     assert verdict.access == "per-worker"
     effects = [one.text for one in verdict.sentences if "`effects`" in one.text]
-    assert len(effects) == 2
-    assert all("They bend together" in one for one in effects)
+    assert len(effects) == 1
 
 
 def test_a_full_loop_is_no_knee_of_the_executor_where_the_control_bends_with_it() -> None:
@@ -413,7 +429,35 @@ def test_a_full_loop_is_no_knee_of_the_executor_where_the_control_bends_with_it(
     assert all(one.ceiling is not None for one in report.curves)
     verdict = decide(report)
     assert verdict.access == ""
-    assert "The knee of its executor was not reached." in text_of(verdict)
+    assert "The knee of an executor alone was not reached." in text_of(verdict)
+    assert "with `per-worker` as with the others, was this machine's processors" in verdict.sentences[0].text
+
+
+def test_what_cannot_be_told_from_the_control_is_not_said_to_bend_with_it() -> None:
+    """Of few windows: the executor's loop was raised and moved, and it does much less than the control."""
+    knees = {"per-worker": (18.5, 1.5, None), "shared": (8.8, 1.6, 14.6), "peer": (9.0, 1.6, 15.0)}
+    verdict = decide(with_knees(knees))
+    assert (verdict.access, verdict.command) == ("", "mvmci bench topologies/*.yaml")
+    assert verdict.sentences[0].text == (
+        "No verdict about the access: what was measured does not tell `shared` from `per-worker`, where "
+        "nothing is shared."
+    )
+    text = text_of(verdict)
+    assert "bend together" not in text
+    assert (
+        "What bounds `shared` with 12 workers and `peer` with 12 workers is the loop of the executor" in text
+    )
+    assert "It takes more windows, which a longer --budget has, or a quieter machine." in text
+
+
+def test_what_does_much_less_than_the_control_does_not_bend_with_it_however_alike_their_knees() -> None:
+    report = with_knees(MEASURED | {"per-worker": (11.0, 9.0, 13.0), "shared": (10.0, 8.0, 12.0)})
+    assert "Where `shared` and `per-worker` bend together" in text_of(
+        decide(replace(report, curves=alike(report)))
+    )
+    assert "That does not tell `shared` and `peer` from `per-worker`." in text_of(
+        decide(replace(report, curves=alike(report, 0.8)))
+    )
 
 
 def test_what_is_found_further_on_says_what_bounds_a_curve_that_bends_slowly() -> None:
@@ -421,7 +465,7 @@ def test_what_is_found_further_on_says_what_bounds_a_curve_that_bends_slowly() -
     rows = [replace(one, findings=one.findings if one.workers >= 32 else []) for one in report.diagnoses]
     verdict = decide(replace(report, diagnoses=rows))
     assert verdict.access == "per-worker"
-    assert "What bounds `shared` with 32 workers is the loop of the executor" in text_of(verdict)
+    assert "What bounds `shared` with 32 workers and `peer` with 32 workers is the loop" in text_of(verdict)
 
 
 def test_waiting_speaks_before_other_profiles() -> None:
@@ -437,7 +481,7 @@ def test_waiting_speaks_before_other_profiles() -> None:
     }
     verdict = decide(replace(waiting, profiles={"cpu": "", "waiting": ""}, **both))
     assert verdict.access == "per-worker"
-    assert verdict.sentences[1].text.startswith("`shared`, `waiting`")
+    assert verdict.sentences[1].text.startswith("`waiting`")
 
 
 def test_an_access_of_one_executor_decides_and_not_a_pool_beside_it() -> None:
@@ -478,6 +522,73 @@ def test_failures_are_named_with_what_the_kernel_ended() -> None:
     assert second.text.startswith("`shared`, `waiting`: 4 of ")
     assert second.text.endswith("the kernel ended 52 processes for want of memory, and 39 jobs failed.")
     assert second.figures == ["windows", "diagnosis/shared/waiting"]
+
+
+def test_where_too_many_jobs_failed_nothing_is_concluded() -> None:
+    report = with_knees({"per-worker": (44, 43, 46), "shared": (30.0, 26.0, 33.0), "peer": (30, 26, 33)})
+    assert decide(report).access == "shared"
+    for name, access in (("shared", "peer"), ("per-worker", "")):
+        windows = [
+            replace(one, failed=one.ended // 50) if one.candidate == name else one for one in report.windows
+        ]
+        assert decide(replace(report, windows=windows)).access == access
+    assert decide(replace(report, windows=windows)).sentences[0].text == (
+        "No verdict about the access: too many jobs failed."
+    )
+
+
+def test_windows_with_something_against_them_give_no_verdict() -> None:
+    report = with_knees(MEASURED)
+    for share, access in ((0.4, "per-worker"), (0.6, "")):
+        marked = round(share * len(report.windows))
+        windows = [
+            replace(one, marks=["other programs took much"], others=0.4 + place / 1_000)
+            if place < marked
+            else one
+            for place, one in enumerate(report.windows)
+        ]
+        verdict = decide(replace(report, windows=windows))
+        assert verdict.access == access
+    assert verdict.sentences[0].text == (
+        "These figures are worth little, so there is no verdict: other programs took 40% to 46% of the "
+        "machine in most of 65 of 108 windows."
+    )
+    assert verdict.command == report.command
+    assert "By the study's rule" not in text_of(verdict)
+    slow = [replace(one, marks=["the processor was 20% slower"]) for one in report.windows]
+    assert "as against the last: the processor was 20% slower" in (
+        decide(replace(report, windows=slow)).sentences[0].text
+    )
+
+
+def test_noise_is_not_told_as_what_the_way_costs() -> None:
+    rates = repeated({"per-worker": [1_000.0], "shared": [900.0], "peer": [880.0]}, [1], noise=0.2)
+    text = text_of(decide(reported({"light": rates})))
+    assert "of what `per-worker` does (1,000 jobs/s): `shared` and `peer` as much" in text
+    rates = repeated({"per-worker": [1_000.0], "shared": [900.0], "peer": [880.0]}, [1], noise=0.005)
+    assert "jobs/s): `shared` 0.90, `peer` 0.88" in text_of(decide(reported({"light": rates})))
+
+
+def test_it_is_told_for_the_number_of_workers_that_the_file_has() -> None:
+    report = with_knees(MEASURED)
+    own = replace(report, candidates=[replace(one, workers=3) for one in report.candidates])
+    text = text_of(decide(own))
+    assert "With 3 workers, as the file has, of what `per-worker` does (58.0 jobs/s): `shared` and " in text
+    assert (
+        "may stay where fewer workers are enough, as with the 3 of the file of `shared` and `peer`." in text
+    )
+    beyond = replace(report, candidates=[replace(one, workers=60) for one in report.candidates])
+    assert "60" not in text_of(decide(beyond))
+
+
+def test_slots_that_were_added_for_it_are_to_be_added_to_the_file() -> None:
+    report = with_knees({"per-worker": (44, 43, 46), "shared": (30.0, 26.0, 33.0), "peer": (11, 9, 14)})
+    changed = ["executors.slots: 64 instead of 4", "broker.listen: port 4300"]
+    candidates = [replace(one, changed=changed) for one in report.candidates]
+    assert decide(replace(report, candidates=candidates)).sentences[-1].text == (
+        "What was measured had executors.slots: 64 instead of 4: let the file have the same, or that ends "
+        "first."
+    )
 
 
 def test_jobs_that_were_lost_are_told_before_any_speed() -> None:
