@@ -89,6 +89,15 @@ class Verbs(click.Group):
         command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_verb")
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            verb = self.get_command(ctx, ctx.invoked_subcommand or "")
+            if error.ctx is None and verb is not None:  # as for an option without its value
+                error.ctx = click.Context(verb, ctx, ctx.invoked_subcommand)
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -44,17 +44,38 @@ if TYPE_CHECKING:
     from mvmci.deploy.state import ClusterState
 
 PORT = 27289
-TITLES = (
-    *("UNIT", "ROLE", "HOST", "SLOTS", "JOBS/S", "REFUSED/S", "RAN", "WAITED", "LATE", "CORES", "MEMORY"),
-    *("TRIP", "ORDER", "WRITE", "NOTE"),
-)
-MACHINE_TITLES = ("MACHINE", "PROCESSORS", "BUSY", "OURS", "OTHERS", "FREE", "STALLED")
+COLUMNS = {
+    "SLOTS": "slots taken, on average, of those it has",
+    "JOBS/S": "runs that came out, a second",
+    "REFUSED/S": "orders that found no free slot, a second: executors lack slots",
+    "RAN": "share of the time in which its loop was at work",
+    "WAITED": "and in which it wanted a processor; with RAN near 100 %: full",
+    "LATE": "how late its loop came, 99 of 100 times at most",
+    "CORES": "processors in use, with its guests",
+    "MEMORY": "in use, with its guests",
+    "TRIP": "to the broker and back, median",
+    "ORDER": "an order to an executor and back, median",
+    "WRITE": "a write to a journal, until it is on disk, median",
+    "NOTE": "held back by a limit; killed for memory",
+}
+MACHINE_COLUMNS = {
+    "PROCESSORS": "that the machine has",
+    "BUSY": "of these, in use",
+    "OURS": "of these, by units and the broker",
+    "OTHERS": "and by all other programs",
+    "FREE": "memory",
+    "STALLED": "share of the time in which something waited: cpu, io or memory",
+}
+TITLES = ("UNIT", "ROLE", "HOST", *COLUMNS)
+MACHINE_TITLES = ("MACHINE", *MACHINE_COLUMNS)
+LEGEND = [f"  {title:<12}{says}" for title, says in {**COLUMNS, **MACHINE_COLUMNS}.items()]
 NOTED = 0.01  # of the time
 
 
 @click.command(
     "metrics",
-    epilog=examples(
+    epilog="\n".join(("\b", "Columns:", *LEGEND, "", ""))
+    + examples(
         "mvmci metrics                            what each unit does, over two seconds",
         "mvmci metrics executor-1 --over 10s",
         "mvmci metrics --json | jq '.units[] | {unit, ran: .rates.loop_ran}'",

@@ -26,6 +26,7 @@ from rich.console import Console
 import mvmci.cli as program
 from mvmci.cli import cli
 from mvmci.cli.init import HELLO_WASM
+from mvmci.cli.metrics import MACHINE_TITLES, TITLES
 from mvmci.cli.options import Location, LogLines, Share, make_table
 from mvmci.cli.view import unit_table
 from mvmci.cluster.identity import Identity, Login, Ticket, encode_ticket
@@ -217,3 +218,20 @@ def test_a_share_is_a_percentage(text: str, share: float) -> None:
 def test_what_is_no_share_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not of the form 20%, from 1% to 100%"):
         Share().convert(text, None, None)
+
+
+@pytest.mark.parametrize(
+    "words", [["bench", "--module"], ["ticket", "create", "--uses"], ["submit", "--no-such"]]
+)
+def test_what_is_typed_wrong_leads_to_the_help_of_its_verb(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mvmci", *words])
+    assert program._run() == 2
+    assert f"`mvmci {words[0]}" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_each_column_of_metrics_is_explained_by_its_help() -> None:
+    said = CliRunner().invoke(cli, ["metrics", "--help"], prog_name="mvmci").output
+    for title in {*TITLES, *MACHINE_TITLES} - {"UNIT", "ROLE", "HOST", "MACHINE"}:
+        assert f"\n    {title} " in said
