@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
-from mvmci.errors import MvmciError, NotYet
+from mvmci.errors import MvmciError, NotYet, StoreFull
 from mvmci.jobs.journal import Done, Entry, Spec, records_of
 from mvmci.journals.client import submit
 from mvmci.stores.nats import Cluster
@@ -69,12 +69,14 @@ class Recorded(NamedTuple):
 
 
 class Count(NamedTuple):
-    """All jobs of a client by their journals: `lost` have no end, `twice` more than one."""
+    """All jobs of a client by their journals: `lost` have no end, `twice` more than one, and of those that
+    are `open` it is not known."""
 
     submitted: int
     ended_once: int
     lost: int
     twice: int
+    open: int = 0
 
 
 class Client:
@@ -120,6 +122,15 @@ class Client:
             await submit(self.store, spec)
         except MvmciError as failure:
             self._failure = self._failure or failure
+            if isinstance(failure, StoreFull):  # nothing was written, so there is nothing that could be lost
+                self._forget(spec.id)
+
+    def _forget(self, job: str) -> None:
+        self._submitted -= 1
+        self._unread.discard(job)
+        self._open.pop(job, None)
+        if not self._open:
+            self._all_ended.set()
 
     def hear(self, word: Incoming) -> None:
         """Take the broker's word that something was stored."""
@@ -136,9 +147,10 @@ class Client:
         job.end(seq, stamp)
 
     def check(self) -> None:
-        """Raises what a submit did."""
-        if self._failure is not None:
-            raise self._failure
+        """Raises what a submit did, once."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     async def until(self, event: asyncio.Event, within_s: float) -> bool:
         """Wait for `event`, or no longer; whether it is set. Raises as `check`."""
@@ -196,6 +208,15 @@ class Client:
         await self.read()
         twice = len(self._twice)
         return Count(self._submitted, self._ended - twice, len(self._unread), twice)
+
+    async def count_what_there_is(self, within_s: float) -> Count:
+        """The same of a run that is cut. What has not ended soon, or cannot be read, is open."""
+        try:
+            await self.settle(within_s)
+            return await self.count()
+        except MvmciError:
+            twice = len(self._twice)
+            return Count(self._submitted, self._ended - twice, 0, twice, len(self._unread))
 
     async def close(self) -> None:
         """Leave. Jobs that were accepted go on."""

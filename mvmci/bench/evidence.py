@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import platform
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import NoReturn
 import msgspec
 
 from mvmci.bench.bottleneck import Evidence, Loop
+from mvmci.bench.report import MachineFacts
 from mvmci.bench.stage import Staged
 from mvmci.cluster.metrics import (
     BrokerMetrics,
@@ -79,8 +81,7 @@ async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
     """One look at a candidate; its `units` are asked, and watch for `watch_s` from then on."""
     told, broker = {}, None
     if units or not staged.is_local:
-        names = {unit.name for unit in staged.units if unit.role in ASKED}
-        told = await staged.asker.ask(names, watch_s=watch_s)
+        told = await staged.asker.ask(_asked(staged), watch_s=watch_s)
     if not staged.is_local:
         broker = await staged.broker()
         started: dict[str, object] = {unit: one.incarnation for unit, one in told.items()}
@@ -96,8 +97,44 @@ async def look(staged: Staged, *, units: bool, watch_s: float = 0.0) -> Look:
         started=started,
         units=told,
         broker=broker,
-        broker_boot=next((told[name].machine.boot for name in staged.beside_broker if name in told), ""),
+        broker_boot=_broker_boot(staged, told),
     )
+
+
+async def machines(up: Sequence[Staged]) -> list[MachineFacts]:
+    """This machine, and those of which a unit of `up` tells. Raises StoreUnavailable, TicketRefused."""
+    here = usage.machine()
+    found, hosts, nats = {here.boot: here}, dict[str, set[str]](), dict[str, str]()
+    for one in up:
+        told, broker = await one.asker.ask(_asked(one)), await one.broker()
+        placed = {unit.name: unit.host for unit in one.units}
+        for name, unit in told.items():
+            found.setdefault(unit.machine.boot, unit.machine)
+            hosts.setdefault(unit.machine.boot, set()).add(placed.get(name, unit.host))
+        boot = here.boot if one.is_local else _broker_boot(one, told)
+        nats[boot] = "" if broker is None else broker.version
+    return [
+        MachineFacts(
+            name=platform.node() if boot == here.boot else ", ".join(sorted(hosts[boot])),
+            hosts=sorted(hosts.get(boot, ())),
+            processors=machine.processors,
+            model=machine.model,
+            memory_bytes=machine.memory_bytes,
+            kernel=platform.release() if boot == here.boot else "",
+            python=platform.python_version() if boot == here.boot else "",
+            nats=nats.get(boot, ""),
+        )
+        for boot, machine in found.items()
+    ]
+
+
+def _asked(staged: Staged) -> set[str]:
+    return {unit.name for unit in staged.units if unit.role in ASKED}
+
+
+def _broker_boot(staged: Staged, told: Mapping[str, UnitMetrics]) -> str:
+    """The start of the broker's machine, where a unit beside it told something."""
+    return next((told[name].machine.boot for name in staged.beside_broker if name in told), "")
 
 
 def _cluster_us(staged: Staged, told: Collection[UnitMetrics]) -> int:

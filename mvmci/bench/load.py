@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from mvmci.bench.client import END_S_MAX, Client, Job, Source
+from mvmci.bench.report import rate_of
 from mvmci.errors import NotYet
 from mvmci.system.linux import set_timer, timer
 
@@ -61,6 +62,11 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     late_ms: float
     ids: Sequence[str]
     gave_up: str = ""  # why an open loop was ended early
+
+    @property
+    def rate(self) -> float:
+        """Jobs/s that succeeded."""
+        return rate_of(self.ended, self.failed, self.seconds)
 
 
 class Flooded(NamedTuple):

@@ -24,6 +24,11 @@ CONTROL = "per-worker"  # the access of the control
 Percentiles = dict[str, float]  # ms, by "p50", "p90", "p99", "p99.9"; none from too few jobs
 
 
+def rate_of(ended: int, failed: int, seconds: float) -> float:
+    """Jobs/s that succeeded: one that fails at once is no throughput."""
+    return max(0, ended - failed) / seconds
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A cluster file, as it was measured. `slots` are those of each worker, `changed` what was set otherwise
     than the file says, as `executors.slots: 64 instead of 4`. No `file`: the control that bench adds.
@@ -74,8 +79,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rate(self) -> float:
-        """Jobs/s that ended."""
-        return self.ended / self.seconds
+        """Jobs/s that succeeded."""
+        return rate_of(self.ended, self.failed, self.seconds)
 
 
 class Fitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,9 +214,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine of the run. `calibration_us` is the median of all windows, and what they lay between."""
+    """A machine of the run. `calibration_us` is the median of all windows, and what they lay between.
+
+    `hosts` are those of the cluster files that are on it; none are on one that only made the load. Of a
+    machine elsewhere, what its units do not tell is empty.
+    """
 
     name: str
+    hosts: Sequence[str] = ()
     processors: int
     model: str
     memory_bytes: int
@@ -224,18 +234,20 @@ class MachineFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """All jobs of the run by their journals, beside what the load counted."""
+    """All jobs of the run by their journals, beside what the load counted. Of those that are `open` nothing
+    is known but that they were submitted: the run was cut before they ended."""
 
     submitted: int
     ended_once: int
     lost: int
     twice: int
+    open: int = 0
     in_windows: int  # ends whose stamp lies in a window, by the journals
     heard: int  # and as they were counted
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One run."""
+    """One run. `cut` is why it ended before all was measured, in a few words; else it is empty."""
 
     version: int = VERSION
     mvmci: str
@@ -243,6 +255,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     at: str  # when it began, RFC 3339
     budget_s: float
     took_s: float
+    cut: str = ""
     against: str = ""  # the cluster that was up, where no file was given
     machines: Sequence[MachineFacts]
     candidates: Sequence[Candidate]

@@ -7,14 +7,20 @@ diagnose  at each knee: what bounds it, where a job's time goes, what it takes
 latency   of all candidates at one rate
 raise     what was named: where the rate moves, the name stands
 flood     so many jobs at once
+
+A budget bounds all of it: windows end in time for the rest, as long as that takes by what was measured so
+far; what may be left out is, where time is short; and what hangs is cut.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,30 +29,38 @@ from mvmci.bench import load
 from mvmci.bench.bottleneck import find, tried
 from mvmci.bench.curves import draw
 from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
+from mvmci.bench.figures import number
 from mvmci.bench.load import Loaded, closed, open_loop, percentiles
 from mvmci.bench.points import Point, Points
 from mvmci.bench.profiles import Work
 from mvmci.bench.raising import raised
 from mvmci.bench.report import Curve, Demand, Diagnosis, Flood, Latency, Life, Window
 from mvmci.bench.stage import Staged
+from mvmci.cluster.metrics import UnitMetrics
 from mvmci.errors import NotYet, StoreFull, Usage
 from mvmci.journals.reader import load as read_journal
 
 WINDOW_S, SETTLE_S, REST_S = 4.0, 0.7, 2.0
-LATENCY_S_MAX, LATENCY_JOBS = 12.0, 1_000  # enough for a p99
+LATENCY_S_MIN, LATENCY_S_MAX, LATENCY_JOBS = 2.0, 12.0, 1_000  # enough for a p99
 LATENCY_PART = 1 / 75  # of the budget, that each open loop may take
-LATER_S = 2 * WINDOW_S + 6 * SETTLE_S  # of one candidate under one profile, behind the windows of its curve
 LATENCY_SHARE = 0.5  # of the rate at the knee
-RAISE_S = 30.0  # for one thing that is raised
-QUIET_TRIES = 2  # of a window in which units watch
+COSTS_S = {  # what each takes, until it was seen
+    "window": WINDOW_S + 3 * SETTLE_S,
+    "diagnosis": WINDOW_S + 5 * SETTLE_S,
+    "latency": WINDOW_S + 4 * SETTLE_S,  # and the open loop
+    "raise": 30.0,
+}
+BEFORE_S = REST_S + 6 * SETTLE_S  # to warm one candidate for a profile, and see it at rest
+HANGS_S = 60.0  # beyond its time, a run is cut
 WARM_S_MAX = 120.0
 LIVES = 200  # journals that are read for where the time goes
-OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT = 0.15, 0.1, 1.0, 0.1  # what marks a window
+OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT, FAILED = 0.15, 0.1, 1.0, 0.1, 0.01  # what marks a window
 DRIFT_KNOWN = 5  # windows, before one can differ from them
 NOISE = 0.05  # between windows of one point, where there is but one
 CALIBRATION = 100_000  # rounds of a fixed piece of work: some ms
 
 Key = tuple[str, str]  # a candidate and a profile
+Told = Mapping[str, UnitMetrics]  # by units
 
 
 @dataclass
@@ -74,6 +88,10 @@ class Run:
         self._works = works
         self._points = points
         self._began = time.monotonic()
+        self._ends_at = math.inf
+        self._later: list[str] = []  # kinds of what is still to come
+        self._floods: list[tuple[Key, int]] = []  # and how many jobs
+        self._took: dict[str, list[float]] = {}  # s, of each kind
         self._latency_s = LATENCY_S_MAX
         self._tell = tell
         self.found = Found()
@@ -81,49 +99,106 @@ class Run:
     async def measure(self, ends_at: float, *, rate: float | None = None, floods: Sequence[int] = ()) -> None:
         """All of it, until about `ends_at` by the monotonic clock; latencies at `rate` if given.
 
-        Raises MvmciError.
+        What was found until then is in `found` if it raises MvmciError, or is cancelled.
         """
-        self._latency_s = min(LATENCY_S_MAX, max(2.0, (ends_at - self._began) * LATENCY_PART))
-        for key in self._works:
-            await self.warm(*key)
-        for key in self._works:
-            await self.rest(*key)
-        later_s = len(self._works) * (LATER_S + self._latency_s) + RAISE_S
-        while self._points.missing or time.monotonic() < ends_at - later_s:
-            await self.window(self._points.next())
-        self._mark_drift()
+        self._ends_at = ends_at
+        self._latency_s = latency_s(ends_at - self._began)
+        self._floods = [(key, jobs) for jobs in floods for key in self._works]
+        is_ours = any(one.topology is not None for one in self._staged.values())
+        later = [*["diagnosis", "latency"] * len(self._works), *["raise"] * is_ours]
+        try:
+            async with asyncio.timeout(ends_at + HANGS_S - time.monotonic()):
+                self._later = [*["window"] * self._points.left, *later]
+                for key in self._works:
+                    await self.warm(*key)
+                for key in self._works:
+                    await self.rest(*key)
+                self._later = later
+                while self._points.missing or self._fits("window", *later):
+                    await self.window(self._points.next())
+                self._mark_drift()
+                await self._explain(rate)
+                while self._floods:
+                    key, jobs = self._floods.pop(0)
+                    await self.flood(*key, jobs)
+        except TimeoutError:
+            raise NotYet(
+                "the budget is over, and something takes far longer than it did before",
+                hint="a job may not end, or a unit may not come back",
+            ) from None
+
+    async def _explain(self, rate: float | None) -> None:
+        """What windows do not tell. Where time is short, what bounds them comes first."""
         for key in self._works:
             knee = self.curve(*key).knee
             await self.diagnose(*key, knee.between[1] if knee.between else knee.most)
         for profile in dict.fromkeys(profile for _, profile in self._works):
-            await self.latency(profile, rate)
-        for number in range(len(self.found.diagnoses)):
-            if time.monotonic() < ends_at - RAISE_S:
-                await self.raise_(number)
-        for jobs in floods:
-            for key in self._works:
-                await self.flood(*key, jobs)
+            if self._fits(*["latency"] * len(self._staged)):
+                await self.latency(profile, rate)
+        for place in range(len(self.found.diagnoses)):
+            if self._fits("raise"):
+                await self.raise_(place)
+
+    # ---- time
+
+    def _fits(self, *kinds: str) -> bool:
+        """Whether there is time for all of these, and for the floods."""
+        return self._spare_s(*kinds) >= 0
+
+    def _spare_s(self, *kinds: str) -> float:
+        floods_s = sum(jobs / max(self._rates(*key), default=math.inf) for key, jobs in self._floods)
+        return self._ends_at - time.monotonic() - floods_s - sum(map(self._cost_s, kinds))
+
+    def _rates(self, candidate: str, profile: str) -> list[float]:
+        windows = (one for one in self.found.windows if one.loop == "closed" and one.rate)
+        return [one.rate for one in windows if (one.candidate, one.profile) == (candidate, profile)]
+
+    def _cost_s(self, kind: str) -> float:
+        """What one takes: by those of this run, else by those of others."""
+        more_s = self._latency_s if kind == "latency" else 0.0
+        return statistics.fmean(self._took.get(kind, [COSTS_S[kind] + more_s]))
+
+    @contextlib.contextmanager
+    def _timed(self, kind: str) -> Iterator[None]:
+        """One of `kind`, that is now no longer to come."""
+        began = time.monotonic()
+        if kind in self._later:
+            self._later.remove(kind)
+        yield
+        self._has_taken(kind, began)
+
+    def _has_taken(self, kind: str, began: float) -> None:
+        self._took.setdefault(kind, []).append(time.monotonic() - began)
+
+    def _progress(self) -> str:
+        windows, left_s = len(self.found.windows), self._ends_at - time.monotonic()
+        more = max(self._points.left, int(self._spare_s(*self._later) / self._cost_s("window")))
+        return f"window {windows} of about {windows + more}, {math.ceil(left_s / 60)} min left"
 
     def curve(self, candidate: str, profile: str) -> Curve:
-        """That of a candidate so far. Raises NotYet where none of its windows saw a job end."""
+        """That of a candidate so far. Raises NotYet where none of its windows saw a job succeed."""
         own = [one for one in self.found.windows if (one.candidate, one.profile) == (candidate, profile)]
         for found in draw([self._staged[candidate].candidate], own, []):
             return found
         raise NotYet(
-            f"{candidate}, {profile}: no job ended in any window", hint="it may have too few workers alive"
+            f"{candidate}, {profile}: no job succeeded in any window",
+            hint="it may have too few workers alive",
         )
 
     # ---- before
 
     async def warm(self, candidate: str, profile: str) -> None:
-        """Run jobs until every slot has run one: the first in each takes longer than all others."""
+        """Run jobs, as many at once as ever, until none runs in a slot that had none before: the first in
+        each takes longer than all others."""
         staged, work = self._staged[candidate], self._works[candidate, profile]
-        self._tell(f"{candidate}, {profile}: warming every slot")
         await staged.set_workers(staged.most)
-        cold = staged.engines
+        cold = engines = staged.engines
+        first = before = await staged.asker.ask(engines)
         end = time.monotonic() + WARM_S_MAX
         async with closed(staged.client, work, staged.jobs_at_once) as loop:
             while cold:
+                warm = len(engines) - len(cold)
+                self._tell(f"{candidate}, {profile}: warming, {warm} of {len(engines)} engines are warm")
                 if time.monotonic() > end:
                     raise NotYet(
                         f"{candidate}, {profile}: after {WARM_S_MAX:.0f} s a slot of {min(cold)} has not "
@@ -131,8 +206,8 @@ class Run:
                         hint="jobs may last too long: give them less to do",
                     )
                 await loop.window(SETTLE_S)
-                told = await staged.asker.ask(cold)
-                cold -= {unit for unit, one in told.items() if sum(one.jobs.values()) >= one.slots}
+                now = await staged.asker.ask(engines)
+                cold, before = cold_engines(engines, first, before, now), now
 
     async def rest(self, candidate: str, profile: str) -> None:
         """One worker, one job at a time. Raises Usage where jobs are not such as can be measured."""
@@ -149,19 +224,22 @@ class Run:
     async def window(self, point: Point) -> None:
         """One window of a closed loop, and whether it counts."""
         staged, work = self._staged[point.candidate], self._works[point.candidate, point.profile]
-        await staged.set_workers(point.workers)
-        calibration_us = calibrate()
-        async with closed(staged.client, work, staged.jobs_at_once) as loop:
-            await loop.window(SETTLE_S)
-            before = await look(staged, units=False)
-            loaded = await loop.window(WINDOW_S)
-            after = await look(staged, units=False)
+        with self._timed("window"):
+            await staged.set_workers(point.workers)
+            calibration_us = calibrate()
+            async with closed(staged.client, work, staged.jobs_at_once) as loop:
+                await loop.window(SETTLE_S)
+                before = await look(staged, units=False)
+                loaded = await loop.window(WINDOW_S)
+                after = await look(staged, units=False)
         window = self._window(staged, point.profile, loaded, before, after, calibration_us)
         counts = self._points.add(point, window.rate, marked=bool(window.marks))
         self.found.windows.append(msgspec.structs.replace(window, counts=counts))
-        marks = f" ({'; '.join(window.marks)}: {'kept' if counts else 'again'})" if window.marks else ""
+        follows = "counts all the same" if counts else "run again"
+        marks = f" ({'; '.join(window.marks)}: {follows})" if window.marks else ""
         self._tell(
-            f"{point.candidate}, {point.profile}, {point.workers} workers: {window.rate:.4g} jobs/s{marks}"
+            f"{self._progress()}: {point.candidate}, {point.profile}, {_in_workers(point.workers)}: "
+            f"{number(window.rate)} jobs/s{marks}"
         )
 
     def _window(
@@ -203,6 +281,8 @@ class Run:
         p50_ms = statistics.median(window.samples_us or [0]) / 1000
         if window.late_ms > max(LATE_MS, LATE_SHARE * p50_ms):
             marks.append(f"the load came {window.late_ms:.1f} ms late")
+        if window.failed > FAILED * window.ended:
+            marks.append(f"{window.failed:,} of {window.ended:,} jobs failed")
         return [*marks, *self._drift(window)]
 
     def _drift(self, window: Window) -> list[str]:
@@ -223,9 +303,10 @@ class Run:
     async def _watched(
         self, staged: Staged, profile: str, *, at_once: int, seconds: float
     ) -> tuple[Seen, Loaded]:
-        """A closed loop while units watch, and lone writes are timed; once more where others took much."""
-        tries: list[tuple[Seen, Loaded]] = []
-        while not tries or (tries[-1][0].others > OTHERS_MANY and len(tries) < QUIET_TRIES):
+        """A closed loop while units watch, and lone writes are timed; once more where others took much, if
+        there is time."""
+        tries = [await self._watch(staged, profile, at_once, seconds)]
+        if tries[0][0].others > OTHERS_MANY and self._fits("window", *self._later):
             tries.append(await self._watch(staged, profile, at_once, seconds))
         return min(tries, key=lambda one: one[0].others)
 
@@ -245,23 +326,24 @@ class Run:
     async def diagnose(self, candidate: str, profile: str, workers: int) -> Diagnosis:
         """What bounds so many workers, where the time of a job goes there, and what it takes."""
         staged = self._staged[candidate]
-        self._tell(f"{candidate}, {profile}: what bounds {workers} workers")
-        await staged.set_workers(workers)
-        before = await staged.stored_bytes()
-        seen, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
-        stored = await staged.stored_bytes() - before
+        self._tell(f"{candidate}, {profile}: what bounds {_in_workers(workers)}")
+        with self._timed("diagnosis"):
+            await staged.set_workers(workers)
+            before = await staged.stored_bytes()
+            seen, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
+            stored = await staged.stored_bytes() - before
         weighed = weigh(seen, self.found.rest[candidate, profile], failed=loaded.failed)
         diagnosis = Diagnosis(
             candidate=candidate,
             profile=profile,
             workers=workers,
-            rate=loaded.ended / loaded.seconds,
+            rate=loaded.rate,
             evidence=weighed,
             findings=find(weighed),
         )
         self.found.diagnoses.append(diagnosis)
         self.found.lives.append(await self._life(staged, profile, loaded, alone=False))
-        if loaded.ended:
+        if diagnosis.rate:
             whole_s = loaded.over - loaded.began
             self.found.demands.append(
                 Demand(
@@ -293,12 +375,13 @@ class Run:
             parts={part: us / 1000 / len(ids) for part, us in parts.items()} if ids else {},
         )
 
-    async def raise_(self, number: int) -> None:
+    async def raise_(self, place: int) -> None:
         """Raise what a diagnosis names first: its finding then stands, or does not."""
-        diagnosis = self.found.diagnoses[number]
+        diagnosis = self.found.diagnoses[place]
         if not diagnosis.findings:
             return
         staged, (first, *others) = self._staged[diagnosis.candidate], diagnosis.findings
+        began = time.monotonic()
         async with raised(staged, first, self._tell) as given:
             if given is None:
                 return
@@ -306,15 +389,17 @@ class Run:
             await self.warm(staged.name, diagnosis.profile)
             await staged.set_workers(diagnosis.workers)
             rates = [await self._rate(staged, diagnosis.profile) for _ in range(2)]
-        known = [one.rate for one in self.found.windows if _point(one) == _point(diagnosis)]
+        self._has_taken("raise", began)
+        closed_loops = (one for one in self.found.windows if one.loop == "closed" and one.counts)
+        known = [one.rate for one in closed_loops if _point(one) == _point(diagnosis)]
         before = [diagnosis.rate, *known] if known else [diagnosis.rate] * 2
         noise = max(NOISE, statistics.stdev(before) / statistics.fmean(before))
         first = tried(first, given, (statistics.fmean(before), statistics.fmean(rates)), noise)
-        self.found.diagnoses[number] = msgspec.structs.replace(diagnosis, findings=(first, *others))
+        self.found.diagnoses[place] = msgspec.structs.replace(diagnosis, findings=(first, *others))
 
     async def _rate(self, staged: Staged, profile: str) -> float:
         _, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
-        return loaded.ended / loaded.seconds
+        return loaded.rate
 
     # ---- latency, floods
 
@@ -331,17 +416,18 @@ class Run:
         }
         for curve in curves:
             staged, work = self._staged[curve.candidate], self._works[curve.candidate, profile]
-            self._tell(f"{curve.candidate}, {profile}: latency at {common:.3g} jobs/s")
-            await staged.set_workers(workers)
+            self._tell(f"{curve.candidate}, {profile}: latency at {number(common)} jobs/s")
             at_once = max(1, round(common * alone_ms[curve.candidate] / 1000))  # Little's law
-            async with closed(staged.client, work, at_once) as loop:
-                await loop.window(SETTLE_S)
-                shut = await loop.window(min(WINDOW_S, self._latency_s))
-            self._count(shut)
-            before = await look(staged, units=False)
-            seconds = min(self._latency_s, max(WINDOW_S, LATENCY_JOBS / common))
-            opened = await open_loop(staged.client, work, common, seconds)
-            after = await look(staged, units=False)
+            with self._timed("latency"):
+                await staged.set_workers(workers)
+                async with closed(staged.client, work, at_once) as loop:
+                    await loop.window(SETTLE_S)
+                    shut = await loop.window(min(WINDOW_S, self._latency_s))
+                self._count(shut)
+                before = await look(staged, units=False)
+                seconds = min(self._latency_s, max(WINDOW_S, LATENCY_JOBS / common))
+                opened = await open_loop(staged.client, work, common, seconds)
+                after = await look(staged, units=False)
             window = self._window(staged, profile, opened, before, after)
             marks = [*window.marks, *filter(None, [opened.gave_up])]
             self.found.windows.append(msgspec.structs.replace(window, marks=marks))
@@ -366,11 +452,41 @@ class Run:
         try:
             found = await load.flood(staged.client, self._works[candidate, profile], jobs)
         except StoreFull as full:
-            self._tell(f"{candidate}, {profile}: {jobs} jobs at once were not taken: {full.message}")
+            self._tell(f"{candidate}, {profile}: {jobs} jobs at once were not all taken: {full.message}")
+            await staged.client.settle()
             return
         self.found.floods.append(
             Flood(candidate=candidate, profile=profile, workers=staged.most, **found._asdict())
         )
+
+
+def latency_s(whole_s: float) -> float:
+    """How long each open loop may be in a run of `whole_s`."""
+    return min(LATENCY_S_MAX, max(LATENCY_S_MIN, whole_s * LATENCY_PART))
+
+
+def least_s(windows: int, works: int, whole_s: float) -> float:
+    """What a run of `whole_s` takes at the least with so many windows, of candidates under profiles."""
+    own_s = BEFORE_S + COSTS_S["diagnosis"] + COSTS_S["latency"] + latency_s(whole_s)
+    return windows * COSTS_S["window"] + works * own_s + COSTS_S["raise"]
+
+
+def cold_engines(engines: Collection[str], first: Told, before: Told, now: Told) -> set[str]:
+    """Those in which a slot may not have ended a job yet: since `before` one ran in a slot that had none
+    before, or fewer have ended since `first` than slots have run."""
+
+    def is_warm(unit: str) -> bool:
+        if unit not in before or unit not in now:
+            return False
+        one, began = now[unit], first.get(unit, before[unit])
+        ended = sum(one.jobs.values()) - sum(began.jobs.values())
+        return one.slots_run == before[unit].slots_run and ended >= max(1, one.slots_run)
+
+    return {unit for unit in engines if not is_warm(unit)}
+
+
+def _in_workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _point(one: Window | Diagnosis) -> tuple[str, str, int]:
@@ -395,6 +511,6 @@ def calibrate() -> int:
     """µs of processor time that a fixed piece of work takes now: where it takes longer, the machine is
     slower than it was, whatever runs on it."""
     began, total = time.thread_time_ns(), 0
-    for number in range(CALIBRATION):
-        total += number * number % 7
+    for place in range(CALIBRATION):
+        total += place * place % 7
     return (time.thread_time_ns() - began) // 1000

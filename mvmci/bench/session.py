@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import math
-import platform
 import shlex
 import statistics
 import sys
@@ -19,11 +18,13 @@ import msgspec
 from mvmci import __version__
 from mvmci.bench import service
 from mvmci.bench.capacity import capacities
+from mvmci.bench.client import Count
 from mvmci.bench.curves import draw
+from mvmci.bench.evidence import machines
 from mvmci.bench.points import ROUNDS, Points
 from mvmci.bench.profiles import Profile, prepare
-from mvmci.bench.report import Counted, MachineFacts, Report, Verdict
-from mvmci.bench.run import SETTLE_S, WINDOW_S, Run
+from mvmci.bench.report import Candidate, Counted, MachineFacts, Report
+from mvmci.bench.run import Found, Run, least_s
 from mvmci.bench.stage import Staged, Wanted, joined, read_candidates, staged
 from mvmci.bench.verdict import decide
 from mvmci.config.quantity import format_duration
@@ -32,13 +33,20 @@ from mvmci.errors import Usage
 from mvmci.system import usage
 from mvmci.system.ports import outward_address
 
+Tell = Callable[[str], None]
+Keep = Callable[[Report], None]
+
 WORKERS = (1, 2, 4, 8, 16, 32)
 WORKER_BYTES = 80 << 20  # with its slots, of which some pages are shared
 # Profiles that a few workers bring to what the machine has: they tell what the way to an engine costs.
 WITHOUT_KNEE = ("light", "command", "cpu", "memory", "tree")
 WITHOUT_KNEE_WORKERS = (1, 2)
-STEPS_S = 22.0  # of one candidate under one profile, besides windows
 UP_S, WORKER_S = 3.0, 0.25  # to bring a cluster up, and each worker of it
+DOWN_S, DOWN_SHARE = (
+    2.0,
+    0.3,
+)  # to take all down and write a report: that, and a part of what all took to come up
+CUT_S = 10.0  # for so long jobs are waited for when a run is cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,71 +63,151 @@ class Options:
     budget_s: float
 
 
-async def bench(root: Path, options: Options, tell: Callable[[str], None]) -> Report:
-    """Measure the files. Raises BadTopology, Usage, and what `up` does."""
+async def bench(root: Path, options: Options, tell: Tell, keep: Keep) -> None:
+    """Measure the files. `keep` gets the report once all is down again; if something ends the run before its
+    end, that of what was measured until then, if anything was.
+
+    Raises BadTopology, Usage, what `up` does, and what ended it.
+    """
     found, slots = read_candidates(options.files, slots=options.slots)
     workers = _workers(options, len(found), tell)
     levels = {name: _levels(name, workers) for name in options.profiles}
-    _check_budget(options, len(found), levels)
+    _check_budget(options, len(found), levels, _up_and_down_s(len(found), max(workers)))
     files = dict(zip(found, options.files, strict=False))
     is_local = all(one.runtime == "local" for one in found.values())
-    clock = _Clock()
-    with _service(options.profiles, is_local=is_local) as url:
+    with _service(options.profiles, is_local=is_local) as url, _kept(options, tell, keep) as session:
         http = [f"{url}*"] if url else []
         wanted = Wanted(workers=max(workers), slots=slots, http=http, as_is=options.as_is)
         async with staged(root, found, files, wanted, tell) as up:
-            return await _measure(up, options, levels, url, clock, tell)
+            await session.measure(up, levels, url)
 
 
-async def bench_cluster(root: Path, cluster: str, options: Options, tell: Callable[[str], None]) -> Report:
-    """Put load on a cluster that is up, as it is. Raises Usage, StoreUnavailable, TicketRefused."""
+async def bench_cluster(root: Path, cluster: str, options: Options, tell: Tell, keep: Keep) -> None:
+    """Put load on a cluster that is up, as it is; `keep` as in `bench`.
+
+    Raises Usage, StoreUnavailable, TicketRefused, and what ended it.
+    """
     if asks := [name for name, profile in options.profiles.items() if profile.needs_service]:
         raise Usage(
             f"{', '.join(asks)}: {cluster} does not allow what its jobs would ask for",
             hint="measure its file: then the bench allows it",
         )
-    clock = _Clock()
-    async with joined(ClusterState(root, cluster)) as one:
-        levels = dict.fromkeys(options.profiles, (one.workers,))
-        _check_budget(options, 1, levels)
-        budget = format_duration(round(options.budget_s * 1000))
-        tell(f"{cluster} gets load for up to {budget}; its jobs stay as long as all do")
-        return await _measure([one], options, levels, "", clock, tell, against=cluster)
+    with _kept(options, tell, keep) as session:
+        async with joined(ClusterState(root, cluster)) as one:
+            levels = dict.fromkeys(options.profiles, (one.workers,))
+            _check_budget(options, 1, levels)
+            budget = format_duration(round(options.budget_s * 1000))
+            tell(f"{cluster} gets load for up to {budget}; its jobs stay as long as all do")
+            await session.measure([one], levels, "", against=cluster)
 
 
-class _Clock:
-    """When it began, by both clocks."""
-
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.at = datetime.now(UTC)
-
-
-async def _measure(
-    up: Sequence[Staged],
-    options: Options,
-    levels: Mapping[str, Sequence[int]],
-    service_url: str,
-    clock: _Clock,
-    tell: Callable[[str], None],
-    *,
-    against: str = "",
-) -> Report:
-    works = {
-        (one.name, name): await prepare(profile, one.client, service_url)
-        for name, profile in options.profiles.items()
-        for one in up
-    }
-    points = Points([one.name for one in up], levels, without_knee=WITHOUT_KNEE)
-    run = Run(up, works, points, tell)
-    await run.measure(clock.began + options.budget_s, rate=options.rate, floods=options.loads)
-    counted = await _count(up, run)
-    broker = await up[0].broker()
-    nats = "" if broker is None else broker.version
-    return _report(options, up, run, counted, _machine(run, nats), clock, against)
+@contextlib.contextmanager
+def _kept(options: Options, tell: Tell, keep: Keep) -> Iterator[_Session]:
+    """A session whose report is kept in the end, whatever that is."""
+    session, cut = _Session(options, tell), ""
+    try:
+        yield session
+    except BaseException as ended:
+        cut = "it was interrupted" if isinstance(ended, asyncio.CancelledError) else str(ended)
+        raise
+    finally:
+        if session.found.windows:
+            keep(session.report(cut))
 
 
-def _workers(options: Options, candidates: int, tell: Callable[[str], None]) -> Sequence[int]:
+class _Session:
+    """One run of the bench, and what is known of it."""
+
+    def __init__(self, options: Options, tell: Tell) -> None:
+        self._options = options
+        self._tell = tell
+        self._began = time.monotonic()
+        self._at = datetime.now(UTC)
+        self._against = ""
+        self._candidates: Sequence[Candidate] = ()
+        self._machines: Sequence[MachineFacts] = ()
+        self._counts: Sequence[Count] = ()
+        self.found = Found()
+
+    async def measure(
+        self,
+        up: Sequence[Staged],
+        levels: Mapping[str, Sequence[int]],
+        service_url: str,
+        *,
+        against: str = "",
+    ) -> None:
+        """All of it, on candidates that are up. Raises MvmciError."""
+        down_s = 0.0 if against else DOWN_S + DOWN_SHARE * (time.monotonic() - self._began)
+        self._against, self._candidates = against, [one.candidate for one in up]
+        self._machines = await machines(up)
+        works = {
+            (one.name, name): await prepare(profile, one.client, service_url)
+            for name, profile in self._options.profiles.items()
+            for one in up
+        }
+        points = Points([one.name for one in up], levels, without_knee=WITHOUT_KNEE)
+        run = Run(up, works, points, self._tell)
+        self.found = run.found
+        ends_at = self._began + self._options.budget_s - down_s
+        try:
+            await run.measure(ends_at, rate=self._options.rate, floods=self._options.loads)
+        except BaseException:
+            self._counts = [await one.client.count_what_there_is(CUT_S) for one in up]
+            raise
+        self._counts = [await one.client.count() for one in up]
+
+    def report(self, cut: str) -> Report:
+        """What it comes to now, if it was `cut` for some reason."""
+        found, options = self.found, self._options
+        report = Report(
+            mvmci=__version__,
+            command=shlex.join(as_shown(["mvmci", *sys.argv[1:]])),
+            at=self._at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            budget_s=options.budget_s,
+            took_s=time.monotonic() - self._began,
+            cut=cut,
+            against=self._against,
+            machines=[_calibrated(one, found) if one.kernel else one for one in self._machines],
+            candidates=self._candidates,
+            profiles={name: profile.about for name, profile in options.profiles.items()},
+            asked={name: profile.asked for name, profile in options.profiles.items() if profile.asked},
+            without_knee=[name for name in options.profiles if name in WITHOUT_KNEE],
+            windows=found.windows,
+            curves=draw(self._candidates, found.windows, found.diagnoses),
+            latencies=found.latencies,
+            lives=found.lives,
+            diagnoses=found.diagnoses,
+            floods=found.floods,
+            demands=found.demands,
+            counted=self._counted(),
+        )
+        report = msgspec.structs.replace(report, capacity=list(capacities(report)))
+        return msgspec.structs.replace(report, verdict=decide(report))
+
+    def _counted(self) -> Counted:
+        return Counted(
+            submitted=sum(one.submitted for one in self._counts),
+            ended_once=sum(one.ended_once for one in self._counts),
+            lost=sum(one.lost for one in self._counts),
+            twice=sum(one.twice for one in self._counts),
+            open=sum(one.open for one in self._counts),
+            in_windows=self.found.recorded,
+            heard=self.found.heard,
+        )
+
+
+def _calibrated(here: MachineFacts, found: Found) -> MachineFacts:
+    """What was measured of this machine, beside what it is."""
+    times = sorted(one.calibration_us for one in found.windows if one.calibration_us) or [0]
+    return msgspec.structs.replace(
+        here,
+        sync_ms=next((one.write_ms for one in found.rest.values()), 0.0),
+        calibration_us=[int(statistics.median(times)), times[0], times[-1]],
+    )
+
+
+def _workers(options: Options, candidates: int, tell: Tell) -> Sequence[int]:
     """How many workers are measured: those that are told, else as far as memory goes."""
     room = usage.machine().free_bytes // (candidates * WORKER_BYTES)
     if options.workers:
@@ -137,19 +225,37 @@ def _levels(profile: str, workers: Sequence[int]) -> Sequence[int]:
     return few if profile in WITHOUT_KNEE and few else workers
 
 
-def _check_budget(options: Options, candidates: int, levels: Mapping[str, Sequence[int]]) -> None:
-    """Raises Usage where not even every number of workers once fits."""
+def _up_and_down_s(candidates: int, workers: int) -> float:
+    return DOWN_S + (1 + DOWN_SHARE) * candidates * (UP_S + WORKER_S * workers)
+
+
+def _check_budget(
+    options: Options, candidates: int, levels: Mapping[str, Sequence[int]], ends_s: float = 0.0
+) -> None:
+    """Raises Usage where not even every number of workers once fits. What it tells instead does."""
+    windows, works = _windows(candidates, levels), candidates * len(levels)
+
+    def takes_s(budget_s: float) -> float:
+        return ends_s + least_s(windows, works, budget_s)
+
+    if takes_s(options.budget_s) <= options.budget_s:
+        return
+    needed_s = 0.0
+    while takes_s(needed_s) > needed_s:  # a longer run has longer steps
+        needed_s += 10 if needed_s < 120 else 60
+    clusters = f"{candidates} cluster{'s' * (candidates > 1)}"
+    needed = format_duration(round(needed_s * 1000))
+    raise Usage(
+        f"{clusters} and {windows} window{'s' * (windows > 1)} take about {needed}, more than the budget of "
+        f"{format_duration(round(options.budget_s * 1000))}",
+        hint=f"--budget {needed}, or fewer files, profiles or --workers",
+    )
+
+
+def _windows(candidates: int, levels: Mapping[str, Sequence[int]]) -> int:
+    """How many there are at the least."""
     rounds = {name: ROUNDS if name in WITHOUT_KNEE else 1 for name in levels}
-    windows = candidates * sum(len(counts) * rounds[name] for name, counts in levels.items())
-    up_s = candidates * (UP_S + WORKER_S * max(map(max, levels.values())))
-    least_s = up_s + windows * (WINDOW_S + 2 * SETTLE_S) + candidates * len(levels) * STEPS_S
-    if least_s > options.budget_s:
-        minutes = math.ceil(least_s / 60)
-        raise Usage(
-            f"{candidates} clusters and {windows} windows take about {minutes}m, more than the budget of "
-            f"{format_duration(round(options.budget_s * 1000))}",
-            hint=f"--budget {minutes}m, or fewer files, profiles or --workers",
-        )
+    return candidates * sum(len(counts) * rounds[name] for name, counts in levels.items())
 
 
 @contextlib.contextmanager
@@ -162,44 +268,6 @@ def _service(profiles: Mapping[str, Profile], *, is_local: bool) -> Iterator[str
         yield url
 
 
-async def _count(up: Sequence[Staged], run: Run) -> Counted:
-    counts = [await one.client.count() for one in up]
-    return Counted(
-        submitted=sum(one.submitted for one in counts),
-        ended_once=sum(one.ended_once for one in counts),
-        lost=sum(one.lost for one in counts),
-        twice=sum(one.twice for one in counts),
-        in_windows=run.found.recorded,
-        heard=run.found.heard,
-    )
-
-
-def _machine(run: Run, nats: str) -> MachineFacts:
-    """This one."""
-    found = usage.machine()
-    times = sorted(one.calibration_us for one in run.found.windows if one.calibration_us) or [0]
-    rest = next(iter(run.found.rest.values()))
-    return MachineFacts(
-        name=platform.node(),
-        processors=found.processors,
-        model=_field("/proc/cpuinfo", "model name"),
-        memory_bytes=found.memory_bytes,
-        kernel=platform.release(),
-        python=platform.python_version(),
-        nats=nats,
-        sync_ms=rest.write_ms,
-        calibration_us=[int(statistics.median(times)), times[0], times[-1]],
-    )
-
-
-def _field(file: str, name: str) -> str:
-    for line in Path(file).read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == name:
-            return value.strip()
-    return ""
-
-
 def as_shown(words: Sequence[str]) -> list[str]:
     """A command for a report, which is for others to read: of the environment of jobs it has the names."""
     shown = []
@@ -209,41 +277,3 @@ def as_shown(words: Sequence[str]) -> list[str]:
             word = f"{'--env=' * word.startswith('--env=')}{name}=…"
         shown.append(word)
     return shown
-
-
-def _report(
-    options: Options,
-    up: Sequence[Staged],
-    run: Run,
-    counted: Counted,
-    machine: MachineFacts,
-    clock: _Clock,
-    against: str,
-) -> Report:
-    found = run.found
-    candidates = [one.candidate for one in up]
-    curves = draw(candidates, found.windows, found.diagnoses)
-    report = Report(
-        mvmci=__version__,
-        command=shlex.join(as_shown(["mvmci", *sys.argv[1:]])),
-        at=clock.at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        budget_s=options.budget_s,
-        took_s=time.monotonic() - clock.began,
-        against=against,
-        machines=[machine],
-        candidates=candidates,
-        profiles={name: profile.about for name, profile in options.profiles.items()},
-        asked={name: profile.asked for name, profile in options.profiles.items() if profile.asked},
-        without_knee=[name for name in options.profiles if name in WITHOUT_KNEE],
-        windows=found.windows,
-        curves=curves,
-        latencies=found.latencies,
-        lives=found.lives,
-        diagnoses=found.diagnoses,
-        floods=found.floods,
-        demands=found.demands,
-        counted=counted,
-        verdict=Verdict(sentences=()),
-    )
-    report = msgspec.structs.replace(report, capacity=list(capacities(report)))
-    return msgspec.structs.replace(report, verdict=decide(report))

@@ -162,10 +162,7 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
 
     make_state(state)
     page, save, as_json = options.pop("page"), options.pop("save"), options.pop("as_json")
-    if page is not None and page == save:
-        raise Usage(f"--page and --save are both {page}")
-    for file in filter(None, (page, save)):
-        _check_writable(file)
+    _check_writable([one for one in (page, save) if one is not None], files)
     request = JobRequest(
         module=options.pop("module") or "",
         args=options.pop("args"),
@@ -177,33 +174,44 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
     cluster = options.pop("cluster")
     budget_s = options.pop("budget") / 1000
     told = Progress()
+    reports: list[Report] = []
     wanted = Options(files=files, profiles=profiles, budget_s=budget_s, **options)
     if files:
-        measuring = bench(state, wanted, told.tell)
+        measuring = bench(state, wanted, told.tell, reports.append)
     else:
         if wanted.workers or wanted.slots or wanted.as_is:
             raise Usage(
                 "a cluster that is up is measured as it is",
                 hint="--workers, --slots and --as-is are for FILEs",
             )
-        measuring = bench_cluster(state, find_cluster(state, cluster), wanted, told.tell)
+        name = find_cluster(state, cluster)
+        measuring = bench_cluster(state, name, wanted, told.tell, reports.append)
     try:
-        report = run_async(measuring)
+        try:
+            run_async(measuring)
+        finally:  # what was measured is shown, whatever ended it
+            told.end()
+            for report in reports:
+                _show(report, as_json=as_json, page=page, save=save)
     except Interrupted:
-        told.end()
-        click.echo(f"interrupted: {'all clusters are down again' if files else 'jobs go on'}", err=True)
+        had = ", and what was measured until then is told" if reports else ""
+        click.echo(f"interrupted: {'all clusters are down again' if files else 'jobs go on'}{had}", err=True)
         raise
-    finally:
-        told.end()
-    return _show(report, as_json=as_json, page=page, save=save)
+    counted = reports[0].counted
+    return EXIT_FAILED if counted.lost or counted.twice else 0
 
 
-def _check_writable(file: Path) -> None:
-    """Raises Usage, before the time is spent, where a report could not be written there."""
-    there = file if file.exists() else file.absolute().parent
-    if not os.access(there, os.W_OK):
-        why = "that is not yours to write" if there.exists() else f"there is no {there}"
-        raise Usage(f"{file} cannot be written: {why}")
+def _check_writable(written: list[Path], read: tuple[Path, ...]) -> None:
+    """Raises Usage, before the time is spent, where a report could not be written there, or would be instead
+    of something else."""
+    places = [one.resolve() for one in (*read, *written)]
+    for place, file in enumerate(written, len(read)):
+        there = file if file.exists() else file.absolute().parent
+        if places[place] in places[:place]:
+            raise Usage(f"{file} cannot be written: it is named twice")
+        if not os.access(there, os.W_OK):
+            why = "that is not yours to write" if there.exists() else f"there is no {there}"
+            raise Usage(f"{file} cannot be written: {why}")
 
 
 def _profiles(names: tuple[str, ...], request: JobRequest, state: Path) -> dict[str, Profile]:
@@ -279,8 +287,8 @@ class Progress:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None) -> int:
-    """Print the report and write it to files; the exit code."""
+def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None) -> None:
+    """Write the report to files, say so, and print it."""
     from mvmci.bench import page as page_of
     from mvmci.bench.report import encode
     from mvmci.bench.table import table
@@ -290,5 +298,7 @@ def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None
         save.write_bytes(encoded)
     if page is not None:
         page.write_text(page_of.page(report))
+    wrote = " and ".join([f"the page {page}"] * bool(page) + [f"all figures to {save}"] * bool(save))
+    if wrote:
+        click.echo(f"wrote {wrote}", err=True)
     click.echo(encoded if as_json else table(report))
-    return EXIT_FAILED if report.counted.lost or report.counted.twice else 0

@@ -64,7 +64,8 @@ def edges_us(place: int) -> tuple[int, int]:
 class UnitMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """One unit. `at_us` is by its machine's monotonic clock.
 
-    `slot_us` is time in which slots were taken, summed over them. `jobs` counts runs by how they came out,
+    `slot_us` is time in which slots were taken, summed over them, and `slots_run` how many of them have had a
+    job: as many as were ever taken at once. `jobs` counts runs by how they came out,
     `refused` orders that found no free slot: that a worker sent, that an executor got. `late`, how late its
     loop came, `round_trips` to the broker and `orders` to executors and back are only watched while somebody
     asks. `writes` are of journals, until they were on disk.
@@ -80,6 +81,7 @@ class UnitMetrics(msgspec.Struct, frozen=True, kw_only=True):
     cgroup: Cgroup
     slots: int = 0
     slot_us: int = 0
+    slots_run: int = 0
     jobs: dict[str, int] = {}
     refused: int = 0
     writes: Histogram

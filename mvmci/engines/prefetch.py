@@ -26,7 +26,7 @@ class Prefetch:
         self._waiting = 0
         self._mean_s = SHORT_S
         self._slots = asyncio.Semaphore(count)
-        self._taken = 0
+        self._taken = self.most_taken = 0  # slots; the one that was left last is taken first
         self._taken_ns = 0  # summed over slots, until `_counted_at`
         self._counted_at = time.monotonic_ns()
 
@@ -46,6 +46,7 @@ class Prefetch:
         self._taken_ns += self._taken * (now - self._counted_at)
         self._counted_at = now
         self._taken += more
+        self.most_taken = max(self.most_taken, self._taken)
         self.free -= more
 
     def permit(self) -> Permit:

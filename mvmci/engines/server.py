@@ -79,6 +79,7 @@ class Executor:
         return {
             "slots": self.slots,
             "slot_us": self._prefetch.slot_us,
+            "slots_run": self._prefetch.most_taken,
             "jobs": runs,
             "refused": self.counts["refused"],
         }

@@ -121,6 +121,7 @@ class Worker:
         return {
             "slots": self._slots,
             "slot_us": self._prefetch.slot_us,
+            "slots_run": self._prefetch.most_taken,
             "jobs": dict(self.counts),
             "refused": self.engine.refused,
         }

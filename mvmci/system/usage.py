@@ -29,6 +29,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     boot: str
+    model: str = ""  # of its processors
     processors: int
     busy_us: int
     memory_bytes: int
@@ -65,6 +66,13 @@ def boot_id() -> str:
     return _text("/proc/sys/kernel/random/boot_id").strip()
 
 
+@functools.cache
+def _model() -> str:
+    """Of the first processor; some machines tell none."""
+    lines = (line.partition(":") for line in _text("/proc/cpuinfo").splitlines())
+    return next((value.strip() for key, _, value in lines if key.strip() == "model name"), "")
+
+
 def machine() -> Machine:
     """This one."""
     numbers = [int(field) for field in _text("/proc/stat").partition("\n")[0].split()[1:9]]
@@ -72,6 +80,7 @@ def machine() -> Machine:
     memory = dict(_fields("/proc/meminfo"))
     return Machine(
         boot=boot_id(),
+        model=_model(),
         processors=os.cpu_count() or 1,
         busy_us=busy * _US // TICKS,
         memory_bytes=memory.get("MemTotal:", 0) * 1024,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import msgspec
 import pytest
 
-from mvmci.bench.evidence import Look, seen_between
+from mvmci.bench.evidence import Look, machines, seen_between
+from mvmci.cluster.deployment import Unit
 from mvmci.cluster.metrics import Histogram, UnitMetrics
-from mvmci.system.usage import Cgroup, Machine, Process
+from mvmci.system.usage import Cgroup, Machine, Process, boot_id
 
 US = 1_000_000
 IDLE = Process(
@@ -105,3 +109,37 @@ def test_a_unit_that_was_started_again_or_left_is_told() -> None:
     after = look(10, unit(10), msgspec.structs.replace(unit(10, "worker-1"), incarnation="j"))
     seen = seen_between(before, after, is_local=True, slotted=())
     assert seen.started_again == ["worker-1", "worker-2"]
+
+
+def placed(**units: tuple[str, str]) -> Any:
+    """A candidate elsewhere, whose units are each on a host of its file, which is on a machine."""
+    names = {name.replace("_", "-"): place for name, place in units.items()}
+
+    async def ask(asked: set[str]) -> dict[str, UnitMetrics]:
+        booted = {name: names[name][1] for name in asked}
+        return {name: unit(0, name, machine=machine(0, boot=boot)) for name, boot in booted.items()}
+
+    async def broker() -> SimpleNamespace:
+        return SimpleNamespace(version="2.15")
+
+    return SimpleNamespace(
+        is_local=False,
+        units=[Unit(name=name, role="worker", host=host) for name, (host, _) in names.items()],
+        beside_broker={"worker-2"},
+        asker=SimpleNamespace(ask=ask),
+        broker=broker,
+    )
+
+
+async def test_machines_are_all_on_which_units_are_and_the_one_that_makes_the_load() -> None:
+    here, *there = await machines([placed(worker_1=("a", "x"), worker_2=("b", "y"), worker_3=("c", "y"))])
+    assert (here.hosts, bool(here.kernel), here.nats) == ([], True, "")
+    assert [(one.name, one.hosts, one.nats) for one in sorted(there, key=lambda one: one.name)] == [
+        ("a", ["a"], ""),
+        ("b, c", ["b", "c"], "2.15"),
+    ]
+
+
+async def test_hosts_that_are_this_machine_are_one_with_it() -> None:
+    (here,) = await machines([placed(worker_1=("a", boot_id()), worker_2=("b", boot_id()))])
+    assert (here.hosts, here.nats) == (["a", "b"], "2.15")

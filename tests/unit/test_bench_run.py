@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import click
+import msgspec
 import pytest
 
 from mvmci.bench.load import Loaded
-from mvmci.bench.run import _check_measurable
+from mvmci.bench.points import Points
+from mvmci.bench.run import Run, _check_measurable, cold_engines
 from mvmci.bench.session import as_shown
 from mvmci.cli.bench import Rate, _name
+from mvmci.cluster.metrics import UnitMetrics
 from mvmci.errors import Usage
+from tests.harness.reports import make_report
+from tests.unit.test_bench_evidence import unit
 
 
 def alone(*, ended: int, failed: int) -> Loaded:
@@ -64,3 +69,32 @@ def test_what_a_job_finds_in_its_environment_is_not_told_to_who_reads_the_report
         "--arg",
         "a=b",
     ]
+
+
+def test_jobs_that_failed_are_no_throughput() -> None:
+    window = msgspec.structs.replace(make_report().windows[0], ended=50, failed=10, seconds=4.0)
+    assert window.rate == 10.0
+    assert alone(ended=60, failed=30).rate == 5.0
+
+
+@pytest.mark.parametrize(("failed", "marks"), [(0, []), (1, []), (2, ["2 of 100 jobs failed"])])
+def test_a_window_in_which_more_than_one_of_a_hundred_failed_has_that_against_it(
+    failed: int, marks: list[str]
+) -> None:
+    window = msgspec.structs.replace(
+        make_report().windows[0], ended=100, failed=failed, others=0.0, late_ms=0.0, calibration_us=0
+    )
+    run = Run([], {}, Points([], {}), print)
+    assert run._marks(window) == marks
+
+
+def test_an_engine_is_warm_once_no_slot_has_its_first_job_and_as_many_jobs_ended() -> None:
+    def told(slots_run: int, ended: int) -> dict[str, UnitMetrics]:
+        return {"executor-1": unit(0, slots_run=slots_run, jobs={"succeeded": ended})}
+
+    first, name = told(3, 70), {"executor-1"}
+    assert cold_engines(name, first, told(5, 80), told(6, 90)) == name  # one more has run
+    assert cold_engines(name, first, told(6, 70), told(6, 75)) == name  # six have, and five jobs ended
+    assert cold_engines(name, first, told(6, 70), told(6, 76)) == set()
+    assert cold_engines(name, first, told(6, 76), {}) == name  # it tells nothing
+    assert cold_engines(name, first, told(0, 70), told(0, 70)) == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from mvmci.bench.report import Report, decode
 from tests.harness.cluster import Cluster
-from tests.harness.program import Mvmci
+from tests.harness.program import Mvmci, Running
 from tests.harness.waiting import until
 
 PEER = "cluster: demo\naccess: peer\nexecutors: {slots: 1}\nworkers: {count: 1, slots: 2}\n"
@@ -79,6 +80,44 @@ def test_an_interrupt_takes_everything_down(mvmci: Mvmci, file: Path) -> None:
     assert left(mvmci) == []
 
 
+def windows(running: Running) -> int:
+    """How many were told."""
+    return running.said("err").count(b"min left: ")
+
+
+def test_an_interrupt_among_windows_tells_what_was_measured_until_then(
+    mvmci: Mvmci, file: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "bench.html"
+    running = mvmci.start("bench", file, *QUICK, "--json", "--page", page)
+    until(lambda: windows(running) >= 3, lambda: running.said("err"))
+    running.process.send_signal(signal.SIGINT)
+    done = running.end(PATIENCE_S)
+    report = decode(done.out)
+    assert (done.code, report.cut) == (130, "it was interrupted")
+    assert len(report.windows) >= 3
+    assert report.curves
+    assert report.counted.submitted == report.counted.ended_once + report.counted.open
+    assert (report.counted.lost, report.counted.twice) == (0, 0)
+    assert "</html>" in page.read_text()
+    assert done.err.splitlines()[-1].startswith("interrupted: all clusters are down again")
+    assert left(mvmci) == []
+
+
+def test_a_worker_that_dies_in_a_window_is_told_and_the_run_goes_on(mvmci: Mvmci, file: Path) -> None:
+    running = mvmci.start("bench", file, *QUICK, "--json")
+    until(lambda: windows(running) >= 1, lambda: running.said("err"))
+    worker = next(line for line in mvmci.processes() if "worker-1" in line and "bench-" in line)
+    os.kill(int(worker.split()[0]), signal.SIGKILL)
+    done = running.end(PATIENCE_S)
+    assert done.code == 0, done
+    report = decode(done.out)
+    assert report.cut == ""
+    assert any("worker-1 was started again" in one.marks for one in report.windows)
+    assert report.counted.submitted == report.counted.ended_once
+    assert left(mvmci) == []
+
+
 def test_one_that_is_killed_leaves_nothing_that_runs_and_the_next_one_clears_up(
     mvmci: Mvmci, file: Path
 ) -> None:
@@ -117,7 +156,7 @@ WRONG = {
     ("--input", "1"): "--module",
     ("--arg", "1"): "--module",
     ("--page", "/nowhere/page.html"): "cannot be written",
-    ("--page", "same", "--save", "same"): "are both same",
+    ("--page", "same", "--save", "same"): "it is named twice",
 }
 
 
