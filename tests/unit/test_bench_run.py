@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click
 import msgspec
 import pytest
@@ -98,3 +100,26 @@ def test_an_engine_is_warm_once_no_slot_has_its_first_job_and_as_many_jobs_ended
     assert cold_engines(name, first, told(6, 70), told(6, 76)) == set()
     assert cold_engines(name, first, told(6, 76), {}) == name  # it tells nothing
     assert cold_engines(name, first, told(0, 70), told(0, 70)) == name
+
+
+def test_time_is_kept_for_what_is_to_come_by_what_the_same_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    run = Run([], {}, Points([], {}), print)
+    run._ends_at = 120.0
+    assert run._fits("diagnosis") and not run._fits("raise")
+    run._took = {"diagnosis": [15.0, 25.0], "raise": [5.0]}
+    assert run._fits("raise") and run._fits("diagnosis") and not run._fits("diagnosis", "raise")
+    key = ("peer", "waiting")
+    window = msgspec.structs.replace(make_report().windows[0], ended=50, seconds=5.0)
+    run.found.windows = [msgspec.structs.replace(window, candidate=key[0], profile=key[1])]
+    run._floods = [(key, 160)]  # of which it does ten a second
+    assert not run._fits("raise")
+
+
+def test_progress_is_told_in_one_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    run = Run([], {}, Points(["peer"], {"waiting": (1, 2)}), print)
+    run._ends_at, run._took = 190.0, {"window": [10.0]}
+    assert run._progress() == "window 0 of about 9, 2 min left"
+    run._ends_at = 105.0
+    assert run._progress() == "window 0 of about 2, 1 min left"
