@@ -194,11 +194,12 @@ class Run:
         await staged.set_workers(staged.most)
         cold = engines = staged.engines
         first = before = await staged.asker.ask(engines)
+        told = -1  # engines that are warm
         end = time.monotonic() + WARM_S_MAX
         async with closed(staged.client, work, staged.jobs_at_once) as loop:
             while cold:
-                warm = len(engines) - len(cold)
-                self._tell(f"{candidate}, {profile}: warming, {warm} of {len(engines)} engines are warm")
+                if told != (told := len(engines) - len(cold)):
+                    self._tell(f"{candidate}, {profile}: warming, {told} of {len(engines)} engines are warm")
                 if time.monotonic() > end:
                     raise NotYet(
                         f"{candidate}, {profile}: after {WARM_S_MAX:.0f} s a slot of {min(cold)} has not "
