@@ -5,14 +5,18 @@ Classes `k0` to `k5` are the colours of candidates, the control's first; `p-queu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from mvmci.bench import figures
 from mvmci.bench.bottleneck import LOOP_FULL, Loop
 from mvmci.bench.figures import first_of, given, number
+from mvmci.bench.judged import RULE
 from mvmci.bench.knee import SHARE, Knee
 from mvmci.bench.markup import Inside, Markup, tag
-from mvmci.bench.report import Candidate, Curve, Diagnosis, Latency, Life, Percentiles, Report
+from mvmci.bench.report import CONTROL, Candidate, Curve, Diagnosis, Latency, Life, Percentiles, Report
 from mvmci.bench.style import COLOURS
 from mvmci.bench.svg import Scale, bar, dot, drawing, line, path, spread, text, ticks
 from mvmci.jobs.times import WORDS
@@ -32,6 +36,56 @@ def colour(candidates: Names, name: str) -> str:
     """The class of a candidate's colour; `candidates` are in order, the control first."""
     place = next((place for place, one in enumerate(candidates) if one.name == name), 0)
     return f"k{place if place < COLOURS else 1 + (place - 1) % (COLOURS - 1)}"
+
+
+def answer(report: Report, profile: str, candidates: Names) -> Markup:
+    """How many workers one executor of each keeps up with, with its interval, by what the rule asks."""
+    curves = _curves(report, profile, candidates)
+    executors = {one.name: max(1, one.executors) for one in candidates}
+    knees = [_of_one(one.knee, executors[one.candidate]) for one in curves]
+    x = Scale(1, max([3.0 * RULE[0].least, *(one.most for one in knees)]), 100, WIDTH - 110, log=True)
+    ends = [x.high, *(one.least for one in RULE)]
+    rows = [54 + place * 24 for place in range(len(curves))]
+
+    def zones() -> Iterator[Inside]:
+        for one, until in zip(RULE, ends, strict=False):
+            middle = x(math.sqrt(max(1, one.least) * until))
+            yield text(middle, 12, one.range, "small", "middle")
+            yield text(middle, 28, "may stay" if one.stays else CONTROL, "small", "middle")
+            yield line(x(until), 4, x(until), rows[-1] + 14, "rung")
+
+    return drawing(
+        WIDTH,
+        rows[-1] + 36,
+        f"Workers that one executor keeps up with, {profile}",
+        "; ".join(
+            f"{one.candidate}: {figures.in_workers(knee)}" for one, knee in zip(curves, knees, strict=True)
+        ),
+        list(zones()),
+        [
+            [
+                text(
+                    x.start - 10,
+                    row + 4,
+                    _short(one.candidate),
+                    f"name {colour(candidates, one.candidate)}",
+                    "end",
+                ),
+                _knee(knee, x, row, colour(candidates, one.candidate)),
+                text(x.end + 8, row + 4, figures.in_workers(knee), "small"),
+            ]
+            for one, knee, row in zip(curves, knees, rows, strict=True)
+        ],
+        text(x.end, rows[-1] + 30, "workers for one executor", "small", "end"),
+    )
+
+
+def _of_one(knee: Knee, executors: int) -> Knee:
+    """The knee of one of so many."""
+    at, high = (None if one is None else one / executors for one in (knee.at, knee.high))
+    return msgspec.structs.replace(
+        knee, at=at, low=knee.low / executors, high=high, most=knee.most // executors
+    )
 
 
 def throughput(report: Report, profile: str, candidates: Names) -> Markup:
@@ -66,8 +120,7 @@ def efficiency(report: Report, profile: str, candidates: Names) -> Markup:
     """What part of linear is left, by workers; below it where each passes 90 %, and in what interval."""
     curves = _curves(report, profile, candidates)
     least, most = min(min(one.means) for one in curves), max(one.knee.most for one in curves)
-    top = max(1.05, *(share for one in curves for share in one.efficiency.values()))
-    x, y = Scale(least, most, LEFT, RIGHT, log=True), Scale(0, top, FLOOR - 60, TOP)
+    x, y = Scale(least, most, LEFT, RIGHT, log=True), Scale(0, 1.05, FLOOR - 60, TOP)
     points = sorted({n for one in curves for n in one.means})
     rows = [FLOOR + place * 20 for place in range(len(curves))]
     knees = [
@@ -88,7 +141,7 @@ def efficiency(report: Report, profile: str, candidates: Names) -> Markup:
         text(RIGHT + 6, y(SHARE) + 4, f"{SHARE:.0%}", "small"),
         [
             path(
-                ((x(n), y(share)) for n, share in one.efficiency.items()),
+                ((x(n), y(min(1, share))) for n, share in one.efficiency.items()),
                 f"curve {colour(candidates, one.candidate)}",
             )
             for one in curves
@@ -269,12 +322,12 @@ def _mean(curve: Curve, x: Scale, y: Scale, name: str) -> Inside:
 def _knee(knee: Knee, x: Scale, y: float, name: str) -> Inside:
     """Its interval as a line, which goes on to the end where nobody knows the end, and itself as a dot."""
     open_end = knee.at is None or knee.high is None
-    end = RIGHT if open_end else x(min(knee.high or x.high, x.high))
+    end = x.end if open_end else x(min(knee.high or x.high, x.high))
     return [
-        line(LEFT, y, RIGHT, y, "rung"),
-        line(x(knee.low), y, end, y, f"span {name}"),
-        tag("path", d=f"M{RIGHT - 6} {y - 4}l6 4l-6 4", class_=f"arrow {name}") if open_end else None,
-        dot(x(knee.at), y, 4.5, f"planned {name}") if knee.at is not None else None,
+        line(x.start, y, x.end, y, "rung"),
+        line(x(max(knee.low, x.low)), y, end, y, f"span {name}"),
+        tag("path", d=f"M{x.end - 6} {y - 4}l6 4l-6 4", class_=f"arrow {name}") if open_end else None,
+        dot(x(max(knee.at, x.low)), y, 4.5, f"planned {name}") if knee.at is not None else None,
     ]
 
 

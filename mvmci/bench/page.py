@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from mvmci.bench import charts, figures
 from mvmci.bench.bottleneck import LOOP_FULL, Finding
+from mvmci.bench.curves import versus
 from mvmci.bench.figures import NONE, STANDS, anchor, given, in_bytes, number, of
 from mvmci.bench.markup import Inside, Markup, join, tag
 from mvmci.bench.report import (
@@ -41,8 +42,7 @@ KINDS = {  # of figures, as links to them are called
 }
 TERMS = {
     "jobs/s": "Jobs that ended in a second, in closed loops: so many are kept open all the time.",
-    "linear": "The rate there would be if each worker added as much as the first. Over 100% of it: the first "
-    "point came out slow.",
+    "linear": "The rate there would be if each worker added as much as the first.",
     "knee": "The number of workers at which 90% of linear ends, read between the measured points on both "
     "sides. Its interval comes from drawing the repetitions of each point again.",
     "control": "The same load with the access per-worker, where nothing is shared. Where it bends as early "
@@ -60,7 +60,6 @@ TERMS = {
 WHOLE_CHARS = 16  # of code that is not broken at the end of a line
 SAID, UNSEEN = 7, 3  # sentences that are shown behind the first, and of what was not seen; the rest is folded
 FEW = 3  # points of a curve, from which on it has a shape
-OVER = 1.005  # of linear: what is shown as more than 100 %
 KNEE = (
     "Throughput grows with the workers up to the knee, to within a tenth; in brackets, the interval that "
     "holds it in 95 of 100 cases. The control shares nothing: what bends no earlier than it is bent by the "
@@ -103,13 +102,37 @@ def _verdict(report: Report, there: Collection[str]) -> Inside:
         "header",
         tag("p", f"mvmci bench, {report.at[:10]}: {asked}", class_="soft"),
         tag("h1", f"{_headline(report)}."),
-        [tag("p", _prose(one.text), " ", _links(one, there), class_="lead") for one in said.sentences[:1]],
+        tag(
+            "div",
+            [
+                tag("p", _prose(one.text), " ", _links(one, there), class_="lead")
+                for one in said.sentences[:1]
+            ],
+            _answer(report),
+            class_="pair",
+        ),
         _sentences(said.sentences[1:], SAID, there),
         [tag("h3", "What this could not show"), _sentences(said.unseen, UNSEEN, there)]
         if said.unseen
         else None,
-        [tag("h3", "The move"), tag("pre", tag("code", said.command))] if said.command else None,
+        [tag("h3", "The move" if said.access else "What would decide"), tag("pre", tag("code", said.command))]
+        if said.command
+        else None,
     )
+
+
+def _answer(report: Report) -> Inside:
+    """The knees that the first sentence rests on, by what the rule asks."""
+    rests_on = {figure for one in report.verdict.sentences[:1] for figure in one.figures}
+    curves = [one for one in report.curves if f"curve/{one.candidate}/{one.profile}" in rests_on]
+    profile = next((one.profile for one in curves if len(one.means) >= FEW), None)
+    if profile is None or not report.candidates:
+        return None
+    about = (
+        "Dots are knees, lines their intervals; an arrow goes on beyond what was measured. Where the "
+        "control's is in the same place, the machine ended there, and not the executor."
+    )
+    return _figure(charts.answer(report, profile, figures.in_order(report.candidates)), about)
 
 
 def _sentences(said: Sequence[Sentence], most: int, there: Collection[str]) -> Inside:
@@ -133,21 +156,16 @@ def _prose(text: str) -> Inside:
 
 def _links(said: Sentence, there: Collection[str]) -> Inside:
     """To the figures of a sentence, those of a kind together. One that is not on the page is only named."""
-    shown: list[Inside] = []
-    before = ""
-    for figure in said.figures:
+    kinds: dict[str, list[Inside]] = {}
+    for figure in dict.fromkeys(said.figures):
         kind, _, whose = figure.partition("/")
         name, _, profile = whose.partition("/")
         of_kind = ", ".join(filter(None, (KINDS.get(kind, kind), profile)))
-        shown += [" · " if of_kind == before else "; " if before else None]
-        shown += [f"{of_kind}: " if name and of_kind != before else None]
-        shown += [_link(figure, name or of_kind, there)]
-        before = of_kind
-    return tag("span", shown, class_="figures")
-
-
-def _link(figure: str, name: str, there: Collection[str]) -> Inside:
-    return tag("a", name, href=f"#{anchor(figure)}") if anchor(figure) in there else name
+        shown = name or of_kind
+        link = tag("a", shown, href=f"#{anchor(figure)}") if anchor(figure) in there else shown
+        links = kinds.setdefault(f"{of_kind}: " if name else "", [])
+        links.append([" · " if links else None, link])
+    return tag("span", [tag("span", name, links) for name, links in kinds.items()], class_="figures")
 
 
 def _profile(report: Report, profile: str) -> Inside:
@@ -183,10 +201,9 @@ def _curves(report: Report, profile: str, candidates: Sequence[Candidate]) -> In
     curves = [one for each in candidates for one in of(report.curves, each.name, profile)]
     if not curves:
         return None
-    if all(len(one.means) < FEW for one in curves):
-        return _side_by_side(report, curves, candidates)
     control = next((one for one in curves if one.candidate == candidates[0].name), None)
-    over = any(share > OVER for one in curves for share in one.efficiency.values())
+    if profile in report.without_knee or all(len(one.means) < FEW for one in curves):
+        return _side_by_side(report, curves, control, candidates)
     laws = tag(
         "div",
         [
@@ -217,7 +234,6 @@ def _curves(report: Report, profile: str, candidates: Sequence[Candidate]) -> In
                 charts.efficiency(report, profile, candidates),
                 "How much of the dotted line is left. Below it the knees and their intervals; an arrow goes "
                 "on beyond what was measured. Where these overlap, no difference was seen.",
-                " Over 100% is no gain: the first point came out slow." if over else None,
             ),
             class_="pair",
         ),
@@ -238,8 +254,10 @@ def _curves(report: Report, profile: str, candidates: Sequence[Candidate]) -> In
     ]
 
 
-def _side_by_side(report: Report, curves: Sequence[Curve], candidates: Sequence[Candidate]) -> Inside:
-    """What was measured with so few numbers of workers that it has no knee."""
+def _side_by_side(
+    report: Report, curves: Sequence[Curve], control: Curve | None, candidates: Sequence[Candidate]
+) -> Inside:
+    """What has no knee: jobs of which a few fill the machine, or so few numbers of workers."""
     points = sorted({workers for one in curves for workers in one.means})
     rows = [
         (
@@ -247,14 +265,26 @@ def _side_by_side(report: Report, curves: Sequence[Curve], candidates: Sequence[
             (
                 _name(one.candidate, candidates),
                 *(_repeated(one.rates.get(workers, ())) for workers in points),
+                _beside(one, control),
                 _bounds(report, one),
             ),
         )
         for one in curves
     ]
     heads = (f"with {_several(workers, 'worker')}, jobs/s" for workers in points)
-    about = "So few workers show no knee. In brackets, what single windows lay between."
-    return [tag("p", about), _table(("", *heads, "what bounds it"), rows)]
+    what = "What the way to an engine costs jobs of which a few fill the machine: they show no knee."
+    if curves[0].profile not in report.without_knee:
+        what = "So few numbers of workers show no knee."
+    about = f"{what} In brackets, what single windows lay between."
+    return [tag("p", about), _table(("", *heads, "beside the control", "what bounds it"), rows)]
+
+
+def _beside(curve: Curve, control: Curve | None) -> str:
+    """What it does of what the control does, with the least number of workers."""
+    ratio = None if control is None or control is curve else versus(curve, control, min(curve.means))
+    if ratio is None:
+        return ""
+    return f"{ratio.at:.0%} (±{ratio.margin:.0%})" if ratio.differs else "no difference seen"
 
 
 def _bounds(report: Report, curve: Curve) -> Inside:
@@ -398,7 +428,7 @@ def _diagnoses(report: Report, profile: str, candidates: Sequence[Candidate]) ->
         tag(
             "p",
             f"All that a unit does passes its loop. A bar that reaches {LOOP_FULL:.0%} is a unit that can do "
-            "no more; yellow is time in which it wanted a processor and had none. Where the knee is:",
+            "no more; yellow is time in which it wanted a processor and had none.",
             class_="soft",
         ),
         tag(
@@ -449,34 +479,29 @@ def _mark(stands: str) -> Inside:
 
 
 def _capacity(report: Report) -> Inside:
+    """Of the candidate that the verdict is for, or else of the control; the others are folded."""
     candidates = figures.in_order(report.candidates)
-    told = [
-        one
-        for profile in report.profiles
-        for each in candidates
-        for one in of(report.capacity, each.name, profile)
-    ]
-    rows = [
-        (
-            f"capacity/{one.candidate}/{one.profile}",
-            (
-                _name(one.candidate, candidates),
-                one.profile,
-                given(one.rate),
-                f"{one.workers}{' *' * one.beyond}",
-                str(one.executors),
-                number(one.cores),
-                in_bytes(one.memory_bytes),
-                in_bytes(one.disk_bytes_a_day),
-            ),
-        )
-        for one in told
-    ]
-    heads = ("", "profile", "jobs/s", "workers", "executors", "cores", "memory", "broker's disk a day")
-    about = "Calculated from the curves and from what a job takes at that load; * is more than was measured."
-    return (
-        tag("section", tag("h2", "What a rate needs"), tag("p", about), _table(heads, rows)) if rows else None
+    chosen = report.verdict.candidate or candidates[0].name
+    candidates.sort(key=lambda one: one.name != chosen)
+    tables = []
+    for one in candidates:
+        rows = [
+            (f"capacity/{row.candidate}/{row.profile}", figures.capacity(row, one))
+            for row in report.capacity
+            if row.candidate == one.name
+        ]
+        if rows:
+            tables.append(
+                [tag("h3", _name(one.name, figures.in_order(candidates))), _table(figures.CAPACITY, rows)]
+            )
+    about = (
+        "Calculated from the curves and from what a job takes at that load: a plan, and no measurement. "
+        f"{figures.BEYOND} is more than was measured."
     )
+    if not tables:
+        return None
+    others = _folded("The others", tables[1:]) if tables[1:] else None
+    return tag("section", tag("h2", "What a rate needs"), tag("p", about), tables[0], others)
 
 
 def _floods(report: Report) -> Inside:

@@ -51,6 +51,7 @@ h3 + .said { margin-top: 12px }
 .said li { margin-bottom: 12px; break-inside: avoid }
 .figures { font-size: .85rem; line-height: 1.55 }
 .figures { color: var(--soft); display: block }
+.figures > * { margin-right: 1em }
 .pair, .many { display: grid; gap: 16px 40px }
 .pair { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
 .many { gap: 16px 28px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 205px), 1fr)) }

@@ -12,7 +12,7 @@ import pytest
 
 from mvmci.bench import figures
 from mvmci.bench.charts import UNITS_EACH, fitted
-from mvmci.bench.figures import anchor
+from mvmci.bench.figures import anchor, number
 from mvmci.bench.knee import find_knee
 from mvmci.bench.page import page
 from mvmci.bench.report import Report, Sentence
@@ -103,6 +103,9 @@ def test_the_figures_of_a_row_are_those_of_the_report() -> None:
     text = Reader(page(report)).text
     for curve in report.curves:
         row = text[f"curve/{curve.candidate}/{curve.profile}"]
+        if curve.profile in report.without_knee:
+            assert all(f"{number(min(each))}–{number(max(each))}" in row for each in curve.rates.values())
+            continue
         assert curve.knee.at is not None and curve.knee.high is not None
         for told in (curve.knee.at, curve.knee.low, curve.knee.high, curve.knee.at * curve.slots):
             assert f"{told:.1f}" in row
@@ -186,7 +189,7 @@ def test_every_chart_has_a_title_and_says_what_it_shows() -> None:
     read = Reader(page(make_report()))
     names = [name for name, _ in read.elements]
     charts = [place for place, name in enumerate(names) if name == "svg"]
-    assert len(charts) == 2 * (2 + 4 + 2 + 4)
+    assert len(charts) == 1 + (2 + 4 + 2 + 4) + (2 + 4)  # `light` has no knee
     assert all(names[place + 1 : place + 3] == ["title", "desc"] for place in charts)
     assert {each.get("role") for name, each in read.elements if name == "svg"} == {"img"}
 
@@ -309,15 +312,23 @@ def test_what_was_not_run_and_what_no_figure_is_of_is_said() -> None:
     assert "–: not measured" in Reader(page(replace(report, latencies=few))).said
 
 
-def test_more_than_linear_is_explained_and_stays_inside_of_its_chart() -> None:
-    report = make_report(profiles=("waiting",))
-    curves = [replace(one, efficiency={**one.efficiency, 2: 1.3}) for one in report.curves]
-    assert "Over 100% is no gain" in Reader(page(replace(report, curves=curves))).said
-    level = [replace(one, efficiency=dict.fromkeys(one.efficiency, 1.0)) for one in report.curves]
-    assert "Over 100% is no gain" not in Reader(page(replace(report, curves=level))).said
-
-
 def test_a_curve_of_one_window_without_a_law_is_drawn() -> None:
     report = make_report(profiles=("waiting",))
     one = replace(report.curves[0], rates={3: [53.8]}, means={3: 53.8}, laws=(), knee=find_knee({3: [53.8]}))
     assert fitted(one, None, "k0")
+
+
+def test_the_answer_is_drawn_beside_it_from_the_curves_that_it_rests_on() -> None:
+    report = make_report()
+    read = Reader(page(report))
+    (drawn,) = (label for label in read.all("aria-label") if "one executor keeps up with" in label)
+    pool = next(one for one in report.curves if one.candidate == "pool")
+    assert pool.knee.at is not None
+    assert f"pool: {pool.knee.at / 2:.1f} (" in drawn  # it has two executors
+    for figure in ("windows", "curve/shared/light"):
+        elsewhere = Sentence(text="No.", figures=(figure,))
+        few = [replace(one, means={1: one.means[1]}) for one in report.curves if one.profile == "light"]
+        curves = [*(one for one in report.curves if one.profile != "light"), *few]
+        verdict = replace(report.verdict, sentences=[elsewhere])
+        text = page(replace(report, verdict=verdict, curves=curves))
+        assert "one executor keeps up with" not in text.split("<h2")[0]
