@@ -68,14 +68,15 @@ def decide(report: Report) -> Verdict:
     """The verdict of a report, which has none yet."""
     if report.against:
         return _of_a_running_cluster(report)
+    troubles = [*_cut(report), *_failures(report)]
     if is_doubtful(report):
-        sentences = [_doubt(report), *_failures(report), *_floods(report)]
+        sentences = [_doubt(report), *troubles, *_floods(report)]
         return Verdict(sentences=sentences, unseen=list(_one_machine(report)), command=report.command)
     judged = judge(report)
     everything = [one for some in judged for one in some]
     telling = next((told for some in judged if (told := [one for one in some if one.told])), [])
     answer, winner = _answer(telling, report)
-    sentences = [answer or _no_verdict(everything, report), *_failures(report)]
+    sentences = [answer or _no_verdict(everything, report), *troubles]
     for some in judged:
         sentences += [*_curves(some), *_ceilings(some), *_bottlenecks(some)]
     sentences += [
@@ -320,6 +321,12 @@ def _without_knee(report: Report) -> Iterator[Sentence]:
         yield from _ratios(pairs, workers, f"`{profile}`, with {_workers(workers)}", end)
 
 
+def _cut(report: Report) -> Iterator[Sentence]:
+    if report.cut:
+        text = f"Not all was measured: {report.cut}. What is told rests on the windows until then."
+        yield Sentence(text=text, figures=["windows"])
+
+
 def _failures(report: Report) -> Iterator[Sentence]:
     """Jobs that did not succeed, which no figure of speed makes up for."""
     for candidate in report.candidates:
@@ -452,7 +459,7 @@ def _wanted(one: Judged, report: Report) -> int:
 def _of_a_running_cluster(report: Report) -> Verdict:
     """Load only: nothing of it is changed, so nothing is compared and nothing raised."""
     text = f"No verdict about the access of `{report.against}`: it is up, and was only given load."
-    sentences = [Sentence(text=text), *_failures(report)]
+    sentences = [Sentence(text=text), *_cut(report), *_failures(report)]
     for curve in report.curves:
         workers = max(curve.means)
         did = f"{workers} workers of {curve.slots} slots did {number(curve.means[workers])} jobs/s"

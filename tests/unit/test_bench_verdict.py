@@ -591,6 +591,12 @@ def test_slots_that_were_added_for_it_are_to_be_added_to_the_file() -> None:
     )
 
 
+def test_of_a_run_that_was_cut_it_is_said_that_less_is_known() -> None:
+    for report in (with_knees(MEASURED), replace(with_knees(MEASURED), against="demo")):
+        verdict = decide(replace(report, cut="it was interrupted"))
+        assert verdict.sentences[1].text.startswith("Not all was measured: it was interrupted. ")
+
+
 def test_jobs_that_were_lost_are_told_before_any_speed() -> None:
     counted = Counted(submitted=9, ended_once=7, lost=1, twice=1, in_windows=9, heard=9)
     verdict = decide(replace(with_knees(MEASURED), counted=counted))
