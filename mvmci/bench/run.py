@@ -117,6 +117,7 @@ class Run:
                 while self._points.missing or self._fits("window", *later):
                     await self.window(self._points.next())
                 self._mark_drift()
+                self.found.windows = at_last(self.found.windows)
                 await self._explain(rate)
                 while self._floods:
                     key, jobs = self._floods.pop(0)
@@ -459,6 +460,14 @@ class Run:
         self.found.floods.append(
             Flood(candidate=candidate, profile=profile, workers=staged.most, **found._asdict())
         )
+
+
+def at_last(windows: Sequence[Window]) -> list[Window]:
+    """The same at the end of all: where one was to be run again and no other counts, the last one does."""
+    rows = [one for one in windows if one.loop == "closed"]
+    known = {_point(one) for one in rows if one.counts}
+    last = {_point(one): one.number for one in rows if _point(one) not in known}.values()
+    return [msgspec.structs.replace(one, counts=one.counts or one.number in last) for one in windows]
 
 
 def latency_s(whole_s: float) -> float:

@@ -24,7 +24,7 @@ from mvmci.bench.evidence import machines
 from mvmci.bench.points import ROUNDS, Points
 from mvmci.bench.profiles import Profile, prepare
 from mvmci.bench.report import Candidate, Counted, MachineFacts, Report
-from mvmci.bench.run import Found, Run, least_s
+from mvmci.bench.run import Found, Run, at_last, least_s
 from mvmci.bench.stage import Staged, Wanted, joined, read_candidates, staged
 from mvmci.bench.verdict import decide
 from mvmci.config.quantity import format_duration
@@ -160,6 +160,7 @@ class _Session:
     def report(self, cut: str) -> Report:
         """What it comes to now, if it was `cut` for some reason."""
         found, options = self.found, self._options
+        windows = at_last(found.windows)
         report = Report(
             mvmci=__version__,
             command=shlex.join(as_shown(["mvmci", *sys.argv[1:]])),
@@ -173,8 +174,8 @@ class _Session:
             profiles={name: profile.about for name, profile in options.profiles.items()},
             asked={name: profile.asked for name, profile in options.profiles.items() if profile.asked},
             without_knee=[name for name in options.profiles if name in WITHOUT_KNEE],
-            windows=found.windows,
-            curves=draw(self._candidates, found.windows, found.diagnoses),
+            windows=windows,
+            curves=draw(self._candidates, windows, found.diagnoses),
             latencies=found.latencies,
             lives=found.lives,
             diagnoses=found.diagnoses,

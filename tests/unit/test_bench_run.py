@@ -10,7 +10,7 @@ import pytest
 
 from mvmci.bench.load import Loaded
 from mvmci.bench.points import Points
-from mvmci.bench.run import Run, _check_measurable, cold_engines
+from mvmci.bench.run import Run, _check_measurable, at_last, cold_engines
 from mvmci.bench.session import as_shown
 from mvmci.cli.bench import Rate, _name
 from mvmci.cluster.metrics import UnitMetrics
@@ -123,3 +123,10 @@ def test_progress_is_told_in_one_form(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run._progress() == "window 0 of about 9, 2 min left"
     run._ends_at = 105.0
     assert run._progress() == "window 0 of about 2, 1 min left"
+
+
+def test_a_window_that_was_to_be_run_again_and_was_not_counts_where_no_other_does() -> None:
+    one = msgspec.structs.replace(make_report().windows[0], marks=["slow"], counts=False)
+    several = [msgspec.structs.replace(one, number=n, workers=n % 2 + 1) for n in range(4)]
+    several.append(msgspec.structs.replace(one, number=4, workers=1, counts=True))
+    assert [one.counts for one in at_last(several)] == [False, False, False, True, True]
