@@ -179,17 +179,17 @@ def capacity(row: Capacity, candidate: Candidate) -> tuple[str, ...]:
 
 
 def machine(facts: MachineFacts) -> str:
-    """A machine in a line."""
-    told = [
-        f"{facts.processors} × {facts.model}",
+    """A machine in a line, as far as it is known."""
+    told = (
+        f"{facts.processors} × {facts.model or 'processor'}",
         in_bytes(facts.memory_bytes),
         facts.kernel,
-        f"Python {facts.python}",
-        f"nats-server {facts.nats}",
-    ]
-    if facts.disk:
-        told.append(f"{facts.disk}, a write on disk in {number(facts.sync_ms)} ms")
-    return f"{facts.name}: {', '.join(told)}"
+        f"Python {facts.python}" if facts.python else "",
+        f"nats-server {facts.nats}" if facts.nats else "",
+        facts.disk,
+        f"a write on disk in {number(facts.sync_ms)} ms" if facts.sync_ms else "",
+    )
+    return f"{facts.name}: {', '.join(filter(None, told))}"
 
 
 def counts(counted: Counted) -> str:
@@ -198,4 +198,6 @@ def counts(counted: Counted) -> str:
         f"{counted.submitted:,} jobs were submitted. By their journals {counted.ended_once:,} ended once "
         f"each, {counted.lost:,} were lost and {counted.twice:,} ended twice; {counted.in_windows:,} ended "
         f"in a window, where the load counted {counted.heard:,}."
+        + f" Of {counted.open:,} that were open when it was cut no more is known."
+        * bool(counted.open)
     )

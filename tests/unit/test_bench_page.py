@@ -332,3 +332,18 @@ def test_the_answer_is_drawn_beside_it_from_the_curves_that_it_rests_on() -> Non
         verdict = replace(report.verdict, sentences=[elsewhere])
         text = page(replace(report, verdict=verdict, curves=curves))
         assert "one executor keeps up with" not in text.split("<h2")[0]
+
+
+def test_of_a_machine_elsewhere_only_what_is_known_is_told() -> None:
+    report = make_report()
+    here, there = report.machines[0], replace(report.machines[0], name="h2", kernel="", python="", nats="")
+    assert figures.machine(here).startswith("ci-1: 2 × AMD EPYC 7763, 25.2 GB, Linux 6.18.3, Python 3.11.7, ")
+    bare = replace(there, disk="", sync_ms=0.0, calibration_us=())
+    assert figures.machine(bare) == "h2: 2 × AMD EPYC 7763, 25.2 GB"
+    assert "h2: 2 × AMD EPYC 7763, 25.2 GB." in Reader(page(replace(report, machines=[here, bare]))).said
+
+
+def test_jobs_that_were_open_when_a_run_was_cut_are_told() -> None:
+    counted = make_report().counted
+    assert "cut" not in figures.counts(counted)
+    assert "Of 3 that were open when it was cut" in figures.counts(replace(counted, open=3))
