@@ -118,6 +118,13 @@ async def life_us(way: Way, job: str) -> int:
 
 
 def test_where_the_time_of_a_job_went_is_told_and_the_parts_add_up(way: Way, guest: Guest) -> None:
+    def is_timed() -> bool:
+        """Offers tell when they were sent from level 1 on, which a new cluster reaches after some seconds."""
+        probe = fresh("probe")
+        assert way.mvmci("submit", guest("exit"), "--id", probe, "--wait").code == 0
+        return bool(way.status(probe)["times"]["order"])
+
+    until(is_timed)
     job = fresh("times")
     url = f"{way.server.url}/{job}"
     way.server.on_request = lambda path: time.sleep(0.1 if path == f"/{job}" else 0.0)
