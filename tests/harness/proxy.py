@@ -4,7 +4,8 @@
     hole       nothing passes any more, and nobody is told; when it is closed again, what was held
                back arrives late, as after a packet was sent again
     deafen     the same for answers alone: requests land, and nobody hears of it
-    delay_s    each piece takes so much longer
+    delay_s    each piece takes so much longer, and what is behind it waits
+    latency_s  each piece comes so much later, as over a longer line: nothing waits behind it
     rate       bytes a second that pass each way, where it is set
 
 What was held back when a connection is cut is lost. `mischief` does all of it at random.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -52,6 +54,7 @@ class Proxy:
         self._requests = _Way()
         self._answers = _Way()
         self.delay_s = 0.0
+        self.latency_s = 0.0
         self.rate = 0.0
         self.counts: Counter[str] = Counter()
         self.url = ""
@@ -158,18 +161,19 @@ class Proxy:
     def _pass(
         self, way: _Way, source: asyncio.StreamReader, sink: asyncio.StreamWriter
     ) -> tuple[Coroutine[Any, Any, None], ...]:
-        pieces: asyncio.Queue[bytes] = asyncio.Queue()
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
         async def read() -> None:
             with suppress(OSError):
                 while piece := await source.read(PIECE_BYTES):
                     way.take(piece)
-                    pieces.put_nowait(piece)
+                    pieces.put_nowait((time.monotonic() + self.latency_s, piece))
 
         async def write() -> None:
             with suppress(OSError):
                 while True:
-                    piece = await pieces.get()
+                    due, piece = await pieces.get()
+                    await asyncio.sleep(due - time.monotonic())
                     await way.open.wait()
                     if self.delay_s:
                         await asyncio.sleep(self.delay_s)
