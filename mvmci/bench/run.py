@@ -113,6 +113,7 @@ class Run:
                     await self.warm(*key)
                 for key in self._works:
                     await self.rest(*key)
+                self._warn()
                 self._later = later
                 while self._points.missing or self._fits("window", *later):
                     await self.window(self._points.next())
@@ -220,6 +221,15 @@ class Run:
         _check_measurable(profile, loaded)
         self.found.rest[candidate, profile] = seen
         self.found.lives.append(await self._life(staged, profile, loaded, alone=True))
+
+    def _warn(self) -> None:
+        """Before the time is spent: of what the machine does besides."""
+        others = min(seen.others for seen in self.found.rest.values())
+        if others > OTHERS_MANY:
+            self._tell(
+                f"warning: other programs take {others:.0%} of the machine, and what is measured beside them "
+                "is worth little"
+            )
 
     # ---- windows
 

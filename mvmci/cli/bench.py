@@ -273,16 +273,15 @@ class Progress:
         self._began = time.monotonic()
 
     def tell(self, sentence: str) -> None:
-        """Say it, with the time since the start."""
+        """Say it, with the time since the start. A warning stays."""
         seconds = int(time.monotonic() - self._began)
         line = f"{seconds // 60}:{seconds % 60:02} {one_line(sentence)}"
-        if self._live:
-            click.echo(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
-        else:
-            click.echo(line, err=True)
+        self.end()
+        stays = not self._live or sentence.startswith("warning: ")
+        click.echo(line if stays else line[: shutil.get_terminal_size().columns - 1], err=True, nl=stays)
 
     def end(self) -> None:
-        """No more is said."""
+        """What was said last is over."""
         if self._live:
             click.echo("\r\x1b[K", err=True, nl=False)
 

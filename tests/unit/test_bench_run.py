@@ -8,15 +8,16 @@ import click
 import msgspec
 import pytest
 
+from mvmci.bench.evidence import seen_between
 from mvmci.bench.load import Loaded
 from mvmci.bench.points import Points
 from mvmci.bench.run import Run, _check_measurable, at_last, cold_engines
 from mvmci.bench.session import as_shown
-from mvmci.cli.bench import Rate, _name
+from mvmci.cli.bench import Progress, Rate, _name
 from mvmci.cluster.metrics import UnitMetrics
 from mvmci.errors import Usage
 from tests.harness.reports import make_report
-from tests.unit.test_bench_evidence import unit
+from tests.unit.test_bench_evidence import look, unit
 
 
 def alone(*, ended: int, failed: int) -> Loaded:
@@ -130,3 +131,29 @@ def test_a_window_that_was_to_be_run_again_and_was_not_counts_where_no_other_doe
     several = [msgspec.structs.replace(one, number=n, workers=n % 2 + 1) for n in range(4)]
     several.append(msgspec.structs.replace(one, number=4, workers=1, counts=True))
     assert [one.counts for one in at_last(several)] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(("others", "warned"), [([0.1, 0.6], False), ([0.4, 0.6], True)])
+def test_that_others_use_the_machine_is_said_before_the_time_is_spent(
+    others: list[float], warned: bool
+) -> None:
+    told: list[str] = []
+    run = Run([], {}, Points([], {}), told.append)
+    seen = seen_between(look(0), look(1), is_local=True, slotted=())
+    run.found.rest = {
+        (str(n), "light"): msgspec.structs.replace(seen, others=one) for n, one in enumerate(others)
+    }
+    run._warn()
+    assert [line.startswith("warning: other programs take 40%") for line in told] == [True] * warned
+
+
+def test_on_a_terminal_progress_is_one_line_and_a_warning_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    told = Progress()
+    for sentence in ("bringing", "warning: slow", "warming"):
+        told.tell(sentence)
+    told.end()
+    lines = capsys.readouterr().err.replace("\r\x1b[K", "\r").split("\n")
+    assert [line.rpartition("\r")[2].rpartition("0:00 ")[2] for line in lines] == ["warning: slow", ""]
