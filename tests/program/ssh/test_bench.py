@@ -22,6 +22,8 @@ async def test_it_measures_on_hosts_beside_the_users_cluster_and_leaves_nothing(
     assert {one.name: one.runtime for one in report.candidates} == {"demo": "ssh", "control": "ssh"}
     assert report.counted.submitted == report.counted.ended_once > 100
     assert all(one.evidence.units for one in report.diagnoses)
+    (machine,) = report.machines  # all hosts of the farm are on it
+    assert set(machine.hosts) >= {host for one in report.candidates for host in one.hosts} > set()
     assert {name: unit["pid"] for name, unit in (await farm.units()).items()} == pids
     assert farm.settled() == kept
     assert not (farm.mvmci.state / "_bench").exists()
