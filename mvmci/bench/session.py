@@ -42,10 +42,7 @@ WORKER_BYTES = 80 << 20  # with its slots, of which some pages are shared
 WITHOUT_KNEE = ("light", "command", "cpu", "memory", "tree")
 WITHOUT_KNEE_WORKERS = (1, 2)
 UP_S, WORKER_S = 3.0, 0.25  # to bring a cluster up, and each worker of it
-DOWN_S, DOWN_SHARE = (
-    2.0,
-    0.3,
-)  # to take all down and write a report: that, and a part of what all took to come up
+DOWN_S, DOWN_SHARE = 2.0, 0.3  # to take all down and report: that, and a part of what it took to come up
 CUT_S = 10.0  # for so long jobs are waited for when a run is cut
 
 
@@ -108,7 +105,8 @@ def _kept(options: Options, tell: Tell, keep: Keep) -> Iterator[_Session]:
     try:
         yield session
     except BaseException as ended:
-        cut = "it was interrupted" if isinstance(ended, asyncio.CancelledError) else str(ended)
+        if not session.is_done:
+            cut = "it was interrupted" if isinstance(ended, asyncio.CancelledError) else str(ended)
         raise
     finally:
         if session.found.windows:
@@ -128,6 +126,7 @@ class _Session:
         self._machines: Sequence[MachineFacts] = ()
         self._counts: Sequence[Count] = ()
         self.found = Found()
+        self.is_done = False
 
     async def measure(
         self,
@@ -156,6 +155,7 @@ class _Session:
             self._counts = [await one.client.count_what_there_is(CUT_S) for one in up]
             raise
         self._counts = [await one.client.count() for one in up]
+        self.is_done = True
 
     def report(self, cut: str) -> Report:
         """What it comes to now, if it was `cut` for some reason."""

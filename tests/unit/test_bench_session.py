@@ -24,13 +24,13 @@ def options(budget_s: float = 900.0) -> Options:
     )
 
 
-def measured_until(ended: BaseException | None, found: Found) -> list[Report]:
+def measured_until(ended: BaseException | None, found: Found, *, is_done: bool = False) -> list[Report]:
     """The reports that are kept of a run which has `found` so much when that ends it."""
     kept: list[Report] = []
     try:
         with _kept(options(), print, kept.append) as session:
             session.found, session._candidates = found, make_report().candidates
-            session._machines = make_report().machines
+            session._machines, session.is_done = make_report().machines, is_done
             if ended is not None:
                 raise ended
     except type(ended):  # type: ignore[misc]
@@ -60,6 +60,12 @@ def test_a_report_of_a_few_windows_can_be_shown(count: int) -> None:
     assert decode(encode(report)).cut == "too late"
     assert table(report)
     assert page(report)
+
+
+def test_what_fails_behind_the_measuring_cuts_nothing() -> None:
+    found = Found(windows=[*make_report().windows])
+    (report,) = measured_until(NotYet("a unit does not end"), found, is_done=True)
+    assert report.cut == ""
 
 
 def test_where_nothing_was_measured_there_is_no_report() -> None:
