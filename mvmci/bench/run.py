@@ -137,6 +137,8 @@ class Run:
         for profile in dict.fromkeys(profile for _, profile in self._works):
             if self._fits(*["latency"] * len(self._staged)):
                 await self.latency(profile, rate)
+            else:
+                self._tell(f"{profile}: no time is left to measure latency")
         for place in range(len(self.found.diagnoses)):
             if self._fits("raise"):
                 await self.raise_(place)

@@ -42,7 +42,7 @@ WORKER_BYTES = 80 << 20  # with its slots, of which some pages are shared
 WITHOUT_KNEE = ("light", "command", "cpu", "memory", "tree")
 WITHOUT_KNEE_WORKERS = (1, 2)
 UP_S, WORKER_S = 3.0, 0.25  # to bring a cluster up, and each worker of it
-DOWN_S, DOWN_SHARE = 2.0, 0.3  # to take all down and report: that, and a part of what it took to come up
+DOWN_S, DOWN_SHARE = 3.0, 0.1  # to take all down and report: that, and a part of what it took to come up
 CUT_S = 10.0  # for so long jobs are waited for when a run is cut
 
 
