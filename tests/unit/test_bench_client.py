@@ -33,10 +33,15 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Client:
     async def read(self: Client) -> None:
         pass
 
+    monkeypatch.setattr(client, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(client, "submit", submit)
     monkeypatch.setattr(Client, "read", read)
     cluster: Any = SimpleNamespace(store=None)
     return Client(cluster)
+
+
+async def taken(store: object, spec: Any) -> bool:
+    return True
 
 
 async def test_a_job_for_which_there_was_no_room_is_told_once_and_is_not_lost(counting: Client) -> None:
@@ -51,11 +56,19 @@ async def test_a_job_for_which_there_was_no_room_is_told_once_and_is_not_lost(co
 async def test_what_has_not_ended_when_a_run_is_cut_is_open_and_not_lost(
     counting: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting.begin(Source(), lambda _: None)
-    assert await counting.count_what_there_is(0.01) == (1, 0, 0, 0, 1)
+    several = [counting.begin(Source(), lambda _: None) for _ in range(2)]
+
+    async def read(self: Client) -> None:
+        """The end of one of two."""
+        self._ended += several[0].id in self._unread
+        self._unread.discard(several[0].id)
+
+    monkeypatch.setattr(client, "submit", taken)
+    monkeypatch.setattr(Client, "read", read)
+    assert await counting.count_what_there_is(0.01) == (2, 1, 0, 0, 1)
 
     async def away(self: Client) -> None:
         raise NoAnswer("the broker does not answer")
 
     monkeypatch.setattr(Client, "read", away)
-    assert await counting.count_what_there_is(0.01) == (1, 0, 0, 0, 1)
+    assert await counting.count_what_there_is(0.01) == (2, 1, 0, 0, 1)

@@ -182,9 +182,17 @@ def test_what_cannot_be_measured_is_one_sentence(
 def test_a_file_that_is_wrong_is_told_with_its_line(mvmci: Mvmci, tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("cluster: demo\nwrokers: {}\n")
-    done = mvmci("bench", bad)
+    page, save = tmp_path / "bench.html", tmp_path / "bench.json"
+    done = mvmci("bench", bad, "--page", page, "--save", save)
     assert done.code == 2
     assert "bad.yaml:2:1" in done.err
+    assert not page.exists() and not save.exists()
+
+
+def test_no_report_is_written_over_what_is_measured(mvmci: Mvmci, file: Path) -> None:
+    done = mvmci("bench", file, "--save", file.parent / ".." / file.parent.name / file.name)
+    assert (done.code, file.read_text()) == (2, PEER)
+    assert "it is named twice" in done.err
 
 
 def test_a_cluster_that_is_up_is_measured_as_it_is(loaded: Cluster) -> None:
