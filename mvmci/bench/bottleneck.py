@@ -123,7 +123,8 @@ def raising(found: Finding) -> Raising | None:
 
 def tried(found: Finding, given: tuple[str, str], rates: tuple[float, float], noise: float) -> Finding:
     """What is thought of it now that what it names was raised from `given[0]` to `given[1]`: the rate went
-    from `rates[0]` to `rates[1]` jobs/s, which windows are off by a part of `noise` (standard deviation)."""
+    from `rates[0]` to `rates[1]` jobs/s, a difference that is off by a part of `noise` (standard deviation)
+    by chance."""
     what = RAISED[found.cause].what
     stands = rates[1] > rates[0] * (1 + max(2 * noise, MOVED_LEAST))
     raised = f"raising {what} from {given[0]} to {given[1]}"

@@ -30,6 +30,7 @@ from mvmci.bench.bottleneck import find, tried
 from mvmci.bench.curves import draw
 from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
 from mvmci.bench.figures import number
+from mvmci.bench.knee import noise_of
 from mvmci.bench.load import Loaded, closed, open_loop, percentiles
 from mvmci.bench.points import Point, Points
 from mvmci.bench.profiles import Work
@@ -56,7 +57,7 @@ WARM_S_MAX = 120.0
 LIVES = 200  # journals that are read for where the time goes
 OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT, FAILED = 0.15, 0.1, 1.0, 0.1, 0.01  # what marks a window
 DRIFT_KNOWN = 5  # windows, before one can differ from them
-NOISE = 0.05  # between windows of one point, where there is but one
+NOISE = 0.05  # between windows of one point, where none is known
 CALIBRATION = 100_000  # rounds of a fixed piece of work: some ms
 
 Key = tuple[str, str]  # a candidate and a profile
@@ -404,12 +405,18 @@ class Run:
             await staged.set_workers(diagnosis.workers)
             rates = [await self._rate(staged, diagnosis.profile) for _ in range(2)]
         self._has_taken("raise", began)
-        closed_loops = (one for one in self.found.windows if one.loop == "closed" and one.counts)
-        known = [one.rate for one in closed_loops if _point(one) == _point(diagnosis)]
-        before = [diagnosis.rate, *known] if known else [diagnosis.rate] * 2
-        noise = max(NOISE, statistics.stdev(before) / statistics.fmean(before))
+        closed_loops = [one for one in self.found.windows if one.loop == "closed" and one.counts]
+        before = [diagnosis.rate, *(one.rate for one in closed_loops if _point(one) == _point(diagnosis))]
+        noise = self._noise(diagnosis) * math.sqrt(1 / len(before) + 1 / len(rates))
         first = tried(first, given, (statistics.fmean(before), statistics.fmean(rates)), noise)
         self.found.diagnoses[place] = msgspec.structs.replace(diagnosis, findings=(first, *others))
+
+    def _noise(self, at: Diagnosis) -> float:
+        """What one window there is off by, as all windows of its curve say."""
+        try:
+            return noise_of(self.curve(at.candidate, at.profile).rates).get(at.workers, NOISE)
+        except NotYet:
+            return NOISE
 
     async def _rate(self, staged: Staged, profile: str) -> float:
         _, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import msgspec
 import pytest
 
+from mvmci.bench.bottleneck import Finding
 from mvmci.bench.evidence import seen_between
 from mvmci.bench.load import Loaded
 from mvmci.bench.points import Points
@@ -157,3 +162,47 @@ def test_on_a_terminal_progress_is_one_line_and_a_warning_stays(
     told.end()
     lines = capsys.readouterr().err.replace("\r\x1b[K", "\r").split("\n")
     assert [line.rpartition("\r")[2].rpartition("0:00 ")[2] for line in lines] == ["warning: slow", ""]
+
+
+@pytest.mark.parametrize(("after", "stands"), [(113.0, False), (140.0, True)])
+async def test_what_was_raised_moved_it_if_that_is_more_than_windows_differ_by(
+    monkeypatch: pytest.MonkeyPatch, after: float, stands: bool
+) -> None:
+    """Closed loops at that point were 92 and 108; that an open one made half of it says nothing."""
+
+    @contextlib.asynccontextmanager
+    async def raised(*_: object) -> AsyncIterator[tuple[str, str]]:
+        yield "1", "3"
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    async def rate(*_: object) -> float:
+        return after
+
+    told = make_report()
+    at = msgspec.structs.replace(
+        told.diagnoses[0],
+        candidate="peer",
+        profile="waiting",
+        workers=4,
+        rate=100.0,
+        findings=[Finding(cause="slots", whose="executor", why="they are full")],
+    )
+    one = msgspec.structs.replace(
+        told.windows[0], candidate="peer", profile="waiting", seconds=1.0, workers=4
+    )
+    rates = [(1, 25, "closed"), (4, 92, "closed"), (4, 108, "closed"), (4, 50, "open")]
+    staged: Any = SimpleNamespace(name="peer", candidate=told.candidates[2], set_workers=nothing)
+    run = Run([staged], {}, Points([], {}), print)
+    run.found.diagnoses = [at]
+    run.found.windows = [
+        msgspec.structs.replace(one, workers=workers, ended=ended, loop=loop)
+        for workers, ended, loop in rates
+    ]
+    monkeypatch.setattr("mvmci.bench.run.raised", raised)
+    monkeypatch.setattr(run, "warm", nothing)
+    monkeypatch.setattr(run, "_rate", rate)
+    await run.raise_(0)
+    (found,) = run.found.diagnoses[0].findings
+    assert (found.stands, "100.0 → " in found.tried) == (stands, True)
