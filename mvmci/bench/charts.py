@@ -405,7 +405,7 @@ def _life_told(life: Life) -> str:
 
 
 def _folded(units: Sequence[Loop]) -> list[tuple[str, float, float]]:
-    """Each unit's name and shares; of a role that has many the fullest, and the rest of them on average."""
+    """Each unit's name and shares, the fullest first; the rest of a role that has many on average."""
     shown = []
     for role in dict.fromkeys(one.role for one in units):
         those = sorted((one for one in units if one.role == role), key=lambda one: -one.ran - one.waited)
@@ -416,4 +416,4 @@ def _folded(units: Sequence[Loop]) -> list[tuple[str, float, float]]:
         if rest:
             ran, waited = sum(one.ran for one in rest), sum(one.waited for one in rest)
             shown.append((f"{len(rest)} more {role}s", ran / len(rest), waited / len(rest)))
-    return shown
+    return sorted(shown, key=lambda one: -one[1] - one[2])

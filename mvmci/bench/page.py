@@ -115,7 +115,10 @@ def _verdict(report: Report, there: Collection[str]) -> Inside:
         [tag("h3", "What this could not show"), _sentences(said.unseen, UNSEEN, there)]
         if said.unseen
         else None,
-        [tag("h3", "The move" if said.access else "What would decide"), tag("pre", tag("code", said.command))]
+        [
+            tag("h3", "The move" if said.access else "What to measure next"),
+            tag("pre", tag("code", said.command)),
+        ]
         if said.command
         else None,
     )
@@ -276,7 +279,7 @@ def _side_by_side(
     if curves[0].profile not in report.without_knee:
         what = "So few numbers of workers show no knee."
     about = f"{what} In brackets, what single windows lay between."
-    return [tag("p", about), _table(("", *heads, "beside the control", "what bounds it"), rows)]
+    return [tag("p", about), _table(("", *heads, "of the control's rate", "what bounds it"), rows)]
 
 
 def _beside(curve: Curve, control: Curve | None) -> str:

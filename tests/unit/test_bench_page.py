@@ -253,6 +253,8 @@ def test_of_many_units_the_fullest_are_shown_and_the_rest_together() -> None:
     fullest = max(workers, key=lambda one: one.ran + one.waited)
     assert f" {fullest.unit} " in told
     assert f"{len(workers) - UNITS_EACH} more workers" in told
+    full = [int(share) for share in re.findall(r"waited \d+% (\d+)%", told)]
+    assert full == sorted(full, reverse=True) and len(full) > 4
 
 
 def test_of_many_points_of_a_candidate_that_at_its_knee_is_drawn_and_the_rest_are_named() -> None:
