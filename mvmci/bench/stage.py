@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,14 +67,19 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 def read_candidates(files: Sequence[Path], *, slots: int | None) -> tuple[dict[str, Topology], int]:
     """What the files say, by the names of candidates, and the slots that workers of all of them have.
 
+    They are named by their files, or by the folders of files of one name, as `mvmci init` writes them.
     Without one of access `per-worker` there is one more, `control`: the first with an engine in each worker.
     `slots` are those of the files where they agree, and 2 where they do not. Raises BadTopology, Usage.
     """
     found: dict[str, Topology] = {}
+    stems = Counter(file.stem for file in files)
     for file in files:
-        name = _OTHER_LETTERS.sub("-", file.stem.lower()).strip("-") or "file"
+        stem = file.stem if stems[file.stem] == 1 else file.absolute().parent.name
+        name = _OTHER_LETTERS.sub("-", stem.lower()).strip("-") or "file"
         if name in found:
-            raise Usage(f"two files are named {file.stem}", hint="a report names candidates by their files")
+            raise Usage(
+                f"two files are named {stem}", hint="a report names candidates by their files or folders"
+            )
         found[name] = _rooted(read_file(file)[1], file)
     if len({(one.runtime, tuple(one.hosts)) for one in found.values()}) > 1:
         raise Usage(

@@ -79,11 +79,17 @@ def test_files_that_differ_are_measured_with_workers_of_two_slots(tmp_path: Path
     assert read_candidates(files, slots=5)[1] == 5
 
 
-def test_candidates_are_named_by_their_files_so_two_of_one_name_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    files = [written(folder, "a.yaml", "workers: {}") for folder in (tmp_path, tmp_path / "other")]
-    with pytest.raises(Usage, match="two files are named a"):
-        read_candidates(files, slots=None)
+def test_files_of_one_name_are_named_by_their_folders_so_two_of_one_folder_are_refused(
+    tmp_path: Path,
+) -> None:
+    files = []
+    for access in ("peer", "per-worker"):
+        (tmp_path / access).mkdir()
+        files.append(written(tmp_path / access, "topology.yaml", f"access: {access}\nworkers: {{}}"))
+    found, _ = read_candidates(files, slots=None)
+    assert {name: one.access for name, one in found.items()} == {"peer": "peer", "per-worker": "per-worker"}
+    with pytest.raises(Usage, match="two files are named peer"):
+        read_candidates([*files, files[0]], slots=None)
 
 
 def test_the_files_that_a_file_names_are_found_from_elsewhere(tmp_path: Path) -> None:
