@@ -221,9 +221,16 @@ class Run:
         self._tell(f"{candidate}, {profile}: one job at a time")
         await staged.set_workers(1)
         seen, loaded = await self._watched(staged, profile, at_once=1, seconds=REST_S)
-        _check_measurable(profile, loaded)
+        _check_measurable(profile, loaded, await self._reason(staged, loaded))
         self.found.rest[candidate, profile] = seen
         self.found.lives.append(await self._life(staged, profile, loaded, alone=True))
+
+    async def _reason(self, staged: Staged, loaded: Loaded) -> str:
+        """Why the first of these jobs failed, where all did."""
+        if not loaded.ids or loaded.failed < loaded.recorded:
+            return ""
+        done = (await read_journal(staged.cluster.store, loaded.ids[0])).state.done
+        return "" if done is None else done.reason
 
     def _warn(self) -> None:
         """Before the time is spent: of what the machine does besides."""
@@ -522,7 +529,7 @@ def _point(one: Window | Diagnosis) -> tuple[str, str, int]:
     return one.candidate, one.profile, one.workers
 
 
-def _check_measurable(profile: str, alone: Loaded) -> None:
+def _check_measurable(profile: str, alone: Loaded, reason: str) -> None:
     """Raises Usage: of jobs that outlast windows no rate is seen, and that of failures says nothing."""
     if not alone.ended:
         raise Usage(
@@ -531,7 +538,7 @@ def _check_measurable(profile: str, alone: Loaded) -> None:
         )
     if alone.failed == alone.recorded:
         raise Usage(
-            f"{profile}: each of {alone.recorded} jobs failed, {alone.ids[0]} was one",
+            f"{profile}: each of {alone.recorded} jobs failed: {reason or 'nobody knows why'}",
             hint="run one with `mvmci run`: what is measured has to succeed",
         )
 

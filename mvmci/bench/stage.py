@@ -277,7 +277,8 @@ async def staged(
                 up = []
                 for place, (name, one) in enumerate(found.items()):
                     beside = "" if name in files else ", to compare the others with"
-                    say(f"bringing {name} up ({one.access}{beside}), with {wanted.workers} workers")
+                    workers = f"{wanted.workers} worker{'s' * (wanted.workers > 1)}"
+                    say(f"bringing {name} up ({one.access}{beside}), with {workers}")
                     own = msgspec.structs.replace(wanted, place=place)
                     entered = _staged(folder, f"bench-{run}-{name}", name, one, files.get(name), own, say)
                     up.append(await stack.enter_async_context(entered))

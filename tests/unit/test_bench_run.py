@@ -45,13 +45,13 @@ def alone(*, ended: int, failed: int) -> Loaded:
 
 def test_jobs_that_outlast_a_window_are_refused() -> None:
     with pytest.raises(Usage, match="build: one at a time, no two jobs ended within 6 s"):
-        _check_measurable("build", alone(ended=0, failed=0))
+        _check_measurable("build", alone(ended=0, failed=0), "")
 
 
-def test_jobs_that_all_fail_are_refused_and_one_is_named() -> None:
-    with pytest.raises(Usage, match="each of 3 jobs failed, b-1 was one"):
-        _check_measurable("build", alone(ended=3, failed=3))
-    _check_measurable("build", alone(ended=3, failed=2))
+def test_jobs_that_all_fail_are_refused_and_it_is_said_why() -> None:
+    with pytest.raises(Usage, match="each of 3 jobs failed: exit 7"):
+        _check_measurable("build", alone(ended=3, failed=3), "exit 7")
+    _check_measurable("build", alone(ended=3, failed=2), "exit 7")
 
 
 def test_a_module_is_not_taken_for_a_profile_of_ours_for_its_name() -> None:

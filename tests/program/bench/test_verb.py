@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,15 @@ def test_a_file_that_is_wrong_is_told_with_its_line(mvmci: Mvmci, tmp_path: Path
     assert done.code == 2
     assert "bad.yaml:2:1" in done.err
     assert not page.exists() and not save.exists()
+
+
+def test_jobs_that_all_fail_are_not_measured_and_it_is_said_why(
+    mvmci: Mvmci, file: Path, guest: Callable[[str], Path]
+) -> None:
+    done = mvmci("bench", file, "--module", guest("exit200"), "--workers", "1", "--budget", "2m")
+    assert (done.code, done.out) == (2, b"")
+    assert "jobs failed: exit: 200" in done.err
+    assert left(mvmci) == []
 
 
 def test_no_report_is_written_over_what_is_measured(mvmci: Mvmci, file: Path) -> None:
