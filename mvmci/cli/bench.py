@@ -76,11 +76,12 @@ class Rate(click.FloatRange):
 @click.command(
     "bench",
     epilog=examples(
-        "mvmci bench topologies/*.yaml                 which access should I use on these machines?",
+        "mvmci init --access peer peer                 a FILE, one for each access to compare",
+        "mvmci bench */topology.yaml                   which should I use on these machines?",
         "mvmci bench mine.yaml --module build.wasm     the same, for jobs of your own",
         "mvmci bench pool.yaml --profile effects --workers 1,2,4,8 --budget 5m",
-        "mvmci bench topologies/*.yaml --loads 100,500,1000",
-        "mvmci bench topologies/*.yaml --page bench.html --save bench.json",
+        "mvmci bench */topology.yaml --loads 100,500,1000",
+        "mvmci bench */topology.yaml --page bench.html --save bench.json",
         "mvmci bench                                   what the cluster that is up does under load",
     ),
 )
@@ -162,6 +163,9 @@ def bench_verb(files: tuple[Path, ...], state: Path, **options: Any) -> int:
 
     make_state(state)
     page, save, as_json = options.pop("page"), options.pop("save"), options.pop("as_json")
+    for file in files:
+        if file.suffix == ".wasm":
+            raise Usage(f"{file} is a module, and no cluster file", hint=f"name it by --module {file}")
     _check_writable([one for one in (page, save) if one is not None], files)
     request = JobRequest(
         module=options.pop("module") or "",

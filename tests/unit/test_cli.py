@@ -31,6 +31,7 @@ from mvmci.cli.options import Location, LogLines, Share, make_table
 from mvmci.cli.view import unit_table
 from mvmci.cluster.identity import Identity, Login, Ticket, encode_ticket
 from mvmci.deploy.status import UnitRow
+from mvmci.errors import Usage
 
 
 def commands(command: click.Command = cli) -> Iterator[click.Command]:
@@ -235,3 +236,11 @@ def test_each_column_of_metrics_is_explained_by_its_help() -> None:
     said = CliRunner().invoke(cli, ["metrics", "--help"], prog_name="mvmci").output
     for title in {*TITLES, *MACHINE_TITLES} - {"UNIT", "ROLE", "HOST", "MACHINE"}:
         assert f"\n    {title} " in said
+
+
+def test_a_module_in_the_place_of_a_cluster_file_is_told_from_one(tmp_path: Path) -> None:
+    module = tmp_path / "job.wasm"
+    module.write_bytes(HELLO_WASM)
+    done = CliRunner().invoke(cli, ["bench", str(module), "--state", str(tmp_path / "state")])
+    assert isinstance(done.exception, Usage)
+    assert "--module" in done.exception.hint
