@@ -8,7 +8,7 @@ the file of its cgroup is ours to write.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,7 +24,7 @@ Given = tuple[str, str]  # how much there was, and how much there is
 
 
 @contextlib.asynccontextmanager
-async def raised(staged: Staged, found: Finding, say: Callable[[str], None]) -> AsyncIterator[Given | None]:
+async def raised(staged: Staged, found: Finding) -> AsyncIterator[Given | None]:
     """More of what `found` names; None where that cannot be done. Afterwards it is as before.
 
     Raises what `up` does.
@@ -36,11 +36,11 @@ async def raised(staged: Staged, found: Finding, say: Callable[[str], None]) -> 
         with _quotas(await _pids(staged, found.whose), how.times) as given:
             yield given
     elif (wanted := more(before, how)) is not None:
-        await staged.change(wanted[0], say)
+        await staged.change(wanted[0])
         try:
             yield wanted[1]
         finally:
-            await staged.change(before, say)
+            await staged.change(before)
     else:
         yield None
 

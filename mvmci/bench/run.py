@@ -404,7 +404,7 @@ class Run:
             return
         staged, (first, *others) = self._staged[diagnosis.candidate], diagnosis.findings
         began = time.monotonic()
-        async with raised(staged, first, self._tell) as given:
+        async with raised(staged, first) as given:
             if given is None:
                 return
             self._tell(f"{staged.name}, {diagnosis.profile}: raised {first.cause}, {' to '.join(given)}")

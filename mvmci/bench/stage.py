@@ -256,11 +256,12 @@ class Staged:
             for name, one in there.items()
         )
 
-    async def change(self, topology: Topology, say: Callable[[str], None]) -> None:
-        """Make it what another `topology` says, as `up` does. Raises what `up` does."""
+    async def change(self, topology: Topology) -> None:
+        """Make it what another `topology` says, as `up` does, but for its words: of workers that are drained
+        it says how to let them take jobs. Raises what `up` does."""
         assert self.file is not None
         self.topology = topology
-        await _up(self.state, self.file, topology, say)
+        await _up(self.state, self.file, topology, lambda _: None)
 
 
 @contextlib.asynccontextmanager
