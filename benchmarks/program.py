@@ -25,7 +25,7 @@ from mvmci.bench import client as load
 from mvmci.cli.options import spread
 from mvmci.cli.submit import SUBMITS_AT_ONCE
 from mvmci.jobs.job import Limits, Payload
-from mvmci.jobs.journal import Journal, Spec
+from mvmci.jobs.journal import BENCH_BY, Journal, Spec
 from mvmci.journals.client import mint_id, submit, until_ended
 from mvmci.stores import open_cluster
 from mvmci.stores.nats import Cluster as Broker
@@ -161,7 +161,7 @@ class Client(load.Client):
             input=Payload(text=input_),
             limits=Limits(),
             seed=1,
-            by=load.BY,
+            by=BENCH_BY,
         )
 
     async def bulk(
