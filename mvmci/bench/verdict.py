@@ -434,7 +434,7 @@ def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     if marked := sum(bool(one.marks) for one in counted):
         text = (
             f"What a quieter machine shows: {marked:,} of {len(counted):,} windows count, though something "
-            "speaks against them that stayed when they were run again."
+            "speaks against them."
         )
         yield Sentence(text=text, figures=["windows"])
 
