@@ -81,18 +81,18 @@ class Raising(msgspec.Struct, frozen=True, kw_only=True):
 
     what: str
     times: float
-    by: Literal["file", "cgroup", "units", "load"]
+    by: Literal["file", "cgroup", "units"]
 
 
 # What can be raised to confirm a cause, and why the others cannot.
 RAISED: Mapping[str, Raising] = {
-    "generator": Raising(what="load generators", times=2, by="load"),
     "quota": Raising(what="the share of a processor", times=2.5, by="cgroup"),
     "slots": Raising(what="slots", times=3, by="file"),
     "loop": Raising(what="executors", times=2, by="units"),
 }
 FIXED: Mapping[str, str] = {
     "memory": "failed jobs and the kernel's count say it already",
+    "generator": "one program makes all of the load",
     "others": "what other people run is not stopped for a measurement",
     "stopped": "who stops it is outside of the cluster",
     "network": "the network is what it is",

@@ -226,7 +226,6 @@ def test_each_cause_says_what_is_raised_or_why_nothing_can_be() -> None:
         "slots": (3, "file"),
         "quota": (2.5, "cgroup"),
         "loop": (2, "units"),
-        "generator": (2, "load"),
     }
 
 
