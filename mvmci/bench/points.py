@@ -50,6 +50,7 @@ class Points:
         self._again: list[tuple[Point, int]] = []  # and how often it was repeated
         self._tries = 0  # of the point that was given last
         self._windows = self._repeated = 0
+        self._measured: set[tuple[str, str]] = set()
 
     def _once(self) -> list[Point]:
         """Each, in random order, so that a drift of the machine is not taken for a bend; but the least number
@@ -81,6 +82,7 @@ class Points:
     def add(self, point: Point, rate: float, *, marked: bool) -> bool:
         """Take in the rate of a window; whether it counts. One that is `marked` comes again, if it may."""
         self._windows += 1
+        self._measured.add(point[:2])
         if marked and self._tries < REPEATS_MAX and self._repeated < REPEATED_MAX * max(20, self._windows):
             self._again.append((point, self._tries + 1))
             self._repeated += 1
@@ -94,8 +96,8 @@ class Points:
 
     @property
     def missing(self) -> bool:
-        """Whether there is one of which nothing is known."""
-        return not all(self._rates.values())
+        """Whether there is a candidate under a profile that was not measured at all."""
+        return not self._measured.issuperset(self._keys)
 
     @property
     def left(self) -> int:

@@ -46,9 +46,9 @@ LATENCY_S_MIN, LATENCY_S_MAX, LATENCY_JOBS = 2.0, 12.0, 1_000  # enough for a p9
 LATENCY_PART = 1 / 75  # of the budget, that each open loop may take
 LATENCY_SHARE = 0.5  # of the rate at the knee
 COSTS_S = {  # what each takes, until it was seen
-    "window": WINDOW_S + 3 * SETTLE_S,
-    "diagnosis": WINDOW_S + 5 * SETTLE_S,
-    "latency": WINDOW_S + 4 * SETTLE_S,  # and the open loop
+    "window": WINDOW_S + 2 * SETTLE_S,
+    "diagnosis": WINDOW_S + 4 * SETTLE_S,
+    "latency": WINDOW_S + 3 * SETTLE_S,  # and the open loop
     "raise": 30.0,
 }
 BEFORE_S = REST_S + 6 * SETTLE_S  # to warm one candidate for a profile, and see it at rest

@@ -98,3 +98,11 @@ def test_a_window_in_which_nothing_ended_is_no_end_of_the_run() -> None:
         point = points.next()
         points.add(point, 0.0 if point.workers == 1 else 3.0, marked=False)
     assert points.next() == Point("peer", "waiting", 1)
+
+
+def test_none_is_missing_once_each_was_measured_even_if_that_is_to_come_again() -> None:
+    points = Points(CANDIDATES, {"waiting": (1, 2)})
+    for still in (True, False):
+        assert points.missing
+        points.add(points.next(), 10.0, marked=True)
+        assert points.missing is still
