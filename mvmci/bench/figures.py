@@ -67,6 +67,11 @@ def in_minutes(seconds: float) -> str:
     return " ".join([f"{full} min"] * bool(full) + [f"{rest} s"] * bool(rest or not full))
 
 
+def several(count: int, name: str) -> str:
+    """`1 worker`, `2 workers`."""
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
 def in_workers(knee: Knee) -> str:
     """Where the knee is, with its interval: `16.3 (5.7–19.4)`, `over 48 (from 31.0)`."""
     over = f"over {knee.most}"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from mvmci.bench import charts, figures
 from mvmci.bench.bottleneck import LOOP_FULL, Finding
 from mvmci.bench.curves import versus
-from mvmci.bench.figures import NONE, STANDS, anchor, given, in_bytes, number, of
+from mvmci.bench.figures import NONE, STANDS, anchor, given, in_bytes, number, of, several
 from mvmci.bench.markup import Inside, Markup, join, tag
 from mvmci.bench.report import (
     CONTROL,
@@ -274,7 +274,7 @@ def _side_by_side(
         )
         for one in curves
     ]
-    heads = (f"with {_several(workers, 'worker')}, jobs/s" for workers in points)
+    heads = (f"with {several(workers, 'worker')}, jobs/s" for workers in points)
     what = "What the way to an engine costs jobs of which a few fill the machine: they show no knee."
     if curves[0].profile not in report.without_knee:
         what = "So few numbers of workers show no knee."
@@ -372,7 +372,7 @@ def _latency_table(told: Sequence[Latency], candidates: Sequence[Candidate]) -> 
             f"latency/{one.candidate}/{one.profile}",
             (
                 _name(one.candidate, candidates),
-                f"{given(one.rate)} by {_several(one.workers, 'worker')}",
+                f"{given(one.rate)} by {several(one.workers, 'worker')}",
                 f"{one.jobs:,}",
                 *(
                     " / ".join(number(shown.get(name)) for name in names)
@@ -557,17 +557,13 @@ def _machine(facts: MachineFacts) -> str:
 
 def _described(one: Candidate) -> str:
     executors = (
-        f", {_several(one.executors, 'executor')} of {one.executor_slots} slots" if one.executors else ""
+        f", {several(one.executors, 'executor')} of {one.executor_slots} slots" if one.executors else ""
     )
     changed = f"; {', '.join(one.changed)}" if one.changed else ""
     return (
         f"{one.name}: {one.file or 'added as the control'}, access {one.access}, runtime {one.runtime}, "
-        f"workers of {_several(one.slots, 'slot')}{executors}{changed}"
+        f"workers of {several(one.slots, 'slot')}{executors}{changed}"
     )
-
-
-def _several(count: int, name: str) -> str:
-    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _set_aside(report: Report) -> Inside:

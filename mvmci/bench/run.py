@@ -29,7 +29,7 @@ from mvmci.bench import load
 from mvmci.bench.bottleneck import find, tried
 from mvmci.bench.curves import draw
 from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
-from mvmci.bench.figures import number
+from mvmci.bench.figures import number, several
 from mvmci.bench.knee import noise_of
 from mvmci.bench.load import Loaded, closed, open_loop, percentiles
 from mvmci.bench.points import Point, Points
@@ -260,7 +260,7 @@ class Run:
         follows = "counts all the same" if counts else "run again"
         marks = f" ({'; '.join(window.marks)}: {follows})" if window.marks else ""
         self._tell(
-            f"{self._progress()}: {point.candidate}, {point.profile}, {_in_workers(point.workers)}: "
+            f"{self._progress()}: {point.candidate}, {point.profile}, {several(point.workers, 'worker')}: "
             f"{number(window.rate)} jobs/s{marks}"
         )
 
@@ -348,7 +348,7 @@ class Run:
     async def diagnose(self, candidate: str, profile: str, workers: int) -> Diagnosis:
         """What bounds so many workers, where the time of a job goes there, and what it takes."""
         staged = self._staged[candidate]
-        self._tell(f"{candidate}, {profile}: what bounds {_in_workers(workers)}")
+        self._tell(f"{candidate}, {profile}: what bounds {several(workers, 'worker')}")
         with self._timed("diagnosis"):
             await staged.set_workers(workers)
             before = await staged.stored_bytes()
@@ -519,10 +519,6 @@ def cold_engines(engines: Collection[str], first: Told, before: Told, now: Told)
         return one.slots_run == before[unit].slots_run and ended >= max(1, one.slots_run)
 
     return {unit for unit in engines if not is_warm(unit)}
-
-
-def _in_workers(count: int) -> str:
-    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _point(one: Window | Diagnosis) -> tuple[str, str, int]:

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mvmci.bench import figures
-from mvmci.bench.figures import NONE, first_of, given, number
+from mvmci.bench.figures import NONE, first_of, given, number, several
 from mvmci.bench.report import CONTROL, Candidate, Percentiles, Report, Window
 from mvmci.jobs.times import WORDS
 from mvmci.system.text import one_line
@@ -57,7 +57,7 @@ def _curves(report: Report, profile: str, shown: Sequence[Candidate]) -> Rows:
     curves = [first_of(report.curves, one.name, profile) for one in shown]
     for workers in sorted({n for one in curves if one is not None for n in one.means}):
         yield (
-            f"{workers} worker{'s' * (workers > 1)}",
+            several(workers, "worker"),
             [
                 f"{number(one.means[workers])}  {min(1, one.efficiency.get(workers, 0)):4.0%}"
                 if one is not None and workers in one.means
@@ -98,7 +98,7 @@ def _both(shown: Percentiles) -> str:
 
 def _lives(report: Report, profile: str, shown: Sequence[Candidate]) -> Rows:
     told = [figures.lives(report, one.name, profile) for one in shown]
-    yield "ms, alone → loaded", [f"at {many.workers} workers" if many else "" for _, many in told]
+    yield "ms, alone → loaded", [f"at {several(many.workers, 'worker')}" if many else "" for _, many in told]
     for part in figures.parts(itertools.chain.from_iterable(told), PART_LEAST):
         yield (
             f"  {WORDS.get(part, part)}",
@@ -156,7 +156,7 @@ def _run(report: Report) -> Iterator[str]:
 
 
 def _window(one: Window) -> str:
-    return f"{one.candidate}, {one.profile}, {one.workers} workers: {'; '.join(one.marks)}"
+    return f"{one.candidate}, {one.profile}, {several(one.workers, 'worker')}: {'; '.join(one.marks)}"
 
 
 def _wrapped(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from mvmci.bench import figures
 from mvmci.bench.bottleneck import FIXED, OTHERS_MANY, Finding, named, raising
 from mvmci.bench.capacity import FULL, carried, pays_from_s
 from mvmci.bench.curves import control_of, most_of_both, rate_at, versus
-from mvmci.bench.figures import in_workers, number
+from mvmci.bench.figures import in_workers, number, several
 from mvmci.bench.judged import SHOWS_EXECUTOR, Judged, choice, is_doubtful, judge
 from mvmci.bench.report import CONTROL, Candidate, Curve, Report, Sentence, Verdict
 
@@ -204,10 +204,10 @@ def _compared(some: Sequence[Judged]) -> Iterator[Sentence]:
     own = _groups((one.candidate.workers, (one.curve, one.control)) for one in some if one.control)
     most = _groups((most_of_both(*pair), pair) for pair in pairs)
     for workers, of in own.items():
-        yield from _ratios(of, workers, f"With {_workers(workers)}, as the file has")
+        yield from _ratios(of, workers, f"With {several(workers, 'worker')}, as the file has")
     for workers, of in most.items():
         if workers not in own:
-            yield from _ratios(of, workers, f"With {_workers(workers)}")
+            yield from _ratios(of, workers, f"With {several(workers, 'worker')}")
 
 
 def _ratios(pairs: Sequence[Pair], workers: int, begin: str, end: str = "") -> Iterator[Sentence]:
@@ -318,7 +318,7 @@ def _without_knee(report: Report) -> Iterator[Sentence]:
             end = f"; one job alone takes {_listed(others)} ms instead of {own}"
         if profile == LIGHT:
             end += ": that is what the way to the engine costs"
-        yield from _ratios(pairs, workers, f"`{profile}`, with {_workers(workers)}", end)
+        yield from _ratios(pairs, workers, f"`{profile}`, with {several(workers, 'worker')}", end)
 
 
 def _cut(report: Report) -> Iterator[Sentence]:
@@ -440,7 +440,7 @@ def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
 
 
 def _one_machine(report: Report) -> Iterator[Sentence]:
-    if len(report.machines) == 1:
+    if sum(bool(one.hosts) for one in report.machines) <= 1:
         text = (
             "What a network between machines costs, and how `per-worker` and `pool` grow with machines: all "
             "units shared one here. Several would show it (`runtime: ssh`)."
@@ -483,10 +483,6 @@ def _bound(found: Finding) -> str:
 
 def _figure(what: str, of: figures.OfCandidate) -> str:
     return f"{what}/{of.candidate}/{of.profile}"
-
-
-def _workers(count: int) -> str:
-    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _names(some: Iterable[Judged]) -> str:
