@@ -7,17 +7,18 @@ MVMCI_PLANTED=3 for three in two.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import pytest
+import pytest_asyncio
 
 from mvmci.bench.bottleneck import OTHERS_MANY
 from mvmci.bench.evidence import look, seen_between
@@ -45,7 +46,8 @@ pytestmark = [
 
 WORKERS, SLOTS = 4, 2
 LOOKS = 3  # at a case, until others take little of the machine
-BUSY_WITHIN_S = 10  # others are seen again, if they were
+GLANCES, GLANCE_S = 40, 0.5  # at the machine: so long others may take it before, and are seen again after
+BUSY = "other programs take too much of the machine"
 ROUNDS = int(os.environ.get("MVMCI_PLANTED", "1"))
 ACCESSES = ("shared", "peer") if ROUNDS > 1 else ("shared",)
 
@@ -58,6 +60,16 @@ def _nothing(one: Staged, pids: list[int]) -> AbstractContextManager[object]:
 
 
 @dataclass(frozen=True)
+class Site:
+    """A cluster, and which of its ways are slow. Cases that want the same are on one."""
+
+    access: str = ""
+    executor_slots: int = 0  # 0: so many that they do not bind
+    broker_latency_s: float = 0.0
+    way_latency_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Case:
     """What is planted, where, and what is to be said of it."""
 
@@ -66,9 +78,7 @@ class Case:
     plant: Plant = _nothing
     role: str = "executor"  # whose processes are planted on
     profile: str = "effects"
-    executor_slots: int = 0  # 0: so many that they do not bind
-    broker_latency_s: float = 0.0
-    way_latency_s: float = 0.0
+    site: Site = Site()
     stands: bool | None = None  # once it is raised; None: that is not possible here
 
 
@@ -89,8 +99,8 @@ def _slow_disk(one: Staged, pids: list[int]) -> AbstractContextManager[object]:
 
 
 CASES = {
-    "one slot": Case("slots", executor_slots=1, stands=True),
-    "three slots": Case("slots", executor_slots=3, stands=True),
+    "one slot": Case("slots", site=Site(executor_slots=1), stands=True),
+    "three slots": Case("slots", site=Site(executor_slots=3), stands=True),
     "a tenth of a core for the executor": Case("quota", "executor", _quota(0.1), stands=True),
     "a quarter of a core for the executor": Case("quota", "executor", _quota(0.25), stands=True),
     "a tenth of a core for the workers": Case(
@@ -100,9 +110,6 @@ CASES = {
         "quota", "worker", _quota(0.25), role="worker", profile="light", stands=True
     ),
     "the executor stopped nine tenths of the time": Case("stopped", "executor", _stutter),
-    "20 ms on the way to the broker": Case("network", broker_latency_s=0.01),
-    "6 ms on the way to the broker": Case("network", broker_latency_s=0.003),
-    "20 ms on an order's way": Case("way", "executor", profile="light", way_latency_s=0.01),
     "a throttled disk": Case("sync", "broker", _slow_disk, role="broker"),
     "a generator held to a tenth of a core": Case("generator", "", _of_generator, profile="light"),
     "another program": Case("others", "", lambda one, pids: planting.computing()),
@@ -110,6 +117,9 @@ CASES = {
         "memory", "", lambda one, pids: planting.memory(pids, 260 << 20), profile="memory"
     ),
     "nothing": Case("", profile="waiting"),
+    "20 ms on the way to the broker": Case("network", site=Site(broker_latency_s=0.01)),
+    "6 ms on the way to the broker": Case("network", site=Site(broker_latency_s=0.003)),
+    "20 ms on an order's way": Case("way", "executor", profile="light", site=Site(way_latency_s=0.01)),
 }
 
 
@@ -159,22 +169,30 @@ async def _far_executor(one: Staged, latency_s: float) -> AsyncIterator[None]:
         yield
 
 
-@asynccontextmanager
-async def running(case: Case, access: str, folder: Path) -> AsyncIterator[tuple[Run, Staged]]:
-    """A run on one cluster, whose slots are warm."""
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    """Its URL."""
+    with serving() as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def one(
+    request: pytest.FixtureRequest, service: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Staged]:
+    """The cluster of a `Site`."""
+    need(os.geteuid() == 0, "limits of cgroups are for root")
+    site, folder = request.param, tmp_path_factory.mktemp("site")
     folder.chmod(0o711)
     async with contextlib.AsyncExitStack() as stack:
-        line = await stack.enter_async_context(_broker(folder / "broker", case.broker_latency_s))
-        text = f"cluster: planted\naccess: {access}\nexecutors: {{slots: {case.executor_slots or 4}}}\n"
+        line = await stack.enter_async_context(_broker(folder / "broker", site.broker_latency_s))
+        text = f"cluster: planted\naccess: {site.access}\nexecutors: {{slots: {site.executor_slots or 4}}}\n"
         text += f"workers: {{count: {WORKERS}, slots: {SLOTS}}}\n{line}\n"
-        url = stack.enter_context(serving())
-        wanted = Wanted(workers=WORKERS, slots=SLOTS, http=[f"{url}*"], as_is=bool(case.executor_slots))
-        found = {access: read_topology(text.encode(), name="planted.yaml")}
+        wanted = Wanted(workers=WORKERS, slots=SLOTS, http=[f"{service}*"], as_is=bool(site.executor_slots))
+        found = {site.access: read_topology(text.encode(), name="planted.yaml")}
         (one,) = await stack.enter_async_context(staged(folder, found, {}, wanted, print))
-        await stack.enter_async_context(_far_executor(one, case.way_latency_s))
-        work = await prepare(PROFILES[case.profile], one.client, url)
-        key = (one.name, case.profile)
-        yield Run([one], {key: work}, Points([one.name], {case.profile: [WORKERS]}), print), one
+        await stack.enter_async_context(_far_executor(one, site.way_latency_s))
+        yield one
 
 
 async def _processes(one: Staged, role: str) -> list[int]:
@@ -196,33 +214,50 @@ async def _find(run: Run, one: Staged, case: Case) -> float:
     return max(others)
 
 
-def _is_busy() -> bool:
-    """Whether others take much of a machine on which nothing of ours is at work, in any of some seconds."""
-    for _ in range(BUSY_WITHIN_S):
+async def _is_ever(*, quiet: bool) -> bool:
+    """Whether others take little of the machine for once, or much. Nothing of ours is to be at work."""
+    for _ in range(GLANCES):
         before = usage.machine()
-        time.sleep(1)
-        if usage.machine().busy_us - before.busy_us > OTHERS_MANY * before.processors * 1e6:
+        await asyncio.sleep(GLANCE_S)
+        taken_us = usage.machine().busy_us - before.busy_us
+        if (taken_us <= OTHERS_MANY * before.processors * GLANCE_S * 1e6) is quiet:
             return True
     return False
 
 
-@pytest.mark.parametrize("access", ACCESSES)
-@pytest.mark.parametrize("name", CASES)
+def _on(access: str, case: Case) -> Case:
+    return replace(case, site=replace(case.site, access=access))
+
+
+PLANTED = {f"{name}-{access}": _on(access, case) for access in ACCESSES for name, case in CASES.items()}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(
+    ("one", "case"),
+    [pytest.param(case.site, case, id=name) for name, case in PLANTED.items()],
+    indirect=["one"],
+    scope="module",  # of all that are on one cluster, the next one follows
+)
 @pytest.mark.parametrize("round_", range(ROUNDS))
-async def test_what_was_planted_is_named(name: str, access: str, round_: int, tmp_path: Path) -> None:
-    need(os.geteuid() == 0, "limits of cgroups are for root")
-    case = CASES[name]
-    async with running(case, access, tmp_path) as (run, one):
-        await run.warm(one.name, case.profile)
-        with case.plant(one, await _processes(one, case.role)):
-            for _ in range(LOOKS):
-                others = await _find(run, one, case)
-                if others <= OTHERS_MANY or case.cause == "others":
-                    break
-    if others > OTHERS_MANY and case.cause != "others" and _is_busy():
-        pytest.skip(f"other programs took {others:.0%} of the machine, whenever it was looked at")
+async def test_what_was_planted_is_named(
+    case: Case, round_: int, one: Staged, service: str, request: pytest.FixtureRequest
+) -> None:
+    work = await prepare(PROFILES[case.profile], one.client, service)
+    points = Points([one.name], {case.profile: [WORKERS]})
+    run = Run([one], {(one.name, case.profile): work}, points, print)
+    if not await _is_ever(quiet=True):
+        pytest.skip(BUSY)
+    await run.warm(one.name, case.profile)
+    with case.plant(one, await _processes(one, case.role)):
+        for _ in range(LOOKS):
+            others = await _find(run, one, case)
+            if others <= OTHERS_MANY or case.cause == "others":
+                break
+    if others > OTHERS_MANY and case.cause != "others" and await _is_ever(quiet=False):
+        pytest.skip(BUSY)
     findings = run.found.diagnoses[-1].findings
-    print(name, access, run.found.diagnoses[-1])
+    print(request.node.name, run.found.diagnoses[-1])
     if not case.cause:
         assert not findings
         return
