@@ -168,7 +168,8 @@ def rates(before: UnitMetrics, now: UnitMetrics) -> Rates:
         round_trip_us=now.round_trips.since(before.round_trips).quantile_us(0.5),
         late_us=late.quantile_us(0.5),
         late_p99_us=late.quantile_us(0.99),
-        throttled=(now.cgroup.throttled_us - before.cgroup.throttled_us) / us,
+        # The kernel adds up the processors on which it was held back.
+        throttled=min(1.0, (now.cgroup.throttled_us - before.cgroup.throttled_us) / us),
         killed=now.cgroup.killed - before.cgroup.killed,
     )
 

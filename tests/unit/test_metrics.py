@@ -135,6 +135,10 @@ def test_rates_are_of_the_time_between_two_answers() -> None:
     assert did.order_us == 0
 
 
+def test_what_is_held_back_on_two_processors_is_so_all_the_time() -> None:
+    assert rates(unit(), unit(at_us=S, cgroup=replace(FREE, throttled_us=2 * S))).throttled == 1.0
+
+
 def test_a_unit_that_was_started_again_or_came_meanwhile_has_none() -> None:
     before = {"a": unit(), "b": unit(unit="b")}
     now = {"a": unit(incarnation="i2"), "b": unit(unit="b", at_us=S), "c": unit(unit="c")}
