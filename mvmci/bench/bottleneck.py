@@ -18,7 +18,7 @@ OTHERS_MANY = 0.15  # of the machine
 HELD_BACK, HELD_IDLE = 0.3, 0.25  # waited for a processor while so much of its machine was idle
 LATE_MS, LATE_RAN, LATE_WAITED = 5.0, 0.6, 0.2  # late though it neither ran nor waited
 FAR_MS, FAR_TIMES = 3.0, 4.0  # a round trip, and how many times that at rest
-WAY_MS, WAY_SHARE = 6.0, 0.25  # an order's round trip that is long at rest; and of a job alone
+WAY_MS, WAY_SHARE = 6.0, 0.25  # an order's round trip, beyond late loops; and of a job alone
 SYNC_MS, SYNC_TIMES = 10.0, 5.0  # a lone write beyond its round trip, and how many times that at rest
 SLOTS_FULL, SLOTS_AS_ALONE = 0.85, 1.3  # slots taken, and how much longer a job was in one than alone
 BUSY = 0.88  # of the machine's processors
@@ -211,8 +211,8 @@ def _way(seen: Evidence) -> Finding | None:
         return None
     trip_ms, alone_ms = one.order_ms, seen.order_alone_ms
     trip_ms -= one.late_ms + max((unit.late_ms for unit in executors), default=0.0)
-    is_far = min(trip_ms, alone_ms) > max(WAY_MS, FAR_TIMES * seen.round_trip_alone_ms)
-    if not (is_far or _grew(trip_ms, alone_ms)) or trip_ms <= WAY_SHARE * seen.in_slot_alone_ms:
+    is_far = alone_ms > max(WAY_MS, FAR_TIMES * seen.round_trip_alone_ms) or trip_ms > FAR_TIMES * alone_ms
+    if not is_far or trip_ms <= max(WAY_MS, WAY_SHARE * seen.in_slot_alone_ms):
         return None
     why = (
         f"the round trip of an order took {one.unit} {one.order_ms:.1f} ms, at rest {seen.order_alone_ms:.1f}"

@@ -133,6 +133,10 @@ PLANTED: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         shared(executor={"late_ms": 4.5}, workers={"order_ms": 7, "late_ms": 0.4}, **LIGHT),
         [],
     ),
+    "orders that wait for their turn, light": (
+        shared(workers={"order_ms": 4.4}, order_alone_ms=0.9, busy=0.77, **LIGHT),
+        [],
+    ),
     "the broker's link, light, which orders of `peer` go through too": (
         shared(all_units={"round_trip_ms": 22}, workers={"order_ms": 44}, **LIGHT),
         [("network", "")],
