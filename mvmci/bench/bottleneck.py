@@ -21,7 +21,7 @@ FAR_MS, FAR_TIMES = 3.0, 4.0  # a round trip, and how many times that at rest
 WAY_MS, WAY_SHARE = 6.0, 0.25  # an order's round trip, beyond late loops; and of a job alone
 SYNC_MS, SYNC_TIMES = 10.0, 5.0  # a lone write beyond its round trip, and how many times that at rest
 SLOTS_FULL, SLOTS_AS_ALONE = 0.85, 1.3  # slots taken, and how much longer a job was in one than alone
-BUSY = 0.88  # of the machine's processors
+BUSY = 0.85  # of the machine's processors
 LOOP_FULL = 0.8  # of the time a loop ran or waited for a processor
 MOVED_LEAST = 0.05  # of a rate: less is no move, however quiet the machine
 

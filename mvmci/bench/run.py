@@ -42,8 +42,8 @@ from mvmci.errors import NotYet, StoreFull, Usage
 from mvmci.journals.reader import load as read_journal
 
 WINDOW_S, SETTLE_S, REST_S = 4.0, 0.7, 2.0
-LATENCY_S_MIN, LATENCY_S_MAX, LATENCY_JOBS = 2.0, 12.0, 1_000  # enough for a p99
-LATENCY_PART = 1 / 75  # of the budget, that each open loop may take
+LATENCY_S_MIN, LATENCY_S_MAX, LATENCY_JOBS = 2.0, 15.0, 1_000  # enough for a p99
+LATENCY_PART = 1 / 60  # of the budget, that each open loop may take
 LATENCY_SHARE = 0.5  # of the rate at the knee
 COSTS_S = {  # what each takes, until it was seen
     "window": WINDOW_S + 2 * SETTLE_S,
@@ -106,7 +106,7 @@ class Run:
         self._latency_s = latency_s(ends_at - self._began)
         self._floods = [(key, jobs) for jobs in floods for key in self._works]
         is_ours = any(one.topology is not None for one in self._staged.values())
-        later = [*["diagnosis", "latency"] * len(self._works), *["raise"] * is_ours]
+        later = [*["diagnosis", "diagnosis", "latency"] * len(self._works), *["raise"] * is_ours]
         try:
             async with asyncio.timeout(ends_at + HANGS_S - time.monotonic()):
                 self._later = [*["window"] * self._points.left, *later]
@@ -131,10 +131,14 @@ class Run:
             ) from None
 
     async def _explain(self, rate: float | None) -> None:
-        """What windows do not tell. Where time is short, what bounds them comes first."""
+        """What windows do not tell. Where time is short, what bounds them comes first: just beyond the knee,
+        or, where nothing is full there yet, with the most workers."""
         for key in self._works:
             knee = self.curve(*key).knee
-            await self.diagnose(*key, knee.between[1] if knee.between else knee.most)
+            beyond = knee.between[1] if knee.between else knee.most
+            seen = await self.diagnose(*key, beyond)
+            if not seen.findings and beyond < knee.most and self._fits("diagnosis"):
+                await self.diagnose(*key, knee.most)
         for profile in dict.fromkeys(profile for _, profile in self._works):
             if self._fits(*["latency"] * len(self._staged)):
                 await self.latency(profile, rate)
