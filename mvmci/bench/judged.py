@@ -68,6 +68,11 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         return f"`{self.candidate.name}`"
 
     @property
+    def is_machine(self) -> bool:
+        """Whether something is known to bound it that is no executor's."""
+        return self.found.cause not in ("nothing", "unclear") and self.found.whose != "executor"
+
+    @property
     def low(self) -> float:
         """How many workers one executor carries at least."""
         return self.curve.knee.low / max(1, self.candidate.executors)

@@ -52,7 +52,7 @@ SHOWN_BY = {  # what it takes to see an executor by itself, where it is not a ma
 }
 
 BESIDE = {  # what a kind means for candidates, {}, beside the control
-    "together": "Where {} and `per-worker` bend together, it is not an executor that ends.",
+    "together": "Where `per-worker` bends together with {}, it is not an executor that ends.",
     "undecided": "That does not tell {} from `per-worker`.",
     "alone": "Whether that is an executor or the machine cannot be told without `per-worker` beside {}.",
 }
@@ -157,6 +157,8 @@ def _why(one: Judged) -> str:
         ends = (found for found in (one.beside, one.found) if found.whose != "executor")
         bound = next((_bound(found) for found in ends if found.cause in BOUNDS), "this machine")
         return f"what ended first, with `per-worker` as with the others, was {bound}"
+    if one.kind == "undecided" and one.is_machine:
+        return f"what ended was {_bound(one.found)}, and whether an executor did before is not known"
     if one.kind == "undecided":
         return f"what was measured does not tell {one.name} from `per-worker`, where nothing is shared"
     if one.kind == "unclear":
@@ -405,7 +407,12 @@ def _command(
         return f"mvmci plan {file} && mvmci up {file}"
     if across := [one for one in telling if choice(one.high).stays]:
         return _deciding(across, report)
-    return report.command if any(one.kind == "undecided" for one in everything) else ""
+    return report.command if any(map(_is_open, everything)) else ""
+
+
+def _is_open(one: Judged) -> bool:
+    """Whether more windows on the same machine could tell it from the control."""
+    return one.kind == "undecided" and not one.is_machine
 
 
 def _file(report: Report, winner: Candidate) -> str:
@@ -415,7 +422,7 @@ def _file(report: Report, winner: Candidate) -> str:
 def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     """What these machines cannot show, and what would."""
     hidden = _groups(
-        (SHOWN_BY.get("undecided" if one.kind == "undecided" else one.found.cause, ""), one)
+        (SHOWN_BY["undecided"] if _is_open(one) else SHOWN_BY.get(one.found.cause, ""), one)
         for one in everything
         if one.kind in ("together", "elsewhere", "undecided")
     )

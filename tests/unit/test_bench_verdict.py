@@ -219,7 +219,7 @@ def test_where_all_bend_together_the_machine_is_named_and_no_access() -> None:
     )
     text = text_of(verdict)
     assert (
-        "Where `peer` and `shared` and `per-worker` bend together, it is not an executor that ends." in text
+        "Where `per-worker` bends together with `peer` and `shared`, it is not an executor that ends." in text
     )
     assert "With 16 workers, of what `per-worker` does (102 jobs/s): `peer` 1.2, `shared` as much." in text
     assert (
@@ -351,7 +351,7 @@ def test_an_executor_that_kept_up_with_twenty_did_so_whatever_ended_then() -> No
     verdict = decide(replace(report, diagnoses=rows))
     assert verdict.access == "shared"
     text = text_of(verdict)
-    assert "Where `shared` and `per-worker` bend together, it is not an executor that ends." in text
+    assert "Where `per-worker` bends together with `shared`, it is not an executor that ends." in text
     assert "By the study's rule, 20 or more workers for one executor: `shared` may stay" in text
 
 
@@ -450,9 +450,23 @@ def test_what_cannot_be_told_from_the_control_is_not_said_to_bend_with_it() -> N
     assert "It takes more windows, which a longer --budget has, or a quieter machine." in text
 
 
+def test_what_ended_is_told_even_where_it_is_not_known_whether_an_executor_did_before() -> None:
+    report = with_knees(
+        {"per-worker": (17.8, 10.5, 22.1), "shared": (11.1, 8.3, 15.9), "peer": (11.5, 8.4, 25.2)}
+    )
+    rows = [replace(one, findings=[PROCESSORS]) for one in report.diagnoses]
+    verdict = decide(replace(report, diagnoses=rows))
+    assert (verdict.access, verdict.command) == ("", "")
+    assert verdict.sentences[0].text == (
+        "No verdict about the access: what ended was this machine's processors, and whether an executor did "
+        "before is not known."
+    )
+    assert "It takes executors on a machine of their own" in verdict.unseen[0].text
+
+
 def test_what_does_much_less_than_the_control_does_not_bend_with_it_however_alike_their_knees() -> None:
     report = with_knees(MEASURED | {"per-worker": (11.0, 9.0, 13.0), "shared": (10.0, 8.0, 12.0)})
-    assert "Where `shared` and `per-worker` bend together" in text_of(
+    assert "Where `per-worker` bends together with `shared`" in text_of(
         decide(replace(report, curves=alike(report)))
     )
     assert "That does not tell `shared` and `peer` from `per-worker`." in text_of(
