@@ -121,16 +121,21 @@ def raising(found: Finding) -> Raising | None:
     return None if found.cause == "loop" and found.whose != "executor" else RAISED.get(found.cause)
 
 
-def tried(found: Finding, given: tuple[str, str], rates: tuple[float, float], noise: float) -> Finding:
+def tried(
+    found: Finding, given: tuple[str, str], rates: tuple[float, float], *, noise: float, others: float
+) -> Finding:
     """What is thought of it now that what it names was raised from `given[0]` to `given[1]`: the rate went
     from `rates[0]` to `rates[1]` jobs/s, a difference that is off by a part of `noise` (standard deviation)
-    by chance."""
+    by chance, while other programs took `others` of the machine."""
     what = RAISED[found.cause].what
     stands = rates[1] > rates[0] * (1 + max(2 * noise, MOVED_LEAST))
     raised = f"raising {what} from {given[0]} to {given[1]}"
     moved = f"{rates[0]:,.1f} → {rates[1]:,.1f} jobs/s"
     if stands:
         return msgspec.structs.replace(found, stands=True, tried=f"{raised} moved it: {moved}")
+    if others > OTHERS_MANY:
+        beside = f"{raised} told nothing: other programs took {others:.0%} of the machine then"
+        return msgspec.structs.replace(found, tried=beside)
     of = f"{found.whose}'s {found.cause}" if found.whose else found.cause
     unclear = f"unclear: it looked like {of}, and {raised} moved nothing ({moved})"
     return msgspec.structs.replace(found, stands=False, tried=unclear)
@@ -140,7 +145,8 @@ def _memory(seen: Evidence) -> Finding | None:
     """It shows as failures, and hardly as slowness: so it is named whatever else holds."""
     if not seen.killed:
         return None
-    why = f"the kernel ended {seen.killed} processes for want of memory, and {seen.failed} jobs failed"
+    failed = f", and {seen.failed:,} jobs failed" if seen.failed else ""
+    why = f"the kernel ended {seen.killed:,} processes for want of memory{failed}"
     return Finding(cause="memory", why=why)
 
 

@@ -58,6 +58,7 @@ LIVES = 200  # journals that are read for where the time goes
 OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT, FAILED = 0.15, 0.1, 1.0, 0.1, 0.01  # what marks a window
 DRIFT_KNOWN = 5  # windows, before one can differ from them
 NOISE = 0.05  # between windows of one point, where none is known
+RAISED_WINDOWS = 2
 CALIBRATION = 100_000  # rounds of a fixed piece of work: some ms
 
 Key = tuple[str, str]  # a candidate and a profile
@@ -406,7 +407,7 @@ class Run:
         diagnosis = self.found.diagnoses[place]
         if not diagnosis.findings:
             return
-        staged, (first, *others) = self._staged[diagnosis.candidate], diagnosis.findings
+        staged, (first, *more) = self._staged[diagnosis.candidate], diagnosis.findings
         began = time.monotonic()
         async with raised(staged, first) as given:
             if given is None:
@@ -414,13 +415,17 @@ class Run:
             self._tell(f"{staged.name}, {diagnosis.profile}: raised {first.cause}, {' to '.join(given)}")
             await self.warm(staged.name, diagnosis.profile)
             await staged.set_workers(diagnosis.workers)
-            rates = [await self._rate(staged, diagnosis.profile) for _ in range(2)]
+            after = [
+                await self._watched(staged, diagnosis.profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
+                for _ in range(RAISED_WINDOWS)
+            ]
         self._has_taken("raise", began)
         closed_loops = [one for one in self.found.windows if one.loop == "closed" and one.counts]
         before = [diagnosis.rate, *(one.rate for one in closed_loops if _point(one) == _point(diagnosis))]
-        noise = self._noise(diagnosis) * math.sqrt(1 / len(before) + 1 / len(rates))
-        first = tried(first, given, (statistics.fmean(before), statistics.fmean(rates)), noise)
-        self.found.diagnoses[place] = msgspec.structs.replace(diagnosis, findings=(first, *others))
+        noise = self._noise(diagnosis) * math.sqrt(1 / len(before) + 1 / len(after))
+        rates = statistics.fmean(before), statistics.fmean(loaded.rate for _, loaded in after)
+        first = tried(first, given, rates, noise=noise, others=max(seen.others for seen, _ in after))
+        self.found.diagnoses[place] = msgspec.structs.replace(diagnosis, findings=(first, *more))
 
     def _noise(self, at: Diagnosis) -> float:
         """What one window there is off by, as all windows of its curve say."""
@@ -428,10 +433,6 @@ class Run:
             return noise_of(self.curve(at.candidate, at.profile).rates).get(at.workers, NOISE)
         except NotYet:
             return NOISE
-
-    async def _rate(self, staged: Staged, profile: str) -> float:
-        _, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
-        return loaded.rate
 
     # ---- latency, floods
 

@@ -338,9 +338,10 @@ def _failures(report: Report) -> Iterator[Sentence]:
             rows = figures.of(report.diagnoses, candidate.name, profile)
             memory = [found.why for row in rows for found in row.findings if found.cause == "memory"]
             if failed or memory:
-                text = f"`{candidate.name}`, `{profile}`: {failed:,} of {ended:,} jobs failed"
+                of_jobs = [f"{failed:,} of {ended:,} jobs failed"] if failed else []
+                text = ": ".join([f"`{candidate.name}`, `{profile}`", *of_jobs, *memory[:1]])
                 rests_on = ["windows", *[f"diagnosis/{candidate.name}/{profile}"][: len(memory)]]
-                yield Sentence(text=f"{': '.join([text, *memory[:1]])}.", figures=rests_on)
+                yield Sentence(text=f"{text}.", figures=rests_on)
     if report.counted.lost or report.counted.twice:
         text = (
             f"By their journals {report.counted.lost:,} jobs were lost and {report.counted.twice:,} ended "

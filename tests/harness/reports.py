@@ -376,9 +376,9 @@ def _findings(access: str) -> list[Finding]:
         case "per-worker":
             return [processors]
         case "pool":
-            return [tried(slots, ("128", "384"), (401.0, 399.0), 0.01), processors]
+            return [tried(slots, ("128", "384"), (401.0, 399.0), noise=0.01, others=0.0), processors]
         case _:
-            return [tried(loop, ("1", "2"), (341.0, 402.0), 0.01)]
+            return [tried(loop, ("1", "2"), (341.0, 402.0), noise=0.01, others=0.0)]
 
 
 def _verdict(accesses: Sequence[str], profiles: Sequence[str]) -> Verdict:

@@ -249,14 +249,14 @@ SLOTS = Finding(cause="slots", whose="executor", why="90% of the slots were take
 def test_a_cause_stands_once_raising_it_has_moved_the_rate(
     before: float, after: float, noise: float, stands: bool
 ) -> None:
-    assert tried(SLOTS, ("1", "3"), (before, after), noise).stands is stands
+    assert tried(SLOTS, ("1", "3"), (before, after), noise=noise, others=0.0).stands is stands
 
 
 def test_what_stands_says_how_it_moved_and_what_does_not_is_unclear_with_both() -> None:
-    moved = tried(SLOTS, ("1", "3"), (7.0, 21.5), 0.05)
+    moved = tried(SLOTS, ("1", "3"), (7.0, 21.5), noise=0.05, others=0.0)
     assert (moved.cause, moved.why) == (SLOTS.cause, SLOTS.why)
     assert moved.tried == "raising slots from 1 to 3 moved it: 7.0 → 21.5 jobs/s"
-    vain = tried(SLOTS, ("1", "3"), (1_207.0, 1_211.0), 0.05)
+    vain = tried(SLOTS, ("1", "3"), (1_207.0, 1_211.0), noise=0.05, others=0.0)
     assert vain.tried == (
         "unclear: it looked like executor's slots, and raising slots from 1 to 3 moved nothing "
         "(1,207.0 → 1,211.0 jobs/s)"
@@ -264,8 +264,17 @@ def test_what_stands_says_how_it_moved_and_what_does_not_is_unclear_with_both() 
     assert named([vain]) == Finding(cause="unclear", why=vain.tried, stands=False)
 
 
+def test_what_others_may_have_held_back_is_not_withdrawn() -> None:
+    beside = tried(SLOTS, ("1", "3"), (7.0, 7.0), noise=0.05, others=0.3)
+    assert beside.stands is None
+    assert beside.tried == (
+        "raising slots from 1 to 3 told nothing: other programs took 30% of the machine then"
+    )
+    assert tried(SLOTS, ("1", "3"), (7.0, 21.5), noise=0.05, others=0.3).stands
+
+
 def test_what_was_withdrawn_gives_way_to_the_next_that_holds() -> None:
     processors = Finding(cause="processors", why="busy")
-    vain = tried(SLOTS, ("1", "3"), (7.0, 7.0), 0.05)
+    vain = tried(SLOTS, ("1", "3"), (7.0, 7.0), noise=0.05, others=0.0)
     assert named([vain, processors]) == processors
     assert named([]).cause == "nothing"

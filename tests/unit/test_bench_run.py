@@ -177,8 +177,8 @@ async def test_what_was_raised_moved_it_if_that_is_more_than_windows_differ_by(
     async def nothing(*_: object) -> None:
         pass
 
-    async def rate(*_: object) -> float:
-        return after
+    async def watched(*_: object, **__: object) -> tuple[object, object]:
+        return SimpleNamespace(others=0.0), SimpleNamespace(rate=after)
 
     told = make_report()
     at = msgspec.structs.replace(
@@ -193,7 +193,9 @@ async def test_what_was_raised_moved_it_if_that_is_more_than_windows_differ_by(
         told.windows[0], candidate="peer", profile="waiting", seconds=1.0, workers=4
     )
     rates = [(1, 25, "closed"), (4, 92, "closed"), (4, 108, "closed"), (4, 50, "open")]
-    staged: Any = SimpleNamespace(name="peer", candidate=told.candidates[2], set_workers=nothing)
+    staged: Any = SimpleNamespace(
+        name="peer", candidate=told.candidates[2], set_workers=nothing, jobs_at_once=16
+    )
     run = Run([staged], {}, Points([], {}), print)
     run.found.diagnoses = [at]
     run.found.windows = [
@@ -202,7 +204,7 @@ async def test_what_was_raised_moved_it_if_that_is_more_than_windows_differ_by(
     ]
     monkeypatch.setattr("mvmci.bench.run.raised", raised)
     monkeypatch.setattr(run, "warm", nothing)
-    monkeypatch.setattr(run, "_rate", rate)
+    monkeypatch.setattr(run, "_watched", watched)
     await run.raise_(0)
     (found,) = run.found.diagnoses[0].findings
     assert (found.stands, "100.0 → " in found.tried) == (stands, True)

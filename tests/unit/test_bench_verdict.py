@@ -46,8 +46,8 @@ LIGHT = {"per-worker": [1_321.0], "peer": [457.0], "shared": [394.0]}
 LOOP = Finding(
     cause="loop", whose="executor", why="the loop of executor-1 ran 40% of the time and waited 41%"
 )
-MOVED = tried(LOOP, ("1", "2"), (341.0, 420.0), 0.03)
-VAIN = tried(LOOP, ("1", "2"), (341.0, 345.0), 0.03)
+MOVED = tried(LOOP, ("1", "2"), (341.0, 420.0), noise=0.03, others=0.0)
+VAIN = tried(LOOP, ("1", "2"), (341.0, 345.0), noise=0.03, others=0.0)
 PROCESSORS = Finding(cause="processors", why="the machine's processors were 93% busy")
 OTHERS = Finding(cause="others", why="other programs took 30% of the machine")
 GENERATOR = Finding(cause="generator", why="what makes the load ran 90% of the time")
@@ -536,6 +536,8 @@ def test_failures_are_named_with_what_the_kernel_ended() -> None:
     assert second.text.startswith("`shared`, `waiting`: 4 of ")
     assert second.text.endswith("the kernel ended 52 processes for want of memory, and 39 jobs failed.")
     assert second.figures == ["windows", "diagnosis/shared/waiting"]
+    without = decide(replace(report, diagnoses=rows)).sentences[1].text
+    assert without.startswith("`shared`, `waiting`: the kernel ended 52 processes")
 
 
 def test_where_too_many_jobs_failed_nothing_is_concluded() -> None:

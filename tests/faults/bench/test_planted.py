@@ -86,6 +86,11 @@ def _quota(share: float) -> Plant:
     return lambda one, pids: planting.quota(pids, share)
 
 
+def _for_workers(share: float) -> Plant:
+    """Those of `peer` only pass jobs on: they would hardly want a quarter of a core before two are full."""
+    return lambda one, pids: planting.quota(pids, share * (0.6 if one.name == "peer" else 1))
+
+
 def _of_generator(one: Staged, pids: list[int]) -> AbstractContextManager[object]:
     return planting.quota([os.getpid()], 0.1)
 
@@ -104,10 +109,10 @@ CASES = {
     "a tenth of a core for the executor": Case("quota", "executor", _quota(0.1), stands=True),
     "a quarter of a core for the executor": Case("quota", "executor", _quota(0.25), stands=True),
     "a tenth of a core for the workers": Case(
-        "quota", "worker", _quota(0.1), role="worker", profile="light", stands=True
+        "quota", "worker", _for_workers(0.1), role="worker", profile="light", stands=True
     ),
     "a quarter of a core for the workers": Case(
-        "quota", "worker", _quota(0.25), role="worker", profile="light", stands=True
+        "quota", "worker", _for_workers(0.25), role="worker", profile="light", stands=True
     ),
     "the executor stopped nine tenths of the time": Case("stopped", "executor", _stutter),
     "a throttled disk": Case("sync", "broker", _slow_disk, role="broker"),
