@@ -156,12 +156,15 @@ class Run:
         return self._spare_s(*kinds) >= 0
 
     def _spare_s(self, *kinds: str) -> float:
-        floods_s = sum(jobs / max(self._rates(*key), default=math.inf) for key, jobs in self._floods)
+        floods_s = sum(jobs / self._rate_of_all(*key) for key, jobs in self._floods)
         return self._ends_at - time.monotonic() - floods_s - sum(map(self._cost_s, kinds))
 
-    def _rates(self, candidate: str, profile: str) -> list[float]:
+    def _rate_of_all(self, candidate: str, profile: str) -> float:
+        """What all workers do, in proportion as long as only fewer were seen; without end before that."""
         windows = (one for one in self.found.windows if one.loop == "closed" and one.rate)
-        return [one.rate for one in windows if (one.candidate, one.profile) == (candidate, profile)]
+        own = (one for one in windows if (one.candidate, one.profile) == (candidate, profile))
+        seen = max(own, key=lambda one: one.workers, default=None)
+        return math.inf if seen is None else seen.rate * self._staged[candidate].most / seen.workers
 
     def _cost_s(self, kind: str) -> float:
         """What one takes: by those of this run, else by those of others."""

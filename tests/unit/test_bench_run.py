@@ -110,15 +110,18 @@ def test_an_engine_is_warm_once_no_slot_has_its_first_job_and_as_many_jobs_ended
 
 def test_time_is_kept_for_what_is_to_come_by_what_the_same_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
-    run = Run([], {}, Points([], {}), print)
+    staged: Any = SimpleNamespace(name="peer", most=8)
+    run = Run([staged], {}, Points([], {}), print)
     run._ends_at = 120.0
     assert run._fits("diagnosis") and not run._fits("raise")
     run._took = {"diagnosis": [15.0, 25.0], "raise": [5.0]}
     assert run._fits("raise") and run._fits("diagnosis") and not run._fits("diagnosis", "raise")
     key = ("peer", "waiting")
-    window = msgspec.structs.replace(make_report().windows[0], ended=50, seconds=5.0)
-    run.found.windows = [msgspec.structs.replace(window, candidate=key[0], profile=key[1])]
-    run._floods = [(key, 160)]  # of which it does ten a second
+    window = msgspec.structs.replace(make_report().windows[0], candidate=key[0], profile=key[1], seconds=5.0)
+    run.found.windows = [msgspec.structs.replace(window, workers=2, ended=20)]
+    run._floods = [(key, 160)]  # of which eight workers are taken to do 16 a second
+    assert run._fits("raise")
+    run.found.windows.append(msgspec.structs.replace(window, workers=8, ended=50))  # and do ten
     assert not run._fits("raise")
 
 
