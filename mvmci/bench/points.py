@@ -100,6 +100,14 @@ class Points:
         return not self._measured.issuperset(self._keys)
 
     @property
+    def is_first_pass(self) -> bool:
+        """Whether a number of workers is still to come that no window had."""
+        return any(
+            point.workers not in self._rates[point[:2]] and not self._is_beyond(point)
+            for point in self._first
+        )
+
+    @property
     def left(self) -> int:
         """How many windows are still to come before the widest intervals have their turn."""
         return sum(not self._is_beyond(point) for point in self._first) + len(self._again)

@@ -117,7 +117,10 @@ class Run:
                     await self.rest(*key)
                 self._warn()
                 self._later = later
-                while self._points.missing or self._fits("window", *later):
+                certain = ["diagnosis"] * len(self._works)
+                while self._points.missing or self._fits(
+                    "window", *(certain if self._points.is_first_pass else later)
+                ):
                     await self.window(self._points.next())
                 self._mark_drift()
                 self.found.windows = at_last(self.found.windows)

@@ -92,6 +92,16 @@ def test_where_no_profile_has_a_knee_the_time_is_used_all_the_same() -> None:
     assert points.next().profile == "light"
 
 
+def test_the_first_pass_ends_with_the_last_number_of_workers_that_no_window_had() -> None:
+    points = Points(CANDIDATES, LEVELS, without_knee=["light"])
+    for _ in CANDIDATES:
+        for _ in (*LEVELS["waiting"], *LEVELS["light"]):
+            assert points.is_first_pass
+            points.add(point := points.next(), linear(point), marked=False)
+    assert not points.is_first_pass
+    assert points.left  # more rounds of the other profile
+
+
 def test_a_window_in_which_nothing_ended_is_no_end_of_the_run() -> None:
     points = Points(["peer"], {"waiting": (1, 2)})
     while points.left:

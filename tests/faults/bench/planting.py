@@ -71,16 +71,13 @@ def quota(pids: Sequence[int], share: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def memory(pids: Sequence[int], size: int) -> Iterator[None]:
-    """All of them together have so many bytes; the kernel ends one where they want more. Not the first: it
-    would be started again, and without a limit."""
-    score = Path(f"/proc/{pids[0]}/oom_score_adj")
-    before = score.read_text()
-    score.write_text("-500")
-    try:
-        with limited("memory", {"memory.max" if IS_UNIFIED else "memory.limit_in_bytes": size}, pids):
-            yield
-    finally:
-        score.write_text(before)
+    """All of them together have so many bytes; the kernel ends one where they want more. Not the first, which
+    would be started again, and without a limit: the others, and so what they start, go before it."""
+    for pid in pids[1:]:
+        with contextlib.suppress(OSError):  # it has ended
+            Path(f"/proc/{pid}/oom_score_adj").write_text("500")
+    with limited("memory", {"memory.max" if IS_UNIFIED else "memory.limit_in_bytes": size}, pids):
+        yield
 
 
 @contextlib.contextmanager
