@@ -255,8 +255,7 @@ def fold(state: State, record: AnyRecord) -> None:
                 state.attempts += 1
             if state.started_at is None:
                 state.started_at = record.at
-            if state.released is not None and state.released.why == "sleep":
-                state.asleep_ms += max(0, min(record.at, state.released.until) - state.released.at)
+            _wake(state, record.at)
             state.lease, state.released = record, None
         case Result():
             state.results += 1
@@ -273,11 +272,18 @@ def fold(state: State, record: AnyRecord) -> None:
         case Cancel():
             state.cancel = state.cancel or record
         case Done():
+            _wake(state, record.at)
             state.done = record
             if record.times is not None:
                 state.times += record.times
         case Intent():
             pass
+
+
+def _wake(state: State, at: int) -> None:
+    """Count the sleep that ends then, if it is one: its time is up, or the job was cancelled."""
+    if state.released is not None and state.released.why == "sleep":
+        state.asleep_ms += max(0, min(at, state.released.until) - state.released.at)
 
 
 def status(state: State) -> tuple[Status, str]:

@@ -7,7 +7,7 @@ import contextlib
 import msgspec
 import pytest
 
-from mvmci.jobs.journal import Done, Entry, Journal, Lease, Released, Spec
+from mvmci.jobs.journal import Cancel, Done, Entry, Journal, Lease, Released, Spec
 from mvmci.jobs.summary import TimesSummary, summarise
 from mvmci.jobs.times import PARTS, PHASES, WORDS, Moment, Stopwatch, Times, in_phases, in_words
 from tests.unit.test_journal import SPEC, lease
@@ -103,6 +103,13 @@ def test_runs_are_summed_up_and_sleep_is_nobodys() -> None:
     journal = ended(lease(1), first, again, Done(at=4_000, status="succeeded", times=Times(guest=50_000)))
     assert journal.state.times == Times(guest=150_000)
     assert journal.queued_us == 1_000_000 - 150_000 - 400_000
+
+
+def test_a_sleep_that_a_cancel_ends_is_nobodys_either() -> None:
+    asleep = Released(at=3_000, why="sleep", until=900_000, times=Times(guest=100_000))
+    cancelled = Done(at=3_800, status="cancelled")
+    journal = ended(lease(1), asleep, Cancel(at=3_750, by="me"), cancelled)
+    assert journal.queued_us == 1_000_000 - 100_000 - 800_000
 
 
 def test_of_a_tombstone_no_queue_is_told() -> None:
