@@ -183,7 +183,7 @@ def _fields(path: str) -> Iterator[tuple[str, int]]:
 
 def _text(path: str) -> str:
     try:
-        return Path(path).read_text()
+        return Path(path).read_text(errors="replace")  # names of programs are any bytes
     except OSError:
         return ""
 

@@ -55,6 +55,12 @@ def test_a_process_that_computes_runs_and_one_that_is_stopped_does_not(start: St
     assert usage.process(pid) == stopped
 
 
+def test_a_process_whose_name_is_no_text_is_counted_as_any_other(start: Start) -> None:
+    pid = start(f"open('/proc/self/comm', 'wb').write(b'\\xff) \\xc3')\n{BURN}")
+    until(lambda: b"\xff" in Path(f"/proc/{pid}/stat").read_bytes())
+    until(lambda: usage.process(pid).cpu_us > 0)
+
+
 def test_what_children_use_is_counted_while_they_live_and_once_they_have_ended(start: Start) -> None:
     child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN_100_MS!r}])\n"
     ended = start(child + "sys.stdin.read()")
