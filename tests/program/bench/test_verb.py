@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import time
@@ -108,13 +109,15 @@ def test_an_interrupt_among_windows_tells_what_was_measured_until_then(
 
 
 def test_a_worker_that_dies_in_a_window_is_told_and_the_run_goes_on(mvmci: Mvmci, file: Path) -> None:
-    """That of each cluster: one of these is being measured. It may be between two windows, so once more."""
+    """That of each cluster: one of these is being measured. It may be between two windows, so once more, at
+    another moment."""
     running = mvmci.start("bench", file, *QUICK, "--json")
+    shares = itertools.cycle((0.5, 0.9, 0.7))
     while b"worker-1 was started again" not in running.said("err") and running.alive:
         told = windows(running)
         until(lambda told=told: windows(running) > told or not running.alive)  # type: ignore[misc]
-        middle = time.monotonic() + SETTLE_S + WINDOW_S / 2
-        until(lambda middle=middle: time.monotonic() > middle)  # type: ignore[misc]
+        then = time.monotonic() + SETTLE_S + WINDOW_S * next(shares)
+        until(lambda then=then: time.monotonic() > then)  # type: ignore[misc]
         for line in mvmci.processes():
             if "units/worker-1/config" in line:
                 os.kill(int(line.split()[0]), signal.SIGKILL)
