@@ -187,13 +187,13 @@ class _Queue:
 
     def _hand_out(self, reply: Incoming) -> None:
         job, spec = self._layout.job_of_hint(reply.subject)
-        deliveries, seq = _delivered(reply.reply)
+        deliveries, seq, stored = _delivered(reply.reply)
         if not is_id(job):  # anybody who may say `ready` may have said it
             self._start(_Delivery(self._link, job, spec_entry=None, reply=reply.reply).ack)
             return
         first = spec and deliveries == 1 and self._layout.begins(reply.subject, reply.headers)
         origin = self._layout.origin_of_message(reply.subject)
-        spec_entry = Entry(seq=seq, data=reply.data, origin=origin) if first else None
+        spec_entry = Entry(seq=seq, data=reply.data, origin=origin, stored=stored) if first else None
         delivery = _Delivery(self._link, job, spec_entry=spec_entry, reply=reply.reply)
         while self._waiting:
             waiting, _ = self._waiting.popitem(last=False)
@@ -298,11 +298,12 @@ async def _best_effort(step: Callable[[], Awaitable[None]]) -> None:
         pass
 
 
-def _delivered(reply: str) -> tuple[int, int]:
-    """How often a message was delivered, and its sequence.
+def _delivered(reply: str) -> tuple[int, int, int]:
+    """How often a message was delivered, its sequence, and when it was stored, in ns since 1970.
 
-    By `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.…` (NATS ADR-15).
+    By `$JS.ACK.[<domain>.<account>.]<stream>.<consumer>.<deliveries>.<sequence>.<of the consumer>.<stored>.…`
+    (NATS ADR-15).
     """
     tokens = reply.split(".")
     at = 4 if len(tokens) == 9 else 6
-    return int(tokens[at]), int(tokens[at + 1])
+    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 3])
