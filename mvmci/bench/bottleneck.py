@@ -54,6 +54,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     units: Sequence[Loop]
     busy: float  # of all processors, on the fullest machine
     others: float  # the part of it that no process of the cluster and of the load took
+    beside: float = 0.0  # and that which clusters took that were up and had no load; 0 where it is not known
     slots_taken: float  # of all slots
     in_slot_ms: float
     in_slot_alone_ms: float

@@ -64,6 +64,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     busy: float
     others: float
+    beside: float
     cluster_us: int
     generator: Loop
     units: Sequence[Loop] = ()
@@ -168,6 +169,7 @@ def seen_between(before: Look, after: Look, *, is_local: bool, slotted: Collecti
         seconds=seconds,
         busy=busy,
         others=others,
+        beside=_beside(before, after) if is_local else 0.0,
         cluster_us=after.cluster_us - before.cluster_us,
         generator=Loop(unit="load", role="generator", idle=idle, ran=ran, waited=waited),
         units=units,
@@ -225,6 +227,13 @@ def _shares(before: Look, after: Look, *, is_local: bool) -> tuple[float, float]
     )
 
 
+def _beside(before: Look, after: Look) -> float:
+    """Of the machine, what all took that this process started, but for the cluster that was looked at."""
+    then_us, now_us = (one.family_us - one.own.cpu_us - one.cluster_us for one in (before, after))
+    room_us = (after.at - before.at) * 1e6 * after.machine.processors
+    return max(0, now_us - then_us) / room_us
+
+
 def weigh(load: Seen, rest: Seen, *, failed: int) -> Evidence:
     """What speaks for a bottleneck: a cluster under load, and the same with one job at a time."""
     return Evidence(
@@ -232,6 +241,7 @@ def weigh(load: Seen, rest: Seen, *, failed: int) -> Evidence:
         units=load.units,
         busy=load.busy,
         others=load.others,
+        beside=load.beside,
         slots_taken=load.slots_taken,
         in_slot_ms=load.in_slot_ms,
         in_slot_alone_ms=rest.in_slot_ms,

@@ -73,8 +73,14 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
         return self.found.cause not in ("nothing", "unclear") and self.found.whose != "executor"
 
     @property
+    def at(self) -> float | None:
+        """How many workers one executor carries; None where it is not known to bend."""
+        at = self.curve.knee.at
+        return None if at is None else at / max(1, self.candidate.executors)
+
+    @property
     def low(self) -> float:
-        """How many workers one executor carries at least."""
+        """And at least."""
         return self.curve.knee.low / max(1, self.candidate.executors)
 
     @property

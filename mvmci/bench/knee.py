@@ -71,7 +71,7 @@ def is_before(one: Knee, other: Knee) -> bool:
     """Whether `one` is surely the earlier: each lies outside of the other's interval."""
     if one.at is None or one.high is None:
         return False
-    return one.at < other.low and (other.at is None or one.high < other.at)
+    return one.at < other.low and one.high < (other.most if other.at is None else other.at)
 
 
 def means_of(curve: Curve) -> dict[int, float]:

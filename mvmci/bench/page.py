@@ -323,7 +323,7 @@ def _ceilings(curves: Sequence[Curve]) -> Inside:
     ]
     about = (
         "Calculated, not measured, where the loop of one executor would be full, by the time that a job "
-        f"takes of it: {'; '.join(told)}. The knee comes before that."
+        f"takes of it: {'; '.join(told)}. That time changes with load."
     )
     return tag("p", about, class_="soft") if told else None
 
@@ -499,7 +499,7 @@ def _capacity(report: Report) -> Inside:
             )
     about = (
         "Calculated from the curves and from what a job takes at that load: a plan, and no measurement. "
-        f"{figures.BEYOND} is more than was measured."
+        f"{figures.BEYOND} is beyond the knee."
     )
     if not tables:
         return None

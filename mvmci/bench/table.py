@@ -126,7 +126,7 @@ def _capacity(report: Report) -> Iterator[str]:
             for place, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
         )
     if told:
-        about = f"calculated for {chosen}; {figures.BEYOND} is more than was measured"
+        about = f"calculated for {chosen}; {figures.BEYOND} is beyond the knee"
         yield from _wrapped(about)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import statistics
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from mvmci.bench.judged import SHOWS_EXECUTOR, Judged, choice, is_doubtful, judg
 from mvmci.bench.report import CONTROL, Candidate, Curve, Report, Sentence, Verdict
 
 MANY = 1_000  # workers, from which on the rule says another thing
+BESIDE_LEAST = 0.02  # of a machine: less, of clusters without load, is not worth a word
 PROCESSORS_LEAST = 4  # of a machine that is to show an executor by itself
 LIGHT = "light"  # the profile whose jobs cost nothing but the way to an engine
 BOUNDS = {  # a cause in a sentence; {} is whose it is
@@ -103,7 +105,7 @@ def _doubt(report: Report) -> Sentence:
     why = f"something speaks against {many}, as against the last: {'; '.join(marked[-1].marks)}"
     if len(others) > len(marked) / 2:
         why = f"other programs took {min(others):.0%} to {max(others):.0%} of the machine in most of {many}"
-    text = f"These figures are worth little, so there is no verdict: {why}."
+    text = f"These figures are worth little, so nothing is concluded: {why}."
     return Sentence(text=text, figures=["windows"])
 
 
@@ -121,7 +123,7 @@ def _answer(told: Sequence[Judged], report: Report) -> tuple[Sentence | None, Ca
         text = f"{best.name} may stay: {carries}."
         return Sentence(text=text, figures=rests_on), best.candidate
     if told and not any(choice(one.high).stays for one in told):
-        carries = _listed(f"{one.curve.knee.at:.0f} ({one.name})" for one in told if one.curve.knee.at)
+        carries = _listed(f"{one.at:.0f} ({one.name})" for one in told if one.at)
         text = (
             "Use `per-worker` for production, where each worker has an engine of its own: one executor keeps "
             f"up with only so many workers of {told[0].curve.slots} slots: {carries}."
@@ -144,30 +146,33 @@ def _no_verdict(everything: Sequence[Judged], report: Report) -> Sentence:
     elif not everything:
         why = f"nothing that was run shows what an executor carries, and `--profile {SHOWS_EXECUTOR}` does"
     else:
-        one = min(everything, key=lambda one: NO_VERDICT.index(one.kind))
-        why = _why(one)
+        kind = min((one.kind for one in everything), key=NO_VERDICT.index)
+        of = [one for one in everything if one.kind == kind]
+        why = _why(of, "the others" if len(of) == len(everything) else _names(of))
     return Sentence(text=f"No verdict about the access: {why}.", figures=rests_on)
 
 
-def _why(one: Judged) -> str:
-    """There is no verdict about the access of one."""
+def _why(of: Sequence[Judged], others: str) -> str:
+    """There is no verdict about the access of these, which are of one kind; `others` than the control."""
+    one = next((one for one in of if not one.is_machine), of[0])
     if one.kind == "failing":
         return "too many jobs failed"
     if one.kind == "together":
         ends = (found for found in (one.beside, one.found) if found.whose != "executor")
         bound = next((_bound(found) for found in ends if found.cause in BOUNDS), "this machine")
-        return f"what ended first, with `per-worker` as with the others, was {bound}"
+        return f"what ended first, with `per-worker` as with {others}, was {bound}"
     if one.kind == "undecided" and one.is_machine:
-        return f"what ended was {_bound(one.found)}, and whether an executor did before is not known"
+        ended = f"what ended, with {several(one.workers, 'worker')}, was {_bound(one.found)}"
+        return f"{ended}, and whether an executor did before is not known"
     if one.kind == "undecided":
-        return f"what was measured does not tell {one.name} from `per-worker`, where nothing is shared"
+        return f"what was measured does not tell {_names(of)} from `per-worker`, where nothing is shared"
     if one.kind == "unclear":
-        return "what bounds it is unclear"
+        return f"what bounds {_names(of)} is unclear"
     if one.kind == "alone":
-        return "`per-worker` was not measured beside it"
+        return f"`per-worker` was not measured beside {_names(of)}"
     if one.found.cause == "nothing":
-        return "it bends first, and nothing was seen to be full"
-    return f"what ended first was {_bound(one.found)}"
+        return f"{one.name} bends first, and nothing was seen to be full"
+    return f"what ended first, with {one.name}, was {_bound(one.found)}"
 
 
 # ---- what it rests on
@@ -219,7 +224,7 @@ def _ratios(pairs: Sequence[Pair], workers: int, begin: str, end: str = "") -> I
         return
     shares = [f"`{curve.candidate}` {number(ratio.at)}" for (curve, _), ratio in told if ratio.differs]
     if alike := [f"`{curve.candidate}`" for (curve, _), ratio in told if not ratio.differs]:
-        shares.append(f"{_listed(alike)} as much")
+        shares.append(f"{_listed(alike)} with no difference seen")
     control = told[0][0][1]
     of = f"of what `per-worker` does ({number(rate_at(control, workers))} jobs/s)"
     rests_on = [_figure("curve", curve) for curve in (*(curve for (curve, _), _ in told), control)]
@@ -232,13 +237,13 @@ def _ceilings(some: Sequence[Judged]) -> Iterator[Sentence]:
     if not tops:
         return
     full = _listed(
-        f"{number(top.rate)} jobs/s with {one.name} ({number(top.loop_ms)} ms of its loop a job, the work of "
-        f"{top.workers_at_most:.0f} workers)"
+        f"{number(top.rate)} jobs/s with {one.name} ({number(top.loop_ms)} ms of it a job with "
+        f"{several(top.workers, 'worker')}, the work of {top.workers_at_most:.0f})"
         for one, top in tops
     )
     text = (
-        "The knee of an executor alone was not reached. Calculated, and not measured, it ends at no more "
-        f"than {full}."
+        "The knee of an executor alone was not reached. Calculated, and not measured, the loop of one is "
+        f"full at {full}."
     )
     rests_on = [_figure(what, one.curve) for one, _ in tops for what in ("curve", "diagnosis")]
     yield Sentence(text=text, figures=rests_on)
@@ -250,15 +255,17 @@ def _bottlenecks(some: Sequence[Judged]) -> Iterator[Sentence]:
     alike = _groups(((one.found.cause, one.found.whose, one.found.stands, one.kind), one) for one in seen)
     for of in alike.values():
         one, found = of[0], of[0].found
-        where = _listed(f"{each.name} with {each.workers} workers" for each in of)
+        where = _listed(f"{each.name} with {several(each.workers, 'worker')}" for each in of)
+        why = _each(of, [each.found.why for each in of])
         if found.cause == "unclear":
-            text = f"What bounds {where} is {found.why}."
+            text = f"What bounds {where} is {why}."
         elif found.cause == "nothing":
             text = f"Nothing of {where} was seen to be full."
         else:
             why_not = FIXED[found.cause] if raising(found) is None else "it was not raised"
-            raised = "Confirmed" if found.stands else "Not confirmed"
-            text = f"What bounds {where} is {_bound(found)}: {found.why}. {raised}: {found.tried or why_not}."
+            raised = _each(of, [each.found.tried or why_not for each in of])
+            stands = "Confirmed" if found.stands else "Not confirmed"
+            text = f"What bounds {where} is {_bound(found)}: {why}. {stands}: {raised}."
         if one.kind in ("elsewhere", "unclear"):
             text += " That says nothing of the access."
         yield Sentence(text=text, figures=[_figure("diagnosis", each.curve) for each in of])
@@ -273,7 +280,7 @@ def _rule(telling: Sequence[Judged], report: Report) -> Iterator[Sentence]:
         if low is not high:
             text += (
                 f". Or, {high.range}: {high.says.format(names)}. The interval allows both, and {boundary} "
-                f"workers would decide: `{_deciding(of, report)}`"
+                f"workers would decide, if `per-worker` still grows there: `{_deciding(of, report)}`"
             )
         elif not low.stays:
             text += f". {names} may stay where fewer workers are enough"
@@ -281,6 +288,13 @@ def _rule(telling: Sequence[Judged], report: Report) -> Iterator[Sentence]:
             if fits:
                 text += f", as with the {fits[0].candidate.workers} of the file of {_names(fits)}"
         yield Sentence(text=f"{text}.", figures=[_figure("curve", one.curve) for one in of])
+
+
+def _each(some: Sequence[Judged], texts: Sequence[str]) -> str:
+    """What is said of each: once where it is the same of all."""
+    if len(said := _groups(zip(texts, some, strict=True))) == 1:
+        return texts[0]
+    return "; ".join(f"{_names(of)}: {text}" for text, of in said.items())
 
 
 def _boundary(one: Judged) -> int:
@@ -379,7 +393,7 @@ def _many(some: Sequence[Judged]) -> Iterator[Sentence]:
     text = (
         f"On Kubernetes, or with over {MANY:,} workers, consider `pool`. But {MANY:,} workers of "
         f"{best.slots} slots pay only for jobs of at least {number(pays_from_s(MANY, best.slots, rate))} s, "
-        f"since more than {number(rate)} jobs/s were not seen here."
+        f"since of `{best.profile}` no more than {number(rate)} jobs/s were seen here."
     )
     yield Sentence(text=text, figures=[_figure("capacity", best)])
 
@@ -430,7 +444,7 @@ def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     for shown_by, some in hidden.items():
         twice = 2 * max((one.processors for one in report.machines), default=1)
         wanted = max([PROCESSORS_LEAST, twice, *(_wanted(one, report) for one in some)])
-        own = f"executors on a machine of their own, of {wanted} or more processors (`runtime: ssh`)"
+        own = f"executors on a machine of their own (`runtime: ssh`), with {wanted} or more processors in all"
         text = (
             f"How many workers one executor of {_names(some)} carries by itself. It takes {shown_by or own}."
         )
@@ -438,6 +452,15 @@ def _unseen(report: Report, everything: Sequence[Judged]) -> Iterator[Sentence]:
     if unbent := [one for one in everything if one.kind == "unbent" and not choice(one.low).stays]:
         text = f"Where the curve of {_names(unbent)} bends: more workers, or more windows, would show it."
         yield Sentence(text=text, figures=[_figure("curve", one.curve) for one in unbent])
+    beside = [one.evidence.beside for one in report.diagnoses]
+    if len(report.candidates) > 1 and (share := statistics.median(beside or [0.0])) >= BESIDE_LEAST:
+        text = (
+            "How far each goes with the machine to itself: the clusters that waited for their turn took "
+            f"{share:.0%} of it, so all knees are further to the left. It is the same for all that are "
+            "compared, and less with fewer files at a time."
+        )
+        rests_on = dict.fromkeys(_figure("diagnosis", one) for one in report.diagnoses)
+        yield Sentence(text=text, figures=list(rests_on))
     counted = [one for one in report.windows if one.counts]
     if marked := sum(bool(one.marks) for one in counted):
         text = (
@@ -467,7 +490,8 @@ def _wanted(one: Judged, report: Report) -> int:
 def _of_a_running_cluster(report: Report) -> Verdict:
     """Load only: nothing of it is changed, so nothing is compared and nothing raised."""
     text = f"No verdict about the access of `{report.against}`: it is up, and was only given load."
-    sentences = [Sentence(text=text), *_cut(report), *_failures(report)]
+    doubt = [_doubt(report)] if is_doubtful(report) else []
+    sentences = [Sentence(text=text), *doubt, *_cut(report), *_failures(report)]
     for curve in report.curves:
         workers = max(curve.means)
         did = f"{workers} workers of {curve.slots} slots did {number(curve.means[workers])} jobs/s"

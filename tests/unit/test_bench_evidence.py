@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from mvmci.bench.evidence import Look, machines, seen_between
+from mvmci.bench.evidence import Look, machines, seen_between, weigh
 from mvmci.cluster.deployment import Unit
 from mvmci.cluster.metrics import Histogram, UnitMetrics
 from mvmci.system.usage import Cgroup, Machine, Process, boot_id
@@ -48,13 +49,15 @@ def unit(at_s: float, name: str = "executor-1", **more: object) -> UnitMetrics:
     return UnitMetrics(unit=name, incarnation="i", host="h", at_us=int(at_s * US), **empty, **(told | more))  # type: ignore[arg-type]
 
 
-def look(at_s: float, *units: UnitMetrics, busy_s: float = 0.0, family_s: float = 0.0) -> Look:
+def look(
+    at_s: float, *units: UnitMetrics, busy_s: float = 0.0, family_s: float = 0.0, cluster_s: float = 0.0
+) -> Look:
     return Look(
         at=at_s,
         machine=machine(busy_s),
         family_us=int(family_s * US),
         own=IDLE,
-        cluster_us=0,
+        cluster_us=int(cluster_s * US),
         started={one.unit: one.incarnation for one in units},
         units={one.unit: one for one in units},
     )
@@ -68,6 +71,14 @@ def process(**more: float) -> Process:
 def test_others_are_what_neither_the_cluster_nor_the_load_took_of_all_processors() -> None:
     seen = seen_between(look(0), look(10, busy_s=15, family_s=9), is_local=True, slotted=())
     assert (seen.busy, seen.others) == (pytest.approx(0.75), pytest.approx(0.3))
+
+
+def test_what_other_clusters_of_the_run_take_is_told_apart() -> None:
+    before, after = look(0), look(10, busy_s=15, family_s=9, cluster_s=6)
+    after = dataclasses.replace(after, own=process(cpu_us=1.0))
+    seen = seen_between(before, after, is_local=True, slotted=())
+    assert weigh(seen, seen, failed=0).beside == seen.beside == pytest.approx(0.1)
+    assert seen_between(before, after, is_local=False, slotted=()).beside == 0.0
 
 
 def test_of_units_elsewhere_each_machine_is_seen_by_what_they_tell() -> None:

@@ -226,6 +226,7 @@ def between(at: float | None, low: float, high: float | None) -> Knee:
         ((3.5, 3.0, 3.8), (4.0, 3.2, 4.9), False),  # and the one in that of the other
         ((16.3, 5.7, 19.4), (None, 40.0, None), True),
         ((16.3, 5.7, 19.4), (None, 12.0, None), False),
+        ((16.3, 5.7, 50.0), (None, 40.0, None), False),  # where the other may be is not known beyond 48
         ((16.3, 5.7, None), (25.2, 24.2, 25.9), False),
         ((None, 48.0, None), (None, 48.0, None), False),
         ((25.2, 24.2, 25.9), (16.3, 5.7, 19.4), False),

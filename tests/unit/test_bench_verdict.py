@@ -221,15 +221,15 @@ def test_where_all_bend_together_the_machine_is_named_and_no_access() -> None:
     assert (
         "Where `per-worker` bends together with `peer` and `shared`, it is not an executor that ends." in text
     )
-    assert "With 16 workers, of what `per-worker` does (102 jobs/s): `peer` 1.2, `shared` as much." in text
+    assert "of what `per-worker` does (102 jobs/s): `peer` 1.2, `shared` with no difference seen." in text
     assert (
-        "The knee of an executor alone was not reached. Calculated, and not measured, it ends at no more "
-        "than 203 jobs/s with `peer` (4.9 ms of its loop a job, the work of 13 workers) and 179 jobs/s with "
+        "The knee of an executor alone was not reached. Calculated, and not measured, the loop of one is "
+        "full at 203 jobs/s with `peer` (4.9 ms of it a job with 16 workers, the work of 13) and 179 jobs/s "
     ) in text
     assert "By the study's rule" not in text
     assert (
         "How many workers one executor of `peer` and `shared` carries by itself. It takes executors on a "
-        "machine of their own, of 6 or more processors (`runtime: ssh`)."
+        "machine of their own (`runtime: ssh`), with 6 or more processors in all."
     ) in [one.text for one in verdict.unseen]
 
 
@@ -249,7 +249,7 @@ def test_what_bends_before_the_control_for_another_reason_is_not_blamed_on_the_a
         verdict = decide(replace(report, diagnoses=rows))
         assert verdict.access == verdict.command == ""
         assert verdict.sentences[0].text.startswith(
-            f"No verdict about the access: what ended first was {named}"
+            f"No verdict about the access: what ended first, with `shared`, was {named}"
         )
         assert "That says nothing of the access." in text_of(verdict)
         assert "By the study's rule" not in text_of(verdict)
@@ -270,7 +270,9 @@ def test_what_was_raised_in_vain_is_unclear_and_gives_no_verdict() -> None:
     rows = [replace(one, findings=[VAIN]) for one in report.diagnoses]
     verdict = decide(replace(report, diagnoses=rows))
     assert verdict.access == ""
-    assert verdict.sentences[0].text == "No verdict about the access: what bounds it is unclear."
+    assert verdict.sentences[0].text == (
+        "No verdict about the access: what bounds `shared` and `peer` is unclear."
+    )
     assert "raising executors from 1 to 2 moved nothing (341.0 → 345.0 jobs/s)" in text_of(verdict)
 
 
@@ -293,7 +295,7 @@ def test_without_the_control_nobody_can_tell_executor_from_machine() -> None:
     )
     assert verdict.access == verdict.command == ""
     assert verdict.sentences[0].text == (
-        "No verdict about the access: `per-worker` was not measured beside it."
+        "No verdict about the access: `per-worker` was not measured beside `shared` and `peer`."
     )
     assert "cannot be told without `per-worker` beside `shared` and `peer`." in text_of(verdict)
 
@@ -311,8 +313,9 @@ def test_an_interval_across_twenty_says_both_and_which_measurement_decides() -> 
     rule = next(one.text for one in verdict.sentences if "Or, " in one.text)
     assert rule == (
         "By the study's rule, 5 to 20 workers for one executor: `per-worker` for production. Or, 20 or more: "
-        "`shared` may stay, within limits. The interval allows both, and 20 workers would decide: "
-        "`mvmci bench topologies/shared.yaml --profile waiting --workers 1,20`."
+        "`shared` may stay, within limits. The interval allows both, and 20 workers would decide, "
+        "if `per-worker` still grows there: `mvmci bench topologies/shared.yaml --profile waiting "
+        "--workers 1,20`."
     )
 
 
@@ -375,6 +378,50 @@ def test_of_a_pool_an_executor_carries_its_part() -> None:
     text = text_of(verdict)
     assert "with `pool` (33 jobs at once, 276 jobs/s, for each executor 2.9 workers at least)" in text
     assert "under 5 workers" not in text.partition("Or, ")[2]
+    assert verdict.sentences[0].text.endswith("with only so many workers of 2 slots: 8 (`pool`).")
+
+
+def test_what_was_seen_of_several_is_told_of_each() -> None:
+    full = replace(PROCESSORS, why="the machine's processors were 99% busy")
+    report = with_knees(MEASURED)
+    rows = [
+        replace(one, findings=[full if one.candidate == "peer" else PROCESSORS]) for one in report.diagnoses
+    ]
+    text = text_of(decide(replace(report, diagnoses=rows)))
+    assert (
+        "this machine's processors: `shared`: the machine's processors were 93% busy; `peer`: the machine's "
+        "processors were 99% busy. Not confirmed: these are all that there are."
+    ) in text
+
+
+def test_of_those_that_bend_with_the_control_only_they_are_named() -> None:
+    report = with_knees(MEASURED | {"per-worker": (11.0, 9.0, 13.0), "shared": (10.0, 8.0, 12.0)})
+    rows = [replace(one, findings=[PROCESSORS]) for one in report.diagnoses]
+    control = next(one for one in report.curves if one.candidate == "per-worker")
+    curves = [
+        replace(
+            one,
+            means=control.means if one.candidate == "shared" else {n: r / 2 for n, r in one.means.items()},
+        )
+        if one is not control
+        else one
+        for one in report.curves
+    ]
+    first = decide(replace(report, diagnoses=rows, curves=curves)).sentences[0].text
+    assert first.endswith("with `per-worker` as with `shared`, was this machine's processors.")
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.07, True), (0.01, False)])
+def test_what_clusters_take_that_wait_for_their_turn_is_told(share: float, said: bool) -> None:
+    report = with_knees(MEASURED)
+    rows = [replace(one, evidence=replace(one.evidence, beside=share)) for one in report.diagnoses]
+    unseen = [one.text for one in decide(replace(report, diagnoses=rows)).unseen]
+    told = (
+        "How far each goes with the machine to itself: the clusters that waited for their turn took 7% of "
+        "it, so all knees are further to the left. It is the same for all that are compared, and less with "
+        "fewer files at a time."
+    )
+    assert [one for one in unseen if "waited for their turn" in one] == [told] * said
 
 
 def test_light_tells_the_detour_as_a_ratio_of_rates_and_as_the_time_of_a_job_alone() -> None:
@@ -439,8 +486,8 @@ def test_what_cannot_be_told_from_the_control_is_not_said_to_bend_with_it() -> N
     verdict = decide(with_knees(knees))
     assert (verdict.access, verdict.command) == ("", "mvmci bench topologies/*.yaml")
     assert verdict.sentences[0].text == (
-        "No verdict about the access: what was measured does not tell `shared` from `per-worker`, where "
-        "nothing is shared."
+        "No verdict about the access: what was measured does not tell `shared` and `peer` from `per-worker`, "
+        "where nothing is shared."
     )
     text = text_of(verdict)
     assert "bend together" not in text
@@ -458,8 +505,8 @@ def test_what_ended_is_told_even_where_it_is_not_known_whether_an_executor_did_b
     verdict = decide(replace(report, diagnoses=rows))
     assert (verdict.access, verdict.command) == ("", "")
     assert verdict.sentences[0].text == (
-        "No verdict about the access: what ended was this machine's processors, and whether an executor did "
-        "before is not known."
+        "No verdict about the access: what ended, with 12 workers, was this machine's processors, and "
+        "whether an executor did before is not known."
     )
     assert "It takes executors on a machine of their own" in verdict.unseen[0].text
 
@@ -566,7 +613,7 @@ def test_windows_with_something_against_them_give_no_verdict() -> None:
         verdict = decide(replace(report, windows=windows))
         assert verdict.access == access
     assert verdict.sentences[0].text == (
-        "These figures are worth little, so there is no verdict: other programs took 40% to 46% of the "
+        "These figures are worth little, so nothing is concluded: other programs took 40% to 46% of the "
         "machine in most of 65 of 108 windows."
     )
     assert verdict.command == report.command
@@ -580,7 +627,7 @@ def test_windows_with_something_against_them_give_no_verdict() -> None:
 def test_noise_is_not_told_as_what_the_way_costs() -> None:
     rates = repeated({"per-worker": [1_000.0], "shared": [900.0], "peer": [880.0]}, [1], noise=0.2)
     text = text_of(decide(reported({"light": rates})))
-    assert "of what `per-worker` does (1,000 jobs/s): `shared` and `peer` as much" in text
+    assert "of what `per-worker` does (1,000 jobs/s): `shared` and `peer` with no difference seen" in text
     rates = repeated({"per-worker": [1_000.0], "shared": [900.0], "peer": [880.0]}, [1], noise=0.005)
     assert "jobs/s): `shared` 0.90, `peer` 0.88" in text_of(decide(reported({"light": rates})))
 
@@ -680,6 +727,9 @@ def test_of_a_cluster_that_is_up_it_says_what_it_cannot_know() -> None:
     assert "what seems to bound it is the loop of the executor" in text
     assert "By the study's rule" not in text
     assert "whether that is the executor or the machine" in verdict.unseen[0].text
+    assert "worth little" not in text
+    windows = [replace(one, marks=["others took 20%"]) for one in report.windows]
+    assert "worth little" in decide(replace(report, against="demo", windows=windows)).sentences[1].text
 
 
 def test_one_machine_shows_no_network_and_windows_that_stayed_marked_are_told() -> None:
@@ -715,7 +765,7 @@ def test_a_report_without_a_part_has_a_verdict_without_it(part: str) -> None:
     if part in ("curves", "diagnoses"):
         assert verdict.access == ""
     if part == "diagnoses":
-        assert verdict.sentences[0].text.endswith("it bends first, and nothing was seen to be full.")
+        assert verdict.sentences[0].text.endswith("`shared` bends first, and nothing was seen to be full.")
 
 
 def test_candidates_that_were_not_measured_with_as_many_workers_are_not_compared() -> None:
