@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from mvmci.bench import load
-from mvmci.bench.bottleneck import find, tried
+from mvmci.bench.bottleneck import OTHERS_MANY, find, tried
 from mvmci.bench.curves import draw
 from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
 from mvmci.bench.figures import number, several
@@ -55,7 +55,7 @@ BEFORE_S = REST_S + 6 * SETTLE_S  # to warm one candidate for a profile, and see
 HANGS_S = 60.0  # beyond its time, a run is cut
 WARM_S_MAX = 120.0
 LIVES = 200  # journals that are read for where the time goes
-OTHERS_MANY, LATE_SHARE, LATE_MS, DRIFT, FAILED = 0.15, 0.1, 1.0, 0.1, 0.01  # what marks a window
+LATE_SHARE, LATE_MS, DRIFT, FAILED = 0.1, 1.0, 0.1, 0.01  # what marks a window, beside `OTHERS_MANY`
 DRIFT_KNOWN = 5  # windows, before one can differ from them
 NOISE = 0.05  # between windows of one point, where none is known
 RAISED_WINDOWS = 2
