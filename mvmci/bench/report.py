@@ -73,7 +73,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     late_ms: float = 0.0  # what makes the load was late by, median
     busy: float = 0.0  # of the processors of the fullest machine
     others: float = 0.0  # of it, by programs that are not of this cluster or this load
-    calibration_us: int = 0  # of processor time that a fixed piece of work took
+    calibration_us: int = 0  # of processor time that a fixed piece of work took, before or after: the longer
     marks: Sequence[str] = ()
     counts: bool = True
 

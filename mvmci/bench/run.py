@@ -259,13 +259,14 @@ class Run:
         staged, work = self._staged[point.candidate], self._works[point.candidate, point.profile]
         with self._timed("window"):
             await staged.set_workers(point.workers)
-            calibration_us = calibrate()
+            earlier_us = calibrate()
             async with closed(staged.client, work, staged.jobs_at_once) as loop:
                 await loop.window(SETTLE_S)
                 before = await look(staged, units=False)
                 loaded = await loop.window(WINDOW_S)
                 after = await look(staged, units=False)
-        window = self._window(staged, point.profile, loaded, before, after, calibration_us)
+            slower_us = max(earlier_us, calibrate())
+        window = self._window(staged, point.profile, loaded, before, after, slower_us)
         counts = self._points.add(point, window.rate, marked=bool(window.marks))
         self.found.windows.append(msgspec.structs.replace(window, counts=counts))
         follows = "counts all the same" if counts else "run again"

@@ -154,15 +154,16 @@ def _no_verdict(everything: Sequence[Judged], report: Report) -> Sentence:
 
 def _why(of: Sequence[Judged], others: str) -> str:
     """There is no verdict about the access of these, which are of one kind; `others` than the control."""
-    one = next((one for one in of if not one.is_machine), of[0])
+    full = [one for one in of if one.found.cause not in ("nothing", "unclear")]
+    one = (full or of)[0]
+    ended = f"what ended, with {several(one.workers, 'worker')}, was {_bound(one.found)}"
     if one.kind == "failing":
         return "too many jobs failed"
     if one.kind == "together":
         ends = (found for found in (one.beside, one.found) if found.whose != "executor")
         bound = next((_bound(found) for found in ends if found.cause in BOUNDS), "this machine")
         return f"what ended first, with `per-worker` as with {others}, was {bound}"
-    if one.kind == "undecided" and one.is_machine:
-        ended = f"what ended, with {several(one.workers, 'worker')}, was {_bound(one.found)}"
+    if one.kind == "undecided" and all(each.is_machine for each in of):
         return f"{ended}, and whether an executor did before is not known"
     if one.kind == "undecided":
         return f"what was measured does not tell {_names(of)} from `per-worker`, where nothing is shared"
@@ -170,9 +171,8 @@ def _why(of: Sequence[Judged], others: str) -> str:
         return f"what bounds {_names(of)} is unclear"
     if one.kind == "alone":
         return f"`per-worker` was not measured beside {_names(of)}"
-    if one.found.cause == "nothing":
-        return f"{one.name} bends first, and nothing was seen to be full"
-    return f"what ended first, with {one.name}, was {_bound(one.found)}"
+    first = f"{_names(of)} bend{'s' * (len(of) == 1)} first"
+    return f"{first}, and {ended if full else 'nothing was seen to be full'}"
 
 
 # ---- what it rests on

@@ -249,10 +249,21 @@ def test_what_bends_before_the_control_for_another_reason_is_not_blamed_on_the_a
         verdict = decide(replace(report, diagnoses=rows))
         assert verdict.access == verdict.command == ""
         assert verdict.sentences[0].text.startswith(
-            f"No verdict about the access: what ended first, with `shared`, was {named}"
+            "No verdict about the access: `shared` and `peer` bend first, and what ended, with 24 "
+            f"workers, was {named}"
         )
         assert "That says nothing of the access." in text_of(verdict)
         assert "By the study's rule" not in text_of(verdict)
+
+
+def test_what_was_full_with_one_that_bends_first_is_told_before_that_nothing_was_with_another() -> None:
+    report = with_knees(MEASURED)
+    full = {"peer": [PROCESSORS], "shared": []}
+    rows = [replace(one, findings=full.get(one.candidate, [])) for one in report.diagnoses]
+    assert decide(replace(report, diagnoses=rows)).sentences[0].text == (
+        "No verdict about the access: `shared` and `peer` bend first, and what ended, with 12 workers, was "
+        "this machine's processors."
+    )
 
 
 def test_what_would_show_it_is_what_was_in_the_way() -> None:
@@ -765,7 +776,9 @@ def test_a_report_without_a_part_has_a_verdict_without_it(part: str) -> None:
     if part in ("curves", "diagnoses"):
         assert verdict.access == ""
     if part == "diagnoses":
-        assert verdict.sentences[0].text.endswith("`shared` bends first, and nothing was seen to be full.")
+        assert verdict.sentences[0].text.endswith(
+            "`shared` and `peer` bend first, and nothing was seen to be full."
+        )
 
 
 def test_candidates_that_were_not_measured_with_as_many_workers_are_not_compared() -> None:
