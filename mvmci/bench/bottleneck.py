@@ -138,8 +138,8 @@ def tried(
         beside = f"{raised} told nothing: other programs took {others:.0%} of the machine then"
         return msgspec.structs.replace(found, tried=beside)
     of = f"{found.whose}'s {found.cause}" if found.whose else found.cause
-    unclear = f"unclear: it looked like {of}, and {raised} moved nothing ({moved})"
-    return msgspec.structs.replace(found, stands=False, tried=unclear)
+    in_vain = f"it looked like {of}, and {raised} moved nothing ({moved})"
+    return msgspec.structs.replace(found, stands=False, tried=in_vain)
 
 
 def _memory(seen: Evidence) -> Finding | None:

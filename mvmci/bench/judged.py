@@ -46,7 +46,7 @@ class Judged(msgspec.Struct, frozen=True, kw_only=True):
 
     failing     too many jobs failed, of it or of the control
     own         it bends first, and what bounds it is its own
-    unbent      it is not known to bend at all
+    unbent      as far as is known it does not bend
     together    both bend, and it does about as much as the control where that bends
     elsewhere   it bends first, and what bounds it is not its own
     undecided   it bends, and it is not known whether before the control
@@ -137,7 +137,7 @@ def is_doubtful(report: Report) -> bool:
 def _kind(report: Report, curve: Curve, control: Curve | None, found: Finding) -> Kind:
     if any(is_failing(report, one) for one in (curve, control) if one is not None):
         return "failing"
-    if curve.knee.high is None:
+    if curve.knee.at is None:
         return "unbent"
     if control is None:
         return "alone"

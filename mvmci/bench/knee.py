@@ -25,8 +25,8 @@ SHARE = 0.9  # of linear
 # Of so many draws of a point the five least and the five greatest are left out: 2.5 %, and not 5 %. Points
 # are added where a curve seems to cross, so chance has more than one go.
 DRAWS, TAIL = 399, 5
-EXPECTED = 0.05  # what one window is off by, before anything is known: it counts for one repetition
-PRIOR = 4  # repetitions that the noise of all points together counts for at each of them
+EXPECTED, EXPECTED_FOR = 0.05, 2  # what one window is off by, before anything is known, and its repetitions
+PRIOR = 4  # repetitions that the noise of the points near it counts for at each point
 WIDE = 0.25  # of the knee: points on both sides of it that are further apart get another between them
 
 Curve = Mapping[int, Sequence[float]]  # workers, and the throughput of each repetition, jobs/s
@@ -159,12 +159,12 @@ def _band(curve: Curve, seed: int) -> tuple[dict[int, float], dict[int, float]]:
             unit = noise[n] * means[n] * math.sqrt(1 - 1 / len(rates))
             scaled += [(rate - means[n]) / unit for rate in rates]
     rng = random.Random(seed)  # noqa: S311 - no secret
-    freedom = sum(len(rates) - 1 for rates in curve.values())
     drawn: dict[int, list[float]] = {}
     for n, rates in sorted(curve.items()):
         picked = iter(rng.choices(scaled, k=DRAWS * len(rates)))
         together = (sum(each) / len(rates) for each in zip(*[picked] * len(rates), strict=True))
-        spreads = _spreads(min(PRIOR, 1 + freedom) + len(rates) - 1)
+        freedom = sum(len(curve[other]) - 1 for other in _near(curve, n))
+        spreads = _spreads(min(PRIOR, EXPECTED_FOR + freedom) + len(rates) - 1)
         drawn[n] = [math.exp(noise[n] * spread * off) for spread, off in zip(spreads, together, strict=True)]
     least = min(means)
     lower, upper = {least: 1.0}, {least: 1.0}
@@ -177,7 +177,8 @@ def _band(curve: Curve, seed: int) -> tuple[dict[int, float], dict[int, float]]:
 def noise_of(curve: Curve) -> dict[int, float]:
     """What one window of each number of workers is off by: standard deviations, relative.
 
-    What few repetitions say is weighed against the noise of all points.
+    What few repetitions say is weighed against the noise of the points near it. That of others says little:
+    a machine that is itself at times slower is seen in windows that fill it, and in no others.
     """
     means = means_of(curve)
     squares = {
@@ -185,8 +186,20 @@ def noise_of(curve: Curve) -> dict[int, float]:
         for n, rates in curve.items()
     }
     freedom = {n: len(rates) - 1 for n, rates in curve.items()}
-    of_all = (EXPECTED**2 + sum(squares.values())) / (1 + sum(freedom.values()))
-    return {n: math.sqrt((PRIOR * of_all + squares[n]) / (PRIOR + freedom[n])) for n in curve}
+    noise = {}
+    for n in curve:
+        near = _near(curve, n)
+        expected = EXPECTED_FOR * EXPECTED**2
+        of_near = (expected + sum(squares[one] for one in near)) / (
+            EXPECTED_FOR + sum(freedom[one] for one in near)
+        )
+        noise[n] = math.sqrt((PRIOR * of_near + squares[n]) / (PRIOR + freedom[n]))
+    return noise
+
+
+def _near(curve: Curve, workers: int) -> list[int]:
+    """The points with half to twice as many workers."""
+    return [n for n in curve if workers <= 2 * n and n <= 2 * workers]
 
 
 @functools.cache

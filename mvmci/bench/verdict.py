@@ -258,7 +258,7 @@ def _bottlenecks(some: Sequence[Judged]) -> Iterator[Sentence]:
         where = _listed(f"{each.name} with {several(each.workers, 'worker')}" for each in of)
         why = _each(of, [each.found.why for each in of])
         if found.cause == "unclear":
-            text = f"What bounds {where} is {why}."
+            text = f"What bounds {where} is unclear: {why}."
         elif found.cause == "nothing":
             text = f"Nothing of {where} was seen to be full."
         else:

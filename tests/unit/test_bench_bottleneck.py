@@ -258,7 +258,7 @@ def test_what_stands_says_how_it_moved_and_what_does_not_is_unclear_with_both() 
     assert moved.tried == "raising slots from 1 to 3 moved it: 7.0 → 21.5 jobs/s"
     vain = tried(SLOTS, ("1", "3"), (1_207.0, 1_211.0), noise=0.05, others=0.0)
     assert vain.tried == (
-        "unclear: it looked like executor's slots, and raising slots from 1 to 3 moved nothing "
+        "it looked like executor's slots, and raising slots from 1 to 3 moved nothing "
         "(1,207.0 → 1,211.0 jobs/s)"
     )
     assert named([vain]) == Finding(cause="unclear", why=vain.tried, stands=False)

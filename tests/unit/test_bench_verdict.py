@@ -522,6 +522,15 @@ def test_what_ended_is_told_even_where_it_is_not_known_whether_an_executor_did_b
     assert "It takes executors on a machine of their own" in verdict.unseen[0].text
 
 
+def test_of_what_bends_but_may_not_the_rule_says_nothing() -> None:
+    report = with_knees(dict.fromkeys(MEASURED, (5.0, 1.1, None)))
+    rows = [replace(one, findings=[PROCESSORS]) for one in report.diagnoses]
+    verdict = decide(replace(report, diagnoses=rows))
+    assert (verdict.access, verdict.command) == ("", "")
+    assert verdict.sentences[0].text.endswith("and whether an executor did before is not known.")
+    assert "By the study's rule" not in text_of(verdict)
+
+
 def test_what_does_much_less_than_the_control_does_not_bend_with_it_however_alike_their_knees() -> None:
     report = with_knees(MEASURED | {"per-worker": (11.0, 9.0, 13.0), "shared": (10.0, 8.0, 12.0)})
     assert "Where `per-worker` bends together with `shared`" in text_of(
