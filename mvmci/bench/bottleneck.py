@@ -209,9 +209,9 @@ def _sync(seen: Evidence) -> Finding | None:
 
 
 def _way(seen: Evidence) -> Finding | None:
-    """Orders alone are long on their way, at rest or since, no loop at its ends is why, and to a job it
-    matters."""
-    one = _most(seen.units, lambda one: one.order_ms)
+    """Orders of all workers alone are long on their way, at rest or since, no loop at its ends is why, and to
+    a job it matters."""
+    one = min((unit for unit in seen.units if unit.order_ms), key=lambda unit: unit.order_ms, default=None)
     executors = [unit for unit in seen.units if unit.role == "executor"]
     full = seen.busy > BUSY or any(unit.ran + unit.waited > LOOP_FULL for unit in executors)
     if one is None or full or _network(seen):
@@ -222,7 +222,7 @@ def _way(seen: Evidence) -> Finding | None:
     if not is_far or trip_ms <= max(WAY_MS, WAY_SHARE * seen.in_slot_alone_ms):
         return None
     why = (
-        f"the round trip of an order took {one.unit} {one.order_ms:.1f} ms, at rest {seen.order_alone_ms:.1f}"
+        f"the round trip of an order took every worker {one.order_ms:.1f} ms or more, at rest {alone_ms:.1f}"
     )
     return Finding(cause="way", whose="executor", why=why)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mvmci.bench.bottleneck import (
@@ -208,6 +209,16 @@ def test_why_is_a_sentence_with_the_figures_that_it_rests_on(planted: str) -> No
     for found in find(PLANTED[planted][0]):
         assert any(letter.isdigit() for letter in found.why)
         assert not found.why.endswith(".")
+
+
+def test_orders_of_one_worker_alone_that_are_late_say_nothing_of_the_way() -> None:
+    seen = shared(workers={"order_ms": 1.6}, order_alone_ms=1.2, **LIGHT)
+    for late in (["worker-1"], [one.unit for one in seen.units if one.role == "worker"]):
+        units = [
+            msgspec.structs.replace(one, order_ms=22.0) if one.unit in late else one for one in seen.units
+        ]
+        found = find(msgspec.structs.replace(seen, units=units))
+        assert [one.cause for one in found] == ["way"] * (len(late) > 1)
 
 
 def test_a_quota_says_what_held_the_unit_back() -> None:
