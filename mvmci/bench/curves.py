@@ -26,18 +26,18 @@ Rates = dict[int, list[float]]  # jobs/s of each repetition, by workers
 def draw(
     candidates: Sequence[Candidate], windows: Iterable[Window], diagnoses: Sequence[Diagnosis]
 ) -> list[Curve]:
-    """One for each candidate and profile of which something ended: of closed loops alone, and of windows that
-    count. Where an executor's own knee was not reached it has a ceiling."""
+    """One for each candidate and profile of which something ended, in the candidates' order: of closed loops
+    alone, and of windows that count. Where an executor's own knee was not reached it has a ceiling."""
     rates: dict[tuple[str, str], Rates] = {}
     for one in windows:
         if one.loop == "closed" and one.counts:
             points = rates.setdefault((one.candidate, one.profile), {})
             points.setdefault(one.workers, []).append(one.rate)
-    by_name = {one.name: one for one in candidates}
     drawn = [
-        _curve(by_name[name], profile, points)
+        _curve(one, profile, points)
+        for one in candidates
         for (name, profile), points in rates.items()
-        if any(points[min(points)])
+        if name == one.name and any(points[min(points)])
     ]
     for place, curve in enumerate(drawn):
         rows = [one for one in diagnoses if (one.candidate, one.profile) == (curve.candidate, curve.profile)]
