@@ -316,7 +316,8 @@ async def open_loop(
 
 
 async def flood(client: Client, work: Source, jobs: int, *, within_s: float = END_S_MAX) -> Flooded:
-    """Submit so many jobs at once, and see what became of them by their journals.
+    """Submit so many jobs at once, and see what became of them by their journals, once all have ended or none
+    has for `within_s`.
 
     Raises what a submit did, and StoreUnavailable.
     """
@@ -324,8 +325,11 @@ async def flood(client: Client, work: Source, jobs: int, *, within_s: float = EN
     began, ended = time.monotonic(), list[Job]()
     for _ in range(jobs):
         client.begin(work, ended.append)
-    with suppress(NotYet):
-        await client.settle(within_s)
+    open_before = math.inf
+    while open_before > client.open > 0:  # for as long as some end
+        open_before = client.open
+        with suppress(NotYet):
+            await client.settle(within_s)
     seconds = time.monotonic() - began
     places = [job.seq for job in ended]
     recorded = await client.recorded(min(places, default=0) - 1, max(places, default=0))
@@ -356,9 +360,9 @@ def percentiles(samples_us: Sequence[int]) -> dict[str, float]:
     }
 
 
-def shown(ids: Sequence[str]) -> list[str]:
-    """Up to SHOWN_MAX of them, as far from each other as there are."""
-    step = max(1, -(-len(ids) // SHOWN_MAX))
+def shown(ids: Sequence[str], most: int = SHOWN_MAX) -> list[str]:
+    """Up to `most` of them, as far from each other as there are."""
+    step = max(1, -(-len(ids) // most))
     return list(ids[::step])
 
 

@@ -51,7 +51,9 @@ def more(found: Topology, how: Raising) -> tuple[Topology, Given] | None:
     if executors is None:
         return None
     if how.by == "file":
-        slots = min(SLOTS_MAX, round(how.times * (executors.slots or 1)))
+        slots = min(SLOTS_MAX, round(how.times * (executors.slots or SLOTS_MAX)))
+        if executors.slots is None or slots <= executors.slots:  # as many as its machine has processors
+            return None
         several = msgspec.structs.replace(executors, slots=slots)
         return msgspec.structs.replace(found, executors=several), (str(executors.slots), str(slots))
     if how.by == "units" and _can_be_several(found, executors):
@@ -82,7 +84,12 @@ def _is_theirs(cgroup: Path, pids: Sequence[int]) -> bool:
     """Whether nothing but these processes and what they started is there: what bounds others too, as a
     container or a login does, is not ours to raise."""
     theirs = {str(one) for pid in pids for one in (pid, *usage.descendants(pid))}
-    return set((cgroup / "cgroup.procs").read_text().split()) <= theirs
+    try:  # of a cgroup with others below it, these have the processes
+        files = [file.read_text().split() for file in cgroup.rglob("cgroup.procs")]
+    except OSError:
+        return False
+    there = {pid for one in files for pid in one}
+    return bool(there) and there <= theirs
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from mvmci.bench.curves import draw
 from mvmci.bench.evidence import Look, Seen, look, probing, seen_between, weigh
 from mvmci.bench.figures import number, several
 from mvmci.bench.knee import noise_of
-from mvmci.bench.load import Loaded, closed, open_loop, percentiles
+from mvmci.bench.load import Loaded, closed, open_loop, percentiles, shown
 from mvmci.bench.points import Point, Points
 from mvmci.bench.profiles import Work
 from mvmci.bench.raising import raised
@@ -363,9 +363,10 @@ class Run:
         self._tell(f"{candidate}, {profile}: what bounds {several(workers, 'worker')}")
         with self._timed("diagnosis"):
             await staged.set_workers(workers)
-            before = await staged.stored_bytes()
+            before, count = await staged.stored_bytes(), await staged.client.count()
             seen, loaded = await self._watched(staged, profile, at_once=staged.jobs_at_once, seconds=WINDOW_S)
             stored = await staged.stored_bytes() - before
+            ended = (await staged.client.count()).ended_once - count.ended_once
         weighed = weigh(seen, self.found.rest[candidate, profile], failed=loaded.failed)
         diagnosis = Diagnosis(
             candidate=candidate,
@@ -378,7 +379,6 @@ class Run:
         self.found.diagnoses.append(diagnosis)
         self.found.lives.append(await self._life(staged, profile, loaded, alone=False))
         if diagnosis.rate:
-            whole_s = loaded.over - loaded.began
             self.found.demands.append(
                 Demand(
                     candidate=candidate,
@@ -387,7 +387,7 @@ class Run:
                     cpu_ms=seen.cluster_us / 1000 / (diagnosis.rate * seen.seconds),
                     worker_bytes=seen.memory.get("worker", 0),
                     executor_bytes=seen.memory.get("executor", 0),
-                    broker_bytes=round(stored / (diagnosis.rate * (whole_s + SETTLE_S))),
+                    broker_bytes=max(0, round(stored / ended)),
                 )
             )
         return diagnosis
@@ -395,7 +395,7 @@ class Run:
     async def _life(self, staged: Staged, profile: str, loaded: Loaded, *, alone: bool) -> Life:
         """Where the time of the jobs of a window went, by their journals."""
         parts: Counter[str] = Counter()
-        ids = loaded.ids[:LIVES]
+        ids = shown(loaded.ids, LIVES)
         for job in ids:
             journal = await read_journal(staged.cluster.store, job)
             parts["queue"] += journal.queued_us or 0
@@ -493,7 +493,9 @@ class Run:
             found = await load.flood(staged.client, self._works[candidate, profile], jobs)
         except StoreFull as full:
             self._tell(f"{candidate}, {profile}: {jobs} jobs at once were not all taken: {full.message}")
-            await staged.client.settle()
+            while staged.client.open:  # each that was refused says so
+                with contextlib.suppress(StoreFull):
+                    await staged.client.settle()
             return
         self.found.floods.append(
             Flood(candidate=candidate, profile=profile, workers=staged.most, **found._asdict())

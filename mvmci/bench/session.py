@@ -106,7 +106,11 @@ def _kept(options: Options, tell: Tell, keep: Keep) -> Iterator[_Session]:
         yield session
     except BaseException as ended:
         if not session.is_done:
-            cut = "it was interrupted" if isinstance(ended, asyncio.CancelledError) else str(ended)
+            cut = (
+                "it was interrupted"
+                if isinstance(ended, asyncio.CancelledError)
+                else str(ended) or repr(ended)
+            )
         raise
     finally:
         if session.found.windows:

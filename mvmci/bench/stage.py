@@ -36,7 +36,7 @@ from mvmci.deploy.operate import down, open_admin
 from mvmci.deploy.plan import hosts_of_file, make_plan, read_file
 from mvmci.deploy.state import ClusterState
 from mvmci.deploy.up import Up
-from mvmci.errors import NotYet, Usage
+from mvmci.errors import MvmciError, NotYet, Usage
 from mvmci.stores.nats import Cluster
 from mvmci.system.files import private_folder, write_private
 from mvmci.system.lock import hold
@@ -174,6 +174,7 @@ class Staged:
     file: Path | None = None  # as it is measured; None: somebody else's cluster, which stays as it is
     topology: Topology | None = None
     drained: set[str] = field(default_factory=set)
+    present: set[str] | None = None  # of somebody else's cluster: its units that are there, and take jobs
 
     @property
     def name(self) -> str:
@@ -198,7 +199,8 @@ class Staged:
     @property
     def engines(self) -> set[str]:
         """The units in which guests run."""
-        return self.executors or {unit.name for unit in self.units if unit.role == "worker"}
+        found = self.executors or {unit.name for unit in self.units if unit.role == "worker"}
+        return found if self.present is None else found & self.present
 
     @property
     def units(self) -> Sequence[Unit]:
@@ -271,7 +273,7 @@ async def staged(
     """All candidates, up. Raises LockHeld, and what `up` does."""
     folder, run = root / FOLDER, secrets.token_hex(3)
     private_folder(folder)
-    with hold(folder / "lock", "measures here", "wait until it has ended"):
+    with hold(folder / ".lock", "measures here", "wait until it has ended"):
         try:
             await _sweep(folder, say)
             async with contextlib.AsyncExitStack() as stack:
@@ -365,9 +367,11 @@ async def joined(state: ClusterState) -> AsyncIterator[Staged]:
         asking(cluster) as asker,
         listening(Client(cluster)) as client,
     ):
-        members = [one.about for one in await cluster.store.presence.members()]
-        workers = [one for one in members if one.role == "worker" and QUEUE in one.queues]
-        executors = [one for one in members if one.role == "executor"]
+        members = await cluster.store.presence.members()
+        told = {one.unit: one.about for one in members}
+        takers = {unit for unit, one in told.items() if one.role == "worker" and QUEUE in one.queues}
+        workers = [told[unit] for unit in takers]
+        executors = [one for one in told.values() if one.role == "executor"]
         if not workers:
             raise Usage(f"no worker of {state.cluster} takes jobs of the queue {QUEUE}")
         applied, facts = state.applied(), state.facts()
@@ -389,6 +393,7 @@ async def joined(state: ClusterState) -> AsyncIterator[Staged]:
             asker=asker,
             most=len(workers),
             workers=len(workers),
+            present={unit for unit in told if unit in takers or told[unit].role == "executor"},
         )
 
 
@@ -407,9 +412,12 @@ def _left(folder: Path) -> list[Path]:
 async def _sweep(folder: Path, say: Callable[[str], None]) -> None:
     """Take down what a bench that was killed left: what ran on this machine died with it, the rest did not.
 
-    Raises what `down` does.
+    What cannot be now stays for the next bench.
     """
     for left in _left(folder):
         say(f"removing {left.name}, which an earlier bench left")
-        async with ClusterState(left.parent, left.name) as state:
-            await down(state, purge=True, say=say)
+        try:
+            async with ClusterState(left.parent, left.name) as state:
+                await down(state, purge=True, say=say)
+        except MvmciError as failure:
+            say(f"warning: {left.name} stays: {failure.message}")

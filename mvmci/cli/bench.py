@@ -213,9 +213,10 @@ def _check_writable(written: list[Path], read: tuple[Path, ...]) -> None:
         there = file if file.exists() else file.absolute().parent
         if places[place] in places[:place]:
             raise Usage(f"{file} cannot be written: it is named twice")
+        if not file.absolute().parent.is_dir():
+            raise Usage(f"{file} cannot be written: there is no folder {there}")
         if not os.access(there, os.W_OK):
-            why = "that is not yours to write" if there.exists() else f"there is no {there}"
-            raise Usage(f"{file} cannot be written: {why}")
+            raise Usage(f"{file} cannot be written: that is not yours to write")
 
 
 def _profiles(names: tuple[str, ...], request: JobRequest, state: Path) -> dict[str, Profile]:
@@ -291,17 +292,18 @@ class Progress:
 
 
 def _show(report: Report, *, as_json: bool, page: Path | None, save: Path | None) -> None:
-    """Write the report to files, say so, and print it."""
+    """Print the report, write it to files, and say so. Raises Usage."""
     from mvmci.bench import page as page_of
     from mvmci.bench.report import encode
     from mvmci.bench.table import table
 
     encoded = encode(report)
-    if save is not None:
-        save.write_bytes(encoded)
-    if page is not None:
-        page.write_text(page_of.page(report))
-    wrote = " and ".join([f"the page {page}"] * bool(page) + [f"all figures to {save}"] * bool(save))
-    if wrote:
-        click.echo(f"wrote {wrote}", err=True)
     click.echo(encoded if as_json else table(report))
+    written = [(page, "the page", page_of.page(report).encode())] if page is not None else []
+    written += [(save, "all figures to", encoded)] if save is not None else []
+    for file, what, content in written:
+        try:
+            file.write_bytes(content)
+        except OSError as failure:
+            raise Usage(f"{file} was not written: {failure.strerror}") from None
+        click.echo(f"wrote {what} {file}", err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from mvmci.bench import raising
@@ -19,6 +21,21 @@ def test_of_slots_there_are_three_times_as_many() -> None:
     assert found is not None
     assert found[0].executors is not None and found[0].executors.slots == 9
     assert found[1] == ("3", "9")
+
+
+@pytest.mark.parametrize("executors", ["executors: {count: 1}", "executors: {slots: 1024}"])
+def test_slots_that_would_not_be_more_are_not_raised(executors: str) -> None:
+    assert raising.more(topology("peer", executors), RAISED["slots"]) is None
+
+
+@pytest.mark.parametrize(("inner", "is_theirs"), [("7\n", True), ("7\n8\n", False), ("", False)])
+def test_a_cgroup_is_theirs_by_the_processes_of_all_below_it(
+    tmp_path: Path, inner: str, is_theirs: bool
+) -> None:
+    (tmp_path / "unit").mkdir()
+    (tmp_path / "cgroup.procs").write_text("")
+    (tmp_path / "unit" / "cgroup.procs").write_text(inner)
+    assert raising._is_theirs(tmp_path, [7]) is is_theirs
 
 
 @pytest.mark.parametrize("access", ["peer", "pool"])

@@ -153,6 +153,11 @@ async def test_a_flood_is_counted_by_its_journals(client: Client) -> None:
     assert (found.lost, found.twice) == (0, 0) and found.seconds > 0
 
 
+async def test_a_flood_lasts_for_as_long_as_jobs_end(client: Client) -> None:
+    found = await flood(client, await work(client, "waiting"), 60, within_s=0.5)
+    assert (found.succeeded, found.lost) == (60, 0) and found.seconds > 0.5
+
+
 async def test_who_leaves_a_loop_is_told_how_many_jobs_are_still_open(client: Client) -> None:
     spec: Spec = (await work(client, "light")).template(0)
     long = Work([msgspec.structs.replace(spec, input=Payload(text='["sleep 3600000"]'))])

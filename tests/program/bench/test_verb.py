@@ -167,7 +167,9 @@ WRONG = {
     ("--module", "nowhere.wasm"): "nowhere.wasm",
     ("--input", "1"): "--module",
     ("--arg", "1"): "--module",
-    ("--page", "/nowhere/page.html"): "cannot be written",
+    ("--page", "/nowhere/page.html"): "there is no folder /nowhere",
+    ("--page", "/dev/null/page.html"): "there is no folder /dev/null",
+    ("--save", "/"): "is a directory",
     ("--page", "same", "--save", "same"): "it is named twice",
 }
 
@@ -206,6 +208,12 @@ def test_no_report_is_written_over_what_is_measured(mvmci: Mvmci, file: Path) ->
     done = mvmci("bench", file, "--save", file.parent / ".." / file.parent.name / file.name)
     assert (done.code, file.read_text()) == (2, PEER)
     assert "it is named twice" in done.err
+
+
+@pytest.fixture(scope="module")
+def access() -> str:
+    """One of its workers takes no jobs of those that are measured."""
+    return "workers: [{count: 2, slots: 2}, {name: gpu, count: 1, slots: 1, queues: [gpu]}]\n"
 
 
 def test_a_cluster_that_is_up_is_measured_as_it_is(loaded: Cluster) -> None:
