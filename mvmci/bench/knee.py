@@ -189,10 +189,8 @@ def noise_of(curve: Curve) -> dict[int, float]:
     noise = {}
     for n in curve:
         near = _near(curve, n)
-        expected = EXPECTED_FOR * EXPECTED**2
-        of_near = (expected + sum(squares[one] for one in near)) / (
-            EXPECTED_FOR + sum(freedom[one] for one in near)
-        )
+        known = EXPECTED_FOR + sum(freedom[one] for one in near)
+        of_near = (EXPECTED_FOR * EXPECTED**2 + sum(squares[one] for one in near)) / known
         noise[n] = math.sqrt((PRIOR * of_near + squares[n]) / (PRIOR + freedom[n]))
     return noise
 

@@ -51,8 +51,10 @@ def more(found: Topology, how: Raising) -> tuple[Topology, Given] | None:
     if executors is None:
         return None
     if how.by == "file":
-        slots = min(SLOTS_MAX, round(how.times * (executors.slots or SLOTS_MAX)))
-        if executors.slots is None or slots <= executors.slots:  # as many as its machine has processors
+        if executors.slots is None:  # as many as its machine has processors
+            return None
+        slots = min(SLOTS_MAX, round(how.times * executors.slots))
+        if slots <= executors.slots:
             return None
         several = msgspec.structs.replace(executors, slots=slots)
         return msgspec.structs.replace(found, executors=several), (str(executors.slots), str(slots))
